@@ -1,0 +1,142 @@
+"""Named tasks. ``nox`` runs the tests, ``nox -s demo`` the demo, ``nox --list`` tells the rest.
+
+SGLang takes minutes and gigabytes to install, so it is installed once, into the stack: an environment
+of third-party packages that all sessions share. Each session has a small environment of its own on
+top of it, with the packages of this repository that it is about, and no others.
+"""
+
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+#: The newest supported release.
+SGLANG = "0.5.23"
+ROOT = Path(__file__).parent
+STACK = ROOT / ".nox" / f"stack-sglang-{SGLANG}"
+REQUIREMENTS = [
+    f"sglang=={SGLANG}",
+    "pydantic-settings>=2.4",
+    "packaging",
+    "hatchling>=1.27",
+    "editables",
+    "pytest>=8",
+    "pytest-timeout",
+]
+CORE = "packages/sglang-fl-core"
+VENDORS = ("nvidia", "ascend", "mlu")
+
+
+def _site_packages(python: Path) -> Path:
+    major, minor = sys.version_info[:2]
+    return python.parent.parent / "lib" / f"python{major}.{minor}" / "site-packages"
+
+
+def _stack(session: nox.Session) -> Path:
+    """Install the stack if it is not there yet; return its site-packages."""
+    python, stamp = STACK / "bin" / "python", STACK / "complete"
+    wanted = "\n".join([sys.version, *REQUIREMENTS])
+    if not stamp.exists() or stamp.read_text() != wanted:
+        session.log(f"Installing SGLang {SGLANG} once for all sessions: about 8 minutes and 11 GB")
+        session.run(sys.executable, "-m", "venv", "--clear", str(STACK), external=True)
+        session.run(str(python), "-m", "pip", "install", *REQUIREMENTS, external=True)
+        stamp.write_text(wanted)  # last, so that an interrupted installation is started again
+    return _site_packages(python)
+
+
+def _on_stack(session: nox.Session, *packages: str) -> None:
+    """Put the session's environment on the stack and install these packages of ours into it."""
+    site = _stack(session)
+    own = _site_packages(Path(session.bin) / "python")
+    # addsitedir also reads the .pth files of the stack; a plain path in ours would not.
+    (own / "stack.pth").write_text(f"import site; site.addsitedir({str(site)!r})\n")
+    session.install("-q", "--no-deps", "--no-build-isolation", "--force-reinstall", *packages)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, mypy --strict, import floors."""
+    _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in VENDORS))
+    session.install("-q", "ruff==0.17.6", "mypy==2.4.1", "import-linter==2.16", "nox")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Core's own tests, and what the layout promises."""
+    _on_stack(session, CORE)
+    session.run("python", "-m", "pytest", f"{CORE}/tests", "tests/test_layout.py", *session.posargs)
+
+
+def _vendor(session: nox.Session, name: str) -> None:
+    package = f"packages/sglang-fl-{name}"
+    _on_stack(session, CORE, package)
+    session.run("python", "-m", "pytest", f"{package}/tests", *session.posargs)
+
+
+@nox.session
+def nvidia(session: nox.Session) -> None:
+    """The NVIDIA package with core and nothing else."""
+    _vendor(session, "nvidia")
+
+
+@nox.session
+def ascend(session: nox.Session) -> None:
+    """The Ascend package with core and nothing else."""
+    _vendor(session, "ascend")
+
+
+@nox.session
+def mlu(session: nox.Session) -> None:
+    """The MLU package with core and nothing else."""
+    _vendor(session, "mlu")
+
+
+@nox.session
+def engine(session: nox.Session) -> None:
+    """The real SGLang engine and server on the CPU."""
+    _on_stack(session, CORE)
+    session.run("python", "-m", "pytest", "tests/engine", *session.posargs)
+
+
+@nox.session
+def releases(session: nox.Session) -> None:
+    """The seams of all supported SGLang releases, in their own wheels."""
+    _on_stack(session, CORE)
+    session.run("python", "-m", "pytest", "tests/releases", *session.posargs)
+
+
+@nox.session
+def install(session: nox.Session) -> None:
+    """Wheels in a fresh environment, as a user gets them."""
+    _on_stack(session, CORE)
+    session.run("python", "-m", "pytest", "tests/install", *session.posargs)
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Serve a tiny model with SGLang on this CPU and show what ran each op."""
+    _on_stack(session, CORE)
+    session.run("python", "-m", "demo", *session.posargs)
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Build wheel and sdist of each package, or of the named ones, into dist/."""
+    session.install("-q", "build")
+    for name in session.posargs or ("core", *VENDORS):
+        session.run("python", "-m", "build", "--outdir", "dist", f"packages/sglang-fl-{name}")
+
+
+@nox.session(name="bench-dispatch", default=False)
+def bench_dispatch(session: nox.Session) -> None:
+    """A call with the plugin beside the same call without it, in one run."""
+    _on_stack(session, CORE)
+    session.run("python", "benchmarks/bench_dispatch.py", *session.posargs)

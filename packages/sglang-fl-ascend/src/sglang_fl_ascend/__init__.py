@@ -1,0 +1,18 @@
+"""Huawei Ascend NPUs for sglang-fl: FlagGems' Triton kernels."""
+
+from sglang_fl.vendor import Vendor, flag_gems_impl
+from sglang_fl_ascend._version import __version__
+
+__all__ = ["ASCEND", "__version__"]
+
+ASCEND = Vendor(
+    "ascend",
+    device_type="npu",
+    core_api=1,
+    probe="sglang_fl_ascend.probe:why_unavailable",
+    impls=(
+        flag_gems_impl("silu_and_mul"),
+        flag_gems_impl("rms_norm"),
+        flag_gems_impl("rotary_embedding"),
+    ),
+)

@@ -1,0 +1,19 @@
+"""The built-in vendor ``cpu``: every op by its reference. Chosen where no chip's vendor answers."""
+
+from sglang_fl.vendor import CORE_API, Vendor
+
+__all__ = ["CPU"]
+
+
+def why_unavailable() -> str | None:
+    """Return None: PyTorch runs on every CPU."""
+    return None
+
+
+CPU = Vendor(
+    "cpu",
+    device_type="cpu",
+    core_api=CORE_API,
+    probe="sglang_fl.cpu:why_unavailable",
+    platform="sglang_fl.sglang_adapter.cpu_platform.CpuPlatform",
+)

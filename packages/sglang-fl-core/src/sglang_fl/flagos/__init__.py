@@ -1,0 +1,1 @@
+"""Calls of FlagGems that serve every vendor. Named by target strings only, never imported by core."""

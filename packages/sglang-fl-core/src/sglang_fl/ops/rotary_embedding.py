@@ -1,0 +1,186 @@
+"""The op ``rotary_embedding``: rotary position embedding of query and key."""
+
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+
+__all__ = ["OP", "rotary_embedding"]
+
+
+def rotary_embedding(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    """Rotate the first ``rotary_dim`` elements of each head by its token's position.
+
+    Source: Su et al., "RoFormer", 2021; SGLang ``srt/layers/rotary_embedding/base.py``,
+    ``RotaryEmbedding.forward_native``.
+
+    Parameters
+    ----------
+    positions : Tensor, (T,) or any shape of T elements, int32 or int64; not written
+    query : Tensor, (T, Hq * head_size) or (T, Hq, head_size), float16, bfloat16, float32 or
+        float64, heads dense, tokens at any stride; a kernel may write the result here
+    key : Tensor, likewise with Hk heads; a kernel may write the result here
+    cos_sin_cache : Tensor, (P, rotary_dim), any of these dtypes: row p holds rotary_dim / 2
+        cosines, then as many sines; not written
+    head_size : elements of a head; rotary_dim of them are rotated, the others pass through
+    is_neox_style : True pairs element i with i + rotary_dim / 2, False pairs 2 i with 2 i + 1
+    offsets : Tensor, shape of ``positions``, or None; added to the positions; not written
+
+    Returns
+    -------
+    (query, key), shapes, dtypes and device as given; products and sum formed in float32 and
+    rounded once. Either may be the very tensor that was passed.
+
+    Raises
+    ------
+    ContractError : query or key is not T rows of whole heads, or rotary_dim is odd or wider
+        than a head
+    """
+    rotary_dim = cos_sin_cache.shape[-1]
+    if rotary_dim % 2 or rotary_dim > head_size:
+        raise ContractError(
+            f"rotary_embedding: rotary_dim {rotary_dim} must be even and at most head_size {head_size}"
+        )
+    if offsets is not None:
+        positions = positions + offsets
+    rows = cos_sin_cache.index_select(0, positions.flatten())
+    return (
+        _rotate("query", query, rows, head_size, is_neox_style),
+        _rotate("key", key, rows, head_size, is_neox_style),
+    )
+
+
+def _rotate(name: str, x: Tensor, rows: Tensor, head_size: int, is_neox_style: bool) -> Tensor:
+    heads, dtype = _heads(name, x, len(rows), head_size), compute_dtype(x, rows)
+    rotary_dim = rows.shape[-1]
+    cos, sin = rows.to(dtype).unsqueeze(1).chunk(2, dim=-1)
+    first, second = _pairs(heads[..., :rotary_dim].to(dtype), is_neox_style)
+    rotated = _joined(first * cos - second * sin, second * cos + first * sin, is_neox_style)
+    return torch.cat((rotated.to(x.dtype), heads[..., rotary_dim:]), dim=-1).reshape(x.shape)
+
+
+def _heads(name: str, x: Tensor, tokens: int, head_size: int) -> Tensor:
+    """View ``x`` as (tokens, heads, head_size)."""
+    heads, rest = divmod(x.numel(), tokens * head_size) if tokens else (0, x.numel())
+    if rest:
+        raise ContractError(
+            f"rotary_embedding: {name} {tuple(x.shape)} is not {tokens} rows of heads of {head_size}"
+        )
+    return x.reshape(tokens, heads, head_size)
+
+
+def _pairs(x: Tensor, is_neox_style: bool) -> tuple[Tensor, Tensor]:
+    if is_neox_style:
+        first, second = x.chunk(2, dim=-1)
+        return first, second
+    return x[..., 0::2], x[..., 1::2]
+
+
+def _joined(first: Tensor, second: Tensor, is_neox_style: bool) -> Tensor:
+    if is_neox_style:
+        return torch.cat((first, second), dim=-1)
+    return torch.stack((first, second), dim=-1).flatten(-2)
+
+
+def _magnitude(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    """Return the size of the two products that each element is the sum of."""
+    if offsets is not None:
+        positions = positions + offsets
+    rows = cos_sin_cache.index_select(0, positions.flatten()).abs()
+
+    def size(x: Tensor) -> Tensor:
+        # |x1||cos| + |x2||sin| for the first of a pair: the rotation with sin of opposite sign.
+        heads = x.abs().reshape(len(rows), -1, head_size) if len(rows) else x.reshape(0, 0, head_size)
+        rotary_dim = rows.shape[-1]
+        cos, sin = rows.unsqueeze(1).chunk(2, dim=-1)
+        first, second = _pairs(heads[..., :rotary_dim], is_neox_style)
+        terms = _joined(first * cos + second * sin, second * cos + first * sin, is_neox_style)
+        return torch.cat((terms, heads[..., rotary_dim:]), dim=-1).reshape(x.shape)
+
+    return size(query), size(key)
+
+
+def _case(
+    name: str,
+    tokens: int,
+    head_size: int = 64,
+    *,
+    rotary_dim: int | None = None,
+    is_neox_style: bool = True,
+    cache_dtype: torch.dtype | None = torch.float32,
+    offsets: bool = False,
+    three_axes: bool = False,
+    packed: bool = False,
+    position_dtype: torch.dtype = torch.int64,
+    heads: tuple[int, int] = (4, 2),
+) -> Case:
+    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        length, width = 512, rotary_dim or head_size
+        frequencies = 10000 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+        cache = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        sizes = [count * head_size for count in heads]
+        # Query and key as SGLang's models pass them: slices of one packed projection.
+        rows = torch.randn(tokens, sum(sizes) + sizes[1], generator=generator).to(dtype)
+        query, key, _ = rows.split([*sizes, sizes[1]], dim=-1)
+        if not packed:
+            query, key = query.contiguous(), key.contiguous()
+        if three_axes:
+            query, key = (x.unflatten(-1, (-1, head_size)) for x in (query, key))
+        draw = torch.randint(0, length // 2, (2, tokens), generator=generator, dtype=position_dtype)
+        arguments: Arguments = {
+            "positions": draw[0],
+            "query": query,
+            "key": key,
+            "cos_sin_cache": cache.to(cache_dtype or dtype),
+            "head_size": head_size,
+            "is_neox_style": is_neox_style,
+        }
+        return arguments | ({"offsets": draw[1]} if offsets else {})
+
+    return Case(name, make)
+
+
+def _cases() -> tuple[Case, ...]:
+    cases = []
+    for is_neox_style in (True, False):
+        style = "neox" if is_neox_style else "interleaved"
+        cases += [
+            _case(f"empty-{style}", 0, is_neox_style=is_neox_style),
+            _case(f"one-token-{style}", 1, is_neox_style=is_neox_style),
+            _case(f"odd-tokens-{style}", 37, 128, is_neox_style=is_neox_style),
+            _case(f"partial-{style}", 9, 80, rotary_dim=32, is_neox_style=is_neox_style),
+            _case(f"offsets-{style}", 9, offsets=True, is_neox_style=is_neox_style),
+            _case(f"packed-{style}", 9, 128, packed=True, is_neox_style=is_neox_style),
+            _case(f"three-axes-{style}", 5, three_axes=True, is_neox_style=is_neox_style),
+            _case(f"cache-in-dtype-{style}", 9, cache_dtype=None, is_neox_style=is_neox_style),
+            _case(f"int32-positions-{style}", 9, position_dtype=torch.int32, is_neox_style=is_neox_style),
+        ]
+    return (*cases, _case("one-head", 3, heads=(1, 1)), _case("head-256", 3, 256))
+
+
+OP = Op(
+    rotary_embedding,
+    cases=_cases(),
+    # Two float32 products and their sum, rounded once, in units of the two products' size.
+    bound=Bound(half=0.55, single=2),
+    writes=("query", "key"),
+    magnitude=_magnitude,
+)

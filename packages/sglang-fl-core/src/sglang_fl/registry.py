@@ -1,0 +1,213 @@
+"""Which vendors are installed, which one is here, and the implementations it brings.
+
+A faulty vendor package is listed with its fault and left alone: it harms neither core nor another
+vendor. Built once in each process, read-only afterwards.
+"""
+
+import importlib.util
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from sglang_fl.cpu import CPU
+from sglang_fl.errors import SettingsError, VendorError, choices
+from sglang_fl.ops import OPS, Op
+from sglang_fl.vendor import CORE_API, BackendKind, OpImpl, Vendor, load_target
+
+__all__ = ["InstalledVendor", "Registry", "choose_vendor", "installed_vendors", "why_not_installed"]
+
+GROUP = "sglang_fl.vendors"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InstalledVendor:
+    """What was found under one name in the entry-point group.
+
+    Parameters
+    ----------
+    name : the entry point's name
+    distribution : the package that brings it, with its version
+    vendor : its object, or None where it could not be read
+    fault : what is wrong with the package, or None
+    absence : why its chip is not here, or None where it is
+    """
+
+    name: str
+    distribution: str
+    vendor: Vendor | None = None
+    fault: str | None = None
+    absence: str | None = None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether its kernels could run in this process."""
+        return self.vendor is not None and self.fault is None and self.absence is None
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not available; empty where it is."""
+        return self.fault or self.absence or ""
+
+
+def installed_vendors() -> tuple[InstalledVendor, ...]:
+    """Find the vendors in the entry-point group and probe for their chips.
+
+    Faulty packages are reported by one warning each and returned with their fault.
+    """
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    counts = Counter(point.name for point in points)
+    found = []
+    for point in points:
+        if counts[point.name] > 1:
+            vendor = InstalledVendor(
+                point.name,
+                _distribution(point),
+                fault=f"{counts[point.name]} installed packages claim the vendor name {point.name!r}",
+            )
+        else:
+            vendor = _read(point)
+        if vendor.fault:
+            logger.warning(
+                "vendor %s (%s) is left out: %s", vendor.name, vendor.distribution, vendor.fault
+            )
+        found.append(vendor)
+    return tuple(found)
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _read(point: EntryPoint) -> InstalledVendor:
+    distribution = _distribution(point)
+    try:
+        vendor = point.load()
+        _check(point.name, vendor)
+        absence = _probe(vendor)
+    except Exception as error:  # noqa: BLE001 - any fault of a foreign package stays its own; it is logged
+        fault = str(error) if isinstance(error, VendorError) else f"{type(error).__name__}: {error}"
+        return InstalledVendor(point.name, distribution, fault=fault)
+    return InstalledVendor(point.name, distribution, vendor, absence=absence)
+
+
+def _check(name: str, vendor: object) -> None:
+    if not isinstance(vendor, Vendor):
+        raise VendorError(
+            f"its entry point names a {type(vendor).__name__}, not a sglang_fl.vendor.Vendor object"
+        )
+    if vendor.name != name:
+        raise VendorError(f"its entry point is called {name!r}, its Vendor object {vendor.name!r}")
+    if vendor.core_api != CORE_API:
+        older = vendor.core_api < CORE_API
+        raise VendorError(
+            f"it was written for core API {vendor.core_api}, this core has {CORE_API}: "
+            f"upgrade {'the vendor package' if older else 'sglang-fl-core'}"
+        )
+
+
+def _probe(vendor: Vendor) -> str | None:
+    absence = load_target(vendor.probe)()
+    if absence is not None and not isinstance(absence, str):
+        raise VendorError(f"its probe returned {absence!r}, neither None nor a reason")
+    return absence
+
+
+def choose_vendor(
+    installed: Iterable[InstalledVendor], name: str | None = None
+) -> InstalledVendor:
+    """Choose the vendor whose kernels this process uses.
+
+    Parameters
+    ----------
+    installed : as ``installed_vendors`` returns them
+    name : the vendor that the user named, or None to take the one whose chip is here
+
+    Returns
+    -------
+    InstalledVendor : the named one, else the only available one, else the built-in ``cpu``
+
+    Raises
+    ------
+    SettingsError : the named vendor is not installed or not available; several are available
+    """
+    by_name = {vendor.name: vendor for vendor in installed}
+    if name is not None:
+        return _named(by_name, name)
+    available = [v for v in by_name.values() if v.is_available and v.name != CPU.name]
+    if len(available) > 1:
+        names = ", ".join(f"{v.name} ({v.distribution})" for v in available)
+        raise SettingsError(
+            f"SGLANG_FL_PLATFORM is not set, and several vendors are available: {names}. "
+            f"Set it to one of them."
+        )
+    if available:
+        return available[0]
+    if CPU.name not in by_name:
+        raise SettingsError(
+            f"the entry points of sglang-fl-core are missing: group {GROUP!r} has no vendor "
+            f"{CPU.name!r}. Install the package instead of putting its source on PYTHONPATH."
+        )
+    return by_name[CPU.name]
+
+
+def _named(by_name: dict[str, InstalledVendor], name: str) -> InstalledVendor:
+    if name not in by_name:
+        raise SettingsError(
+            f"SGLANG_FL_PLATFORM={name!r}: no such vendor is installed. {choices(name, by_name)} "
+            f"Install its package (sglang-fl-{name}), or unset the variable."
+        )
+    vendor = by_name[name]
+    if not vendor.is_available:
+        available = [v.name for v in by_name.values() if v.is_available]
+        raise SettingsError(
+            f"SGLANG_FL_PLATFORM={name!r}: that vendor is installed but not available: "
+            f"{vendor.why_not}. Available: {', '.join(available)}."
+        )
+    return vendor
+
+
+def why_not_installed(impl: OpImpl) -> str | None:
+    """Say which required modules are not installed, or None. Imports none of them."""
+    missing = [module for module in impl.requires if importlib.util.find_spec(module) is None]
+    return f"{', '.join(missing)} is not installed" if missing else None
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The chosen vendor's implementations and core's references.
+
+    Parameters
+    ----------
+    chosen : the vendor in use; it is available
+    installed : all that were found, for reports
+    """
+
+    chosen: InstalledVendor
+    installed: tuple[InstalledVendor, ...]
+
+    @property
+    def vendor(self) -> Vendor:
+        """The chosen vendor's object."""
+        assert self.chosen.vendor is not None  # noqa: S101 - choose_vendor returns available ones only
+        return self.chosen.vendor
+
+    def implementations(self, op: Op) -> tuple[OpImpl, ...]:
+        """Return the implementations of an op, in the order of the vendor's list, reference last."""
+        reference = OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target)
+        return (*(impl for impl in self.vendor.impls if impl.op == op.name), reference)
+
+    @staticmethod
+    def op(name: str) -> Op:
+        """Return the op of that name.
+
+        Raises
+        ------
+        SettingsError : there is none
+        """
+        if name not in OPS:
+            raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
+        return OPS[name]

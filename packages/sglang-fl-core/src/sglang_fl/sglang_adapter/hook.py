@@ -1,0 +1,109 @@
+"""The one hook of layer 2: AROUND the method in which SGLang resolves a layer's kernel."""
+
+import functools
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.first_call import Forward, first_call
+from sglang_fl.resolution import Resolution
+from sglang_fl.sglang_adapter import ADAPTERS
+from sglang_fl.sglang_adapter.adapter import Adapter, covering
+from sglang_fl.sglang_adapter.seams import Seam
+
+__all__ = ["LayerHook", "install"]
+
+logger = logging.getLogger(__name__)
+
+
+class LayerHook:
+    """Decides for each layer whether we run it; asks only for its class, never for its state.
+
+    Parameters
+    ----------
+    resolutions : what may run each op
+    log : the dispatch log
+    """
+
+    def __init__(self, resolutions: dict[str, Resolution], log: DispatchLog) -> None:
+        self._resolutions = resolutions
+        self._log = log
+        self._reported: set[str] = set()
+
+    def __call__(self, original: Callable[[Any], Forward], layer: Any) -> Forward:
+        """Return the layer's forward: ours if an adapter covers its class, else SGLang's own object.
+
+        SGLang compares that object with its own methods, so it is handed on untouched.
+        """
+        own = original(layer)
+        adapter = self._adapter(type(layer))
+        if adapter is None:
+            return own
+        resolution = self._resolutions[adapter.op.name]
+        self._report(resolution)
+        layer_class = type(layer).__name__
+
+        def fall_through(*args: Any, **kwargs: Any) -> Any:
+            self._log.write(layer_class, "sglang(native)")
+            return own(*args, **kwargs)
+
+        return first_call(
+            resolution,
+            layer_class,
+            bind=partial(adapter.bind, layer, fall_through=fall_through),
+            commit=partial(_commit, layer),
+            log=self._log,
+        )
+
+    @functools.cached_property
+    def _adapter(self) -> Callable[[type], Adapter | None]:
+        @functools.cache
+        def adapter(cls: type) -> Adapter | None:
+            found = covering(cls, ADAPTERS)
+            if found is None:
+                logger.debug("%s has no adapter and stays SGLang's", cls.__qualname__)
+            return found
+
+        return adapter
+
+    def _report(self, resolution: Resolution) -> None:
+        """Say once for each op that what was asked for first is not to be had here."""
+        if resolution.passed_over and resolution.op.name not in self._reported:
+            self._reported.add(resolution.op.name)
+            reasons = "; ".join(map(str, resolution.passed_over))
+            logger.info("%s runs on %s (%s)", resolution.op, resolution.candidates[0], reasons)
+
+
+def _commit(layer: Any, first: Forward, bound: Forward) -> None:
+    """Let SGLang call the bound kernel itself from now on.
+
+    Only where it still holds the first callable: ``enter_torch_compile`` puts another one there, and
+    some callers ask for the forward without storing it.
+    """
+    if layer._forward_method is first:
+        layer._forward_method = bound
+
+
+def install(seam: Seam, hook: LayerHook) -> None:
+    """Register the hook, and check it as soon as SGLang has applied its hooks.
+
+    Raises
+    ------
+    SeamError : the method to hook is not there, or, once SGLang applies hooks, it is not ours
+    """
+    seam.require()
+    HookRegistry.register(seam.target, hook, HookType.AROUND)
+    apply_hooks = HookRegistry.apply_hooks
+
+    def apply_and_check() -> None:
+        # SGLang applies hooks after all plugins have run and swallows what goes wrong there; it
+        # offers no later moment to a plugin. Stands only for this one call.
+        HookRegistry.apply_hooks = apply_hooks
+        apply_hooks()
+        seam.require_hooked(hook)
+
+    HookRegistry.apply_hooks = apply_and_check

@@ -1,0 +1,133 @@
+"""The seams of SGLang 0.5.15 to 0.5.23: where a layer resolves its kernel, and is it ours?
+
+This module alone asks for SGLang's version.
+
+==================  ==================================================  ============  ==============
+SGLang              base class of the fused layers                      resolves in   when
+==================  ==================================================  ============  ==============
+to 0.5.17           ``srt.layers.utils.multi_platform.MultiPlatformOp``  ``dispatch_forward``  in ``__init__``
+from 0.5.18 on      ``kernels.fused_op.BaseFusedOp``                    ``_resolve_forward_method``  first call
+==================  ==================================================  ============  ==============
+"""
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.version import Version
+
+from sglang_fl.errors import SeamError
+
+__all__ = [
+    "OLDEST",
+    "SEAMS",
+    "Seam",
+    "fuses_quantisation",
+    "installed_version",
+    "is_batch_invariant_mode_enabled",
+    "seam_of",
+    "supported_range",
+]
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Where layer 2 enters SGLang.
+
+    Parameters
+    ----------
+    last : the newest release with this seam
+    owner : the base class of the fused layers, as a dotted path
+    method : its method that resolves a layer's kernel
+    """
+
+    last: Version
+    owner: str
+    method: str
+
+    @property
+    def target(self) -> str:
+        """The hook target, as SGLang's ``HookRegistry`` spells it."""
+        return f"{self.owner}.{self.method}"
+
+    def _current(self) -> Any:
+        return getattr(pkgutil.resolve_name(self.owner), self.method, None)
+
+    def require(self) -> None:
+        """Raise ``SeamError`` unless SGLang has the method."""
+        try:
+            found = self._current()
+        except (ImportError, AttributeError) as error:
+            raise SeamError(f"{self._where()} cannot be found: {error}") from error
+        if found is None:
+            raise SeamError(f"{self._where()} does not exist")
+
+    def require_hooked(self, hook: Callable[..., Any]) -> None:
+        """Raise ``SeamError`` unless a call of the method goes through ``hook``.
+
+        SGLang logs a hook that it could not apply and goes on, so the method itself is asked: its
+        wrappers are followed inwards until one holds the hook.
+        """
+        wrapper = self._current()
+        while wrapper is not None:
+            if any(cell.cell_contents is hook for cell in getattr(wrapper, "__closure__", None) or ()):
+                return
+            wrapper = getattr(wrapper, "__wrapped__", None)
+        raise SeamError(f"{self._where()} was not hooked; SGLang's log above says why")
+
+    def _where(self) -> str:
+        return f"SGLang {installed_version()}: {self.target}, where layer 2 enters,"
+
+
+OLDEST = Version("0.5.15")
+SEAMS = (
+    Seam(Version("0.5.17"), "sglang.srt.layers.utils.multi_platform.MultiPlatformOp", "dispatch_forward"),
+    Seam(Version("0.5.23"), "sglang.kernels.fused_op.BaseFusedOp", "_resolve_forward_method"),
+)
+
+
+def installed_version() -> Version:
+    """Return the version of SGLang in this process."""
+    from sglang.version import __version__
+
+    return Version(__version__)
+
+
+def seam_of(version: Version) -> Seam | None:
+    """Return the seam of a supported release, or None for any other."""
+    # Compared by release number: 0.5.20.post1 and 0.5.20rc2 have the seam of 0.5.20.
+    release = Version(version.base_version)
+    if release < OLDEST:
+        return None
+    return next((seam for seam in SEAMS if release <= seam.last), None)
+
+
+def supported_range() -> str:
+    """Return the supported releases, for messages."""
+    return f"{OLDEST} to {SEAMS[-1].last}"
+
+
+def is_batch_invariant_mode_enabled() -> bool:
+    """Whether SGLang's deterministic inference is on; then its own kernels must run.
+
+    SGLang switches it on after the model is built and before anything runs.
+    """
+    from sglang.srt.batch_invariant_ops import is_batch_invariant_mode_enabled as is_enabled
+
+    return bool(is_enabled())
+
+
+def fuses_quantisation(linear: Any) -> bool:
+    """Whether SGLang's own norm would also quantise its output for the linear layer that follows.
+
+    Models announce that layer on every norm (from 0.5.18 on); SGLang quantises only if it takes FP8
+    with one static scale, and else ignores it.
+    """
+    if linear is None:
+        return False
+    from sglang.srt.layers import layernorm
+
+    return bool(layernorm._flashinfer_rmsnorm_quant_available) and (
+        layernorm._fp8_static_input_scale(linear) is not None
+    )

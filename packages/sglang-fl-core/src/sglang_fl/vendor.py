@@ -1,0 +1,181 @@
+"""What a vendor package says about itself: one ``Vendor`` object with its implementations.
+
+The object is data. Kernels, probes and platforms are named by strings and imported only when
+they are needed, so that listing them works on a machine without any accelerator stack.
+"""
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from sglang_fl.errors import VendorError, choices
+from sglang_fl.ops import OPS
+
+__all__ = [
+    "CORE_API",
+    "BackendKind",
+    "OpImpl",
+    "Vendor",
+    "flag_gems_impl",
+    "load_target",
+    "why_no_device",
+]
+
+#: The version of the contract between core and vendor packages; it changes only when it breaks.
+CORE_API = 1
+
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class BackendKind(Enum):
+    """Where an implementation comes from."""
+
+    FLAGOS = "flagos"
+    """Portable Triton kernels: FlagGems' or the vendor package's own."""
+    VENDOR = "vendor"
+    """The chip's native kernels."""
+    REFERENCE = "reference"
+    """Plain PyTorch, from core."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def load_target(target: str) -> Callable[..., Any]:
+    """Import what a target string ``module:function`` names.
+
+    Raises
+    ------
+    VendorError : the module has no such function
+    ImportError : the module, or what it imports, is missing
+    """
+    module_name, _, attribute = target.partition(":")
+    module = importlib.import_module(module_name)
+    found: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(found):
+        raise VendorError(f"target {target!r}: {module_name} has no function {attribute!r}")
+    return found
+
+
+def _check_target(owner: str, target: str) -> None:
+    if not _TARGET.fullmatch(target):
+        raise VendorError(f"{owner}: target {target!r} is not of the form 'module:function'")
+
+
+@dataclass(frozen=True)
+class OpImpl:
+    """One implementation of one op.
+
+    Parameters
+    ----------
+    op : the op's name, one of ``sglang_fl.ops.OPS``
+    kind : where it comes from
+    id : ``flagos``, ``vendor.<vendor>`` or ``reference``, with a suffix where one kind has two
+        (``flagos.flag_gems``); unique for the op within the vendor
+    target : ``module:function``; the function has the signature of the op's reference
+    requires : modules that must be installed; they are looked up, not imported, beforehand
+
+    Raises
+    ------
+    VendorError : an unknown op, an id that does not begin with its kind, a malformed target
+    """
+
+    op: str
+    kind: BackendKind
+    id: str
+    target: str
+    requires: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise VendorError(f"OpImpl: there is no op {self.op!r}. {choices(self.op, OPS)}")
+        if self.id.split(".")[0] != self.kind.value:
+            raise VendorError(f"OpImpl {self.op}: id {self.id!r} must begin with its kind, {self.kind}")
+        _check_target(f"OpImpl {self.op} {self.id}", self.target)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+def flag_gems_impl(op: str, id: str = "flagos") -> OpImpl:
+    """Return the implementation of an op by core's FlagGems call, which is the same on every chip."""
+    target = f"sglang_fl.flagos.{op}:{op}"
+    return OpImpl(op, BackendKind.FLAGOS, id, target, requires=("flag_gems", "triton"))
+
+
+def why_no_device(module: str, device_type: str) -> str | None:
+    """Probe for a device that a package adds to PyTorch, such as ``torch_npu``.
+
+    Parameters
+    ----------
+    module : the package, imported if it is installed
+    device_type : the name under which it registers with PyTorch: ``torch.<device_type>``
+
+    Returns
+    -------
+    None where PyTorch sees such a device, else the reason. Never raises.
+    """
+    if importlib.util.find_spec(module) is None:
+        return f"{module} is not installed"
+    try:
+        importlib.import_module(module)
+        count = getattr(importlib.import_module("torch"), device_type).device_count()
+    except Exception as error:  # noqa: BLE001 - a broken driver stack raises anything; it is the reason
+        return f"{module} cannot be used: {type(error).__name__}: {error}"
+    return None if count else f"{module} sees no device"
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """A chip's maker, as far as sglang-fl is concerned.
+
+    Parameters
+    ----------
+    name : the name of its entry point in the group ``sglang_fl.vendors``
+    device_type : PyTorch's string for its devices, ``cuda``, ``npu``, ``mlu``, ``cpu``
+    core_api : the ``CORE_API`` that the package was written for
+    probe : target of a function without arguments that returns None where the chip is present,
+        else one sentence that says why it is not; cheap, and never raising
+    impls : the implementations; the references of core are added to them
+    defaults : settings by their names in lower case without the prefix, ``{"prefer": "vendor"}``;
+        weaker than the user's, stronger than core's
+    platform : the class path ``pkg.mod.Class`` of its SGLang platform, only where SGLang
+        has none for the device
+
+    Raises
+    ------
+    VendorError : a malformed name or target, two implementations with the same op and id
+    """
+
+    name: str
+    device_type: str
+    core_api: int
+    probe: str
+    impls: tuple[OpImpl, ...] = ()
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    platform: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise VendorError(f"Vendor: name {self.name!r} must be lower case letters, digits and '_'")
+        _check_target(f"vendor {self.name}: probe", self.probe)
+        seen: set[tuple[str, str]] = set()
+        for impl in self.impls:
+            if (impl.op, impl.id) in seen:
+                raise VendorError(f"vendor {self.name}: {impl.op} has two implementations {impl.id!r}")
+            if impl.kind is BackendKind.VENDOR and impl.id.split(".")[1:2] != [self.name]:
+                raise VendorError(
+                    f"vendor {self.name}: {impl.op} claims the id {impl.id!r}; "
+                    f"native kernels of this vendor are 'vendor.{self.name}'"
+                )
+            if impl.kind is BackendKind.REFERENCE:
+                raise VendorError(f"vendor {self.name}: {impl.op}: references come from core alone")
+            seen.add((impl.op, impl.id))
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,18 @@
+"""Cambricon MLUs for sglang-fl: FlagGems' Triton kernels."""
+
+from sglang_fl.vendor import Vendor, flag_gems_impl
+from sglang_fl_mlu._version import __version__
+
+__all__ = ["MLU", "__version__"]
+
+MLU = Vendor(
+    "mlu",
+    device_type="mlu",
+    core_api=1,
+    probe="sglang_fl_mlu.probe:why_unavailable",
+    impls=(
+        flag_gems_impl("silu_and_mul"),
+        flag_gems_impl("rms_norm"),
+        flag_gems_impl("rotary_embedding"),
+    ),
+)

@@ -1,0 +1,10 @@
+"""Is a Cambricon MLU here?"""
+
+from sglang_fl.vendor import why_no_device
+
+__all__ = ["why_unavailable"]
+
+
+def why_unavailable() -> str | None:
+    """Return None where PyTorch sees a Cambricon MLU, else the reason. Cheap, and never raises."""
+    return why_no_device("torch_mlu", "mlu")

@@ -1,0 +1,27 @@
+"""NVIDIA GPUs for sglang-fl: FlagGems' Triton kernels and SGLang's own CUDA kernels."""
+
+from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_impl
+from sglang_fl_nvidia._version import __version__
+
+__all__ = ["NVIDIA", "__version__"]
+
+
+def _vendor_impl(op: str, *requires: str) -> OpImpl:
+    target = f"sglang_fl_nvidia.vendor.{op}:{op}"
+    return OpImpl(op, BackendKind.VENDOR, "vendor.nvidia", target, requires=requires)
+
+
+NVIDIA = Vendor(
+    "nvidia",
+    device_type="cuda",
+    core_api=1,
+    probe="sglang_fl_nvidia.probe:why_unavailable",
+    impls=(
+        flag_gems_impl("silu_and_mul"),
+        flag_gems_impl("rms_norm"),
+        flag_gems_impl("rotary_embedding"),
+        _vendor_impl("silu_and_mul", "sgl_kernel"),
+        _vendor_impl("rms_norm", "sgl_kernel"),
+        _vendor_impl("rotary_embedding", "flashinfer"),
+    ),
+)

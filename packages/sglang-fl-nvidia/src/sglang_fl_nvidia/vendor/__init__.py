@@ -1,0 +1,1 @@
+"""SGLang's own CUDA kernels (``sgl_kernel``, FlashInfer) under the contracts of sglang-fl."""

@@ -1,0 +1,42 @@
+"""``rotary_embedding`` by ``flashinfer.rope.apply_rope_with_cos_sin_cache_inplace`` (0.6 and 0.7)."""
+
+import torch
+from flashinfer.rope import apply_rope_with_cos_sin_cache_inplace
+from torch import Tensor
+
+from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops import Outputs
+
+__all__ = ["rotary_embedding"]
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def rotary_embedding(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    """See ``sglang_fl.ops.rotary_embedding``. ``query`` and ``key`` are overwritten.
+
+    Raises
+    ------
+    UnsupportedError : float32 activations, or a cache of another dtype than float32
+    """
+    if query.dtype not in DTYPES or cos_sin_cache.dtype is not torch.float32:
+        raise UnsupportedError(
+            f"FlashInfer rotates float16 and bfloat16 by a float32 cache, not {query.dtype} "
+            f"by {cos_sin_cache.dtype}"
+        )
+    if query.numel() == 0:
+        return query, key
+    if offsets is not None:
+        positions = positions + offsets
+    apply_rope_with_cos_sin_cache_inplace(
+        positions.view(-1), query, key, head_size, cos_sin_cache, is_neox_style
+    )
+    return query, key

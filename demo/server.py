@@ -53,11 +53,11 @@ class Server:
         ------
         ServerError : the server is gone, refuses, or does not answer within ``timeout`` seconds
         """
-        request = urllib.request.Request(  # noqa: S310 - our own server
+        request = urllib.request.Request(
             f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise self._error(f"{path}: HTTP {error.code}: {error.read().decode()[:500]}") from error

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sglang_fl import __version__
 from sglang_fl.diagnostics import report
@@ -59,7 +60,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     for column in rows[0] if rows else ():
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*map(_cell, row.values()))
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console().print(table)
 
 

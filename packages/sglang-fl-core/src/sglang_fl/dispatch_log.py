@@ -1,9 +1,12 @@
 """The dispatch log: one ``[OOT-DISPATCH]`` line for each layer class and what really ran it."""
 
+import logging
 import os
 from pathlib import Path
 
 __all__ = ["DispatchLog"]
+
+logger = logging.getLogger(__name__)
 
 
 class DispatchLog:
@@ -33,5 +36,10 @@ class DispatchLog:
         if (layer_class, ran) in self._seen:
             return
         self._seen.add((layer_class, ran))
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             os.write(self._file, f"[OOT-DISPATCH] {layer_class} → {ran}\n".encode())
+        except OSError as error:  # a full disk must not end a server that runs well otherwise
+            logger.warning("the dispatch log ends here, it cannot be written any more: %s", error)
+            self._file = None

@@ -45,10 +45,10 @@ class Trial:
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Run the kernel; on any exception restore its arguments and raise it again."""
         arguments = self._op.signature.bind(*args, **kwargs).arguments
-        kept: dict[str, Tensor] = {
-            name: arguments[name].clone() for name in self._op.may_write(arguments)
-        }
+        kept: dict[str, Tensor] = {}
         try:
+            for name in self._op.may_write(arguments):
+                kept[name] = arguments[name].clone()
             outputs = self._kernel(*args, **kwargs)
         except Exception:
             for name, copy in kept.items():

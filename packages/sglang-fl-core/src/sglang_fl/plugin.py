@@ -87,11 +87,19 @@ def _install_layer_2(configuration: Configuration) -> None:
     version = seams.installed_version()
     seam = seams.seam_of(version)
     if seam is None:
-        _leave_unsupported(f"SGLang {version} is not supported ({seams.supported_range()} are)", configuration)
+        _leave_unsupported(
+            f"SGLang {version} is not supported ({seams.supported_range()} are)", configuration
+        )
         return
     _warn_of_missing_vendor(configuration)
     log = _open_log(configuration.settings)
-    hook.install(seam, hook.LayerHook(configuration.resolutions, log))
+    layer_hook = hook.LayerHook(configuration.resolutions, log)
+
+    def require_hooked() -> None:
+        with _exit_on_error():
+            seam.require_hooked(layer_hook)
+
+    hook.install(seam, layer_hook, when_applied=require_hooked)
 
 
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:

@@ -4,7 +4,6 @@ A faulty vendor package is listed with its fault and left alone: it harms neithe
 vendor. Built once in each process, read-only afterwards.
 """
 
-import importlib.util
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -14,11 +13,13 @@ from importlib.metadata import EntryPoint, entry_points
 from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError, VendorError, choices
 from sglang_fl.ops import OPS, Op
-from sglang_fl.vendor import CORE_API, BackendKind, OpImpl, Vendor, load_target
+from sglang_fl.vendor import CORE_API, BackendKind, OpImpl, Vendor, is_installed, load_target
 
 __all__ = ["InstalledVendor", "Registry", "choose_vendor", "installed_vendors", "why_not_installed"]
 
 GROUP = "sglang_fl.vendors"
+#: The entry point of core's own vendor, whose name nobody else may claim.
+_CPU = "sglang_fl.cpu:CPU"
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +63,19 @@ def installed_vendors() -> tuple[InstalledVendor, ...]:
     counts = Counter(point.name for point in points)
     found = []
     for point in points:
-        if counts[point.name] > 1:
-            vendor = InstalledVendor(
-                point.name,
-                _distribution(point),
-                fault=f"{counts[point.name]} installed packages claim the vendor name {point.name!r}",
-            )
-        else:
+        if point.value == _CPU or (counts[point.name] == 1 and point.name != CPU.name):
             vendor = _read(point)
+        else:
+            fault = f"the vendor name {point.name!r} is claimed by {_claimants(point.name, points)}"
+            vendor = InstalledVendor(point.name, _distribution(point), fault=fault)
         if vendor.fault:
-            logger.warning(
-                "vendor %s (%s) is left out: %s", vendor.name, vendor.distribution, vendor.fault
-            )
+            logger.warning("vendor %s (%s) is left out: %s", vendor.name, vendor.distribution, vendor.fault)
         found.append(vendor)
     return tuple(found)
+
+
+def _claimants(name: str, points: Iterable[EntryPoint]) -> str:
+    return " and ".join(sorted({_distribution(point) for point in points if point.name == name}))
 
 
 def _distribution(point: EntryPoint) -> str:
@@ -116,9 +116,7 @@ def _probe(vendor: Vendor) -> str | None:
     return absence
 
 
-def choose_vendor(
-    installed: Iterable[InstalledVendor], name: str | None = None
-) -> InstalledVendor:
+def choose_vendor(installed: Iterable[InstalledVendor], name: str | None = None) -> Vendor:
     """Choose the vendor whose kernels this process uses.
 
     Parameters
@@ -128,51 +126,51 @@ def choose_vendor(
 
     Returns
     -------
-    InstalledVendor : the named one, else the only available one, else the built-in ``cpu``
+    Vendor : the named one, else the only available one, else the built-in ``cpu``
 
     Raises
     ------
     SettingsError : the named vendor is not installed or not available; several are available
     """
-    by_name = {vendor.name: vendor for vendor in installed}
+    # Of several that claim one name the available one, if any, speaks for it: core's own cpu.
+    by_name = {found.name: found for found in sorted(installed, key=lambda found: found.is_available)}
+    available = {
+        found.name: found.vendor for found in by_name.values() if found.vendor and found.is_available
+    }
     if name is not None:
-        return _named(by_name, name)
-    available = [v for v in by_name.values() if v.is_available and v.name != CPU.name]
-    if len(available) > 1:
-        names = ", ".join(f"{v.name} ({v.distribution})" for v in available)
+        if name not in available:
+            raise SettingsError(_why_not_chosen(by_name, list(available), name))
+        return available[name]
+    chips = [vendor for vendor in available.values() if vendor.name != CPU.name]
+    if len(chips) > 1:
+        names = ", ".join(f"{v.name} ({by_name[v.name].distribution})" for v in chips)
         raise SettingsError(
             f"SGLANG_FL_PLATFORM is not set, and several vendors are available: {names}. "
             f"Set it to one of them."
         )
-    if available:
-        return available[0]
-    if CPU.name not in by_name:
+    if not chips and CPU.name not in available:
         raise SettingsError(
             f"the entry points of sglang-fl-core are missing: group {GROUP!r} has no vendor "
             f"{CPU.name!r}. Install the package instead of putting its source on PYTHONPATH."
         )
-    return by_name[CPU.name]
+    return chips[0] if chips else available[CPU.name]
 
 
-def _named(by_name: dict[str, InstalledVendor], name: str) -> InstalledVendor:
+def _why_not_chosen(by_name: dict[str, InstalledVendor], available: list[str], name: str) -> str:
     if name not in by_name:
-        raise SettingsError(
+        return (
             f"SGLANG_FL_PLATFORM={name!r}: no such vendor is installed. {choices(name, by_name)} "
             f"Install its package (sglang-fl-{name}), or unset the variable."
         )
-    vendor = by_name[name]
-    if not vendor.is_available:
-        available = [v.name for v in by_name.values() if v.is_available]
-        raise SettingsError(
-            f"SGLANG_FL_PLATFORM={name!r}: that vendor is installed but not available: "
-            f"{vendor.why_not}. Available: {', '.join(available)}."
-        )
-    return vendor
+    return (
+        f"SGLANG_FL_PLATFORM={name!r}: that vendor is installed but not available: "
+        f"{by_name[name].why_not}. Available: {', '.join(available)}."
+    )
 
 
 def why_not_installed(impl: OpImpl) -> str | None:
     """Say which required modules are not installed, or None. Imports none of them."""
-    missing = [module for module in impl.requires if importlib.util.find_spec(module) is None]
+    missing = [module for module in impl.requires if not is_installed(module)]
     return f"{', '.join(missing)} is not installed" if missing else None
 
 
@@ -182,18 +180,12 @@ class Registry:
 
     Parameters
     ----------
-    chosen : the vendor in use; it is available
+    vendor : the chosen one; its chip is here
     installed : all that were found, for reports
     """
 
-    chosen: InstalledVendor
+    vendor: Vendor
     installed: tuple[InstalledVendor, ...]
-
-    @property
-    def vendor(self) -> Vendor:
-        """The chosen vendor's object."""
-        assert self.chosen.vendor is not None  # noqa: S101 - choose_vendor returns available ones only
-        return self.chosen.vendor
 
     def implementations(self, op: Op) -> tuple[OpImpl, ...]:
         """Return the implementations of an op, in the order of the vendor's list, reference last."""

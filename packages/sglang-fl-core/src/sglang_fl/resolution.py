@@ -21,6 +21,7 @@ from sglang_fl.vendor import BackendKind, OpImpl
 
 __all__ = ["Resolution", "Skipped", "resolve", "resolve_all"]
 
+
 @dataclass(frozen=True)
 class Skipped:
     """A step of the order, or an implementation, that is no candidate, and why.
@@ -133,4 +134,3 @@ def resolve_all(registry: Registry, policy: Policy) -> dict[str, Resolution]:
     if refusals:
         raise SettingsError("\n".join(refusals))
     return resolutions
-

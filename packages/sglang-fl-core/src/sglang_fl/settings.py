@@ -30,6 +30,10 @@ PREFIX = "SGLANG_FL_"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
+def _variable(field_name: str) -> str:
+    return f"{PREFIX}{field_name.upper()}"
+
+
 def _upper(text: str) -> str:
     return text.upper()
 
@@ -56,7 +60,13 @@ class Settings(BaseSettings):
     """What a user can set. The variable of a field is ``SGLANG_FL_`` and its name in upper case."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True, validate_default=False
+        alias_generator=_variable,
+        populate_by_name=True,
+        case_sensitive=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        validate_default=False,
     )
 
     oot_enabled: bool = Field(default=True, description="layer 2 (fused ops) master switch")
@@ -95,10 +105,15 @@ class Settings(BaseSettings):
             one line for each
         """
         complaints = list(_not_implemented())
+        defaults: dict[str, Any] = dict(vendor_defaults or {})
+        complaints += [
+            f"{name!r} (a default of the vendor package): no such setting. {choices(name, cls.model_fields)}"
+            for name in sorted(defaults.keys() - cls.model_fields.keys())
+        ]
         try:
-            settings = cls(**dict(vendor_defaults or {}))
+            settings = cls(**defaults)
         except ValidationError as error:
-            complaints += [_complaint(dict(detail)) for detail in error.errors(include_url=False)]
+            complaints += [_complaint(dict(detail), defaults) for detail in error.errors(include_url=False)]
             raise SettingsError("\n".join(complaints)) from None
         if complaints:
             raise SettingsError("\n".join(complaints))
@@ -153,7 +168,9 @@ def _written(value: Any) -> str:
 class SglangSettings(BaseSettings):
     """SGLang's own variables that decide whether and as what it asks us."""
 
-    model_config = SettingsConfigDict(env_prefix="SGLANG_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SGLANG_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     platform: str | None = None
     use_cpu_engine: str = "0"
@@ -188,24 +205,26 @@ def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes that none of them is called so."""
     known = {*map(_variable, Settings.model_fields), *_NOT_IMPLEMENTED}
     return [
-        f"{name}: there is no such variable. {choices(name, known)}"
+        f"{name}: there is no such variable.{_nearest(name, known)}"
         for name in sorted(os.environ)
         if name.startswith((PREFIX, "SGLANG_FLAGGEMS_")) and name not in known
     ]
 
 
-def _variable(field_name: str) -> str:
-    return f"{PREFIX}{field_name.upper()}"
+def _nearest(name: str, known: set[str]) -> str:
+    # The full list is long, and `sglang-fl env` prints it.
+    _, found, nearest = choices(name, known).partition(" Nearest:")
+    return found + nearest
 
 
-def _complaint(error: dict[str, Any]) -> str:
+def _complaint(error: dict[str, Any], defaults: Mapping[str, Any]) -> str:
     """Turn one of pydantic's errors into: variable, text as given, what is valid."""
     name = str(error["loc"][0]).removeprefix(PREFIX).lower()
     variable = _variable(name)
-    if variable in os.environ:
+    if os.environ.get(variable):
         text, origin = os.environ[variable], ""
     else:
-        text, origin = str(error.get("input", "")), " (a default of the vendor package)"
+        text, origin = str(defaults[name]), " (a default of the vendor package)"
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
     else:

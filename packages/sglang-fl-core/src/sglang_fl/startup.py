@@ -52,6 +52,7 @@ def configure() -> Configuration:
     installed = installed_vendors()
     registry = Registry(choose_vendor(installed, own.platform), installed)
     settings = Settings.read(registry.vendor.defaults)
+    logging.getLogger("sglang_fl").setLevel(settings.log_level)
     _check_names(settings.policy, registry)
     return Configuration(settings, registry, resolve_all(registry, settings.policy))
 

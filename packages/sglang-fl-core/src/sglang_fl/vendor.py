@@ -102,10 +102,18 @@ class OpImpl:
         return self.id
 
 
-def flag_gems_impl(op: str, id: str = "flagos") -> OpImpl:
+def flag_gems_impl(op: str) -> OpImpl:
     """Return the implementation of an op by core's FlagGems call, which is the same on every chip."""
     target = f"sglang_fl.flagos.{op}:{op}"
-    return OpImpl(op, BackendKind.FLAGOS, id, target, requires=("flag_gems", "triton"))
+    return OpImpl(op, BackendKind.FLAGOS, "flagos", target, requires=("flag_gems", "triton"))
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported; it is looked up, not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # the package it would lie in is missing
+        return False
 
 
 def why_no_device(module: str, device_type: str) -> str | None:
@@ -120,7 +128,7 @@ def why_no_device(module: str, device_type: str) -> str | None:
     -------
     None where PyTorch sees such a device, else the reason. Never raises.
     """
-    if importlib.util.find_spec(module) is None:
+    if not is_installed(module):
         return f"{module} is not installed"
     try:
         importlib.import_module(module)

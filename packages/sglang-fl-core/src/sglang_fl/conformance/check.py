@@ -50,21 +50,27 @@ def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: s
     given = case.arguments(dtype, device)
     before = {name: v.clone() for name, v in given.items() if isinstance(v, Tensor)}
     exact = {name: _as_float64(value) for name, value in case.arguments(dtype).items()}
-    truth = _as_tuple(op.reference(**exact))
+    expected = op.reference(**exact)
+    truth = _as_tuple(expected)
     sizes = _as_tuple(op.magnitude(**exact)) if op.magnitude else truth
-    try:
-        outputs = _as_tuple(kernel(**given))
-    except UnsupportedError:
-        return []
     where = f"{op}[{case}-{str(dtype).removeprefix('torch.')}]"
-    if len(outputs) != len(truth):
-        return [f"{where}: {len(outputs)} results instead of {len(truth)}"]
-    faults = [
-        f"{where}: result {index}: {fault}"
-        for index, pair in enumerate(zip(outputs, truth, sizes, strict=True))
-        for fault in _value_faults(*pair, op.bound.of(dtype), dtype, device)
-    ]
-    untouched = before.keys() - set(op.may_write(given))
+    faults: list[str] = []
+    may_write: tuple[str, ...] = ()
+    try:
+        outputs = kernel(**given)
+    except UnsupportedError:
+        pass  # it must not have written anything
+    else:
+        wrong_form = _wrong_form(outputs, expected)
+        if wrong_form:
+            return [f"{where}: {wrong_form}"]
+        may_write = op.may_write(given)
+        faults = [
+            f"{where}: result {index}: {fault}"
+            for index, triple in enumerate(zip(_as_tuple(outputs), truth, sizes, strict=True))
+            for fault in _value_faults(*triple, op.bound.of(dtype), dtype, device)
+        ]
+    untouched = before.keys() - set(may_write)
     return faults + [
         f"{where}: {name} was written"
         for name in sorted(untouched)
@@ -83,6 +89,18 @@ def _value_faults(
     error = error_in_units(output.cpu(), truth, size)
     if error > bound:
         yield f"{error:.3g} units from float64, allowed are {bound}"
+
+
+def _wrong_form(outputs: object, expected: Outputs) -> str | None:
+    """Say how the results differ in number, or one tensor from a tuple of one."""
+    if not isinstance(outputs, (Tensor, tuple)):
+        return f"the result is a {type(outputs).__name__}, neither a tensor nor a tuple"
+    count, wanted = len(_as_tuple(outputs)), len(_as_tuple(expected))
+    if count != wanted:
+        return f"{count} results instead of {wanted}"
+    if isinstance(outputs, tuple) != isinstance(expected, tuple):
+        return "the result is a tuple of one instead of a tensor"
+    return None
 
 
 def _as_float64(value: Any) -> Any:

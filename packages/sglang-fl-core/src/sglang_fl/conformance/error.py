@@ -28,5 +28,7 @@ def error_in_units(output: Tensor, truth: Tensor, magnitude: Tensor | None = Non
     got, size = output.to(torch.float64), (truth if magnitude is None else magnitude).abs()
     error = (got - truth).abs() / (info.eps * size.clamp_min(info.smallest_normal))
     agreed = (output == rounded) | (output.isnan() & rounded.isnan())
-    error = torch.where(agreed, error.nan_to_num(0.0, posinf=0.0), error.nan_to_num(torch.inf))
+    error = torch.where(
+        agreed, error.nan_to_num(0.0, posinf=0.0), error.nan_to_num(torch.inf, posinf=torch.inf)
+    )
     return float(error.max())

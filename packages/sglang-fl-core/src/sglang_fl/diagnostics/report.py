@@ -58,8 +58,7 @@ def why(op_name: str) -> dict[str, Any]:
         "layer_2": configuration.settings.oot_enabled,
         "order": [str(token) for token in configuration.settings.policy.order(op_name)],
         "candidates": [
-            {"id": impl.id, "kind": str(impl.kind), "target": impl.target}
-            for impl in resolution.candidates
+            {"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in resolution.candidates
         ],
         "not": [
             {"what": skipped.what, "reason": skipped.reason}

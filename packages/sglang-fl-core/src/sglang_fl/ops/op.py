@@ -138,13 +138,18 @@ class Op:
         shape = [(p.name, p.kind, p.default) for p in expected.values()]
         if shape != [(p.name, p.kind, p.default) for p in given.values()]:
             raise VendorError(
-                f"{self.name}: the kernel {kernel.__module__}:{kernel.__name__} takes "
+                f"{self.name}: the kernel {_where(kernel)} takes "
                 f"({', '.join(map(_plain, given.values()))}), the contract says "
                 f"({', '.join(map(_plain, expected.values()))})"
             )
 
     def __str__(self) -> str:
         return self.name
+
+
+def _where(kernel: Kernel) -> str:
+    name = getattr(kernel, "__name__", None)
+    return f"{kernel.__module__}:{name}" if name else repr(kernel)
 
 
 def _plain(parameter: inspect.Parameter) -> str:

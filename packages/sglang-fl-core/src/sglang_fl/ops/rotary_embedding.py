@@ -26,8 +26,9 @@ def rotary_embedding(
     Parameters
     ----------
     positions : Tensor, (T,) or any shape of T elements, int32 or int64; not written
-    query : Tensor, (T, Hq * head_size) or (T, Hq, head_size), float16, bfloat16, float32 or
-        float64, heads dense, tokens at any stride; a kernel may write the result here
+    query : Tensor, (T, Hq * head_size) or (T, Hq, head_size), the first axis in place of any that
+        hold T elements together; float16, bfloat16, float32 or float64; heads dense, tokens at any
+        stride; a kernel may write the result here
     key : Tensor, likewise with Hk heads; a kernel may write the result here
     cos_sin_cache : Tensor, (P, rotary_dim), any of these dtypes: row p holds rotary_dim / 2
         cosines, then as many sines; not written
@@ -69,13 +70,15 @@ def _rotate(name: str, x: Tensor, rows: Tensor, head_size: int, is_neox_style: b
 
 
 def _heads(name: str, x: Tensor, tokens: int, head_size: int) -> Tensor:
-    """View ``x`` as (tokens, heads, head_size)."""
-    heads, rest = divmod(x.numel(), tokens * head_size) if tokens else (0, x.numel())
-    if rest:
-        raise ContractError(
-            f"rotary_embedding: {name} {tuple(x.shape)} is not {tokens} rows of heads of {head_size}"
-        )
-    return x.reshape(tokens, heads, head_size)
+    """View ``x`` as (tokens, heads, head_size); its heads may lie in one axis or in two."""
+    whole = x.dim() > 1 and x.shape[-1] % head_size == 0
+    if whole and x.shape[:-1].numel() == tokens:
+        return x.reshape(tokens, x.shape[-1] // head_size, head_size)
+    if whole and x.shape[-1] == head_size and x.shape[:-2].numel() == tokens:
+        return x.reshape(tokens, x.shape[-2], head_size)
+    raise ContractError(
+        f"rotary_embedding: {name} {tuple(x.shape)} is not {tokens} rows of heads of {head_size}"
+    )
 
 
 def _pairs(x: Tensor, is_neox_style: bool) -> tuple[Tensor, Tensor]:
@@ -139,11 +142,11 @@ def _case(
         sizes = [count * head_size for count in heads]
         # Query and key as SGLang's models pass them: slices of one packed projection.
         rows = torch.randn(tokens, sum(sizes) + sizes[1], generator=generator).to(dtype)
-        query, key, _ = rows.split([*sizes, sizes[1]], dim=-1)
+        query, key = rows[:, : sizes[0]], rows[:, sizes[0] : sum(sizes)]
         if not packed:
             query, key = query.contiguous(), key.contiguous()
         if three_axes:
-            query, key = (x.unflatten(-1, (-1, head_size)) for x in (query, key))
+            query, key = (x.view(tokens, -1, head_size) for x in (query, key))
         draw = torch.randint(0, length // 2, (2, tokens), generator=generator, dtype=position_dtype)
         arguments: Arguments = {
             "positions": draw[0],

@@ -54,7 +54,7 @@ class LayerHook:
         return first_call(
             resolution,
             layer_class,
-            bind=partial(adapter.bind, layer, fall_through=fall_through),
+            bind=lambda kernel: adapter.bind(layer, kernel, fall_through),
             commit=partial(_commit, layer),
             log=self._log,
         )
@@ -88,22 +88,28 @@ def _commit(layer: Any, first: Forward, bound: Forward) -> None:
         layer._forward_method = bound
 
 
-def install(seam: Seam, hook: LayerHook) -> None:
-    """Register the hook, and check it as soon as SGLang has applied its hooks.
+def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> None:
+    """Register the hook.
+
+    Parameters
+    ----------
+    seam : where
+    hook : what
+    when_applied : called as soon as SGLang has applied its hooks, in the same process
 
     Raises
     ------
-    SeamError : the method to hook is not there, or, once SGLang applies hooks, it is not ours
+    SeamError : the method to hook is not there
     """
     seam.require()
     HookRegistry.register(seam.target, hook, HookType.AROUND)
     apply_hooks = HookRegistry.apply_hooks
 
-    def apply_and_check() -> None:
+    def apply_and_tell() -> None:
         # SGLang applies hooks after all plugins have run and swallows what goes wrong there; it
-        # offers no later moment to a plugin. Stands only for this one call.
+        # offers no later moment to a plugin. This stands for one call only.
         HookRegistry.apply_hooks = apply_hooks
         apply_hooks()
-        seam.require_hooked(hook)
+        when_applied()
 
-    HookRegistry.apply_hooks = apply_and_check
+    HookRegistry.apply_hooks = apply_and_tell

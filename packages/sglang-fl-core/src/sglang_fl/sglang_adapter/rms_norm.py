@@ -11,7 +11,7 @@ layer that follows.
 from collections.abc import Callable
 from typing import Any
 
-from sglang_fl.ops import OPS, Kernel, Outputs
+from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.adapter import Adapter
 from sglang_fl.sglang_adapter.seams import fuses_quantisation, is_batch_invariant_mode_enabled
 
@@ -28,7 +28,7 @@ def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callab
 
     def forward(
         x: Any, residual: Any = None, post_residual_addition: Any = None, quant_linear: Any = None
-    ) -> Outputs:
+    ) -> Any:
         nonlocal plain_linear
         # Passed by the model up to 0.5.21, attached to the layer (fuse_input_quant) since.
         linear = state.get("_quant_linear") if quant_linear is None else quant_linear

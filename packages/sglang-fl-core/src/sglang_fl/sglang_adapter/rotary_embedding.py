@@ -10,7 +10,7 @@ SGLang's NPU code has attached rows picked beforehand (``sin_cos_cache``).
 from collections.abc import Callable
 from typing import Any
 
-from sglang_fl.ops import OPS, Kernel, Outputs
+from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.adapter import Adapter
 
 __all__ = ["ADAPTER"]
@@ -24,7 +24,7 @@ def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callab
 
     def forward(
         positions: Any, query: Any, key: Any, offsets: Any = None, fused_set_kv_buffer_arg: Any = None
-    ) -> Outputs:
+    ) -> Any:
         if fused_set_kv_buffer_arg is not None:
             return fall_through(positions, query, key, offsets, fused_set_kv_buffer_arg)
         if "sin_cos_cache" in state:
@@ -34,6 +34,4 @@ def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callab
     return forward
 
 
-ADAPTER = Adapter(
-    "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding", OPS["rotary_embedding"], bind
-)
+ADAPTER = Adapter("sglang.srt.layers.rotary_embedding.base:RotaryEmbedding", OPS["rotary_embedding"], bind)

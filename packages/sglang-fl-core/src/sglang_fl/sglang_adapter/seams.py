@@ -2,12 +2,9 @@
 
 This module alone asks for SGLang's version.
 
-==================  ==================================================  ============  ==============
-SGLang              base class of the fused layers                      resolves in   when
-==================  ==================================================  ============  ==============
-to 0.5.17           ``srt.layers.utils.multi_platform.MultiPlatformOp``  ``dispatch_forward``  in ``__init__``
-from 0.5.18 on      ``kernels.fused_op.BaseFusedOp``                    ``_resolve_forward_method``  first call
-==================  ==================================================  ============  ==============
+- to 0.5.17: ``MultiPlatformOp.dispatch_forward``, asked in the layer's ``__init__``, before the layer has
+  weights or attributes;
+- from 0.5.18 on: ``BaseFusedOp._resolve_forward_method``, asked in the first call.
 """
 
 import pkgutil

@@ -46,6 +46,4 @@ def _add_former_flags(result: None, parser: argparse.ArgumentParser) -> None:
 
 def accept_former_flags() -> None:
     """Have SGLang's argument parser accept ``--disable-piecewise-cuda-graph`` on every release."""
-    HookRegistry.register(
-        "sglang.srt.server_args.ServerArgs.add_cli_args", _add_former_flags, HookType.AFTER
-    )
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.add_cli_args", _add_former_flags, HookType.AFTER)

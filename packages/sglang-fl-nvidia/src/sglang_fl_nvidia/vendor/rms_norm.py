@@ -12,16 +12,20 @@ from sglang_fl.ops import Outputs
 
 __all__ = ["rms_norm"]
 
+DTYPES = (torch.float16, torch.bfloat16)
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
     """See ``sglang_fl.ops.rms_norm``. ``x`` and ``residual`` are overwritten if both are given.
 
     Raises
     ------
-    UnsupportedError : ``weight`` has another dtype than ``x``
+    UnsupportedError : ``x`` is float32, or ``weight`` has another dtype than ``x``
     """
-    if weight.dtype is not x.dtype:
-        raise UnsupportedError(f"sgl_kernel.rmsnorm needs weight and x in one dtype, not {weight.dtype}, {x.dtype}")
+    if x.dtype not in DTYPES or weight.dtype is not x.dtype:
+        raise UnsupportedError(
+            f"sgl_kernel.rmsnorm takes float16 or bfloat16 for both, not x {x.dtype}, weight {weight.dtype}"
+        )
     if x.numel() == 0:
         return torch.empty_like(x) if residual is None else (x, residual)
     rows = x.reshape(-1, x.shape[-1])  # the kernels take two axes; a copy only if x is strided oddly

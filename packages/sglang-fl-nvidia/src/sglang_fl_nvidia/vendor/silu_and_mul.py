@@ -21,7 +21,9 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """
     half = x.shape[-1] // 2
     if half * x.element_size() % VECTOR_BYTES:
-        raise UnsupportedError(f"sgl_kernel.silu_and_mul needs rows of 2 x 16 n bytes, not {2 * half} elements")
+        raise UnsupportedError(
+            f"sgl_kernel.silu_and_mul needs rows of 2 x 16 n bytes, not {2 * half} elements"
+        )
     out = torch.empty((*x.shape[:-1], half), dtype=x.dtype, device=x.device)
     if x.numel():
         sgl_kernel.silu_and_mul(x.contiguous(), out)

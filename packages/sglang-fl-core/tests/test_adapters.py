@@ -1,0 +1,139 @@
+"""Which layer classes an adapter covers: the class it is for, and subclasses that compute the same."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sglang_fl.ops import OPS
+from sglang_fl.sglang_adapter import ADAPTERS as ADAPTERS_OF_SGLANG
+from sglang_fl.sglang_adapter.adapter import Adapter, covering
+
+
+class Norm:
+    def forward(self, x: object) -> object:
+        return x
+
+    def forward_cuda(self, x: object) -> object:
+        return x
+
+
+class WithOtherState(Norm):
+    limit = 3
+
+    def __init__(self) -> None:
+        self.limit = 4
+
+    def extra_repr(self) -> str:
+        return "limit=4"
+
+
+class OfThat(WithOtherState):
+    pass
+
+
+class WithOwnForward(Norm):
+    def forward(self, x: object) -> object:
+        return [x]
+
+
+class WithOwnPathOfOneDevice(Norm):
+    def forward_npu(self, x: object) -> object:
+        return [x]
+
+
+class BelowOwnForward(WithOwnForward):
+    pass
+
+
+class Mixin:
+    def forward_native(self, x: object) -> object:
+        return [x]
+
+
+class PlainMixin:
+    pass
+
+
+class MixinFirst(Mixin, Norm):
+    pass
+
+
+class MixinLast(Norm, Mixin):
+    pass
+
+
+class PlainMixinFirst(PlainMixin, Norm):
+    pass
+
+
+class Unrelated:
+    pass
+
+
+class Outer:
+    class Norm:
+        """Another class of the same name, inside one of the same module."""
+
+        def forward(self, x: object) -> object:
+            return x
+
+
+def adapter_for(cls: type) -> Adapter:
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    return Adapter(name, OPS["rms_norm"], lambda layer, kernel, fall_through: kernel)
+
+
+NORM = adapter_for(Norm)
+ADAPTERS = {NORM.layer_class: NORM}
+
+
+@pytest.mark.parametrize("cls", [Norm, WithOtherState, OfThat, MixinLast, PlainMixinFirst])
+def test_class_and_subclasses_that_compute_the_same_are_covered(cls: type):
+    assert covering(cls, ADAPTERS) is NORM
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        WithOwnForward,
+        WithOwnPathOfOneDevice,
+        BelowOwnForward,
+        MixinFirst,
+        Mixin,
+        Unrelated,
+        Outer.Norm,
+        object,
+    ],
+)
+def test_class_that_computes_something_else_is_not_covered(cls: type):
+    assert covering(cls, ADAPTERS) is None
+
+
+@pytest.mark.parametrize("cls", [WithOwnForward, BelowOwnForward])
+def test_nearest_class_with_an_adapter_counts(cls: type):
+    own = adapter_for(WithOwnForward)
+    adapters = ADAPTERS | {own.layer_class: own}
+    assert covering(cls, adapters) is own
+    assert covering(Norm, adapters) is NORM
+
+
+def test_class_in_another_module_with_the_same_name_is_not_covered():
+    other = type("Norm", (), {"__module__": "elsewhere"})
+    assert other.__qualname__ == "Norm"
+    assert covering(other, ADAPTERS) is None
+
+
+def test_nothing_is_covered_without_adapters():
+    assert covering(Norm, {}) is None
+
+
+def test_adapters_are_listed_without_importing_sglang():
+    code = (
+        "import sys; from sglang_fl.sglang_adapter import ADAPTERS; "
+        "print(len(ADAPTERS), 'sglang' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert answer.stdout == f"{len(ADAPTERS_OF_SGLANG)} False\n"

@@ -1,0 +1,265 @@
+"""The command ``sglang-fl``, as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from sglang_fl import __version__
+from sglang_fl.cli import app
+from sglang_fl.ops import OPS
+
+Install = Callable[..., str]
+
+NATIVE = 'OpImpl("rms_norm", VENDOR, "vendor.toy", "no_such_package.kernels:rms_norm"),'
+NEEDY = 'OpImpl("rms_norm", FLAGOS, "flagos", "no_such_package.kernels:rms_norm", ("no_such_package",)),'
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables do not wrap."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, words)
+
+
+def run_json(*words: str) -> Any:
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def line_with(text: str, output: str) -> str:
+    (line,) = (line for line in output.splitlines() if text in line)
+    return line
+
+
+def test_version_is_told():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"sglang-fl-core {__version__}\n")
+
+
+def test_help_names_every_command():
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("env", "vendors", "ops", "why"):
+        assert command in result.stdout
+
+
+def test_env_tells_each_setting_and_its_source(install_vendor: Install, monkeypatch: pytest.MonkeyPatch):
+    install_vendor("toy", defaults={"prefer": "vendor"})
+    monkeypatch.setenv("SGLANG_FL_STRICT", "1")
+    rows = {row["variable"]: (row["value"], row["source"]) for row in run_json("env")}
+    assert rows["SGLANG_FL_PREFER"] == ("vendor", "vendor toy")
+    assert rows["SGLANG_FL_STRICT"] == ("1", "environment")
+    assert rows["SGLANG_FL_OOT_ENABLED"] == ("1", "default")
+
+
+def test_env_prints_a_table(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_DISPATCH_LOG", "/tmp/dispatch.log")
+    result = run("env")
+    assert result.exit_code == 0
+    for word in ("variable", "value", "source", "meaning"):
+        assert word in result.stdout
+    line = line_with("SGLANG_FL_DISPATCH_LOG", result.stdout)
+    assert "/tmp/dispatch.log" in line
+    assert "environment" in line
+
+
+def test_vendors_tells_what_is_installed_and_why_it_is_not_available(
+    install: Install, install_vendor: Install
+):
+    install_vendor("near")
+    install_vendor("far", probe="return 'no /dev/far0'")
+    install("broken", "import no_such_kernel_library\n")
+    rows = {row["vendor"]: row for row in run_json("vendors")}
+    assert rows["near"] == {
+        "vendor": "near",
+        "package": "sglang-fl-near 0.0.1",
+        "device_type": "cpu",
+        "available": True,
+        "reason": None,
+    }
+    assert (rows["cpu"]["available"], rows["cpu"]["reason"]) == (True, None)
+    assert (rows["far"]["available"], rows["far"]["reason"]) == (False, "no /dev/far0")
+    assert rows["broken"]["device_type"] is None
+    assert rows["broken"]["reason"] == "ModuleNotFoundError: No module named 'no_such_kernel_library'"
+
+
+def test_vendors_prints_a_table(install_vendor: Install):
+    install_vendor("near")
+    install_vendor("far", probe="return 'no /dev/far0'")
+    result = run("vendors")
+    assert result.exit_code == 0
+    assert " yes " in line_with("sglang-fl-near", result.stdout)
+    line = line_with("sglang-fl-far", result.stdout)
+    assert " no " in line
+    assert "no /dev/far0" in line
+
+
+@pytest.mark.parametrize(
+    "reason", ["install sglang-fl-toy[flagos]", "cannot load [/opt/toy/libtoy.so]", "[red] light :warning:"]
+)
+def test_table_prints_reasons_as_they_are(install_vendor: Install, reason: str):
+    install_vendor("toy", probe=f"return {reason!r}")
+    result = run("vendors")
+    assert result.exit_code == 0
+    assert reason in line_with("sglang-fl-toy", result.stdout)
+
+
+def test_vendors_works_with_a_wrong_configuration(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "flagso")
+    assert "cpu" in {row["vendor"] for row in run_json("vendors")}
+
+
+def test_ops_tells_what_runs_and_what_would_follow(install_vendor: Install):
+    install_vendor("toy", impls=NATIVE)
+    rows = {row["op"]: (row["runs"], row["then"]) for row in run_json("ops")}
+    assert rows.keys() == OPS.keys()
+    assert rows["rms_norm"] == ("vendor.toy", ["reference"])
+    assert rows["silu_and_mul"] == ("reference", [])
+
+
+def test_ops_prints_a_table(install_vendor: Install):
+    install_vendor("toy", impls=NATIVE)
+    result = run("ops")
+    assert result.exit_code == 0
+    cells = [cell.strip() for cell in line_with("rms_norm", result.stdout).split("│")]
+    assert cells[1:4] == ["rms_norm", "vendor.toy", "reference"]
+
+
+def test_why_tells_the_candidates_and_the_reasons_of_the_rest(
+    install_vendor: Install, monkeypatch: pytest.MonkeyPatch
+):
+    install_vendor("toy", impls=NEEDY + NATIVE)
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=flagos|vendor")
+    answer = run_json("why", "rms_norm")
+    assert (answer["op"], answer["vendor"], answer["layer_2"]) == ("rms_norm", "toy", True)
+    assert answer["order"] == ["flagos", "vendor"]
+    assert answer["candidates"] == [
+        {"id": "vendor.toy", "kind": "vendor", "target": "no_such_package.kernels:rms_norm"}
+    ]
+    assert answer["not"] == [
+        {"what": "flagos", "reason": "no_such_package is not installed"},
+        {"what": "reference", "reason": "not in the order given for this op"},
+    ]
+    assert answer["contract"] == (OPS["rms_norm"].reference.__doc__ or "").splitlines()[0]
+
+
+def test_why_prints_candidates_and_reasons(install_vendor: Install):
+    install_vendor("toy", impls=NEEDY + NATIVE)
+    result = run("why", "rms_norm")
+    assert result.exit_code == 0
+    assert "vendor toy; order flagos | vendor | reference; layer 2 on" in result.stdout
+    candidates, _, rest = result.stdout.partition("Not candidates")
+    assert candidates.index("vendor.toy") < candidates.index("sglang_fl.ops.rms_norm:rms_norm")
+    assert "no_such_package is not installed" in rest
+
+
+def test_why_prints_no_empty_table(install_vendor: Install):
+    install_vendor("toy", impls=NATIVE + NEEDY.replace('("no_such_package",)', "()"))
+    result = run("why", "rms_norm")
+    assert result.exit_code == 0
+    assert "Candidates, in order" in result.stdout
+    assert "Not candidates" not in result.stdout
+
+
+def test_why_says_that_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "0")
+    assert run_json("why", "rms_norm")["layer_2"] is False
+    assert "layer 2 off: SGLang runs its own" in run("why", "rms_norm").stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "message"),
+    [
+        ({}, ["why", "rms_nrom"], "there is no op 'rms_nrom'. Valid: "),
+        ({"SGLANG_FL_PREFER": "flagso"}, ["ops"], "SGLANG_FL_PREFER='flagso': no such backend kind"),
+        (
+            {"SGLANG_FL_PREFER": "flagso"},
+            ["env", "--json"],
+            "SGLANG_FL_PREFER='flagso': no such backend kind",
+        ),
+        ({"SGLANG_FL_PLATFORM": "toy"}, ["env"], "SGLANG_FL_PLATFORM='toy': no such vendor is installed"),
+        (
+            {"SGLANG_FL_PER_OP": "rms_norm=vendor"},
+            ["ops"],
+            "SGLANG_FL_PER_OP: 'rms_norm=vendor' cannot be had",
+        ),
+    ],
+)
+def test_error_is_one_message_and_code_2(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: list[str], message: str
+):
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    result = run(*words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"sglang-fl: {message}")
+    assert result.stdout == ""
+    assert isinstance(result.exception, SystemExit)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, which afterwards tells what it has imported."""
+    code = (
+        "import sys\n"
+        "from sglang_fl.cli import app\n"
+        "code = app(sys.argv[1:], standalone_mode=False) or 0\n"
+        "heavy = {'flag_gems', 'sgl_kernel', 'flashinfer', 'sglang'} & sys.modules.keys()\n"
+        "print('imported:', *sorted(heavy))\n"
+        "sys.exit(code)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("listing", ["vendors", "ops"])
+def test_listing_imports_no_kernel_library(install_vendor: Install, site: Path, listing: str):
+    libraries = ("flag_gems", "sgl_kernel", "flashinfer")
+    for name in libraries:
+        (site / f"{name}.py").write_text("raise AssertionError('a listing imported me')\n")
+    impls = [
+        f'OpImpl("{op}", FLAGOS, "flagos", "{library}:{op}", ("{library}",)),'
+        for op, library in zip(OPS, libraries, strict=True)
+    ]
+    install_vendor("toy", impls="".join(impls))
+    result = command(listing, "--json")
+    assert result.returncode == 0, result.stderr
+    told, _, imported = result.stdout.partition("imported:")
+    assert imported.split() == []
+    rows = json.loads(told)
+    if listing == "ops":
+        assert [row["runs"] for row in rows] == ["flagos"] * len(OPS)
+    else:
+        assert "toy" in {row["vendor"] for row in rows}
+
+
+def test_error_shows_no_traceback():
+    result = command("why", "rms_nrom")
+    assert result.returncode == 2
+    assert result.stderr.startswith("sglang-fl: there is no op 'rms_nrom'")
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_warnings_go_to_stderr_beside_the_listing(install: Install):
+    install("broken", "import no_such_kernel_library\n")
+    result = command("vendors", "--json")
+    assert result.returncode == 0
+    assert result.stderr.startswith("WARNING: vendor broken (sglang-fl-broken 0.0.1) is left out: ")
+    assert "broken" in {row["vendor"] for row in json.loads(result.stdout.partition("imported:")[0])}

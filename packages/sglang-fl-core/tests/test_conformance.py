@@ -1,0 +1,384 @@
+"""The vendor conformance kit: it passes what keeps the contract, and names what does not."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang_fl.conformance import check_case, check_impl, error_in_units
+from sglang_fl.errors import UnsupportedError, VendorError
+from sglang_fl.ops import OPS, Case, Op, Outputs
+from sglang_fl.vendor import BackendKind, OpImpl
+
+HALVES = [torch.float16, torch.bfloat16]
+DTYPES = [*HALVES, torch.float32]
+
+silu_reference = OPS["silu_and_mul"].reference
+rms_reference = OPS["rms_norm"].reference
+rotary_reference = OPS["rotary_embedding"].reference
+
+
+def exact(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounding_once_costs_half_a_unit(dtype: torch.dtype):
+    eps = torch.finfo(dtype).eps
+    # Half way between 1 and its neighbour rounds to 1; the neighbour is one unit away from 1.
+    assert error_in_units(exact(1 + eps / 2).to(dtype), exact(1 + eps / 2)) == pytest.approx(0.5, rel=0.01)
+    assert error_in_units(exact(1 + eps).to(dtype), exact(1)) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_number_rounded_once_is_within_half_a_unit(dtype: torch.dtype):
+    truth = torch.randn(10_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).exp()
+    error = error_in_units(truth.to(dtype), truth)
+    assert 0.4 < error <= 0.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_error_below_the_normal_range_counts_in_subnormal_steps(dtype: torch.dtype):
+    info = torch.finfo(dtype)
+    step = info.smallest_normal * info.eps
+    assert error_in_units(torch.zeros(1, dtype=dtype), exact(step)) == 1
+    assert error_in_units(torch.zeros(1, dtype=dtype), exact(0)) == 0
+
+
+def test_error_is_the_largest_of_all_elements_and_of_either_sign():
+    eps = torch.finfo(torch.float32).eps
+    assert error_in_units(torch.tensor([1, 1 + 3 * eps, 2]), exact(1, 1, 2)) == 3
+    assert error_in_units(torch.tensor([-1 - 3 * eps]), exact(-1)) == 3
+
+
+def test_magnitude_sets_the_unit():
+    eps = torch.finfo(torch.float32).eps
+    output, truth = torch.tensor([1 + 8 * eps]), exact(1)
+    assert error_in_units(output, truth, exact(-4)) == 2
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 256), (3, 0)], ids=str)
+def test_empty_result_has_no_error(shape: tuple[int, ...]):
+    assert error_in_units(torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)) == 0
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+def test_output_that_agrees_in_not_being_finite_has_no_error(value: float):
+    assert error_in_units(torch.tensor([value, 1.0]), exact(value, 1)) == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_truth_too_large_for_the_dtype_is_infinity_there(sign: int):
+    output = torch.tensor([sign * math.inf], dtype=torch.float16)
+    assert error_in_units(output, exact(sign * 1e6)) == 0
+    assert error_in_units(-output, exact(sign * 1e6)) == math.inf
+    assert error_in_units(torch.tensor([sign * 1.0], dtype=torch.float16), exact(sign * 1e6)) > 500
+
+
+@pytest.mark.parametrize(
+    ("output", "truth"),
+    [
+        (math.nan, 1.0),
+        (math.inf, 1.0),
+        (-math.inf, 0.0),
+        (1.0, math.nan),
+        (1.0, math.inf),
+        (math.inf, -math.inf),
+        (math.nan, math.inf),
+        (math.inf, math.nan),
+    ],
+)
+def test_output_that_alone_is_finite_or_alone_is_not_is_infinitely_wrong(output: float, truth: float):
+    assert error_in_units(torch.tensor([1.0, output]), exact(1, truth)) == math.inf
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_reference_keeps_its_own_contract(op: Op):
+    assert check_impl(OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target), "cpu") == []
+
+
+def check_all(op_name: str, kernel: Callable[..., Any], dtypes: list[torch.dtype]) -> list[list[str]]:
+    """Return the faults of each dtype."""
+    op = OPS[op_name]
+    return [
+        [fault for case in op.cases for fault in check_case(op, kernel, case, dtype, "cpu")]
+        for dtype in dtypes
+    ]
+
+
+def in_place_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    if residual is None:
+        return rms_reference(x, weight, eps)
+    normed, total = rms_reference(x, weight, eps, residual)
+    return x.copy_(normed), residual.copy_(total)
+
+
+def in_place_rotary(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    turned = rotary_reference(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
+    return query.copy_(turned[0]), key.copy_(turned[1])
+
+
+@pytest.mark.parametrize(
+    ("op_name", "kernel"), [("rms_norm", in_place_rms_norm), ("rotary_embedding", in_place_rotary)]
+)
+def test_kernel_may_write_what_the_contract_lets_it(op_name: str, kernel: Callable[..., Outputs]):
+    assert check_all(op_name, kernel, DTYPES) == [[], [], []]
+
+
+def silu_halves_swapped(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return silu_reference(torch.cat((up, gate), dim=-1))
+
+
+def silu_not_a_number(x: Tensor) -> Tensor:
+    return torch.full_like(silu_reference(x), math.nan)
+
+
+def silu_in_float32(x: Tensor) -> Tensor:
+    return silu_reference(x.float())
+
+
+def silu_without_gate(x: Tensor) -> Tensor:
+    return x
+
+
+def silu_over_its_input(x: Tensor) -> Tensor:
+    result = silu_reference(x)
+    x[..., : result.shape[-1]] = result
+    return x[..., : result.shape[-1]]
+
+
+def silu_twice(x: Tensor) -> Outputs:
+    return silu_reference(x), silu_reference(x)
+
+
+def silu_in_a_tuple(x: Tensor) -> Outputs:
+    return (silu_reference(x),)
+
+
+def silu_without_result(x: Tensor) -> None:
+    silu_reference(x)
+
+
+def rms_without_eps(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    return rms_reference(x, weight, 0.0, residual)
+
+
+def rms_of_a_rounded_sum(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    if residual is None:
+        return rms_reference(x, weight, eps)
+    total = x + residual
+    return rms_reference(total, weight, eps), total
+
+
+def rms_always_in_place(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    return (
+        in_place_rms_norm(x, weight, eps, residual)
+        if residual is not None
+        else x.copy_(rms_reference(x, weight, eps))
+    )
+
+
+def rms_over_its_weight(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    outputs = rms_reference(x, weight, eps, residual)
+    weight.add_(1)
+    return outputs
+
+
+def rms_without_sum(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    outputs = rms_reference(x, weight, eps, residual)
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def rms_results_swapped(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    outputs = rms_reference(x, weight, eps, residual)
+    return outputs if isinstance(outputs, Tensor) else outputs[::-1]
+
+
+def rotary_backwards(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    cos, sin = cos_sin_cache.chunk(2, dim=-1)
+    cache = torch.cat((cos, -sin), dim=-1)
+    return rotary_reference(positions, query, key, cache, head_size, is_neox_style, offsets)
+
+
+def rotary_of_one_style(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    return rotary_reference(positions, query, key, cos_sin_cache, head_size, True, offsets)
+
+
+def rotary_without_offsets(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    return rotary_reference(positions, query, key, cos_sin_cache, head_size, is_neox_style)
+
+
+def rotary_over_its_positions(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    turned = rotary_reference(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
+    positions.add_(1)
+    return turned
+
+
+UNITS = "units from float64"
+WRONG_KERNELS = [
+    ("silu_and_mul", silu_halves_swapped, DTYPES, UNITS),
+    ("silu_and_mul", silu_not_a_number, DTYPES, "inf units from float64"),
+    ("silu_and_mul", silu_in_float32, HALVES, "shape, dtype, device are"),
+    ("silu_and_mul", silu_without_gate, DTYPES, "shape, dtype, device are"),
+    ("silu_and_mul", silu_over_its_input, DTYPES, "x was written"),
+    ("silu_and_mul", silu_twice, DTYPES, "2 results instead of 1"),
+    ("silu_and_mul", silu_in_a_tuple, DTYPES, "result"),
+    ("silu_and_mul", silu_without_result, DTYPES, "result"),
+    ("rms_norm", rms_without_eps, DTYPES, UNITS),
+    ("rms_norm", rms_of_a_rounded_sum, HALVES, UNITS),
+    ("rms_norm", rms_always_in_place, DTYPES, "x was written"),
+    ("rms_norm", rms_over_its_weight, DTYPES, "weight was written"),
+    ("rms_norm", rms_without_sum, DTYPES, "1 results instead of 2"),
+    ("rms_norm", rms_results_swapped, DTYPES, UNITS),
+    ("rotary_embedding", rotary_backwards, DTYPES, UNITS),
+    ("rotary_embedding", rotary_of_one_style, DTYPES, UNITS),
+    ("rotary_embedding", rotary_without_offsets, DTYPES, UNITS),
+    ("rotary_embedding", rotary_over_its_positions, DTYPES, "positions was written"),
+]
+
+
+@pytest.mark.parametrize(
+    ("op_name", "kernel", "dtypes", "fault"), WRONG_KERNELS, ids=[row[1].__name__ for row in WRONG_KERNELS]
+)
+def test_wrong_kernel_is_caught(
+    op_name: str, kernel: Callable[..., Any], dtypes: list[torch.dtype], fault: str
+):
+    for dtype, faults in zip(dtypes, check_all(op_name, kernel, dtypes), strict=True):
+        assert any(fault in found for found in faults), f"nothing was found in {dtype}"
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_kernel_that_rounds_twice_is_caught(dtype: torch.dtype):
+    def silu_and_mul(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    assert UNITS in check_all("silu_and_mul", silu_and_mul, [dtype])[0][0]
+
+
+def case_of(op_name: str, case_name: str) -> Case:
+    return next(case for case in OPS[op_name].cases if case.name == case_name)
+
+
+def test_fault_names_op_case_dtype_and_result():
+    faults = check_case(
+        OPS["rms_norm"],
+        rms_results_swapped,
+        case_of("rms_norm", "one-token-residual"),
+        torch.bfloat16,
+        "cpu",
+    )
+    assert [fault.partition(": ")[0] for fault in faults] == ["rms_norm[one-token-residual-bfloat16]"] * 2
+    assert [fault.split(": ")[1] for fault in faults] == ["result 0", "result 1"]
+    assert faults[0].endswith("allowed are 0.55")
+
+
+def test_fault_of_shape_tells_what_is_and_what_should_be():
+    case = case_of("silu_and_mul", "one-token")
+    (fault,) = check_case(OPS["silu_and_mul"], silu_without_gate, case, torch.float16, "cpu")
+    assert "torch.Size([1, 1792])" in fault
+    assert "torch.Size([1, 896])" in fault
+
+
+def refusing(x: Tensor) -> Tensor:
+    raise UnsupportedError("not this one")
+
+
+def writing_then_refusing(x: Tensor) -> Tensor:
+    x.zero_()
+    raise UnsupportedError("not this one")
+
+
+def test_kernel_that_refuses_a_call_is_not_at_fault():
+    assert check_all("silu_and_mul", refusing, DTYPES) == [[], [], []]
+
+
+def test_kernel_that_refuses_a_call_after_writing_is_at_fault():
+    case = case_of("silu_and_mul", "one-token")
+    faults = check_case(OPS["silu_and_mul"], writing_then_refusing, case, torch.float32, "cpu")
+    assert [fault.split(": ", 1)[1] for fault in faults] == ["x was written"]
+
+
+def impl_of(module: str, op_name: str = "silu_and_mul") -> OpImpl:
+    return OpImpl(op_name, BackendKind.FLAGOS, "flagos", f"{module}:{op_name}")
+
+
+def test_right_implementation_has_no_faults(write_module: Callable[[str], str]):
+    module = write_module("from sglang_fl.ops.silu_and_mul import silu_and_mul\n")
+    assert check_impl(impl_of(module), "cpu") == []
+
+
+def test_wrong_implementation_is_caught_in_every_dtype_and_case(write_module: Callable[[str], str]):
+    module = write_module(
+        """
+        from sglang_fl.ops import OPS
+
+        def silu_and_mul(x):
+            return OPS["silu_and_mul"].reference(x) * 2
+        """
+    )
+    faults = check_impl(impl_of(module), "cpu")
+    cases = [case.name for case in OPS["silu_and_mul"].cases if case.name != "empty"]
+    expected = [
+        f"silu_and_mul[{case}-{dtype}]" for dtype in ("float16", "bfloat16", "float32") for case in cases
+    ]
+    assert [fault.partition(": ")[0] for fault in faults] == expected
+
+
+def test_implementation_with_another_signature_is_refused(write_module: Callable[[str], str]):
+    module = write_module("def silu_and_mul(x, out): return x\n")
+    with pytest.raises(
+        VendorError, match=rf"{module}:silu_and_mul takes \(x, out\), the contract says \(x\)"
+    ):
+        check_impl(impl_of(module), "cpu")
+
+
+def test_implementation_without_its_function_is_refused(write_module: Callable[[str], str]):
+    module = write_module("")
+    with pytest.raises(VendorError, match=f"{module} has no function 'silu_and_mul'"):
+        check_impl(impl_of(module), "cpu")

@@ -1,0 +1,372 @@
+"""The first call of an op: candidates in order, nothing harmed, then one bound kernel."""
+
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.errors import NoImplementationError, VendorError
+from sglang_fl.first_call import Bind, Forward, first_call
+from sglang_fl.ops import OPS
+from sglang_fl.resolution import Resolution
+from sglang_fl.vendor import BackendKind, OpImpl, load_target
+
+RMS_NORM = """
+    from sglang_fl.ops import OPS
+
+    calls = []
+
+    def working(x, weight, eps, residual=None):
+        calls.append("working")
+        return OPS["rms_norm"].reference(x, weight, eps, residual)
+
+    def half_done(x, weight, eps, residual=None):
+        calls.append("half_done")
+        x[: len(x) // 2] = 7
+        residual[: len(residual) // 2] = -7
+        raise RuntimeError("launch failed: invalid configuration")
+
+    def refusing(x, weight, eps, residual=None):
+        from sglang_fl.errors import UnsupportedError
+        raise UnsupportedError("rows of 48 are not supported")
+
+    def half_done_later(x, weight, eps, residual=None):
+        if calls:
+            raise RuntimeError("out of memory")
+        return working(x, weight, eps, residual)
+
+    def in_place(x, weight, eps, residual=None):
+        normed, total = working(x, weight, eps, residual)
+        return x.copy_(normed), residual.copy_(total)
+
+    def other_signature(out, x, weight, eps):
+        calls.append("other_signature")
+        return out
+"""
+
+
+def identity(kernel: Callable[..., Any]) -> Forward:
+    return kernel
+
+
+class Layer:
+    """A layer's first forward, and what came of it."""
+
+    def __init__(self, resolution: Resolution, name: str, path: Path, bind: Bind = identity) -> None:
+        self.path = path
+        self.commits: list[tuple[Forward, Forward]] = []
+        self.forward = first_call(resolution, name, bind, self._commit, DispatchLog(path))
+
+    def _commit(self, first: Forward, bound: Forward) -> None:
+        self.commits.append((first, bound))
+
+    @property
+    def log(self) -> list[str]:
+        return [line.partition(" → ")[2] for line in self.path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def module(write_module: Callable[[str], str]) -> str:
+    """A module with kernels of ``rms_norm``."""
+    return write_module(RMS_NORM)
+
+
+@pytest.fixture
+def layer(module: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Layer]:
+    """``layer("half_done", "reference")`` makes a layer whose op has these candidates."""
+
+    def make(*names: str, strict: bool = False, bind: Bind = identity) -> Layer:
+        op = OPS["rms_norm"]
+        candidates = tuple(
+            OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target)
+            if name == "reference"
+            else OpImpl(
+                op.name, BackendKind.FLAGOS, f"flagos.{name}", name if ":" in name else f"{module}:{name}"
+            )
+            for name in names
+        )
+        # Failures are reported once in a process for each layer class, so each test has its own.
+        name = f"RMSNorm-{request.node.name}"
+        return Layer(Resolution(op, candidates, strict=strict), name, tmp_path / "dispatch.log", bind)
+
+    return make
+
+
+def arguments(residual: bool = True) -> dict[str, Any]:
+    """Make arguments of ``rms_norm``; x and residual are rows of a wider tensor."""
+    random = torch.Generator().manual_seed(0)
+    made: dict[str, Any] = {
+        "x": torch.randn(6, 64, generator=random)[:, :48],
+        "weight": torch.randn(48, generator=random),
+        "eps": 1e-6,
+    }
+    return made | ({"residual": torch.randn(6, 64, generator=random)[:, :48]} if residual else {})
+
+
+def assert_untouched(given: dict[str, Any]) -> None:
+    for name, value in arguments("residual" in given).items():
+        if isinstance(value, Tensor):
+            assert torch.equal(given[name], value), f"{name} was written"
+
+
+def assert_right(outputs: Any) -> None:
+    expected = OPS["rms_norm"].reference(**arguments())
+    assert torch.equal(outputs[0], expected[0])
+    assert torch.equal(outputs[1], expected[1])
+
+
+def test_success_commits_the_bound_kernel_itself(layer: Callable[..., Layer], module: str):
+    rms = layer("working", "reference")
+    assert_right(rms.forward(**arguments()))
+    ((first, bound),) = rms.commits
+    assert first is rms.forward
+    assert bound is load_target(f"{module}:working")
+
+
+def test_success_logs_what_ran_and_warns_of_nothing(
+    layer: Callable[..., Layer], caplog: pytest.LogCaptureFixture
+):
+    rms = layer("working", "reference")
+    assert rms.log == []
+    rms.forward(**arguments())
+    assert rms.log == ["flagos(flagos.working)"]
+    assert caplog.records == []
+
+
+def test_bound_forward_is_what_bind_made_of_the_kernel(layer: Callable[..., Layer], module: str):
+    made = []
+
+    def bind(kernel: Callable[..., Any]) -> Forward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return kernel(*args, **kwargs)
+
+        made.append((kernel, forward))
+        return forward
+
+    rms = layer("working", bind=bind)
+    rms.forward(**arguments())
+    ((_, bound),) = rms.commits
+    assert bound is made[-1][1]
+    assert made[-1][0] is load_target(f"{module}:working")
+
+
+def test_failed_first_call_logs_what_ran(layer: Callable[..., Layer]):
+    rms = layer("half_done", "reference")
+    rms.forward(**arguments())
+    assert rms.log == ["reference(reference)"]
+
+
+def test_kernel_that_wrote_before_it_failed_harms_nothing(layer: Callable[..., Layer], module: str):
+    rms, given = layer("half_done", "working"), arguments()
+    assert_right(rms.forward(**given))
+    assert_untouched(given)
+    assert import_module(module).calls == ["half_done", "working"]
+    assert rms.commits[0][1] is load_target(f"{module}:working")
+
+
+def test_what_lies_between_the_rows_is_not_touched_by_putting_back(layer: Callable[..., Layer]):
+    given = arguments()
+    wide = given["x"].as_strided((6, 64), (64, 1))
+    before = wide.clone()
+    layer("half_done", "reference").forward(**given)
+    assert torch.equal(wide, before)
+
+
+def test_positional_arguments_are_protected_too(layer: Callable[..., Layer]):
+    given = arguments()
+    assert_right(layer("half_done", "reference").forward(*given.values()))
+    assert_untouched(given)
+
+
+def test_failure_is_one_warning_with_its_cause(
+    layer: Callable[..., Layer], caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+):
+    layer("half_done", "reference").forward(**arguments())
+    layer("half_done", "reference").forward(**arguments())  # another layer of the same class
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.name == "sglang_fl.first_call"
+    assert record.getMessage() == (
+        f"RMSNorm-{request.node.name}: flagos.half_done of rms_norm failed in its first call and is "
+        f"replaced: RuntimeError: launch failed: invalid configuration"
+    )
+
+
+def test_where_it_failed_is_told_at_debug(layer: Callable[..., Layer], caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG, logger="sglang_fl")
+    layer("half_done", "reference").forward(**arguments())
+    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG"]
+    assert "in half_done" in caplog.text
+
+
+def test_kernel_that_refuses_the_call_gives_the_next_candidate(
+    layer: Callable[..., Layer], caplog: pytest.LogCaptureFixture
+):
+    rms = layer("refusing", "working")
+    assert_right(rms.forward(**arguments()))
+    assert rms.log == ["flagos(flagos.working)"]
+    assert "UnsupportedError: rows of 48 are not supported" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "cause"),
+    [
+        ("other_signature", "VendorError: rms_norm: the kernel"),
+        ("missing", "VendorError: target"),
+        ("no_such_package.kernels:rms_norm", "ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_kernel_that_cannot_be_loaded_gives_the_next_candidate(
+    layer: Callable[..., Layer], module: str, caplog: pytest.LogCaptureFixture, broken: str, cause: str
+):
+    rms = layer(broken, "reference")
+    assert_right(rms.forward(**arguments()))
+    assert rms.log == ["reference(reference)"]
+    assert f"is replaced: {cause}" in caplog.text
+    assert import_module(module).calls == []
+
+
+def test_module_that_raises_when_imported_gives_the_next_candidate(
+    layer: Callable[..., Layer], write_module: Callable[[str], str], caplog: pytest.LogCaptureFixture
+):
+    broken = write_module("raise OSError('libtoy.so: cannot open shared object file')\n")
+    rms = layer(f"{broken}:rms_norm", "reference")
+    assert_right(rms.forward(**arguments()))
+    assert "OSError: libtoy.so: cannot open shared object file" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "match"),
+    [
+        ("half_done", RuntimeError, r"^launch failed: invalid configuration$"),
+        ("other_signature", VendorError, r"the contract says \(x, weight, eps, residual=None\)"),
+        ("missing", VendorError, "has no function 'missing'"),
+        ("no_such_package.kernels:rms_norm", ModuleNotFoundError, "no_such_package"),
+    ],
+)
+def test_strict_raises_the_original_error(
+    layer: Callable[..., Layer],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    error: type[Exception],
+    match: str,
+):
+    rms, given = layer(name, "reference", strict=True), arguments()
+    with pytest.raises(error, match=match):
+        rms.forward(**given)
+    assert_untouched(given)
+    assert (rms.log, rms.commits, caplog.records) == ([], [], [])
+
+
+def test_strict_changes_nothing_where_nothing_fails(layer: Callable[..., Layer]):
+    rms = layer("working", "reference", strict=True)
+    assert_right(rms.forward(**arguments()))
+    assert rms.log == ["flagos(flagos.working)"]
+
+
+def test_error_names_all_that_were_tried_where_all_failed(layer: Callable[..., Layer]):
+    rms, given = layer("half_done", "missing", "refusing"), arguments()
+    tried = "flagos.half_done, flagos.missing, flagos.refusing"
+    with pytest.raises(NoImplementationError, match=f"of rms_norm failed in its first call: {tried}"):
+        rms.forward(**given)
+    assert_untouched(given)
+    assert (rms.log, rms.commits) == ([], [])
+
+
+def falling_through_if(is_meant: Callable[[dict[str, Any]], bool], own: Forward) -> Bind:
+    """Make a bind that leaves some calls to SGLang's own path."""
+
+    def bind(kernel: Callable[..., Any]) -> Forward:
+        def forward(**kwargs: Any) -> Any:
+            return own(**kwargs) if is_meant(kwargs) else kernel(**kwargs)
+
+        return forward
+
+    return bind
+
+
+def without_residual(given: dict[str, Any]) -> bool:
+    return "residual" not in given
+
+
+def test_call_that_fell_through_decides_nothing_and_is_not_logged(layer: Callable[..., Layer], module: str):
+    rms = layer("working", "reference", bind=falling_through_if(without_residual, lambda **_: "SGLang's own"))
+    for _ in range(2):
+        assert rms.forward(**arguments(residual=False)) == "SGLang's own"
+    assert (rms.log, rms.commits, import_module(module).calls) == ([], [], [])
+    assert_right(rms.forward(**arguments()))
+    assert rms.log == ["flagos(flagos.working)"]
+    assert len(rms.commits) == 1
+
+
+def raising(**_: Any) -> Any:
+    raise RuntimeError("SGLang's own path failed")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_failure_of_sglangs_own_path_is_not_blamed_on_the_kernel(
+    layer: Callable[..., Layer], caplog: pytest.LogCaptureFixture, strict: bool
+):
+    rms = layer("working", "reference", strict=strict, bind=falling_through_if(without_residual, raising))
+    with pytest.raises(RuntimeError, match="SGLang's own path failed"):
+        rms.forward(**arguments(residual=False))
+    assert (rms.log, rms.commits, caplog.records) == ([], [], [])
+    rms.forward(**arguments())
+    assert rms.log == ["flagos(flagos.working)"]
+
+
+def test_failure_after_the_kernel_has_run_is_not_blamed_on_it(
+    layer: Callable[..., Layer], module: str, caplog: pytest.LogCaptureFixture
+):
+    def bind(kernel: Callable[..., Any]) -> Forward:
+        def forward(**kwargs: Any) -> Any:
+            kernel(**kwargs)
+            raise RuntimeError("SGLang's own path failed")
+
+        return forward
+
+    rms = layer("working", "reference", bind=bind)
+    with pytest.raises(RuntimeError, match="SGLang's own path failed"):
+        rms.forward(**arguments())
+    assert import_module(module).calls == ["working"]
+    assert (rms.log, rms.commits, caplog.records) == ([], [], [])
+
+
+def test_whoever_keeps_the_first_callable_gets_the_bound_kernel(layer: Callable[..., Layer], module: str):
+    rms = layer("half_done", "working")
+    for _ in range(3):
+        assert_right(rms.forward(**arguments()))
+    assert import_module(module).calls == ["half_done", "working", "working", "working"]
+    assert len(rms.commits) == 1
+    assert rms.log == ["flagos(flagos.working)"]
+
+
+def test_later_failure_is_raised_as_it_is(layer: Callable[..., Layer]):
+    rms = layer("half_done_later", "reference")
+    rms.forward(**arguments())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rms.forward(**arguments())
+    assert rms.log == ["flagos(flagos.half_done_later)"]
+
+
+def test_kernel_gets_the_callers_own_tensors(layer: Callable[..., Layer]):
+    given = arguments()
+    outputs = layer("in_place", "reference").forward(**given)
+    assert outputs[0] is given["x"]
+    assert outputs[1] is given["residual"]
+    assert_right(outputs)
+
+
+def test_op_that_writes_nothing_keeps_no_copies(
+    layer: Callable[..., Layer], module: str, monkeypatch: pytest.MonkeyPatch
+):
+    # Without residual rms_norm may write nothing; a copy would cost memory for nothing.
+    monkeypatch.setattr(Tensor, "clone", None)
+    layer("working").forward(**arguments(residual=False))
+    assert import_module(module).calls == ["working"]

@@ -1,0 +1,354 @@
+"""The ops: each reference against float64 formulas written here anew, and what an op says of itself."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sglang_fl.conformance import error_in_units
+from sglang_fl.errors import ContractError, VendorError
+from sglang_fl.ops import OPS, Bound, Case, Op
+from sglang_fl.vendor import load_target
+
+CASES = [pytest.param(op, case, id=f"{op}-{case}") for op in OPS.values() for case in op.cases]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+# The references, called with float64, are the truth that kernels are held against.
+ALL_DTYPES = [*DTYPES, torch.float64]
+
+Array = np.ndarray
+
+
+def silu_and_mul(x: Array) -> tuple[Array, ...]:
+    d = x.shape[-1] // 2
+    gate, up = x[..., :d], x[..., d:]
+    return (gate / (1 + np.exp(-gate)) * up,)
+
+
+def rms_norm(x: Array, weight: Array, eps: float, residual: Array | None = None) -> tuple[Array, ...]:
+    total = x if residual is None else x + residual
+    normed = weight * total / np.sqrt(np.sum(total**2, axis=-1, keepdims=True) / total.shape[-1] + eps)
+    return (normed,) if residual is None else (normed, total)
+
+
+def rotary_embedding(
+    positions: Array,
+    query: Array,
+    key: Array,
+    cos_sin_cache: Array,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Array | None = None,
+) -> tuple[Array, ...]:
+    """Turn each pair as one complex number."""
+    where = positions if offsets is None else positions + offsets
+    real, imaginary = _pairs(cos_sin_cache.shape[-1], is_neox_style)
+
+    def turn(x: Array) -> Array:
+        turned = x.copy().reshape(len(where), -1, head_size) if x.size else x.copy()
+        for token, position in enumerate(where):
+            cos, sin = np.split(cos_sin_cache[position], 2)
+            numbers = (turned[token][:, real] + 1j * turned[token][:, imaginary]) * (cos + 1j * sin)
+            turned[token][:, real], turned[token][:, imaginary] = numbers.real, numbers.imag
+        return turned.reshape(x.shape)
+
+    return turn(query), turn(key)
+
+
+def _pairs(rotary_dim: int, is_neox_style: bool) -> tuple[Array, Array]:
+    count = np.arange(rotary_dim // 2)
+    return (count, count + rotary_dim // 2) if is_neox_style else (2 * count, 2 * count + 1)
+
+
+FORMULAS: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "silu_and_mul": silu_and_mul,
+    "rms_norm": rms_norm,
+    "rotary_embedding": rotary_embedding,
+}
+
+
+def as_numpy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return (value.double() if value.is_floating_point() else value).numpy()
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+def in_float64(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+
+
+def worst_error(op: Op, arguments: dict[str, Any], dtype: torch.dtype) -> float:
+    """Return the reference's largest error against the formula; shapes and dtypes must be right."""
+    truths = FORMULAS[op.name](**{name: as_numpy(value) for name, value in arguments.items()})
+    sizes = as_tuple(op.magnitude(**in_float64(arguments))) if op.magnitude else (None,) * len(truths)
+    outputs = as_tuple(op.reference(**arguments))
+    assert [(tuple(o.shape), o.dtype) for o in outputs] == [(t.shape, dtype) for t in truths]
+    return max(
+        error_in_units(output, torch.from_numpy(truth), size)
+        for output, truth, size in zip(outputs, truths, sizes, strict=True)
+    )
+
+
+def test_every_op_has_a_formula_here():
+    assert FORMULAS.keys() == OPS.keys()
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_reference_keeps_the_bound_against_the_formula(op: Op, case: Case, dtype: torch.dtype):
+    assert worst_error(op, case.arguments(dtype), dtype) <= op.bound.of(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_rms_norm_takes_a_weight_of_any_dtype(dtype: torch.dtype, weight_dtype: torch.dtype, residual: bool):
+    random = torch.Generator().manual_seed(0)
+    arguments = {
+        "x": torch.randn(5, 96, generator=random).to(dtype),
+        "weight": torch.randn(96, generator=random).to(weight_dtype),
+        "eps": 1e-5,
+        "residual": torch.randn(5, 96, generator=random).to(dtype) if residual else None,
+    }
+    assert worst_error(OPS["rms_norm"], arguments, dtype) <= OPS["rms_norm"].bound.of(dtype)
+
+
+@pytest.mark.parametrize("case", OPS["rotary_embedding"].cases, ids=str)
+def test_rotary_magnitude_is_the_size_of_the_two_products(case: Case):
+    given = case.arguments(torch.float64)
+    real, imaginary = _pairs(given["cos_sin_cache"].shape[-1], given["is_neox_style"])
+    where, head_size = as_numpy(given["positions"] + given.get("offsets", 0)), given["head_size"]
+    cos, sin = np.split(np.abs(as_numpy(given["cos_sin_cache"])[where, None]), 2, axis=-1)
+    magnitude = OPS["rotary_embedding"].magnitude
+    assert magnitude is not None
+    for x, size in zip((given["query"], given["key"]), as_tuple(magnitude(**given)), strict=True):
+        heads = np.abs(as_numpy(x)).reshape(
+            len(where), x.numel() // max(1, len(where) * head_size), head_size
+        )
+        expected = heads.copy()
+        expected[..., real] = heads[..., real] * cos + heads[..., imaginary] * sin
+        expected[..., imaginary] = heads[..., imaginary] * cos + heads[..., real] * sin
+        np.testing.assert_allclose(size.numpy(), expected.reshape(x.shape), rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_reference_writes_none_of_its_arguments(op: Op, case: Case, dtype: torch.dtype):
+    given, untouched = case.arguments(dtype), case.arguments(dtype)
+    op.reference(**given)
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, untouched[name])
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_cases_hold_an_empty_a_strided_and_an_odd_one(op: Op):
+    made = [
+        [value for value in case.arguments(torch.float32).values() if isinstance(value, Tensor)]
+        for case in op.cases
+    ]
+    assert any(tensor.numel() == 0 for tensors in made for tensor in tensors)
+    assert any(not tensor.is_contiguous() for tensors in made for tensor in tensors)
+    assert any(tensor.shape[0] % 2 and tensor.shape[0] > 1 for tensors in made for tensor in tensors)
+    assert len({case.name for case in op.cases}) == len(op.cases)
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_op_is_known_by_its_reference(op: Op):
+    assert OPS[op.name] is op
+    assert load_target(op.target) is op.reference
+    assert str(op) == op.name == op.reference.__name__
+
+
+CACHE = torch.zeros(8, 64)
+BROKEN_CONTRACTS = [
+    pytest.param("silu_and_mul", {"x": torch.zeros(2, 7)}, r"even last axis, got shape \(2, 7\)", id="odd"),
+    pytest.param("silu_and_mul", {"x": torch.zeros(())}, r"even last axis, got shape \(\)", id="no-axis"),
+    pytest.param(
+        "rms_norm",
+        {"x": torch.zeros(2, 8), "weight": torch.zeros(7), "eps": 1e-6},
+        r"weight \(7,\) does not fit the last axis of x \(2, 8\)",
+        id="weight",
+    ),
+    pytest.param(
+        "rms_norm",
+        {"x": torch.zeros(()), "weight": torch.zeros(1), "eps": 1e-6},
+        r"weight \(1,\) does not fit the last axis of x \(\)",
+        id="rms-no-axis",
+    ),
+    pytest.param(
+        "rms_norm",
+        {"x": torch.zeros(2, 8), "weight": torch.zeros(8), "eps": 1e-6, "residual": torch.zeros(1, 8)},
+        r"residual \(1, 8\) torch.float32 is not like x \(2, 8\) torch.float32",
+        id="residual-shape",
+    ),
+    pytest.param(
+        "rms_norm",
+        {
+            "x": torch.zeros(2, 8),
+            "weight": torch.zeros(8),
+            "eps": 1e-6,
+            "residual": torch.zeros(2, 8, dtype=torch.float16),
+        },
+        r"residual \(2, 8\) torch.float16 is not like x \(2, 8\) torch.float32",
+        id="residual-dtype",
+    ),
+]
+ROTARY = {
+    "positions": torch.arange(4),
+    "query": torch.zeros(4, 128),
+    "key": torch.zeros(4, 64),
+    "cos_sin_cache": CACHE,
+    "head_size": 64,
+    "is_neox_style": True,
+}
+BROKEN_CONTRACTS += [
+    pytest.param("rotary_embedding", ROTARY | changed, match, id=name)
+    for name, changed, match in [
+        ("cache-too-wide", {"head_size": 32}, "rotary_dim 64 must be even and at most head_size 32"),
+        ("odd-cache", {"cos_sin_cache": torch.zeros(8, 63)}, "rotary_dim 63 must be even"),
+        ("half-a-head", {"query": torch.zeros(4, 96)}, r"query \(4, 96\) is not 4 rows of heads of 64"),
+        ("half-a-key", {"key": torch.zeros(4, 32)}, r"key \(4, 32\) is not 4 rows of heads of 64"),
+        ("too-many-rows", {"query": torch.zeros(8, 64)}, r"query \(8, 64\) is not 4 rows of heads of 64"),
+        ("too-few-rows", {"key": torch.zeros(2, 128)}, r"key \(2, 128\) is not 4 rows of heads of 64"),
+        ("other-heads", {"query": torch.zeros(4, 2, 32)}, r"query \(4, 2, 32\) is not 4 rows of heads"),
+        ("rows-without-tokens", {"positions": torch.arange(0)}, r"query \(4, 128\) is not 0 rows of heads"),
+    ]
+]
+
+
+@pytest.mark.parametrize(("op_name", "arguments", "match"), BROKEN_CONTRACTS)
+def test_reference_refuses_what_the_contract_excludes(op_name: str, arguments: dict[str, Any], match: str):
+    with pytest.raises(ContractError, match=f"^{op_name}: .*{match}"):
+        OPS[op_name].reference(**arguments)
+
+
+def scale(x: Tensor, factor: float, into: Tensor | None = None) -> Tensor:
+    return x * factor
+
+
+def test_op_refuses_to_write_what_is_no_argument():
+    with pytest.raises(VendorError, match=r"op scale: \['y'\] are no arguments of its reference"):
+        Op(scale, cases=(), bound=Bound(1, 1), writes=("x", "y"))
+
+
+def test_op_refuses_a_condition_that_is_no_argument():
+    with pytest.raises(VendorError, match=r"op scale: \['onto'\] are no arguments"):
+        Op(scale, cases=(), bound=Bound(1, 1), writes=("x",), writes_if_given="onto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [({}, ()), ({"into": None}, ()), ({"into": torch.zeros(1)}, ("into",))],
+    ids=["left-out", "none", "given"],
+)
+def test_condition_decides_what_may_be_written(arguments: dict[str, Any], written: tuple[str, ...]):
+    op = Op(scale, cases=(), bound=Bound(1, 1), writes=("into",), writes_if_given="into")
+    assert op.may_write(arguments) == written
+
+
+def test_op_without_condition_always_may_write():
+    assert Op(scale, cases=(), bound=Bound(1, 1), writes=("x",)).may_write({}) == ("x",)
+    assert OPS["silu_and_mul"].may_write({"x": torch.zeros(2)}) == ()
+
+
+def test_signature_of_the_reference_is_accepted_whatever_its_annotations():
+    def scale_too(x, factor, into=None):
+        return x
+
+    Op(scale, cases=(), bound=Bound(1, 1)).check_signature(scale_too)
+
+
+def _other_name(y: Tensor, factor: float, into: Tensor | None = None) -> Tensor:
+    return y
+
+
+def _other_order(factor: float, x: Tensor, into: Tensor | None = None) -> Tensor:
+    return x
+
+
+def _other_default(x: Tensor, factor: float, into: Tensor | None = ...) -> Tensor:  # type: ignore[assignment]
+    return x
+
+
+def _keyword_only(x: Tensor, factor: float, *, into: Tensor | None = None) -> Tensor:
+    return x
+
+
+def _one_more(x: Tensor, factor: float, into: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    return x
+
+
+def _anything(*args: Any, **kwargs: Any) -> Tensor:
+    return args[0]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [_other_name, _other_order, _other_default, _keyword_only, _one_more, _anything],
+    ids=lambda kernel: kernel.__name__.strip("_"),
+)
+def test_other_signature_is_refused_and_quoted(kernel: Callable[..., Tensor]):
+    op = Op(scale, cases=(), bound=Bound(1, 1))
+    with pytest.raises(VendorError, match=r"the contract says \(x, factor, into=None\)") as error:
+        op.check_signature(kernel)
+    for name in inspect.signature(kernel).parameters:
+        assert name in str(error.value).split("takes")[1].split("the contract")[0]
+
+
+def test_other_signature_of_a_callable_without_a_name_is_refused():
+    op = Op(scale, cases=(), bound=Bound(1, 1))
+    with pytest.raises(VendorError, match="the contract says"):
+        op.check_signature(functools.partial(scale, factor=2.0))
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_arguments_are_reproducible(op: Op, case: Case):
+    first, again = case.arguments(torch.float32, seed=3), case.arguments(torch.float32, seed=3)
+    assert first.keys() == again.keys()
+    for name, value in first.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, again[name])
+        else:
+            assert value == again[name]
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_arguments_differ_with_the_seed(op: Op):
+    case = next(case for case in op.cases if not case.name.startswith("empty"))
+    made = [list(case.arguments(torch.float32, seed=seed).values()) for seed in (0, 1)]
+    pairs = [pair for pair in zip(*made, strict=True) if isinstance(pair[0], Tensor)]
+    assert not all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_arguments_keep_their_strides_on_another_device(op: Op, case: Case):
+    here, there = case.arguments(torch.bfloat16), case.arguments(torch.bfloat16, "meta")
+    for name, value in here.items():
+        if isinstance(value, Tensor):
+            moved = there[name]
+            assert moved.device.type == "meta"
+            assert (moved.shape, moved.stride(), moved.storage_offset(), moved.dtype) == (
+                value.shape,
+                value.stride(),
+                value.storage_offset(),
+                value.dtype,
+            )
+        else:
+            assert there[name] == value
+
+
+def test_bound_depends_on_the_dtype():
+    bound = Bound(half=0.55, single=8)
+    assert [bound.of(dtype) for dtype in ALL_DTYPES] == [0.55, 0.55, 8, 8]

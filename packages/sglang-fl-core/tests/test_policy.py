@@ -1,0 +1,113 @@
+"""Order tokens, and the order of each op."""
+
+import pytest
+
+from sglang_fl.errors import SettingsError
+from sglang_fl.policy import Policy, Token, parse_order
+from sglang_fl.vendor import BackendKind, OpImpl
+
+FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE
+IMPLS = [
+    OpImpl("rms_norm", kind, name, "module:function")
+    for kind, name in [
+        (FLAGOS, "flagos"),
+        (FLAGOS, "flagos.flag_gems"),
+        (VENDOR, "vendor.toy"),
+        (VENDOR, "vendor.toy.fast"),
+        (VENDOR, "vendor.toys"),
+        (REFERENCE, "reference"),
+    ]
+]
+
+
+@pytest.mark.parametrize(
+    ("token", "ids"),
+    [
+        ("flagos", ["flagos", "flagos.flag_gems"]),
+        ("vendor", ["vendor.toy", "vendor.toy.fast", "vendor.toys"]),
+        ("reference", ["reference"]),
+        ("vendor:toy", ["vendor.toy", "vendor.toy.fast"]),
+        ("vendor:to", []),
+        ("vendor:flag_gems", []),
+        ("impl:flagos", ["flagos"]),
+        ("impl:flagos.flag_gems", ["flagos.flag_gems"]),
+        ("impl:vendor.toy", ["vendor.toy"]),
+        ("impl:toy", []),
+    ],
+)
+def test_token_selects(token: str, ids: list[str]):
+    assert [impl.id for impl in IMPLS if Token(token).selects(impl)] == ids
+    assert str(Token(token)) == token
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("flagso", " Nearest: flagos."),
+        ("Vendor", " Nearest: vendor."),
+        ("referense", " Nearest: reference."),
+        ("impl:", " Nearest: impl:ID."),
+        ("vendor:a b", ""),
+        ("kind:flagos", ""),
+        ("xyz", ""),
+        ("", ""),
+    ],
+)
+def test_unknown_token_is_refused_with_the_valid_ones(text: str, nearest: str):
+    with pytest.raises(SettingsError, match=f"^there is no backend kind {text!r}. Valid: ") as error:
+        Token(text)
+    message = str(error.value)
+    for valid in ("flagos", "impl:ID", "reference", "vendor", "vendor:NAME"):
+        assert valid in message
+    assert nearest in message
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("vendor", ["vendor"]),
+        ("vendor|reference", ["vendor", "reference"]),
+        (" vendor:toy | impl:flagos.flag_gems ", ["vendor:toy", "impl:flagos.flag_gems"]),
+    ],
+)
+def test_order_is_parsed_step_by_step(text: str, tokens: list[str]):
+    assert [str(token) for token in parse_order(text)] == tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"in '' there is an empty step\. Write vendor\|reference"),
+        ("vendor|", r"in 'vendor\|' there is an empty step"),
+        ("vendor||reference", r"in 'vendor\|\|reference' there is an empty step"),
+        ("vendor|flagso", r"no backend kind 'flagso'\. .* Nearest: flagos\."),
+        ("vendor|reference| vendor", r"the step 'vendor' stands twice"),
+    ],
+)
+def test_malformed_order_is_refused(text: str, match: str):
+    with pytest.raises(SettingsError, match=match):
+        parse_order(text)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "order"),
+    [
+        (FLAGOS, ["flagos", "vendor", "reference"]),
+        (VENDOR, ["vendor", "flagos", "reference"]),
+        (REFERENCE, ["reference", "flagos", "vendor"]),
+    ],
+)
+def test_preferred_kind_comes_first_and_no_kind_is_lost(prefer: BackendKind, order: list[str]):
+    assert [str(token) for token in Policy(prefer=prefer).order("rms_norm")] == order
+
+
+def test_order_of_one_op_is_all_that_counts_for_it():
+    policy = Policy(prefer=VENDOR, per_op={"rms_norm": parse_order("reference")})
+    assert policy.order("rms_norm") == (Token("reference"),)
+    assert policy.order("silu_and_mul")[0] == Token("vendor")
+
+
+def test_policy_without_settings_prefers_flagos_and_falls_back():
+    policy = Policy()
+    assert policy.prefer is FLAGOS
+    assert not policy.strict

@@ -1,0 +1,162 @@
+"""An op's candidates in order, and the reasons of what is none."""
+
+import re
+
+import pytest
+
+from sglang_fl.cpu import CPU
+from sglang_fl.errors import SettingsError
+from sglang_fl.ops import OPS
+from sglang_fl.policy import Policy, parse_order
+from sglang_fl.registry import InstalledVendor, Registry
+from sglang_fl.resolution import Resolution, Skipped, resolve, resolve_all
+from sglang_fl.vendor import BackendKind, OpImpl, Vendor
+
+FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE
+OP = OPS["rms_norm"]
+
+
+def impl(kind: BackendKind, name: str, *requires: str, op: str = "rms_norm") -> OpImpl:
+    return OpImpl(op, kind, name, "no_such_package.kernels:rms_norm", requires=requires)
+
+
+def registry(*impls: OpImpl, others: tuple[InstalledVendor, ...] = ()) -> Registry:
+    toy = Vendor("toy", "cpu", 1, "no_such_package.probe:why", impls=impls)
+    found = (InstalledVendor("cpu", "sglang-fl-core 1", CPU), InstalledVendor("toy", "sglang-fl-toy 1", toy))
+    return Registry(toy, found + others)
+
+
+def policy(order: str | None = None, prefer: BackendKind = FLAGOS, strict: bool = False) -> Policy:
+    return Policy(prefer, {} if order is None else {"rms_norm": parse_order(order)}, strict)
+
+
+def ids(resolution: Resolution) -> list[str]:
+    return [candidate.id for candidate in resolution.candidates]
+
+
+OWN, NATIVE, GEMS = impl(FLAGOS, "flagos"), impl(VENDOR, "vendor.toy"), impl(FLAGOS, "flagos.flag_gems")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (policy(), ["flagos", "flagos.flag_gems", "vendor.toy", "reference"]),
+        (policy(prefer=VENDOR), ["vendor.toy", "flagos", "flagos.flag_gems", "reference"]),
+        (policy(prefer=REFERENCE), ["reference", "flagos", "flagos.flag_gems", "vendor.toy"]),
+        (policy("vendor"), ["vendor.toy"]),
+        (policy("vendor:toy|reference"), ["vendor.toy", "reference"]),
+        (policy("impl:flagos.flag_gems|flagos"), ["flagos.flag_gems", "flagos"]),
+        (policy("vendor|vendor:toy"), ["vendor.toy"]),
+        (policy("reference", prefer=VENDOR), ["reference"]),
+    ],
+)
+def test_candidates_follow_the_order_and_within_a_step_the_vendors_list(asked: Policy, expected: list[str]):
+    # The vendor lists its native kernel between the two others.
+    assert ids(resolve(OP, registry(OWN, NATIVE, GEMS), asked)) == expected
+
+
+def test_reference_is_cores_own():
+    (candidate,) = resolve(OP, registry(), policy("reference")).candidates
+    assert candidate == OpImpl("rms_norm", REFERENCE, "reference", "sglang_fl.ops.rms_norm:rms_norm")
+
+
+def test_implementations_of_other_ops_are_not_candidates():
+    other = impl(FLAGOS, "flagos", op="silu_and_mul")
+    assert ids(resolve(OP, registry(other), policy())) == ["reference"]
+
+
+def test_what_is_not_installed_is_skipped_with_the_reason():
+    missing = impl(FLAGOS, "flagos", "torch", "no_such_package", "nor_such")
+    resolution = resolve(OP, registry(missing, NATIVE), policy())
+    reason = Skipped("flagos", "no_such_package, nor_such is not installed")
+    assert ids(resolution) == ["vendor.toy", "reference"]
+    assert resolution.skipped == resolution.passed_over == (reason,)
+    assert str(reason) == "flagos: no_such_package, nor_such is not installed"
+
+
+def test_what_is_inside_a_missing_package_is_skipped_with_the_reason():
+    resolution = resolve(OP, registry(impl(FLAGOS, "flagos", "no_such_package.ops")), policy())
+    assert ids(resolution) == ["reference"]
+    assert resolution.skipped[0] == Skipped("flagos", "no_such_package.ops is not installed")
+
+
+def test_only_what_comes_before_the_first_candidate_was_passed_over():
+    missing = impl(VENDOR, "vendor.toy", "no_such_package")
+    resolution = resolve(OP, registry(OWN, missing), policy())
+    assert ids(resolution) == ["flagos", "reference"]
+    assert resolution.passed_over == ()
+    assert [skipped.what for skipped in resolution.skipped] == ["vendor.toy"]
+
+
+def test_step_that_means_nothing_here_is_skipped():
+    resolution = resolve(OP, registry(OWN), policy())
+    assert resolution.skipped == (Skipped("vendor", "vendor toy has none, and no other vendor is installed"),)
+
+
+def test_reason_tells_what_other_vendors_are_installed_and_why_they_are_not_it():
+    absent = Vendor("far", "far", 1, "no_such_package.probe:why")
+    others = (
+        InstalledVendor("far", "sglang-fl-far 1", absent, absence="no chip"),
+        InstalledVendor("broken", "sglang-fl-broken 1", fault="ImportError: libbroken"),
+        InstalledVendor("near", "sglang-fl-near 1", Vendor("near", "cpu", 1, "no_such_package.probe:why")),
+    )
+    resolution = resolve(OP, registry(others=others), policy())
+    reason = "vendor toy has none (far: no chip; broken: ImportError: libbroken; near: not the chosen vendor)"
+    assert resolution.skipped == (Skipped("flagos", reason), Skipped("vendor", reason))
+
+
+def test_what_the_users_order_leaves_out_is_excluded_with_the_reason():
+    resolution = resolve(OP, registry(OWN, NATIVE, GEMS), policy("vendor|impl:flagos"))
+    reason = "not in the order given for this op"
+    assert resolution.excluded == (Skipped("flagos.flag_gems", reason), Skipped("reference", reason))
+    assert resolution.skipped == ()
+
+
+def test_nothing_is_excluded_where_the_user_gave_no_order():
+    assert resolve(OP, registry(OWN, NATIVE), policy()).excluded == ()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_strictness_is_handed_on(strict: bool):
+    assert resolve(OP, registry(), policy(strict=strict)).strict is strict
+
+
+@pytest.mark.parametrize(
+    ("order", "reasons"),
+    [
+        ("vendor", "vendor.toy: no_such_package is not installed"),
+        (
+            "impl:flagos.x|vendor",
+            (
+                "impl:flagos.x: vendor toy has none, and no other vendor is installed; "
+                "vendor.toy: no_such_package is not installed"
+            ),
+        ),
+    ],
+)
+def test_order_that_cannot_be_had_is_refused_with_reasons_and_what_can_be(order: str, reasons: str):
+    missing = impl(VENDOR, "vendor.toy", "no_such_package")
+    expected = (
+        f"SGLANG_FL_PER_OP: 'rms_norm={order}' cannot be had here: {reasons}. "
+        f"Available for rms_norm: flagos, reference."
+    )
+    with pytest.raises(SettingsError, match=f"^{re.escape(expected)}$"):
+        resolve(OP, registry(OWN, missing), policy(order))
+
+
+def test_every_op_is_resolved():
+    resolutions = resolve_all(registry(OWN), policy())
+    assert resolutions.keys() == OPS.keys()
+    assert ids(resolutions["rms_norm"]) == ["flagos", "reference"]
+    assert ids(resolutions["silu_and_mul"]) == ["reference"]
+    assert all(resolution.op is OPS[name] for name, resolution in resolutions.items())
+
+
+def test_all_refusals_are_told_at_once():
+    asked = Policy(per_op={"rms_norm": parse_order("vendor"), "silu_and_mul": parse_order("flagos")})
+    with pytest.raises(SettingsError, match="cannot be had here") as error:
+        resolve_all(registry(), asked)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert any("'rms_norm=vendor'" in line for line in lines)
+    assert any("'silu_and_mul=flagos'" in line for line in lines)

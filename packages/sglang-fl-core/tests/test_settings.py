@@ -1,0 +1,291 @@
+"""The one reader of the environment: every variable, every wrong value, and where a value came from."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_fl.errors import SettingsError
+from sglang_fl.policy import parse_order
+from sglang_fl.settings import Settings, SglangSettings, explain, unknown_variables
+from sglang_fl.vendor import BackendKind
+
+DEFAULTS: dict[str, Any] = {
+    "oot_enabled": True,
+    "prefer": BackendKind.FLAGOS,
+    "per_op": {},
+    "strict": False,
+    "dispatch_log": None,
+    "platform": None,
+    "log_level": "INFO",
+}
+
+
+def variable(field: str) -> str:
+    return f"SGLANG_FL_{field.upper()}"
+
+
+def test_each_setting_has_its_default():
+    assert dict(Settings.read()) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("oot_enabled", "0", False),
+        ("oot_enabled", "1", True),
+        ("strict", "1", True),
+        ("strict", "0", False),
+        ("prefer", "flagos", BackendKind.FLAGOS),
+        ("prefer", "vendor", BackendKind.VENDOR),
+        ("prefer", "reference", BackendKind.REFERENCE),
+        ("per_op", "rms_norm=vendor", {"rms_norm": parse_order("vendor")}),
+        (
+            "per_op",
+            "silu_and_mul=flagos; rms_norm = vendor:toy|impl:flagos.own",
+            {"silu_and_mul": parse_order("flagos"), "rms_norm": parse_order("vendor:toy|impl:flagos.own")},
+        ),
+        ("dispatch_log", "logs/dispatch.log", Path("logs/dispatch.log")),
+        ("platform", "toy", "toy"),
+        ("log_level", "DEBUG", "DEBUG"),
+        ("log_level", "warning", "WARNING"),
+    ],
+)
+def test_variable_sets_its_setting_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, field: str, text: str, value: object
+):
+    monkeypatch.setenv(variable(field), text)
+    assert dict(Settings.read()) == DEFAULTS | {field: value}
+
+
+@pytest.mark.parametrize("field", DEFAULTS)
+def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, field: str):
+    monkeypatch.setenv(variable(field), "")
+    assert dict(Settings.read()) == DEFAULTS
+
+
+def test_every_setting_is_tested_here():
+    assert DEFAULTS.keys() == Settings.model_fields.keys()
+
+
+WRONG = [
+    ("prefer", "flagso", "no such backend kind. Valid: flagos, reference, vendor. Nearest: flagos."),
+    ("prefer", "sglang", "no such backend kind. Valid: flagos, reference, vendor."),
+    ("strict", "maybe", "neither 1 nor 0."),
+    ("oot_enabled", "2", "neither 1 nor 0."),
+    ("log_level", "DEBG", "no such level. Valid: DEBUG, ERROR, INFO, WARNING. Nearest: DEBUG."),
+    ("log_level", "loud", "no such level. Valid: DEBUG, ERROR, INFO, WARNING."),
+    (
+        "per_op",
+        "silu_and_mul=flagos;rms_nrom=vendor",
+        "there is no op 'rms_nrom'. Valid: rms_norm, rotary_embedding, silu_and_mul. Nearest: rms_norm.",
+    ),
+    (
+        "per_op",
+        "rms_norm=vendor|flagso",
+        (
+            "there is no backend kind 'flagso'. Valid: flagos, impl:ID, reference, vendor, vendor:NAME. "
+            "Nearest: flagos."
+        ),
+    ),
+    ("per_op", "rms_norm=vendor;", "'' is not of the form op=kind. Write rms_norm=vendor|reference;..."),
+    (
+        "per_op",
+        "rms_norm",
+        "'rms_norm' is not of the form op=kind. Write rms_norm=vendor|reference;...",
+    ),
+    (
+        "per_op",
+        "=vendor",
+        "'=vendor' is not of the form op=kind. Write rms_norm=vendor|reference;...",
+    ),
+    ("per_op", "rms_norm=", "in '' there is an empty step. Write vendor|reference"),
+    ("per_op", "rms_norm=vendor|vendor", "in 'vendor|vendor' the step 'vendor' stands twice"),
+    ("per_op", "rms_norm=vendor;rms_norm=flagos", "the op 'rms_norm' stands twice"),
+]
+
+
+@pytest.mark.parametrize(("field", "text", "reason"), WRONG)
+def test_wrong_value_is_quoted_with_what_would_be_right(
+    monkeypatch: pytest.MonkeyPatch, field: str, text: str, reason: str
+):
+    monkeypatch.setenv(variable(field), text)
+    with pytest.raises(SettingsError, match=rf"^{re.escape(f'{variable(field)}={text!r}: {reason}')}$"):
+        Settings.read()
+
+
+def test_all_wrong_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "flagso")
+    monkeypatch.setenv("SGLANG_FL_STRICT", "maybe")
+    monkeypatch.setenv("SGLANG_FL_DIST_BACKEND", "flagcx")
+    with pytest.raises(SettingsError, match=r"SGLANG_FL_PREFER='flagso'") as error:
+        Settings.read()
+    named = {line.partition("=")[0] for line in str(error.value).splitlines()}
+    assert named == {"SGLANG_FL_PREFER", "SGLANG_FL_STRICT", "SGLANG_FL_DIST_BACKEND"}
+
+
+NOT_IMPLEMENTED = [
+    ("USE_FLAGGEMS", "1"),
+    ("SGLANG_FL_FLAGOS_WHITELIST", "add"),
+    ("SGLANG_FL_FLAGOS_BLACKLIST", "add"),
+    ("SGLANG_FLAGGEMS_RECORD", "1"),
+    ("SGLANG_FLAGGEMS_LOG_PATH", "/tmp/aten.log"),
+    ("SGLANG_FL_OOT_WHITELIST", "RMSNorm"),
+    ("SGLANG_FL_OOT_BLACKLIST", "RMSNorm"),
+    ("SGLANG_FL_ALLOW_VENDORS", "toy"),
+    ("SGLANG_FL_DENY_VENDORS", "toy"),
+    ("SGLANG_FL_CONFIG", "config.yaml"),
+    ("SGLANG_FL_DIST_BACKEND", "flagcx"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), NOT_IMPLEMENTED)
+def test_variable_that_does_nothing_yet_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str):
+    monkeypatch.setenv(name, text)
+    expected = f"{name}={text!r}: this variable is not implemented in this version. Unset it"
+    with pytest.raises(SettingsError, match=f"^{re.escape(expected)}"):
+        Settings.read()
+
+
+@pytest.mark.parametrize("name", ["USE_FLAGGEMS", "SGLANG_FLAGGEMS_RECORD"])
+def test_refusal_tells_the_harmless_value(monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError, match=r"Unset it or set it to 0\.$"):
+        Settings.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("USE_FLAGGEMS", "0"), ("SGLANG_FLAGGEMS_RECORD", "0"), *((name, "") for name, _ in NOT_IMPLEMENTED)],
+)
+def test_harmless_value_of_what_does_nothing_yet_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+):
+    monkeypatch.setenv(name, text)
+    assert dict(Settings.read()) == DEFAULTS
+    assert unknown_variables() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("SGLANG_FL_PREFR", "SGLANG_FL_PREFER"),
+        ("SGLANG_FL_OOT_ENABLE", "SGLANG_FL_OOT_ENABLED"),
+        ("SGLANG_FLAGGEMS_RECROD", "SGLANG_FLAGGEMS_RECORD"),
+    ],
+)
+def test_unknown_variable_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPatch, name: str, nearest: str):
+    monkeypatch.setenv(name, "1")
+    (complaint,) = unknown_variables()
+    assert complaint.startswith(f"{name}: there is no such variable.")
+    assert complaint.endswith(f"Nearest: {nearest}.")
+    assert dict(Settings.read()) == DEFAULTS
+
+
+def test_known_and_foreign_variables_are_not_told(monkeypatch: pytest.MonkeyPatch):
+    for name in [variable(field) for field in DEFAULTS] + [name for name, _ in NOT_IMPLEMENTED]:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("SGLANG_PLUGINS", "sglang_fl")
+    monkeypatch.setenv("SGLANG_FLASHINFER_WORKSPACE_SIZE", "1")
+    assert unknown_variables() == []
+
+
+def test_every_unknown_variable_is_told(monkeypatch: pytest.MonkeyPatch):
+    for name in ("SGLANG_FL_B", "SGLANG_FL_A", "SGLANG_FLAGGEMS_C"):
+        monkeypatch.setenv(name, "")
+    told = [complaint.partition(":")[0] for complaint in unknown_variables()]
+    assert told == ["SGLANG_FLAGGEMS_C", "SGLANG_FL_A", "SGLANG_FL_B"]
+
+
+def test_variable_in_lower_case_sets_nothing(monkeypatch: pytest.MonkeyPatch):
+    # The report of sources and the error messages know the documented spelling alone.
+    monkeypatch.setenv("sglang_fl_prefer", "vendor")
+    assert Settings.read().prefer is BackendKind.FLAGOS
+
+
+def test_vendor_default_counts_where_the_environment_says_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_STRICT", "0")
+    monkeypatch.setenv("SGLANG_FL_LOG_LEVEL", "")
+    read = Settings.read({"prefer": "vendor", "strict": "1", "log_level": "debug"})
+    assert dict(read) == DEFAULTS | {"prefer": BackendKind.VENDOR, "log_level": "DEBUG"}
+
+
+@pytest.mark.parametrize(("field", "text", "reason"), WRONG)
+def test_wrong_vendor_default_says_where_it_comes_from(field: str, text: str, reason: str):
+    expected = f"{variable(field)}={text!r} (a default of the vendor package): {reason}"
+    with pytest.raises(SettingsError, match=f"^{re.escape(expected)}$"):
+        Settings.read({field: text})
+
+
+def test_wrong_vendor_default_is_quoted_although_its_variable_is_empty(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "")
+    with pytest.raises(SettingsError, match=r"SGLANG_FL_PREFER='vendr' \(a default of the vendor package\)"):
+        Settings.read({"prefer": "vendr"})
+
+
+def test_wrong_value_is_not_blamed_on_the_vendor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "flagso")
+    with pytest.raises(SettingsError, match=r"^SGLANG_FL_PREFER='flagso': no such backend kind"):
+        Settings.read({"prefer": "vendor"})
+
+
+def test_vendor_default_that_is_no_setting_is_refused():
+    with pytest.raises(SettingsError, match="prefre"):
+        Settings.read({"prefre": "vendor"})
+
+
+def test_explain_tells_each_value_as_a_user_writes_it_and_its_source(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "silu_and_mul=flagos; rms_norm=vendor|reference")
+    monkeypatch.setenv("SGLANG_FL_STRICT", "yes")
+    monkeypatch.setenv("SGLANG_FL_DISPATCH_LOG", "/tmp/dispatch.log")
+    monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "")
+    defaults = {"prefer": "vendor", "strict": "0"}
+    told = {
+        setting.variable: (setting.value, setting.source)
+        for setting in explain(Settings.read(defaults), "toy", defaults)
+    }
+    assert told == {
+        "SGLANG_FL_OOT_ENABLED": ("1", "default"),
+        "SGLANG_FL_PREFER": ("vendor", "vendor toy"),
+        "SGLANG_FL_PER_OP": ("silu_and_mul=flagos;rms_norm=vendor|reference", "environment"),
+        "SGLANG_FL_STRICT": ("1", "environment"),
+        "SGLANG_FL_DISPATCH_LOG": ("/tmp/dispatch.log", "environment"),
+        "SGLANG_FL_PLATFORM": ("", "default"),
+        "SGLANG_FL_LOG_LEVEL": ("INFO", "default"),
+    }
+
+
+def test_explained_values_can_be_set_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=vendor:toy|impl:flagos.own;silu_and_mul=reference")
+    monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "false")
+    monkeypatch.setenv("SGLANG_FL_PREFER", "reference")
+    read = Settings.read()
+    for setting in explain(read, "cpu", {}):
+        monkeypatch.setenv(setting.variable, setting.value)
+    assert Settings.read() == read
+
+
+def test_every_setting_says_what_it_does():
+    assert all(setting.meaning for setting in explain(Settings.read(), "cpu", {}))
+
+
+def test_policy_is_what_was_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "reference")
+    monkeypatch.setenv("SGLANG_FL_STRICT", "1")
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=vendor")
+    policy = Settings.read().policy
+    assert policy.prefer is BackendKind.REFERENCE
+    assert policy.strict
+    assert policy.per_op == {"rms_norm": parse_order("vendor")}
+
+
+def test_variables_of_sglang_are_read_apart_from_ours(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
+    monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.setenv("SGLANG_FL_PLATFORM", "toy")
+    assert dict(SglangSettings()) == {"platform": None, "use_cpu_engine": "0"}
+    monkeypatch.setenv("SGLANG_PLATFORM", "sglang_fl")
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    assert dict(SglangSettings()) == {"platform": "sglang_fl", "use_cpu_engine": "1"}
+    assert Settings.read().platform == "toy"

@@ -1,0 +1,92 @@
+"""Start the real engine or server with given settings, and what it is compared with."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROMPT = [5, 6, 7, 8, 9, 10]
+
+#: Runs one engine in a process of its own: greedy tokens and log-probabilities as one JSON line.
+_OFFLINE = """
+import json, sys
+
+def main():
+    import sglang as sgl
+    engine = sgl.Engine(model_path=sys.argv[1], skip_tokenizer_init=True, max_total_tokens=2048,
+                        log_level="info", random_seed=1)
+    rows = engine.generate(input_ids=json.loads(sys.argv[2]), return_logprob=True, logprob_start_len=0,
+                           sampling_params={"temperature": 0, "max_new_tokens": 8, "ignore_eos": True})
+    meta = rows["meta_info"]
+    print("RESULT " + json.dumps({
+        "tokens": rows["output_ids"],
+        "logprobs": [p for p, *_ in meta["input_token_logprobs"][1:] + meta["output_token_logprobs"]],
+    }))
+    engine.shutdown()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a process ended.
+
+    Parameters
+    ----------
+    code : its exit code
+    output : standard output and error
+    result : the JSON object that it printed last, if any
+    """
+
+    code: int
+    output: str
+    result: dict | None
+
+
+@pytest.fixture(scope="session")
+def environment_of() -> Callable[[Mapping[str, str]], dict[str, str]]:
+    """Return a function that adds settings to an environment free of ours."""
+
+    def environment(settings: Mapping[str, str]) -> dict[str, str]:
+        ours = ("SGLANG_", "USE_FLAGGEMS")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        return {**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **settings}
+
+    return environment
+
+
+@pytest.fixture(scope="session")
+def run_offline(tiny_model: Path, tmp_path_factory, environment_of) -> Callable[..., Run]:
+    """Return a function that generates with ``sgl.Engine`` under given settings."""
+    script = tmp_path_factory.mktemp("offline") / "offline.py"
+    script.write_text(_OFFLINE)
+
+    def run(settings: Mapping[str, str], timeout: float = 240) -> Run:
+        command = [sys.executable, str(script), str(tiny_model), json.dumps(PROMPT)]
+        return finish(command, environment_of(settings), timeout)
+
+    return run
+
+
+def finish(command: list[str], environment: dict[str, str], timeout: float) -> Run:
+    """Run a process in a group of its own to its end."""
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        start_new_session=True,
+    )
+    lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return Run(done.returncode, done.stdout, json.loads(lines[-1]) if lines else None)

@@ -1,0 +1,94 @@
+"""The documented launch line on a CPU: what runs after start-up alone, and an answer."""
+
+from pathlib import Path
+
+import pytest
+
+from demo.server import ServerError, serve
+
+pytestmark = pytest.mark.timeout(400)
+
+LAUNCH = ("--disable-piecewise-cuda-graph", "--max-total-tokens", "2048")
+REFERENCES = [
+    "[OOT-DISPATCH] RMSNorm → reference(reference)",
+    "[OOT-DISPATCH] RotaryEmbedding → reference(reference)",
+    "[OOT-DISPATCH] SiluAndMul → reference(reference)",
+]
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model: Path, tmp_path_factory, environment_of):
+    """A running server, with its dispatch log as it was before any request of ours."""
+    folder = tmp_path_factory.mktemp("served")
+    dispatch_log = folder / "dispatch.log"
+    environment = environment_of({"SGLANG_FL_DISPATCH_LOG": str(dispatch_log)})
+    with serve(tiny_model, folder / "server.log", arguments=LAUNCH, environment=environment) as server:
+        yield server, sorted(set(dispatch_log.read_text().splitlines()))
+
+
+def test_start_up_alone_writes_exactly_the_three_dispatch_lines(served):
+    _, lines = served
+    assert lines == REFERENCES
+
+
+def test_a_chat_request_is_answered(served):
+    server, _ = served
+    answer = server.post(
+        "/v1/chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4},
+    )
+    assert answer["usage"]["completion_tokens"] == 4
+    assert isinstance(answer["choices"][0]["message"]["content"], str)
+
+
+def test_the_former_flag_is_accepted_and_says_so_once(served):
+    server, _ = served
+    log = server.log.read_text(errors="replace")
+    assert log.count("--disable-piecewise-cuda-graph is gone from this SGLang") == 1
+    assert "'cuda_graph_backend_prefill': 'disabled'" in log
+
+
+def test_a_platform_that_we_bring_leaves_half_of_the_memory(served):
+    server, _ = served
+    assert "'mem_fraction_static': 0.5," in server.log.read_text(errors="replace")
+
+
+def test_an_op_that_is_not_on_the_preferred_kind_says_why_once(served):
+    server, _ = served
+    log = server.log.read_text(errors="replace")
+    assert log.count("rms_norm runs on reference (flagos: vendor cpu has none") == 1
+
+
+def test_a_port_in_use_is_refused_by_name(served, tiny_model: Path, tmp_path: Path):
+    server, _ = served
+    port = int(server.url.rpartition(":")[2])
+    with (
+        pytest.raises(ServerError, match=f"port {port} is in use"),
+        serve(tiny_model, tmp_path / "server.log", port=port),
+    ):
+        pass
+
+
+def test_a_server_that_dies_is_reported_with_its_last_lines(tmp_path: Path):
+    with (
+        pytest.raises(ServerError, match=r"exit code \d+ before it was ready(.|\n)*no-such-model"),
+        serve(tmp_path / "no-such-model", tmp_path / "server.log"),
+    ):
+        pass
+
+
+def test_a_server_that_is_too_slow_is_reported_and_leaves_no_process(tiny_model: Path, tmp_path: Path):
+    marker = f"{tmp_path.name}-served-name"
+    with (
+        pytest.raises(ServerError, match="not ready after 4 s"),
+        serve(tiny_model, tmp_path / "server.log", arguments=("--served-model-name", marker), timeout=4),
+    ):
+        pass
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if marker in read(path)]
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return ""

@@ -1,0 +1,141 @@
+"""What a server start refuses, with one message and code 2, before a model is loaded; what it survives."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import Run, finish
+from tests.engine.fake_vendor import install_vendor
+
+pytestmark = pytest.mark.timeout(200)
+
+AVAILABLE = """
+from sglang_fl.vendor import Vendor
+
+VENDOR = Vendor("{name}", device_type="{name}", core_api=1, probe="{name}_vendor:why_unavailable")
+
+
+def why_unavailable():
+    return None
+"""
+
+OLDER = """
+from sglang_fl.vendor import Vendor
+
+VENDOR = Vendor("older", device_type="x", core_api=0, probe="older_vendor:why_unavailable")
+"""
+
+#: Runs as a module on PYTHONPATH that Python imports at its start; renames what layer 2 hooks.
+RENAMED_METHOD = """
+import sglang.kernels.fused_op as module
+
+module.BaseFusedOp._resolve = module.BaseFusedOp._resolve_forward_method
+del module.BaseFusedOp._resolve_forward_method
+"""
+
+#: Lets SGLang fail while it applies the hooks, as it does on a target that it cannot patch.
+BROKEN_APPLICATION = """
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+
+def fail(cls, target, hooks):
+    raise TypeError("cannot patch " + target)
+
+
+HookRegistry._apply_target = classmethod(fail)
+"""
+
+
+@pytest.fixture
+def launch(tiny_model: Path, environment_of):
+    """Return a function that starts the server and expects it to end by itself."""
+
+    def start(settings: dict[str, str], prelude: str = "") -> Run:
+        code = f"import runpy, sys\n{prelude}\nrunpy.run_module('sglang.launch_server', run_name='__main__')"
+        command = [sys.executable, "-c", code, "--model-path", str(tiny_model)]
+        return finish([*command, "--max-total-tokens", "2048"], environment_of(settings), timeout=150)
+
+    return start
+
+
+def refused(run: Run) -> str:
+    """Return the message of a start that was refused as it should be."""
+    assert run.code == 2, run.output[-3000:]
+    assert "Traceback" not in run.output
+    assert "Load weight" not in run.output
+    messages = [line for line in run.output.splitlines() if line.startswith("sglang-fl: ")]
+    assert len(messages) == 1, messages
+    return messages[0]
+
+
+WRONG = {
+    "prefer": ({"SGLANG_FL_PREFER": "flagso"}, ["SGLANG_FL_PREFER='flagso'", "flagos, reference, vendor"]),
+    "unknown-op": ({"SGLANG_FL_PER_OP": "rms_nrom=vendor"}, ["'rms_nrom'", "Nearest: rms_norm"]),
+    "empty-item": ({"SGLANG_FL_PER_OP": ";;"}, ["SGLANG_FL_PER_OP=';;'", "op=kind"]),
+    "unknown-vendor": (
+        {"SGLANG_FL_PLATFORM": "mlu"},
+        ["SGLANG_FL_PLATFORM='mlu'", "Valid: cpu", "sglang-fl-mlu"],
+    ),
+    "missing-folder": (
+        {"SGLANG_FL_DISPATCH_LOG": "/no/such/folder/dispatch.log"},
+        ["SGLANG_FL_DISPATCH_LOG='/no/such/folder/dispatch.log'", "No such file or directory"],
+    ),
+    "read-only-folder": (
+        {"SGLANG_FL_DISPATCH_LOG": "/proc/dispatch.log"},  # read-only for root as well
+        ["SGLANG_FL_DISPATCH_LOG='/proc/dispatch.log'", "writable folder"],
+    ),
+    "not-implemented": ({"USE_FLAGGEMS": "1"}, ["USE_FLAGGEMS='1'", "not implemented"]),
+    "unmet-request": (
+        {"SGLANG_FL_PER_OP": "silu_and_mul=flagos;rms_norm=reference"},
+        ["'silu_and_mul=flagos'", "vendor cpu has none", "Available for silu_and_mul: reference"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "parts"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_setting_stops_the_start_with_one_message(launch, settings, parts):
+    message = refused(launch(settings))
+    for part in parts:
+        assert part in message
+
+
+def test_two_available_vendors_stop_the_start(launch, tmp_path: Path):
+    for name in ("alpha", "beta"):
+        install_vendor(tmp_path, name, AVAILABLE.format(name=name))
+    message = refused(launch({"PYTHONPATH": str(tmp_path)}))
+    assert "SGLANG_FL_PLATFORM is not set" in message
+    assert "alpha (alpha_vendor 0.0.1), beta (beta_vendor 0.0.1)" in message
+
+
+def test_sglangs_selector_is_answered_with_ours_where_sglang_has_the_platform(launch):
+    settings = {"SGLANG_PLATFORM": "sglang_fl", "SGLANG_USE_CPU_ENGINE": "1"}
+    assert "set SGLANG_FL_PLATFORM" in refused(launch(settings))
+
+
+def test_a_renamed_method_stops_the_start(launch):
+    message = refused(launch({}, prelude=RENAMED_METHOD))
+    assert "BaseFusedOp._resolve_forward_method" in message
+    assert "does not exist" in message
+
+
+def test_hooks_that_sglang_fails_to_apply_stop_the_start(launch):
+    run = launch({}, prelude=BROKEN_APPLICATION)
+    assert run.code == 2
+    assert "_resolve_forward_method, where layer 2 enters, was not hooked" in run.output
+
+
+def test_broken_vendor_packages_harm_nobody(run_offline, tmp_path: Path):
+    install_vendor(tmp_path, "broken", "import no_such_library")
+    install_vendor(tmp_path, "wrong", "VENDOR = 'a string'")
+    install_vendor(tmp_path, "older", OLDER)
+    log = tmp_path / "dispatch.log"
+    run = run_offline({"PYTHONPATH": str(tmp_path), "SGLANG_FL_DISPATCH_LOG": str(log)})
+    assert run.code == 0, run.output[-3000:]
+    assert len(set(log.read_text().splitlines())) == 3
+    for name, fault in {
+        "broken": "ModuleNotFoundError: No module named 'no_such_library'",
+        "wrong": "its entry point names a str",
+        "older": "it was written for core API 0, this core has 1: upgrade the vendor package",
+    }.items():
+        assert f"vendor {name} ({name}_vendor 0.0.1) is left out: {fault}" in run.output

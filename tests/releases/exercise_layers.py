@@ -1,0 +1,123 @@
+"""Run in a process of its own with one SGLang release first on PYTHONPATH: hook it, call its layers.
+
+Prints one JSON object. No engine, no model: the layer classes themselves, on the CPU.
+"""
+
+import importlib
+import inspect
+import json
+from typing import Any
+
+import torch
+from sglang.srt.plugins import load_plugins
+from sglang.version import __version__
+
+from sglang_fl.sglang_adapter import ADAPTERS, seams
+
+
+def main() -> None:
+    load_plugins()
+    version = seams.installed_version()
+    seam = seams.seam_of(version)
+    publish_server_args()
+    layers = build_layers()
+    facts = {name: exercise(layer, calls) for name, (layer, calls) in layers.items()}
+    facts["version"] = __version__
+    facts["seam"] = seam.target
+    facts["classes"] = {path: signatures(path) for path in ADAPTERS}
+    facts["flag"] = former_flag()
+    facts["platform"] = platform()
+    facts["norm_before_linear"] = norm_before_linear()
+    print("RESULT " + json.dumps(facts))
+
+
+def publish_server_args() -> None:
+    """Up to 0.5.18 some layers cannot be built before a configuration is published."""
+    from sglang.srt import server_args
+
+    arguments = server_args.ServerArgs(model_path="dummy", device="cpu")
+    if hasattr(server_args, "set_global_server_args_for_scheduler"):
+        server_args.set_global_server_args_for_scheduler(arguments)
+
+
+def build_layers() -> dict[str, tuple[Any, list[tuple]]]:
+    from sglang.srt.layers.activation import SiluAndMul
+    from sglang.srt.layers.layernorm import GemmaRMSNorm, RMSNorm
+    from sglang.srt.layers.rotary_embedding.base import LinearScalingRotaryEmbedding, RotaryEmbedding
+
+    x, residual = torch.randn(3, 64), torch.randn(3, 64)
+    rotary = (64, 64, 128, 10000, True, torch.float32)
+    rope = (torch.arange(3), torch.randn(3, 128), torch.randn(3, 64))
+    return {
+        "SiluAndMul": (SiluAndMul(), [(x,)]),
+        "RMSNorm": (RMSNorm(64), [(x,), (x.clone(), residual)]),
+        "RotaryEmbedding": (RotaryEmbedding(*rotary), [rope]),
+        "LinearScalingRotaryEmbedding": (
+            LinearScalingRotaryEmbedding(*rotary[:-1], [1.0], torch.float32),
+            [rope],
+        ),
+        "GemmaRMSNorm": (GemmaRMSNorm(64), [(x,)]),
+    }
+
+
+def exercise(layer: Any, calls: list[tuple]) -> dict[str, Any]:
+    errors = []
+    for arguments in calls:
+        native = flat(layer.forward_native(*(a.clone() for a in arguments)))
+        ours = flat(layer(*(a.clone() for a in arguments)))
+        errors.append(max(float((a - b).abs().max()) for a, b in zip(ours, native, strict=True)))
+    return {"runs": layer._forward_method.__module__, "largest_difference": max(errors)}
+
+
+def norm_before_linear() -> str:
+    """Announce the linear layer that follows, in each way that a release knows; return who ran the norm."""
+    from sglang.srt.layers.layernorm import RMSNorm
+
+    norm, linear, x = RMSNorm(64), torch.nn.Linear(64, 8), torch.randn(3, 64)
+    if hasattr(norm, "fuse_input_quant"):
+        norm.fuse_input_quant(linear)
+    announced = "quant_linear" in inspect.signature(norm.forward_native).parameters
+    norm(x, **({"quant_linear": linear} if announced else {}))
+    return norm._forward_method.__module__
+
+
+def flat(outputs: Any) -> tuple:
+    return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+
+
+def signatures(path: str) -> list[str]:
+    module, _, name = path.partition(":")
+    cls = getattr(importlib.import_module(module), name)
+    return [p for p in inspect.signature(cls.forward_native).parameters if p != "self"]
+
+
+def former_flag() -> str:
+    import argparse
+
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    line = ["--model-path", "x", "--disable-piecewise-cuda-graph"]
+    return str(parser.parse_args(line).cuda_graph_backend_prefill)
+
+
+def platform() -> dict[str, Any]:
+    from sglang.srt.platforms import current_platform
+
+    class Arguments:
+        mem_fraction_static = None
+        attention_backend = None
+
+    arguments = Arguments()
+    current_platform.apply_server_args_defaults(arguments)
+    return {
+        "class": type(current_platform).__name__,
+        "mem_fraction_static": arguments.mem_fraction_static,
+        "attention_backend": arguments.attention_backend,
+    }
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

@@ -1,6 +1,7 @@
 """The vendor conformance kit: it passes what keeps the contract, and names what does not."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_fl.conformance import check_case, check_impl, error_in_units
+from sglang_fl.conformance import check_case, check_declared, check_impl, error_in_units
 from sglang_fl.errors import UnsupportedError, VendorError
 from sglang_fl.ops import OPS, Case, Op, Outputs
 from sglang_fl.vendor import BackendKind, OpImpl
@@ -382,3 +383,23 @@ def test_implementation_without_its_function_is_refused(write_module: Callable[[
     module = write_module("")
     with pytest.raises(VendorError, match=f"{module} has no function 'silu_and_mul'"):
         check_impl(impl_of(module), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("def rms_norm(x, weight, eps, residual=None):\n    import no_such_library\n", None),
+        ("def rms_norm(x, eps, weight, residual=None): pass\n", r"takes \(x, eps, weight, residual\)"),
+        ("def norm(x): pass\n", "defines no function rms_norm"),
+        (None, "there is no module"),
+    ],
+    ids=["right", "other-order", "other-name", "no-module"],
+)
+def test_declared_target_is_checked_without_its_kernel_library(source, fault, tmp_path, monkeypatch):
+    name = f"declared_{tmp_path.name}".replace("-", "_")
+    if source is not None:
+        (tmp_path / f"{name}.py").write_text(f"import no_such_kernel_library\n{source}")
+    monkeypatch.syspath_prepend(tmp_path)
+    faults = check_declared(OpImpl("rms_norm", BackendKind.FLAGOS, "flagos", f"{name}:rms_norm"))
+    assert len(faults) == (fault is not None)
+    assert fault is None or re.search(fault, faults[0])

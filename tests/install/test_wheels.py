@@ -1,0 +1,118 @@
+"""Wheels as a user gets them: what is in them, and what they do in an environment of their own."""
+
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Callable
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).parents[2]
+NAMES = {
+    "core": "sglang_fl",
+    "nvidia": "sglang_fl_nvidia",
+    "ascend": "sglang_fl_ascend",
+    "mlu": "sglang_fl_mlu",
+}
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory) -> dict[str, Path]:
+    """The wheel of each package, built in its own folder."""
+    built = {}
+    for name in NAMES:
+        folder = tmp_path_factory.mktemp(name)
+        source = ROOT / "packages" / f"sglang-fl-{name}"
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*command, "-w", str(folder), str(source)], check=True, cwd=folder)
+        (built[name],) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture
+def environment(tmp_path: Path, wheels) -> Callable[..., Path]:
+    """Return a function that makes an environment with the wheels of the named packages."""
+
+    def make(*names: str) -> Path:
+        venv.create(tmp_path / "venv", with_pip=False)
+        python = tmp_path / "venv" / "bin" / "python"
+        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps"]
+        subprocess.run([*install, *(str(wheels[name]) for name in names)], check=True)
+        # Third-party packages come from this environment, ours from the wheels alone.
+        folders = [Path(path) for path in sys.path if path.endswith("site-packages")]
+        third_party = [str(folder) for folder in folders if not list(folder.glob("*sglang_fl*"))]
+        major, minor = sys.version_info[:2]
+        site = tmp_path / "venv" / "lib" / f"python{major}.{minor}" / "site-packages"
+        (site / "third_party.pth").write_text("\n".join(third_party))
+        return python
+
+    return make
+
+
+def run(python: Path, code: str) -> str:
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wheel_holds_its_package_and_nothing_else(wheels, name: str):
+    with zipfile.ZipFile(wheels[name]) as wheel:
+        members = wheel.namelist()
+    tops = {member.split("/")[0] for member in members}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {NAMES[name]}
+    assert f"{NAMES[name]}/py.typed" in members
+    assert any(member.endswith("licenses/LICENSE") for member in members)
+    source = ROOT / "packages" / f"sglang-fl-{name}" / "src"
+    expected = {str(path.relative_to(source)) for path in source.rglob("*.py")}
+    assert {member for member in members if member.endswith(".py")} == expected
+
+
+@pytest.mark.parametrize("name", ["nvidia", "ascend", "mlu"])
+def test_a_vendor_package_depends_on_core_alone_of_ours(wheels, name: str):
+    with zipfile.ZipFile(wheels[name]) as wheel:
+        metadata = next(member for member in wheel.namelist() if member.endswith("METADATA"))
+        headers = HeaderParser().parsestr(wheel.read(metadata).decode())
+    ours = [need for need in headers.get_all("Requires-Dist", []) if need.startswith("sglang-fl")]
+    assert len(ours) == 1
+    assert ours[0].startswith("sglang-fl-core")
+
+
+def test_sglang_finds_core_under_both_entry_points(environment):
+    python = environment("core")
+    code = """
+import json
+from importlib.metadata import entry_points
+
+groups = ("sglang.srt.plugins", "sglang.srt.platforms")
+print(json.dumps({group: [p.value for p in entry_points(group=group, name="sglang_fl")] for group in groups}))
+"""
+    assert json.loads(run(python, code)) == {
+        "sglang.srt.plugins": ["sglang_fl.plugin:load_plugin"],
+        "sglang.srt.platforms": ["sglang_fl.plugin:activate_platform"],
+    }
+
+
+def test_vendors_installed_where_their_chip_is_missing_are_listed_with_the_reason(environment):
+    python = environment(*NAMES)
+    output = subprocess.run(
+        [str(python.parent / "sglang-fl"), "vendors", "--json"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = {row["vendor"]: row for row in json.loads(output)}
+    assert rows.keys() == {"ascend", "cpu", "mlu", "nvidia"}
+    assert rows["cpu"]["available"]
+    assert rows["ascend"]["reason"] == "torch_npu is not installed"
+    assert rows["mlu"]["reason"] == "torch_mlu is not installed"
+    assert rows["nvidia"]["package"] == "sglang-fl-nvidia 0.1.0"
+
+
+def test_importing_core_imports_nothing_heavy(environment):
+    python = environment("core")
+    heavy = run(
+        python, "import sys, sglang_fl; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
+    )
+    assert heavy.strip() == "[]"

@@ -1,0 +1,69 @@
+"""What the layout promises and a linter cannot see."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sglang_fl.ops import OPS
+from sglang_fl.settings import Settings
+from sglang_fl.sglang_adapter import ADAPTERS
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "packages/sglang-fl-core/src/sglang_fl"
+PACKAGES = sorted((ROOT / "packages").iterdir())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_has_one_file_of_its_name_on_every_floor(op: str):
+    assert (CORE / "ops" / f"{op}.py").exists()
+    assert (CORE / "flagos" / f"{op}.py").exists()
+    assert f"## {op}" in (ROOT / "docs/ops.md").read_text()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_has_an_adapter(op: str):
+    assert [adapter for adapter in ADAPTERS.values() if adapter.op.name == op]
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_a_setting_is_documented(field: str):
+    assert f"`SGLANG_FL_{field.upper()}`" in (ROOT / "docs/configure.md").read_text()
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_a_package_can_be_released_alone(package: Path):
+    (source,) = (package / "src").iterdir()
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "tests", "changelog.d"):
+        assert (package / name).exists(), name
+    assert (source / "py.typed").exists()
+    assert (package / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert f"/{package.relative_to(ROOT)}/" in (ROOT / "CODEOWNERS").read_text()
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_changed_source_has_a_changelog_fragment(package: Path):
+    tags = git("tag", "--list", f"{package.name}-v*", "--sort=-version:refname").split()
+    changed = git("diff", "--name-only", tags[0], "--", f"{package}/src") if tags else "all of it"
+    assert not changed or list((package / "changelog.d").glob("*.md"))
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_only_settings_reads_the_environment():
+    readers = {
+        path.name
+        for path in ROOT.glob("packages/*/src/**/*.py")
+        if re.search(r"os\.(environ|getenv)", path.read_text())
+    }
+    assert readers == {"settings.py"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("packages/*/src/**/*.py")), ids=lambda path: path.stem)
+def test_a_file_has_one_subject(path: Path):
+    assert len(path.read_text().splitlines()) <= 500
+    assert ast.get_docstring(ast.parse(path.read_text())) or path.name == "_version.py"

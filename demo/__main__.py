@@ -1,4 +1,4 @@
-"""Make a tiny model, serve it with the real SGLang, ask one question, show what ran it."""
+"""Make a tiny model, serve it with the real SGLang on the CPU, ask one question, show what ran it."""
 
 import argparse
 import os
@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
         model,
         folder / "server.log",
         arguments=LAUNCH,
-        environment={"SGLANG_FL_DISPATCH_LOG": str(dispatch_log)},
+        environment={"SGLANG_FL_DISPATCH_LOG": str(dispatch_log), "CUDA_VISIBLE_DEVICES": ""},
         port=arguments.port,
         timeout=arguments.timeout,
         progress=_show_progress,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these tests are about the CPU, also where a GPU is
 ROOT = Path(__file__).parents[2]
 PROMPT = [5, 6, 7, 8, 9, 10]
 

@@ -125,6 +125,33 @@ def test_hooks_that_sglang_fails_to_apply_stop_the_start(launch):
     assert "_resolve_forward_method, where layer 2 enters, was not hooked" in run.output
 
 
+#: Loads the plugins as a server does, under another version of SGLang, and tells who resolves a layer.
+OTHER_RELEASE = """
+import sglang.version
+
+sglang.version.__version__ = "0.5.24"
+from sglang.srt.plugins import load_plugins
+
+load_plugins()
+from sglang.srt.layers.activation import SiluAndMul
+
+print("resolves to", SiluAndMul()._resolve_forward_method().__name__)
+"""
+
+
+def test_an_unsupported_release_is_left_as_it_is_with_one_warning(environment_of):
+    run = finish([sys.executable, "-c", OTHER_RELEASE], environment_of({}), timeout=60)
+    assert run.code == 0, run.output
+    assert run.output.count("SGLang 0.5.24 is not supported (0.5.15 to 0.5.23 are)") == 1
+    assert "resolves to forward_native" in run.output
+
+
+def test_an_unsupported_release_refuses_a_backend_asked_for_by_name(environment_of):
+    settings = {"SGLANG_FL_PER_OP": "rms_norm=reference"}
+    message = refused(finish([sys.executable, "-c", OTHER_RELEASE], environment_of(settings), timeout=60))
+    assert "SGLANG_FL_PER_OP is set, but SGLang 0.5.24 is not supported" in message
+
+
 def test_broken_vendor_packages_harm_nobody(run_offline, tmp_path: Path):
     install_vendor(tmp_path, "broken", "import no_such_library")
     install_vendor(tmp_path, "wrong", "VENDOR = 'a string'")

@@ -103,13 +103,13 @@ def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> No
     """
     seam.require()
     HookRegistry.register(seam.target, hook, HookType.AROUND)
-    apply_hooks = HookRegistry.apply_hooks
+    own = vars(HookRegistry)["apply_hooks"]
 
     def apply_and_tell() -> None:
         # SGLang applies hooks after all plugins have run and swallows what goes wrong there; it
         # offers no later moment to a plugin. This stands for one call only.
-        HookRegistry.apply_hooks = apply_hooks
-        apply_hooks()
+        HookRegistry.apply_hooks = own
+        HookRegistry.apply_hooks()
         when_applied()
 
     HookRegistry.apply_hooks = apply_and_tell

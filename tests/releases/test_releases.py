@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import pytest
@@ -15,34 +13,22 @@ pytestmark = pytest.mark.timeout(300)
 RELEASES = [f"0.5.{patch}" for patch in range(15, 24)]
 LAST_OF_FIRST_SEAM = 17
 SCRIPT = Path(__file__).parent / "exercise_layers.py"
-#: The tokenizers that goes with a transformers; not every release of SGLang pins it.
-TOKENIZERS = {"5.12.1": "0.22.2"}
 
 
 @pytest.fixture(scope="module", params=RELEASES)
-def facts(request, wheel) -> dict:
+def facts(request, environment_of_release) -> dict:
     """What a process saw that hooked this release and called its layers."""
-    release = wheel("sglang", request.param)
-    path = [release, *_pinned_transformers(release, request.param, wheel)]
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith("SGLANG_")},
-        "PYTHONPATH": os.pathsep.join(map(str, path)),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, str(SCRIPT)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        env={**clean, **environment_of_release(request.param)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-1000:] + done.stderr[-3000:]
     return {"release": request.param, **json.loads(lines[0].removeprefix("RESULT "))}
-
-
-def _pinned_transformers(release: Path, version: str, wheel) -> list[Path]:
-    """SGLang registers model types that a newer transformers has itself, so it needs its own pin."""
-    metadata = (release / f"sglang-{version}.dist-info" / "METADATA").read_text()
-    pin = re.search(r"^Requires-Dist: transformers==(\S+)", metadata, re.MULTILINE)[1]
-    if pin == installed_version("transformers"):
-        return []
-    return [wheel("transformers", pin), wheel("tokenizers", TOKENIZERS[pin])]
 
 
 def test_the_release_is_the_one_on_the_path(facts):

@@ -88,6 +88,7 @@ def _cases() -> tuple[Case, ...]:
             _case(f"row-strided{suffix}", 5, 256, residual=residual, padding=64),
             _case(f"tiny-values{suffix}", 4, 512, residual=residual, scale=1e-4),
             _case(f"large-eps{suffix}", 4, 512, residual=residual, eps=1e-2),
+            _case(f"float32-weight{suffix}", 4, 256, residual=residual, weight_dtype=torch.float32),
         ]
     return tuple(cases)
 

@@ -42,7 +42,8 @@ def _stack(session: nox.Session) -> Path:
     wanted = "\n".join([sys.version, *REQUIREMENTS])
     if not stamp.exists() or stamp.read_text() != wanted:
         session.log(f"Installing SGLang {SGLANG} once for all sessions: about 8 minutes and 11 GB")
-        session.run(sys.executable, "-m", "venv", "--clear", str(STACK), external=True)
+        # virtualenv came with nox; the venv of some distributions is a package of its own.
+        session.run(sys.executable, "-m", "virtualenv", "-q", "--clear", str(STACK), external=True)
         session.run(str(python), "-m", "pip", "install", *REQUIREMENTS, external=True)
         stamp.write_text(wanted)  # last, so that an interrupted installation is started again
     return _site_packages(python)

@@ -1,7 +1,11 @@
 """SGLang's own layer classes under the hook: what is bound, what falls through, how exact it is."""
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
+from sglang.kernels.fused_op import BaseFusedOp
 from sglang.srt.batch_invariant_ops import batch_invariant_ops
 from sglang.srt.layers import layernorm
 from sglang.srt.layers.activation import GeluAndMul, SiluAndMul
@@ -11,21 +15,21 @@ from sglang.srt.layers.rotary_embedding.rope_variant import DeepseekScalingRotar
 from sglang.srt.plugins import load_plugins
 
 from sglang_fl.conformance import error_in_units
+from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, Case
+from sglang_fl.sglang_adapter.hook import LayerHook
+from sglang_fl.sglang_adapter.rotary_embedding import bind
 from sglang_fl.startup import configure
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def dispatch_log(tmp_path_factory):
-    """Load the plugin into this process; return the dispatch log."""
-    path = tmp_path_factory.mktemp("layers") / "dispatch.log"
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setenv("SGLANG_FL_DISPATCH_LOG", str(path))
-        configure.cache_clear()
-        load_plugins()
-        yield path
+def plugin():
+    """Load the plugin into this process."""
+    load_plugins()
+    with torch.no_grad():
+        yield
 
 
 def rope(head_size: int = 64, is_neox_style: bool = True) -> RotaryEmbedding:
@@ -103,41 +107,61 @@ def outputs(result):
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
+@pytest.fixture
+def own_log(tmp_path: Path, monkeypatch) -> Path:
+    """A dispatch log of this test alone; the hook's own has each line once in a process."""
+    path = tmp_path / "dispatch.log"
+    hook = LayerHook(configure().resolutions, DispatchLog(path))
+    resolve = inspect.unwrap(BaseFusedOp._resolve_forward_method)
+    monkeypatch.setattr(BaseFusedOp, "_resolve_forward_method", lambda layer: hook(resolve, layer))
+    return path
+
+
 @pytest.mark.parametrize(("options", "call"), FALLS_THROUGH.values(), ids=FALLS_THROUGH.keys())
-def test_a_norm_that_the_contract_cannot_express_is_sglangs_and_logged_so(options, call, dispatch_log):
+def test_a_norm_that_the_contract_cannot_express_is_sglangs_and_logged_so(options, call, own_log: Path):
     layer, x = RMSNorm(**options), torch.randn(2, 8)
-    dispatch_log.write_text("")
-    layer._resolve_forward_method()  # the log has each line once in a process
     native = outputs(layer.forward_native(x, **call))
-    ours = outputs(layer(x, **call))
-    assert all(map(torch.equal, ours, native))
-    assert layer._forward_method.__module__ != "sglang_fl.sglang_adapter.rms_norm"
+    assert all(map(torch.equal, outputs(layer(x, **call)), native))
+    assert own_log.read_text().splitlines() == ["[OOT-DISPATCH] RMSNorm → sglang(native)"]
 
 
-def test_a_norm_falls_through_in_batch_invariant_mode(monkeypatch):
+@pytest.mark.parametrize("options", [options for options, _ in list(FALLS_THROUGH.values())[:-1]])
+def test_a_norm_with_options_that_we_lack_holds_sglangs_own_forward_after_one_call(options):
+    layer = RMSNorm(**options)
+    layer(torch.randn(2, 8))
+    assert layer._forward_method == layer.forward_native
+
+
+def test_a_norm_is_sglangs_in_batch_invariant_mode(monkeypatch, own_log: Path):
     # Entering the mode as SGLang does needs an accelerator; its flag is what the layers look at.
     monkeypatch.setattr(batch_invariant_ops, "_batch_invariant_MODE", True)
     layer, x = RMSNorm(8), torch.randn(2, 8)
     assert torch.equal(layer(x), layer.forward_native(x))
-    assert layer._forward_method.__module__ != "sglang_fl.sglang_adapter.rms_norm"
+    assert layer._forward_method == layer.forward_native
+    assert own_log.read_text().splitlines() == ["[OOT-DISPATCH] RMSNorm → sglang(native)"]
 
 
-def test_a_norm_falls_through_where_sglang_fuses_quantisation(monkeypatch):
+def test_a_residual_of_another_dtype_is_left_to_sglang(own_log: Path):
+    layer, x, residual = RMSNorm(8), torch.randn(2, 8, dtype=torch.bfloat16), torch.randn(2, 8)
+    native = layer.forward_native(x, residual)
+    assert all(map(torch.equal, layer(x, residual), native))
+    assert own_log.read_text().splitlines() == ["[OOT-DISPATCH] RMSNorm → sglang(native)"]
+
+
+def test_a_norm_is_sglangs_where_it_fuses_quantisation(monkeypatch, own_log: Path):
     monkeypatch.setattr(layernorm, "_flashinfer_rmsnorm_quant_available", True)
     monkeypatch.setattr(layernorm, "_is_static_per_tensor_fp8_linear", lambda method, linear: True)
     linear = torch.nn.Linear(8, 8)
     linear.quant_method, linear.input_scale = object(), torch.ones(1)
-    layer = RMSNorm(8)
-    layer(torch.randn(2, 8))
-    bound, seen = layer._forward_method, []
-    monkeypatch.setattr(
-        RMSNorm, "forward_native", lambda self, x, *rest: seen.append(rest) or x, raising=True
-    )
-    plain = RMSNorm(8)
-    plain.fuse_input_quant(linear)
-    plain(torch.randn(2, 8))
-    assert seen == [(None, None, linear)]
-    assert bound.__module__ == "sglang_fl.sglang_adapter.rms_norm"
+    layer, x = RMSNorm(8), torch.randn(2, 8)
+    layer.fuse_input_quant(linear)
+    assert torch.equal(layer(x), layer.forward_native(x))
+    layer.__dict__["_quant_linear"] = None  # what is announced may change after the first call
+    layer(x)
+    assert own_log.read_text().splitlines() == [
+        "[OOT-DISPATCH] RMSNorm → sglang(native)",
+        "[OOT-DISPATCH] RMSNorm → reference(reference)",
+    ]
 
 
 def test_a_rotary_embedding_that_must_write_the_kv_cache_is_left_to_sglang():
@@ -145,6 +169,35 @@ def test_a_rotary_embedding_that_must_write_the_kv_cache_is_left_to_sglang():
     layer(*rope_inputs())
     with pytest.raises(AssertionError, match="fused_set_kv_buffer_arg is not supported for native"):
         layer(*rope_inputs(), fused_set_kv_buffer_arg=object())
+
+
+def forward_cuda(positions, query, key, offsets=None, fused_set_kv_buffer_arg=None):
+    """Stand for SGLang's own path on CUDA, which rotates in place."""
+
+
+def test_where_sglang_rotates_in_place_so_do_we():
+    layer, (positions, query, key) = rope(), rope_inputs()
+    expected = OPS["rotary_embedding"].reference(positions, query, key, layer.cos_sin_cache, 64, True)
+    # As models/llama4.py does: views of one tensor go in, and what comes out is not looked at.
+    packed = torch.cat((query, key), dim=-1)
+    kernel = OPS["rotary_embedding"].reference
+    bind(layer, kernel, forward_cuda)(positions, *packed.split([128, 64], dim=-1))
+    assert torch.equal(packed, torch.cat(expected, dim=-1))
+
+
+def test_where_sglang_does_not_one_tensor_for_query_and_key_is_rotated_once():
+    layer, (positions, _, key) = rope(), rope_inputs()
+    kernel = OPS["rotary_embedding"].reference
+    expected = kernel(positions, key, key, layer.cos_sin_cache, 64, True)[1].clone()
+
+    def in_place(positions, query, key, *rest: object):
+        rotated = kernel(positions, query, key, *rest)[0]
+        query.copy_(rotated)
+        key.copy_(kernel(positions, key, key, *rest)[0])
+        return query, key
+
+    _, ours = bind(layer, in_place, layer.forward_native)(positions, key, key)
+    assert torch.equal(ours, expected)
 
 
 def test_a_rotary_embedding_uses_rows_that_sglang_picked_beforehand():

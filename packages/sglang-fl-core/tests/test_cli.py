@@ -143,7 +143,7 @@ def test_why_tells_the_candidates_and_the_reasons_of_the_rest(
     install_vendor("toy", impls=NEEDY + NATIVE)
     monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=flagos|vendor")
     answer = run_json("why", "rms_norm")
-    assert (answer["op"], answer["vendor"], answer["layer_2"]) == ("rms_norm", "toy", True)
+    assert (answer["op"], answer["vendor"], answer["layer_2"]) == ("rms_norm", "toy", "on")
     assert answer["order"] == ["flagos", "vendor"]
     assert answer["candidates"] == [
         {"id": "vendor.toy", "kind": "vendor", "target": "no_such_package.kernels:rms_norm"}
@@ -175,8 +175,13 @@ def test_why_prints_no_empty_table(install_vendor: Install):
 
 def test_why_says_that_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "0")
-    assert run_json("why", "rms_norm")["layer_2"] is False
-    assert "layer 2 off: SGLang runs its own" in run("why", "rms_norm").stdout
+    assert run_json("why", "rms_norm")["layer_2"] == "SGLANG_FL_OOT_ENABLED=0"
+    assert "layer 2 off, SGLang runs its own (SGLANG_FL_OOT_ENABLED=0)" in run("why", "rms_norm").stdout
+
+
+def test_ops_says_that_sglang_runs_them_where_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "0")
+    assert run_json("ops")[0] == {"op": "silu_and_mul", "runs": "sglang", "then": ["SGLANG_FL_OOT_ENABLED=0"]}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +264,8 @@ def test_error_shows_no_traceback():
 
 def test_warnings_go_to_stderr_beside_the_listing(install: Install):
     install("broken", "import no_such_kernel_library\n")
-    result = command("vendors", "--json")
+    result = command("ops", "--json")
     assert result.returncode == 0
     assert result.stderr.startswith("WARNING: vendor broken (sglang-fl-broken 0.0.1) is left out: ")
-    assert "broken" in {row["vendor"] for row in json.loads(result.stdout.partition("imported:")[0])}
+    rows = json.loads(result.stdout.partition("imported:")[0])
+    assert {row["op"] for row in rows} == set(OPS)

@@ -336,7 +336,28 @@ def writing_then_refusing(x: Tensor) -> Tensor:
 
 
 def test_kernel_that_refuses_a_call_is_not_at_fault():
-    assert check_all("silu_and_mul", refusing, DTYPES) == [[], [], []]
+    case = case_of("silu_and_mul", "one-token")
+    assert check_case(OPS["silu_and_mul"], refusing, case, torch.float16, "cpu") is None
+
+
+def test_implementation_that_refuses_every_case_of_a_half_dtype_is_at_fault(
+    write_module: Callable[[str], str],
+):
+    module = write_module(
+        """
+        import torch
+        from sglang_fl.errors import UnsupportedError
+        from sglang_fl.ops import OPS
+
+        def silu_and_mul(x):
+            if x.dtype is not torch.bfloat16:
+                raise UnsupportedError("bfloat16 only")
+            return OPS["silu_and_mul"].reference(x)
+        """
+    )
+    assert check_impl(impl_of(module), "cpu") == [
+        "silu_and_mul flagos: every case of torch.float16 is refused"
+    ]
 
 
 def test_kernel_that_refuses_a_call_after_writing_is_at_fault():
@@ -389,11 +410,12 @@ def test_implementation_without_its_function_is_refused(write_module: Callable[[
     ("source", "fault"),
     [
         ("def rms_norm(x, weight, eps, residual=None):\n    import no_such_library\n", None),
-        ("def rms_norm(x, eps, weight, residual=None): pass\n", r"takes \(x, eps, weight, residual\)"),
+        ("def rms_norm(x, eps, weight, residual=None): pass\n", r"takes \(x, eps, weight, residual=None\)"),
+        ("def rms_norm(x, weight, eps, residual): pass\n", r"takes \(x, weight, eps, residual\)"),
         ("def norm(x): pass\n", "defines no function rms_norm"),
         (None, "there is no module"),
     ],
-    ids=["right", "other-order", "other-name", "no-module"],
+    ids=["right", "other-order", "no-default", "other-name", "no-module"],
 )
 def test_declared_target_is_checked_without_its_kernel_library(source, fault, tmp_path, monkeypatch):
     name = f"declared_{tmp_path.name}".replace("-", "_")

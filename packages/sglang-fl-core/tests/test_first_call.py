@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import NoImplementationError, VendorError
-from sglang_fl.first_call import Bind, Forward, first_call
+from sglang_fl.first_call import Forward, first_call
 from sglang_fl.ops import OPS
 from sglang_fl.resolution import Resolution
 from sglang_fl.vendor import BackendKind, OpImpl, load_target
@@ -51,17 +51,27 @@ RMS_NORM = """
 """
 
 
-def identity(kernel: Callable[..., Any]) -> Forward:
+Bind = Callable[[Callable[..., Any], Forward], Forward]
+
+
+def identity(kernel: Callable[..., Any], fall_through: Forward) -> Forward:
     return kernel
+
+
+def forward_native(**_: Any) -> Any:
+    """Stand for SGLang's own forward."""
+    return "SGLang's own"
 
 
 class Layer:
     """A layer's first forward, and what came of it."""
 
-    def __init__(self, resolution: Resolution, name: str, path: Path, bind: Bind = identity) -> None:
+    def __init__(
+        self, resolution: Resolution, name: str, path: Path, bind: Bind, own: Forward = forward_native
+    ) -> None:
         self.path = path
         self.commits: list[tuple[Forward, Forward]] = []
-        self.forward = first_call(resolution, name, bind, self._commit, DispatchLog(path))
+        self.forward = first_call(resolution, name, own, bind, self._commit, DispatchLog(path))
 
     def _commit(self, first: Forward, bound: Forward) -> None:
         self.commits.append((first, bound))
@@ -81,7 +91,9 @@ def module(write_module: Callable[[str], str]) -> str:
 def layer(module: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Layer]:
     """``layer("half_done", "reference")`` makes a layer whose op has these candidates."""
 
-    def make(*names: str, strict: bool = False, bind: Bind = identity) -> Layer:
+    def make(
+        *names: str, strict: bool = False, bind: Bind = identity, own: Forward = forward_native
+    ) -> Layer:
         op = OPS["rms_norm"]
         candidates = tuple(
             OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target)
@@ -93,7 +105,7 @@ def layer(module: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callab
         )
         # Failures are reported once in a process for each layer class, so each test has its own.
         name = f"RMSNorm-{request.node.name}"
-        return Layer(Resolution(op, candidates, strict=strict), name, tmp_path / "dispatch.log", bind)
+        return Layer(Resolution(op, candidates, strict=strict), name, tmp_path / "dispatch.log", bind, own)
 
     return make
 
@@ -142,7 +154,7 @@ def test_success_logs_what_ran_and_warns_of_nothing(
 def test_bound_forward_is_what_bind_made_of_the_kernel(layer: Callable[..., Layer], module: str):
     made = []
 
-    def bind(kernel: Callable[..., Any]) -> Forward:
+    def bind(kernel: Callable[..., Any], fall_through: Forward) -> Forward:
         def forward(*args: Any, **kwargs: Any) -> Any:
             return kernel(*args, **kwargs)
 
@@ -279,12 +291,12 @@ def test_error_names_all_that_were_tried_where_all_failed(layer: Callable[..., L
     assert (rms.log, rms.commits) == ([], [])
 
 
-def falling_through_if(is_meant: Callable[[dict[str, Any]], bool], own: Forward) -> Bind:
+def falling_through_if(is_meant: Callable[[dict[str, Any]], bool]) -> Bind:
     """Make a bind that leaves some calls to SGLang's own path."""
 
-    def bind(kernel: Callable[..., Any]) -> Forward:
+    def bind(kernel: Callable[..., Any], fall_through: Forward) -> Forward:
         def forward(**kwargs: Any) -> Any:
-            return own(**kwargs) if is_meant(kwargs) else kernel(**kwargs)
+            return fall_through(**kwargs) if is_meant(kwargs) else kernel(**kwargs)
 
         return forward
 
@@ -295,13 +307,15 @@ def without_residual(given: dict[str, Any]) -> bool:
     return "residual" not in given
 
 
-def test_call_that_fell_through_decides_nothing_and_is_not_logged(layer: Callable[..., Layer], module: str):
-    rms = layer("working", "reference", bind=falling_through_if(without_residual, lambda **_: "SGLang's own"))
+def test_call_that_fell_through_decides_nothing_and_is_logged_as_sglangs(
+    layer: Callable[..., Layer], module: str
+):
+    rms = layer("working", "reference", bind=falling_through_if(without_residual))
     for _ in range(2):
         assert rms.forward(**arguments(residual=False)) == "SGLang's own"
-    assert (rms.log, rms.commits, import_module(module).calls) == ([], [], [])
+    assert (rms.log, rms.commits, import_module(module).calls) == (["sglang(native)"], [], [])
     assert_right(rms.forward(**arguments()))
-    assert rms.log == ["flagos(flagos.working)"]
+    assert rms.log == ["sglang(native)", "flagos(flagos.working)"]
     assert len(rms.commits) == 1
 
 
@@ -313,7 +327,8 @@ def raising(**_: Any) -> Any:
 def test_failure_of_sglangs_own_path_is_not_blamed_on_the_kernel(
     layer: Callable[..., Layer], caplog: pytest.LogCaptureFixture, strict: bool
 ):
-    rms = layer("working", "reference", strict=strict, bind=falling_through_if(without_residual, raising))
+    bind = falling_through_if(without_residual)
+    rms = layer("working", "reference", strict=strict, bind=bind, own=raising)
     with pytest.raises(RuntimeError, match="SGLang's own path failed"):
         rms.forward(**arguments(residual=False))
     assert (rms.log, rms.commits, caplog.records) == ([], [], [])
@@ -324,7 +339,7 @@ def test_failure_of_sglangs_own_path_is_not_blamed_on_the_kernel(
 def test_failure_after_the_kernel_has_run_is_not_blamed_on_it(
     layer: Callable[..., Layer], module: str, caplog: pytest.LogCaptureFixture
 ):
-    def bind(kernel: Callable[..., Any]) -> Forward:
+    def bind(kernel: Callable[..., Any], fall_through: Forward) -> Forward:
         def forward(**kwargs: Any) -> Any:
             kernel(**kwargs)
             raise RuntimeError("SGLang's own path failed")
@@ -370,3 +385,37 @@ def test_op_that_writes_nothing_keeps_no_copies(
     monkeypatch.setattr(Tensor, "clone", None)
     layer("working").forward(**arguments(residual=False))
     assert import_module(module).calls == ["working"]
+
+
+def test_layer_that_bind_leaves_to_sglang_is_sglangs_for_good(layer: Callable[..., Layer], module: str):
+    rms = layer("working", "reference", bind=lambda kernel, fall_through: fall_through)
+    assert rms.forward(**arguments()) == "SGLang's own"
+    assert [forward for _, forward in rms.commits] == [forward_native]
+    assert rms.log == ["sglang(native)"]
+    assert import_module(module).calls == []
+
+
+def test_call_that_the_contract_excludes_is_left_to_sglang(layer: Callable[..., Layer]):
+    rms = layer("reference")
+    excluded = arguments() | {"residual": torch.zeros(6, 48, dtype=torch.float64)}
+    assert rms.forward(**excluded) == "SGLang's own"
+    assert (rms.commits, rms.log) == ([], ["sglang(native)"])
+    assert_right(rms.forward(**arguments()))
+    assert rms.log == ["sglang(native)", "reference(reference)"]
+
+
+def test_kernel_that_cannot_be_loaded_is_tried_once_for_all_layers(
+    write_module: Callable[[str], str], tmp_path: Path
+):
+    counter = tmp_path / "imports"
+    module = write_module(f"open({str(counter)!r}, 'a').write('x')\nimport no_such_kernel_library\n")
+    op = OPS["rms_norm"]
+    candidates = (
+        OpImpl(op.name, BackendKind.FLAGOS, "flagos", f"{module}:rms_norm"),
+        OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target),
+    )
+    for number in range(3):
+        rms = Layer(Resolution(op, candidates), "RMSNorm-once", tmp_path / f"{number}.log", identity)
+        assert_right(rms.forward(**arguments()))
+        assert rms.log == ["reference(reference)"]
+    assert counter.read_text() == "x"

@@ -45,7 +45,7 @@ def rotary_embedding(
     offsets: Array | None = None,
 ) -> tuple[Array, ...]:
     """Turn each pair as one complex number."""
-    where = positions if offsets is None else positions + offsets
+    where = (positions if offsets is None else positions + offsets).reshape(-1)
     real, imaginary = _pairs(cos_sin_cache.shape[-1], is_neox_style)
 
     def turn(x: Array) -> Array:
@@ -128,7 +128,7 @@ def test_rms_norm_takes_a_weight_of_any_dtype(dtype: torch.dtype, weight_dtype: 
 def test_rotary_magnitude_is_the_size_of_the_two_products(case: Case):
     given = case.arguments(torch.float64)
     real, imaginary = _pairs(given["cos_sin_cache"].shape[-1], given["is_neox_style"])
-    where, head_size = as_numpy(given["positions"] + given.get("offsets", 0)), given["head_size"]
+    where, head_size = as_numpy(given["positions"] + given.get("offsets", 0)).reshape(-1), given["head_size"]
     cos, sin = np.split(np.abs(as_numpy(given["cos_sin_cache"])[where, None]), 2, axis=-1)
     magnitude = OPS["rotary_embedding"].magnitude
     assert magnitude is not None

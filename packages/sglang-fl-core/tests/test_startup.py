@@ -1,6 +1,7 @@
 """From the environment to a checked configuration."""
 
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -141,10 +142,21 @@ def test_order_that_names_what_is_not_there_is_refused(
         configure()
 
 
-def test_ops_are_resolved_also_where_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
+def test_request_that_cannot_be_met_is_of_no_account_where_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=flagos")
+    with pytest.raises(SettingsError, match="'rms_norm=flagos' cannot be had here"):
+        configure()
     monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "0")
-    assert not configure().settings.oot_enabled
-    assert candidates("rms_norm") == ["reference"]
+    assert configure().resolutions == {}
+
+
+def test_spawned_process_does_not_repeat_what_its_parent_warned_of(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    install("toy", "import no_such_kernel_library\n")
+    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    configure()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_unknown_variable_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
@@ -174,7 +186,7 @@ def test_broken_vendor_leaves_the_rest_as_it_was(install: Install, caplog: pytes
     install("toy", "import no_such_kernel_library\n")
     assert configure().registry.vendor is CPU
     assert "toy" in {vendor.name for vendor in configure().registry.installed}
-    assert [record.name for record in caplog.records] == ["sglang_fl.registry"]
+    assert [record.name for record in caplog.records] == ["sglang_fl.startup"]
 
 
 def test_importing_the_package_imports_neither_torch_nor_sglang():

@@ -101,7 +101,8 @@ def why(op: str, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
         return
-    state = "on" if answer["layer_2"] else "off: SGLang runs its own"
+    on = answer["layer_2"] == "on"
+    state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
     typer.echo(f"{answer['op']}: {answer['contract']}")
     typer.echo(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
     _print(answer["candidates"], False, "Candidates, in order")

@@ -40,7 +40,12 @@ class ContractError(SglangFlError, ValueError):
 
 
 class UnsupportedError(SglangFlError):
-    """A kernel cannot do what the contract allows; raised before it has written anything."""
+    """A kernel cannot do what the contract allows; raised before it has written anything.
+
+    In a layer's first call the next candidate runs then; in a later one the error ends the request. So
+    a kernel refuses only by what never changes for a layer: dtypes, width, style. A limit on the number
+    of tokens it must handle itself.
+    """
 
 
 class NoImplementationError(SglangFlError):

@@ -4,6 +4,7 @@ All decisions fall here, where the layer is complete on every generation of SGLa
 bound kernel is called directly, and nothing of this module is left on the path.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.errors import NoImplementationError
+from sglang_fl.errors import ContractError, NoImplementationError
 from sglang_fl.ops import Kernel, Op, Outputs
 from sglang_fl.resolution import Resolution
 from sglang_fl.vendor import OpImpl, load_target
 
-__all__ = ["Bind", "Forward", "first_call"]
+__all__ = ["Forward", "first_call", "load_kernel"]
 
 Forward = Callable[..., Any]
-Bind = Callable[[Kernel], Forward]
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,8 @@ class Trial:
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Run the kernel; on any exception restore its arguments and raise it again."""
         arguments = self._op.signature.bind(*args, **kwargs).arguments
-        kept: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = {name: arguments[name].clone() for name in self._op.may_write(arguments)}
         try:
-            for name in self._op.may_write(arguments):
-                kept[name] = arguments[name].clone()
             outputs = self._kernel(*args, **kwargs)
         except Exception:
             for name, copy in kept.items():
@@ -59,23 +57,91 @@ class Trial:
         return outputs
 
 
+_loaded: dict[OpImpl, Kernel | Exception] = {}
+
+
 def load_kernel(op: Op, impl: OpImpl) -> Kernel:
     """Import an implementation's kernel and hold its signature against the contract.
+
+    Once in each process, also where it fails: a model asks for the same kernel in every layer.
 
     Raises
     ------
     VendorError : no such function, or another signature
     Exception : whatever importing its module raises
     """
-    kernel = load_target(impl.target)
-    op.check_signature(kernel)
-    return kernel
+    if impl not in _loaded:
+        try:
+            kernel = load_target(impl.target)
+            op.check_signature(kernel)
+            _loaded[impl] = kernel
+        except Exception as error:  # noqa: BLE001 - raised below, and at each later request
+            _loaded[impl] = error
+    found = _loaded[impl]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+class _Attempt:
+    """A layer on its way to a kernel: the candidate that is tried now, and those after it."""
+
+    def __init__(self, resolution: Resolution, layer_class: str, bind: Callable[[Kernel], Forward]) -> None:
+        self._resolution = resolution
+        self._layer_class = layer_class
+        self._bind = bind
+        self._waiting = iter(resolution.candidates)
+        self.impl: OpImpl
+        self.trial: Trial
+        self.forward: Forward
+        self._advance()
+
+    def _advance(self) -> None:
+        """Take the next candidate whose kernel can be loaded."""
+        for impl in self._waiting:
+            self.impl = impl
+            try:
+                kernel = load_kernel(self._resolution.op, impl)
+            except Exception as error:  # noqa: BLE001 - any fault of a foreign module; it is reported
+                self._reject(error)
+                continue
+            self.trial = Trial(self._resolution.op, kernel)
+            self.forward = self._bind(self.trial)
+            return
+        tried = ", ".join(impl.id for impl in self._resolution.candidates)
+        raise NoImplementationError(
+            f"{self._layer_class}: every implementation of {self._resolution.op} failed in its first "
+            f"call: {tried}. The causes are logged above."
+        )
+
+    def _reject(self, error: Exception) -> None:
+        if self._resolution.strict:
+            raise error
+        _report(self._layer_class, self.impl, error)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer's forward with one candidate after the other until one does not fail."""
+        while True:
+            try:
+                return self.forward(*args, **kwargs)
+            except Exception as error:
+                # What SGLang's own path raises, and a call that the contract excludes, is no fault
+                # of the kernel.
+                if not self.trial.has_failed or isinstance(error, ContractError):
+                    raise
+                self._reject(error)
+                self._advance()
+
+    def bound(self) -> Forward:
+        """Return the forward with the kernel itself."""
+        return self._bind(load_kernel(self._resolution.op, self.impl))
 
 
 def first_call(
     resolution: Resolution,
     layer_class: str,
-    bind: Bind,
+    own: Forward,
+    bind: Callable[[Kernel, Forward], Forward],
     commit: Callable[[Forward, Forward], None],
     log: DispatchLog,
 ) -> Forward:
@@ -85,8 +151,10 @@ def first_call(
     ----------
     resolution : the candidates
     layer_class : for the dispatch log
-    bind : makes the layer's forward from a kernel; it may let a call fall through to SGLang
-    commit : called once as ``commit(first, bound)`` to replace the one by the other
+    own : SGLang's own forward of the layer
+    bind : ``bind(kernel, fall_through)`` makes the layer's forward; ``fall_through`` is ``own``, said
+        in the dispatch log. Where it returns ``fall_through`` itself, the layer is SGLang's for good
+    commit : called once as ``commit(first, forward)`` to replace the one by the other
     log : written after success, never before
 
     Returns
@@ -95,36 +163,41 @@ def first_call(
     one tries again. It raises what the kernel raised if ``resolution.strict``, else
     ``NoImplementationError`` once every candidate has failed.
     """
+
+    @functools.wraps(own)
+    def fall_through(*args: Any, **kwargs: Any) -> Any:
+        result = own(*args, **kwargs)
+        log.write(layer_class, "sglang(native)")
+        return result
+
+    attempt: _Attempt | None = None
     committed: Forward | None = None
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def decide(forward: Forward) -> None:
         nonlocal committed
-        if committed is not None:  # whoever keeps the first callable pays one comparison
-            return committed(*args, **kwargs)
-        for impl in resolution.candidates:
-            trial: Trial | None = None
-            try:
-                trial = Trial(resolution.op, load_kernel(resolution.op, impl))
-                result = bind(trial)(*args, **kwargs)
-            except Exception as error:
-                if trial is not None and not trial.has_failed:
-                    raise  # SGLang's own path raised, not the kernel
-                if resolution.strict:
-                    raise
-                _report(layer_class, impl, error)
-                continue
-            if trial.has_run:
-                committed = bind(load_kernel(resolution.op, impl))
-                commit(forward, committed)
-                log.write(layer_class, f"{impl.kind}({impl.id})")
-            return result
-        tried = ", ".join(impl.id for impl in resolution.candidates)
-        raise NoImplementationError(
-            f"{layer_class}: every implementation of {resolution.op} failed in its first call: {tried}. "
-            f"The causes are logged above."
-        )
+        committed = forward
+        commit(first, forward)
 
-    return forward
+    def first(*args: Any, **kwargs: Any) -> Any:
+        nonlocal attempt
+        if committed is not None:  # whoever keeps this callable pays one comparison
+            return committed(*args, **kwargs)
+        if attempt is None:
+            attempt = _Attempt(resolution, layer_class, lambda kernel: bind(kernel, fall_through))
+        if attempt.forward is fall_through:
+            decide(own)
+            return fall_through(*args, **kwargs)
+        try:
+            result = attempt.run(*args, **kwargs)
+        except ContractError as error:
+            logger.debug("%s: left to SGLang: %s", layer_class, error)
+            return fall_through(*args, **kwargs)
+        if attempt.trial.has_run:
+            decide(attempt.bound())
+            log.write(layer_class, f"{attempt.impl.kind}({attempt.impl.id})")
+        return result
+
+    return first
 
 
 _reported: set[tuple[str, str]] = set()

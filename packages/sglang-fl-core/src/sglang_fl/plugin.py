@@ -87,11 +87,9 @@ def _install_layer_2(configuration: Configuration) -> None:
     version = seams.installed_version()
     seam = seams.seam_of(version)
     if seam is None:
-        _leave_unsupported(
-            f"SGLang {version} is not supported ({seams.supported_range()} are)", configuration
-        )
+        _leave_unsupported(seams.why_unsupported(version), configuration)
         return
-    _warn_of_missing_vendor(configuration)
+    _warn_of_references(configuration)
     log = _open_log(configuration.settings)
     layer_hook = hook.LayerHook(configuration.resolutions, log)
 
@@ -108,15 +106,17 @@ def _leave_unsupported(reason: str, configuration: Configuration) -> None:
     logger.warning("%s: layer 2 stays off, every op runs as SGLang chooses", reason)
 
 
-def _warn_of_missing_vendor(configuration: Configuration) -> None:
-    """A chip without its vendor package runs the references: right, but slow, and rarely meant."""
-    if configuration.registry.vendor.device_type == "cpu" and torch.accelerator.is_available():
-        device_type = torch.accelerator.current_accelerator(check_available=True)
-        logger.warning(
-            "a %s device is here, but no vendor package for it is available: fused ops run their "
-            "references on it. `sglang-fl vendors` lists what is installed",
-            device_type,
-        )
+def _warn_of_references(configuration: Configuration) -> None:
+    """On a chip the references are right, but slow, and rarely meant."""
+    if configuration.registry.vendor.device_type != "cpu" or not torch.accelerator.is_available():
+        return
+    chosen = configuration.settings.platform
+    cause = f"SGLANG_FL_PLATFORM={chosen}" if chosen else "no vendor package for it is available"
+    logger.warning(
+        "fused ops run their references on the %s device: %s (see `sglang-fl vendors`)",
+        torch.accelerator.current_accelerator(),
+        cause,
+    )
 
 
 def _open_log(settings: Settings) -> DispatchLog:

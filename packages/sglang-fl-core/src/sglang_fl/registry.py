@@ -4,7 +4,6 @@ A faulty vendor package is listed with its fault and left alone: it harms neithe
 vendor. Built once in each process, read-only afterwards.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ __all__ = ["InstalledVendor", "Registry", "choose_vendor", "installed_vendors", 
 GROUP = "sglang_fl.vendors"
 #: The entry point of core's own vendor, whose name nobody else may claim.
 _CPU = "sglang_fl.cpu:CPU"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class InstalledVendor:
 def installed_vendors() -> tuple[InstalledVendor, ...]:
     """Find the vendors in the entry-point group and probe for their chips.
 
-    Faulty packages are reported by one warning each and returned with their fault.
+    A faulty package is returned with its fault, and raises nothing.
     """
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     counts = Counter(point.name for point in points)
@@ -68,8 +65,6 @@ def installed_vendors() -> tuple[InstalledVendor, ...]:
         else:
             fault = f"the vendor name {point.name!r} is claimed by {_claimants(point.name, points)}"
             vendor = InstalledVendor(point.name, _distribution(point), fault=fault)
-        if vendor.fault:
-            logger.warning("vendor %s (%s) is left out: %s", vendor.name, vendor.distribution, vendor.fault)
         found.append(vendor)
     return tuple(found)
 
@@ -88,7 +83,7 @@ def _read(point: EntryPoint) -> InstalledVendor:
         vendor = point.load()
         _check(point.name, vendor)
         absence = _probe(vendor)
-    except Exception as error:  # noqa: BLE001 - any fault of a foreign package stays its own; it is logged
+    except Exception as error:  # noqa: BLE001 - any fault of a foreign package stays its own; it is reported
         fault = str(error) if isinstance(error, VendorError) else f"{type(error).__name__}: {error}"
         return InstalledVendor(point.name, distribution, fault=fault)
     return InstalledVendor(point.name, distribution, vendor, absence=absence)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import multiprocessing
 from dataclasses import dataclass
 
 from sglang_fl import settings as settings_module
@@ -24,7 +25,7 @@ class Configuration:
     ----------
     settings : the effective settings
     registry : the chosen vendor and its implementations
-    resolutions : what may run each op, by the op's name; complete also where layer 2 is off
+    resolutions : what may run each op, by the op's name; empty where layer 2 is off
     """
 
     settings: Settings
@@ -47,14 +48,23 @@ def configure() -> Configuration:
     """
     own = Settings.read()
     logging.getLogger("sglang_fl").setLevel(own.log_level)
-    for complaint in settings_module.unknown_variables():
-        logger.warning("%s", complaint)
     installed = installed_vendors()
+    _warn([f"vendor {v.name} ({v.distribution}) is left out: {v.fault}" for v in installed if v.fault])
+    _warn(settings_module.unknown_variables())
     registry = Registry(choose_vendor(installed, own.platform), installed)
     settings = Settings.read(registry.vendor.defaults)
     logging.getLogger("sglang_fl").setLevel(settings.log_level)
     _check_names(settings.policy, registry)
-    return Configuration(settings, registry, resolve_all(registry, settings.policy))
+    # Off is off: what cannot be met is of no account then.
+    resolutions = resolve_all(registry, settings.policy) if settings.oot_enabled else {}
+    return Configuration(settings, registry, resolutions)
+
+
+def _warn(complaints: list[str]) -> None:
+    """Warn where a user started us; the processes that SGLang spawns would only say it again."""
+    is_spawned = multiprocessing.parent_process() is not None
+    for complaint in complaints:
+        logger.log(logging.DEBUG if is_spawned else logging.WARNING, "%s", complaint)
 
 
 def _check_names(policy: Policy, registry: Registry) -> None:

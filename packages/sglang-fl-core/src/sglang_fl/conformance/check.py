@@ -9,6 +9,7 @@ from torch import Tensor
 from sglang_fl.conformance.error import error_in_units
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Case, Kernel, Op, Outputs
+from sglang_fl.ops.op import Arguments
 from sglang_fl.vendor import OpImpl, load_target
 
 __all__ = ["DTYPES", "check_case", "check_impl"]
@@ -26,54 +27,55 @@ def check_impl(impl: OpImpl, device: str) -> list[str]:
 
     Returns
     -------
-    list of str : what is wrong, one line for each fault; empty if it keeps the contract
+    list of str : what is wrong, one line for each fault; empty if it keeps the contract. A 16-bit
+        dtype of which every case is refused is a fault too: models are served in those.
     """
     op, kernel = OPS[impl.op], load_target(impl.target)
     op.check_signature(kernel)
-    return [
-        fault
-        for dtype in DTYPES
-        for case in op.cases
-        for fault in check_case(op, kernel, case, dtype, device)
-    ]
+    faults = []
+    for dtype in DTYPES:
+        results = [check_case(op, kernel, case, dtype, device) for case in op.cases]
+        faults += [fault for result in results for fault in result or ()]
+        if dtype is not torch.float32 and all(result is None for result in results):
+            faults.append(f"{impl.op} {impl}: every case of {dtype} is refused")
+    return faults
 
 
-def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: str) -> list[str]:
+def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: str) -> list[str] | None:
     """Check one call: shapes, dtypes, device, values against float64, and what is written.
-
-    A kernel may refuse a call by ``UnsupportedError``; that is no fault.
 
     Returns
     -------
     list of str : what is wrong, naming op, case and dtype
+    None : the kernel refused the call by ``UnsupportedError``, and had written nothing
     """
     given = case.arguments(dtype, device)
     before = {name: v.clone() for name, v in given.items() if isinstance(v, Tensor)}
-    exact = {name: _as_float64(value) for name, value in case.arguments(dtype).items()}
-    expected = op.reference(**exact)
-    truth = _as_tuple(expected)
-    sizes = _as_tuple(op.magnitude(**exact)) if op.magnitude else truth
     where = f"{op}[{case}-{str(dtype).removeprefix('torch.')}]"
-    faults: list[str] = []
-    may_write: tuple[str, ...] = ()
     try:
         outputs = kernel(**given)
     except UnsupportedError:
-        pass  # it must not have written anything
-    else:
-        wrong_form = _wrong_form(outputs, expected)
-        if wrong_form:
-            return [f"{where}: {wrong_form}"]
-        may_write = op.may_write(given)
-        faults = [
-            f"{where}: result {index}: {fault}"
-            for index, triple in enumerate(zip(_as_tuple(outputs), truth, sizes, strict=True))
-            for fault in _value_faults(*triple, op.bound.of(dtype), dtype, device)
-        ]
-    untouched = before.keys() - set(may_write)
-    return faults + [
+        return _write_faults(where, given, before, may_write=()) or None
+    exact = {name: _as_float64(value) for name, value in case.arguments(dtype).items()}
+    expected = op.reference(**exact)
+    wrong_form = _wrong_form(outputs, expected)
+    if wrong_form:
+        return [f"{where}: {wrong_form}"]
+    truth = _as_tuple(expected)
+    sizes = _as_tuple(op.magnitude(**exact)) if op.magnitude else truth
+    return [
+        f"{where}: result {index}: {fault}"
+        for index, triple in enumerate(zip(_as_tuple(outputs), truth, sizes, strict=True))
+        for fault in _value_faults(*triple, op.bound.of(dtype), dtype, device)
+    ] + _write_faults(where, given, before, op.may_write(given))
+
+
+def _write_faults(
+    where: str, given: Arguments, before: dict[str, Tensor], may_write: tuple[str, ...]
+) -> list[str]:
+    return [
         f"{where}: {name} was written"
-        for name in sorted(untouched)
+        for name in sorted(before.keys() - set(may_write))
         if not torch.equal(given[name], before[name])
     ]
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 from pathlib import Path
 
 from sglang_fl.ops import OPS
@@ -25,8 +26,20 @@ def check_declared(impl: OpImpl) -> list[str]:
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     if not found:
         return [f"{impl.target}: {module_name} defines no function {function}"]
-    declared = [argument.arg for argument in found[0].args.args]
-    expected = list(OPS[impl.op].signature.parameters)
-    if declared != expected:
-        return [f"{impl.target}: takes ({', '.join(declared)}), the contract says ({', '.join(expected)})"]
-    return []
+    given, expected = _plain(found[0].args), _plain(_arguments_of(OPS[impl.op].signature))
+    return [] if given == expected else [f"{impl.target}: takes ({given}), the contract says ({expected})"]
+
+
+def _arguments_of(signature: inspect.Signature) -> ast.arguments:
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    source = ast.parse(f"def f{inspect.Signature(bare)}: pass").body[0]
+    assert isinstance(source, ast.FunctionDef)
+    return source.args
+
+
+def _plain(arguments: ast.arguments) -> str:
+    """Return names, kinds and defaults without annotations."""
+    for node in ast.walk(arguments):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    return ast.unparse(arguments)

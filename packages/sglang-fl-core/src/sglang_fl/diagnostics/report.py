@@ -1,12 +1,17 @@
 """What this machine would run, as data: settings, vendors, ops, and the reasons behind one op."""
 
+from importlib import metadata
 from typing import Any
+
+from packaging.version import Version
 
 from sglang_fl.ops import OPS
 from sglang_fl.registry import installed_vendors
+from sglang_fl.resolution import resolve
+from sglang_fl.sglang_adapter import seams
 from sglang_fl.startup import configure
 
-__all__ = ["env", "ops", "vendors", "why"]
+__all__ = ["env", "ops", "vendors", "why", "why_layer_2_is_off"]
 
 
 def env() -> list[dict[str, Any]]:
@@ -32,15 +37,33 @@ def vendors() -> list[dict[str, Any]]:
 
 
 def ops() -> list[dict[str, Any]]:
-    """Return each op: what runs it here first, and the candidates after that."""
+    """Return each op: what runs it here first, and the candidates after that.
+
+    Where layer 2 is off, SGLang runs them all, and the reason stands in the place of the candidates.
+    """
+    configuration = configure()
+    off = why_layer_2_is_off()
+    if off:
+        return [{"op": name, "runs": "sglang", "then": [off]} for name in OPS]
     return [
         {
             "op": name,
             "runs": resolution.candidates[0].id,
             "then": [impl.id for impl in resolution.candidates[1:]],
         }
-        for name, resolution in configure().resolutions.items()
+        for name, resolution in configuration.resolutions.items()
     ]
+
+
+def why_layer_2_is_off() -> str | None:
+    """Say why SGLang runs all its fused layers itself, or None where layer 2 is on."""
+    if not configure().settings.oot_enabled:
+        return "SGLANG_FL_OOT_ENABLED=0"
+    try:
+        version = Version(metadata.version("sglang"))
+    except metadata.PackageNotFoundError:
+        return None  # what would run once it is installed
+    return None if seams.seam_of(version) else seams.why_unsupported(version)
 
 
 def why(op_name: str) -> dict[str, Any]:
@@ -48,15 +71,16 @@ def why(op_name: str) -> dict[str, Any]:
 
     Raises
     ------
-    SettingsError : no such op
+    SettingsError : no such op, or what was asked for it cannot be had here
     """
     configuration = configure()
-    resolution = configuration.resolutions[configuration.registry.op(op_name).name]
+    op, policy = configuration.registry.op(op_name), configuration.settings.policy
+    resolution = resolve(op, configuration.registry, policy)
     return {
         "op": op_name,
         "vendor": configuration.registry.vendor.name,
-        "layer_2": configuration.settings.oot_enabled,
-        "order": [str(token) for token in configuration.settings.policy.order(op_name)],
+        "layer_2": why_layer_2_is_off() or "on",
+        "order": [str(token) for token in policy.order(op_name)],
         "candidates": [
             {"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in resolution.candidates
         ],
@@ -64,5 +88,5 @@ def why(op_name: str) -> dict[str, Any]:
             {"what": skipped.what, "reason": skipped.reason}
             for skipped in (*resolution.skipped, *resolution.excluded)
         ],
-        "contract": (OPS[op_name].reference.__doc__ or "").splitlines()[0],
+        "contract": (op.reference.__doc__ or "").splitlines()[0],
     }

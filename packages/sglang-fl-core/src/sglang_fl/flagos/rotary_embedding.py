@@ -23,11 +23,11 @@ def rotary_embedding(
     offsets: Tensor | None = None,
 ) -> Outputs:
     """See ``sglang_fl.ops.rotary_embedding``."""
-    if query.numel() == 0:
+    tokens = positions.numel()
+    if tokens == 0:
         return query, key
     if offsets is not None:
         positions = positions + offsets
-    tokens = positions.numel()
     # Both halves of the cache are views with a dense last axis, which is all that FlagGems asks for.
     cos, sin = cos_sin_cache.chunk(2, dim=-1)
     heads = [x.view(tokens, -1, head_size) for x in (query, key)]
@@ -36,7 +36,7 @@ def rotary_embedding(
         *(x[..., :rotary_dim] for x in heads),
         cos,
         sin,
-        position_ids=positions.view(-1),
+        position_ids=positions.reshape(-1),
         rotary_interleaved=not is_neox_style,
     )
     if rotary_dim != head_size:

@@ -1,5 +1,6 @@
 """What an op must state about itself: reference, what may be written, sample inputs, bound."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Op:
         """The reference's target string, ``module:function``."""
         return f"{self.reference.__module__}:{self.reference.__name__}"
 
-    @property
+    @functools.cached_property
     def signature(self) -> inspect.Signature:
         """The signature that every kernel of this op has."""
         return inspect.signature(self.reference)

@@ -131,6 +131,7 @@ def _case(
     offsets: bool = False,
     three_axes: bool = False,
     packed: bool = False,
+    token_axes: tuple[int, ...] | None = None,
     position_dtype: torch.dtype = torch.int64,
     heads: tuple[int, int] = (4, 2),
 ) -> Case:
@@ -148,6 +149,9 @@ def _case(
         if three_axes:
             query, key = (x.view(tokens, -1, head_size) for x in (query, key))
         draw = torch.randint(0, length // 2, (2, tokens), generator=generator, dtype=position_dtype)
+        if token_axes:
+            draw = draw.view(2, *token_axes)
+            query, key = (x.view(*token_axes, -1) for x in (query, key))
         arguments: Arguments = {
             "positions": draw[0],
             "query": query,
@@ -174,6 +178,7 @@ def _cases() -> tuple[Case, ...]:
             _case(f"packed-{style}", 9, 128, packed=True, is_neox_style=is_neox_style),
             _case(f"three-axes-{style}", 5, three_axes=True, is_neox_style=is_neox_style),
             _case(f"cache-in-dtype-{style}", 9, cache_dtype=None, is_neox_style=is_neox_style),
+            _case(f"two-token-axes-{style}", 6, token_axes=(2, 3), is_neox_style=is_neox_style),
             _case(f"int32-positions-{style}", 9, position_dtype=torch.int32, is_neox_style=is_neox_style),
         ]
     return (*cases, _case("one-head", 3, heads=(1, 1)), _case("head-256", 3, 256))

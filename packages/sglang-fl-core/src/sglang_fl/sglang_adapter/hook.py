@@ -40,35 +40,20 @@ class LayerHook:
         SGLang compares that object with its own methods, so it is handed on untouched.
         """
         own = original(layer)
-        adapter = self._adapter(type(layer))
+        layer_class: type = type(layer)
+        adapter = _adapter_of(layer_class)
         if adapter is None:
             return own
         resolution = self._resolutions[adapter.op.name]
         self._report(resolution)
-        layer_class = type(layer).__name__
-
-        def fall_through(*args: Any, **kwargs: Any) -> Any:
-            self._log.write(layer_class, "sglang(native)")
-            return own(*args, **kwargs)
-
         return first_call(
             resolution,
-            layer_class,
-            bind=lambda kernel: adapter.bind(layer, kernel, fall_through),
+            layer_class.__name__,
+            own,
+            bind=partial(adapter.bind, layer),
             commit=partial(_commit, layer),
             log=self._log,
         )
-
-    @functools.cached_property
-    def _adapter(self) -> Callable[[type], Adapter | None]:
-        @functools.cache
-        def adapter(cls: type) -> Adapter | None:
-            found = covering(cls, ADAPTERS)
-            if found is None:
-                logger.debug("%s has no adapter and stays SGLang's", cls.__qualname__)
-            return found
-
-        return adapter
 
     def _report(self, resolution: Resolution) -> None:
         """Say once for each op that what was asked for first is not to be had here."""
@@ -76,6 +61,14 @@ class LayerHook:
             self._reported.add(resolution.op.name)
             reasons = "; ".join(map(str, resolution.passed_over))
             logger.info("%s runs on %s (%s)", resolution.op, resolution.candidates[0], reasons)
+
+
+@functools.cache
+def _adapter_of(cls: type[Any]) -> Adapter | None:
+    found = covering(cls, ADAPTERS)
+    if found is None:
+        logger.debug("%s has no adapter and stays SGLang's", cls.__qualname__)
+    return found
 
 
 def _commit(layer: Any, first: Forward, bound: Forward) -> None:

@@ -7,6 +7,7 @@ This module alone asks for SGLang's version.
 - from 0.5.18 on: ``BaseFusedOp._resolve_forward_method``, asked in the first call.
 """
 
+import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +21,9 @@ __all__ = [
     "OLDEST",
     "SEAMS",
     "Seam",
-    "fuses_quantisation",
     "installed_version",
-    "is_batch_invariant_mode_enabled",
     "seam_of",
-    "supported_range",
+    "why_unsupported",
 ]
 
 
@@ -68,7 +67,7 @@ class Seam:
         """
         wrapper = self._current()
         while wrapper is not None:
-            if any(cell.cell_contents is hook for cell in getattr(wrapper, "__closure__", None) or ()):
+            if inspect.isfunction(wrapper) and hook in inspect.getclosurevars(wrapper).nonlocals.values():
                 return
             wrapper = getattr(wrapper, "__wrapped__", None)
         raise SeamError(f"{self._where()} was not hooked; SGLang's log above says why")
@@ -100,31 +99,6 @@ def seam_of(version: Version) -> Seam | None:
     return next((seam for seam in SEAMS if release <= seam.last), None)
 
 
-def supported_range() -> str:
-    """Return the supported releases, for messages."""
-    return f"{OLDEST} to {SEAMS[-1].last}"
-
-
-def is_batch_invariant_mode_enabled() -> bool:
-    """Whether SGLang's deterministic inference is on; then its own kernels must run.
-
-    SGLang switches it on after the model is built and before anything runs.
-    """
-    from sglang.srt.batch_invariant_ops import is_batch_invariant_mode_enabled as is_enabled
-
-    return bool(is_enabled())
-
-
-def fuses_quantisation(linear: Any) -> bool:
-    """Whether SGLang's own norm would also quantise its output for the linear layer that follows.
-
-    Models announce that layer on every norm (from 0.5.18 on); SGLang quantises only if it takes FP8
-    with one static scale, and else ignores it.
-    """
-    if linear is None:
-        return False
-    from sglang.srt.layers import layernorm
-
-    return bool(layernorm._flashinfer_rmsnorm_quant_available) and (
-        layernorm._fp8_static_input_scale(linear) is not None
-    )
+def why_unsupported(version: Version) -> str:
+    """Say that a release has no seam for us, and which have."""
+    return f"SGLang {version} is not supported ({OLDEST} to {SEAMS[-1].last} are)"

@@ -32,11 +32,14 @@ def rotary_embedding(
             f"FlashInfer rotates float16 and bfloat16 by a float32 cache, not {query.dtype} "
             f"by {cos_sin_cache.dtype}"
         )
-    if query.numel() == 0:
+    tokens = positions.numel()
+    if tokens == 0:
         return query, key
     if offsets is not None:
         positions = positions + offsets
+    # FlashInfer takes the first axis for the tokens and does not compare it with the positions.
+    heads = [x.view(tokens, -1, head_size) for x in (query, key)]
     apply_rope_with_cos_sin_cache_inplace(
-        positions.view(-1), query, key, head_size, cos_sin_cache, is_neox_style
+        positions.reshape(-1), *heads, head_size, cos_sin_cache, is_neox_style
     )
     return query, key

@@ -154,7 +154,7 @@ def test_spawned_process_does_not_repeat_what_its_parent_warned_of(
     install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     install("toy", "import no_such_kernel_library\n")
-    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    monkeypatch.setattr(multiprocessing.current_process(), "name", "scheduler")
     configure()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 

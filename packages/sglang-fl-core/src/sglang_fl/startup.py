@@ -62,7 +62,8 @@ def configure() -> Configuration:
 
 def _warn(complaints: list[str]) -> None:
     """Warn where a user started us; the processes that SGLang spawns would only say it again."""
-    is_spawned = multiprocessing.parent_process() is not None
+    # By name: we may be imported while a spawned process does not know its parent yet.
+    is_spawned = multiprocessing.current_process().name != "MainProcess"
     for complaint in complaints:
         logger.log(logging.DEBUG if is_spawned else logging.WARNING, "%s", complaint)
 

@@ -419,3 +419,15 @@ def test_kernel_that_cannot_be_loaded_is_tried_once_for_all_layers(
         assert_right(rms.forward(**arguments()))
         assert rms.log == ["reference(reference)"]
     assert counter.read_text() == "x"
+
+
+def test_failure_of_sglangs_own_path_after_an_excluded_call_is_not_blamed_on_the_kernel(
+    layer: Callable[..., Layer], caplog: pytest.LogCaptureFixture
+):
+    rms = layer("reference", own=raising, bind=falling_through_if(without_residual))
+    excluded = arguments() | {"residual": torch.zeros(6, 48, dtype=torch.float64)}
+    for given in (excluded, arguments(residual=False)):
+        with pytest.raises(RuntimeError, match="SGLang's own path failed"):
+            rms.forward(**given)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert_right(rms.forward(**arguments()))

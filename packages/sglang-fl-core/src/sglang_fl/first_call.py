@@ -40,7 +40,7 @@ class Trial:
         self._op = op
         self._kernel = kernel
         self.has_run = False
-        self.has_failed = False
+        self.error: Exception | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Run the kernel; on any exception restore its arguments and raise it again."""
@@ -48,10 +48,10 @@ class Trial:
         kept: dict[str, Tensor] = {name: arguments[name].clone() for name in self._op.may_write(arguments)}
         try:
             outputs = self._kernel(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             for name, copy in kept.items():
                 arguments[name].copy_(copy)
-            self.has_failed = True
+            self.error = error
             raise
         self.has_run = True
         return outputs
@@ -127,7 +127,7 @@ class _Attempt:
             except Exception as error:
                 # What SGLang's own path raises, and a call that the contract excludes, is no fault
                 # of the kernel.
-                if not self.trial.has_failed or isinstance(error, ContractError):
+                if error is not self.trial.error or isinstance(error, ContractError):
                     raise
                 self._reject(error)
                 self._advance()

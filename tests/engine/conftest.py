@@ -91,3 +91,15 @@ def finish(command: list[str], environment: dict[str, str], timeout: float) -> R
     )
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return Run(done.returncode, done.stdout, json.loads(lines[-1]) if lines else None)
+
+
+def processes_with(text: str) -> list[Path]:
+    """Return the running processes whose command line contains ``text``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text in path.read_text(errors="replace"):
+                found.append(path)
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+    return found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import Run, finish
+from tests.engine.conftest import Run, finish, processes_with
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -19,17 +19,6 @@ def demo(environment_of):
         return finish([sys.executable, "-m", "demo", *words], environment_of({}), timeout=250)
 
     return run
-
-
-def processes_with(text: str) -> list[Path]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text in path.read_text(errors="replace"):
-                found.append(path)
-        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            continue
-    return found
 
 
 def test_demo_prints_the_answer_and_what_ran_it(demo, tmp_path: Path):

@@ -14,7 +14,7 @@ import torch
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.settings import Settings, SglangSettings
-from sglang_fl.startup import Configuration, configure
+from sglang_fl.startup import Configuration, configure, warn_user
 
 __all__ = ["activate_platform", "load_plugin"]
 
@@ -103,7 +103,7 @@ def _install_layer_2(configuration: Configuration) -> None:
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:
     if configuration.settings.per_op:
         raise SettingsError(f"SGLANG_FL_PER_OP is set, but {reason}: layer 2 cannot be switched on")
-    logger.warning("%s: layer 2 stays off, every op runs as SGLang chooses", reason)
+    warn_user(f"{reason}: layer 2 stays off, every op runs as SGLang chooses")
 
 
 def _warn_of_references(configuration: Configuration) -> None:
@@ -112,11 +112,8 @@ def _warn_of_references(configuration: Configuration) -> None:
         return
     chosen = configuration.settings.platform
     cause = f"SGLANG_FL_PLATFORM={chosen}" if chosen else "no vendor package for it is available"
-    logger.warning(
-        "fused ops run their references on the %s device: %s (see `sglang-fl vendors`)",
-        torch.accelerator.current_accelerator(),
-        cause,
-    )
+    device = torch.accelerator.current_accelerator()
+    warn_user(f"fused ops run their references on the {device} device: {cause} (see `sglang-fl vendors`)")
 
 
 def _open_log(settings: Settings) -> DispatchLog:

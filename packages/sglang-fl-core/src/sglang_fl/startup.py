@@ -12,7 +12,7 @@ from sglang_fl.registry import Registry, choose_vendor, installed_vendors
 from sglang_fl.resolution import Resolution, resolve_all
 from sglang_fl.settings import Setting, Settings
 
-__all__ = ["Configuration", "configure"]
+__all__ = ["Configuration", "configure", "warn_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,11 @@ def configure() -> Configuration:
     own = Settings.read()
     logging.getLogger("sglang_fl").setLevel(own.log_level)
     installed = installed_vendors()
-    _warn([f"vendor {v.name} ({v.distribution}) is left out: {v.fault}" for v in installed if v.fault])
-    _warn(settings_module.unknown_variables())
+    for found in installed:
+        if found.fault:
+            warn_user(f"vendor {found.name} ({found.distribution}) is left out: {found.fault}")
+    for complaint in settings_module.unknown_variables():
+        warn_user(complaint)
     registry = Registry(choose_vendor(installed, own.platform), installed)
     settings = Settings.read(registry.vendor.defaults)
     logging.getLogger("sglang_fl").setLevel(settings.log_level)
@@ -60,12 +63,11 @@ def configure() -> Configuration:
     return Configuration(settings, registry, resolutions)
 
 
-def _warn(complaints: list[str]) -> None:
-    """Warn where a user started us; the processes that SGLang spawns would only say it again."""
+def warn_user(complaint: str) -> None:
+    """Warn in the process that a user started; those that SGLang spawns would only say it again."""
     # By name: we may be imported while a spawned process does not know its parent yet.
     is_spawned = multiprocessing.current_process().name != "MainProcess"
-    for complaint in complaints:
-        logger.log(logging.DEBUG if is_spawned else logging.WARNING, "%s", complaint)
+    logger.log(logging.DEBUG if is_spawned else logging.WARNING, "%s", complaint)
 
 
 def _check_names(policy: Policy, registry: Registry) -> None:

@@ -5,19 +5,21 @@ bound kernel is called directly, and nothing of this module is left on the path.
 """
 
 import functools
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.errors import ContractError, NoImplementationError
+from sglang_fl.errors import ContractError, NoImplementationError, UnsupportedError
 from sglang_fl.ops import Kernel, Op, Outputs
 from sglang_fl.resolution import Resolution
 from sglang_fl.vendor import OpImpl, load_target
 
-__all__ = ["Forward", "first_call", "load_kernel"]
+__all__ = ["Choice", "Forward", "first_call", "load_kernel"]
 
 Forward = Callable[..., Any]
 
@@ -28,7 +30,7 @@ class Trial:
     """A kernel in its first call.
 
     It runs on the caller's own tensors, so that what works here works with these strides later;
-    what it may write is kept aside and put back if it raises.
+    what it may write is kept aside and put back if it raises. It takes the options that the kernel takes.
 
     Parameters
     ----------
@@ -39,22 +41,38 @@ class Trial:
     def __init__(self, op: Op, kernel: Kernel) -> None:
         self._op = op
         self._kernel = kernel
+        self.__signature__ = inspect.signature(kernel)
         self.has_run = False
         self.error: Exception | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Run the kernel; on any exception restore its arguments and raise it again."""
         arguments = self._op.signature.bind(*args, **kwargs).arguments
-        kept: dict[str, Tensor] = {name: arguments[name].clone() for name in self._op.may_write(arguments)}
+        kept = [_Kept(self._op, name, arguments) for name in self._op.may_write(arguments)]
         try:
             outputs = self._kernel(*args, **kwargs)
         except Exception as error:
-            for name, copy in kept.items():
-                arguments[name].copy_(copy)
+            for argument in kept:
+                argument.restore()
             self.error = error
             raise
         self.has_run = True
         return outputs
+
+
+class _Kept:
+    """A copy of what a kernel may write of one argument: all of it, or the rows that the call names."""
+
+    def __init__(self, op: Op, name: str, arguments: Mapping[str, Any]) -> None:
+        self._tensor: Tensor = arguments[name]
+        self._rows = op.written_rows(name, arguments)
+        self._copy = self._tensor.clone() if self._rows is None else self._tensor[self._rows]
+
+    def restore(self) -> None:
+        if self._rows is None:
+            self._tensor.copy_(self._copy)
+        else:
+            self._tensor[self._rows] = self._copy
 
 
 _loaded: dict[OpImpl, Kernel | Exception] = {}
@@ -83,21 +101,38 @@ def load_kernel(op: Op, impl: OpImpl) -> Kernel:
     return found
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How one layer would run an op.
+
+    Parameters
+    ----------
+    resolution : the candidates
+    bind : ``bind(kernel, fall_through)`` makes the layer's forward; ``fall_through`` is SGLang's own
+        forward, for calls that the contract excludes. It raises ``UnsupportedError`` where the kernel does
+        not take an option that the layer needs
+    """
+
+    resolution: Resolution
+    bind: Callable[[Kernel, Forward], Forward]
+
+
 class _Attempt:
     """A layer on its way to a kernel: the candidate that is tried now, and those after it."""
 
-    def __init__(self, resolution: Resolution, layer_class: str, bind: Callable[[Kernel], Forward]) -> None:
-        self._resolution = resolution
+    def __init__(self, choice: Choice, layer_class: str, fall_through: Forward) -> None:
+        self._resolution = choice.resolution
         self._layer_class = layer_class
-        self._bind = bind
-        self._waiting = iter(resolution.candidates)
+        self._bind = lambda kernel: choice.bind(kernel, fall_through)
+        self._waiting = iter(choice.resolution.candidates)
+        self._reasons: list[str] = []
         self.impl: OpImpl
         self.trial: Trial
         self.forward: Forward
         self._advance()
 
     def _advance(self) -> None:
-        """Take the next candidate whose kernel can be loaded."""
+        """Take the next candidate whose kernel can be loaded and takes the layer's options."""
         for impl in self._waiting:
             self.impl = impl
             try:
@@ -106,18 +141,36 @@ class _Attempt:
                 self._reject(error)
                 continue
             self.trial = Trial(self._resolution.op, kernel)
-            self.forward = self._bind(self.trial)
+            try:
+                self.forward = self._bind(self.trial)
+            except UnsupportedError as lack:
+                self._pass_over(lack)
+                continue
             return
-        tried = ", ".join(impl.id for impl in self._resolution.candidates)
         raise NoImplementationError(
-            f"{self._layer_class}: every implementation of {self._resolution.op} failed in its first "
-            f"call: {tried}. The causes are logged above."
+            f"{self._layer_class}: no implementation of {self._resolution.op} can run it: "
+            f"{'; '.join(self._reasons)}"
         )
 
     def _reject(self, error: Exception) -> None:
+        """Go on without a candidate that failed."""
         if self._resolution.strict:
             raise error
-        _report(self._layer_class, self.impl, error)
+        self._reasons.append(f"{self.impl}: {type(error).__name__}: {error}")
+        if _is_first((self._layer_class, self.impl.id)):
+            logger.warning(
+                "%s: %s of %s failed in its first call and is replaced: %s: %s",
+                *(self._layer_class, self.impl, self.impl.op, type(error).__name__, error),
+            )
+            logger.debug("where it failed:", exc_info=error)
+
+    def _pass_over(self, lack: UnsupportedError) -> None:
+        """Go on without a candidate that says by its signature that it cannot run this layer."""
+        self._reasons.append(f"{self.impl}: {lack}")
+        if _is_first((self._layer_class, self.impl.id, str(lack))):
+            logger.info(
+                "%s: %s of %s cannot run this layer: %s", self._layer_class, self.impl, self.impl.op, lack
+            )
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Call the layer's forward with one candidate after the other until one does not fail."""
@@ -138,10 +191,9 @@ class _Attempt:
 
 
 def first_call(
-    resolution: Resolution,
+    choose: Callable[[], Choice | None],
     layer_class: str,
     own: Forward,
-    bind: Callable[[Kernel, Forward], Forward],
     commit: Callable[[Forward, Forward], None],
     log: DispatchLog,
 ) -> Forward:
@@ -149,11 +201,10 @@ def first_call(
 
     Parameters
     ----------
-    resolution : the candidates
+    choose : asked once, in the first call, when the layer is complete; None leaves the layer to SGLang for
+        good
     layer_class : for the dispatch log
     own : SGLang's own forward of the layer
-    bind : ``bind(kernel, fall_through)`` makes the layer's forward; ``fall_through`` is ``own``, said
-        in the dispatch log. Where it returns ``fall_through`` itself, the layer is SGLang's for good
     commit : called once as ``commit(first, forward)`` to replace the one by the other
     log : written after success, never before
 
@@ -183,10 +234,11 @@ def first_call(
         if committed is not None:  # whoever keeps this callable pays one comparison
             return committed(*args, **kwargs)
         if attempt is None:
-            attempt = _Attempt(resolution, layer_class, lambda kernel: bind(kernel, fall_through))
-        if attempt.forward is fall_through:
-            decide(own)
-            return fall_through(*args, **kwargs)
+            choice = choose()
+            if choice is None:
+                decide(own)
+                return fall_through(*args, **kwargs)
+            attempt = _Attempt(choice, layer_class, fall_through)
         try:
             result = attempt.run(*args, **kwargs)
         except ContractError as error:
@@ -200,20 +252,11 @@ def first_call(
     return first
 
 
-_reported: set[tuple[str, str]] = set()
+_said: set[tuple[str, ...]] = set()
 
 
-def _report(layer_class: str, impl: OpImpl, error: Exception) -> None:
-    """Warn that a candidate failed; once for each layer class and implementation."""
-    if (layer_class, impl.id) in _reported:
-        return
-    _reported.add((layer_class, impl.id))
-    logger.warning(
-        "%s: %s of %s failed in its first call and is replaced: %s: %s",
-        layer_class,
-        impl.id,
-        impl.op,
-        type(error).__name__,
-        error,
-    )
-    logger.debug("where it failed:", exc_info=error)
+def _is_first(saying: tuple[str, ...]) -> bool:
+    """Whether this has not been said in this process: every layer of a model would say it again."""
+    is_first = saying not in _said
+    _said.add(saying)
+    return is_first

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sglang_fl.conformance.error import error_in_units
 from sglang_fl.errors import UnsupportedError
-from sglang_fl.ops import OPS, Case, Kernel, Op, Outputs
+from sglang_fl.ops import OPS, Bound, Case, Kernel, Op, Outputs, lacking
 from sglang_fl.ops.op import Arguments
 from sglang_fl.vendor import OpImpl, load_target
 
@@ -47,50 +47,72 @@ def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: s
     Returns
     -------
     list of str : what is wrong, naming op, case and dtype
-    None : the kernel refused the call by ``UnsupportedError``, and had written nothing
+    None : the kernel lacks an option of the case, or refused the call by ``UnsupportedError`` and had
+        written nothing
     """
     given = case.arguments(dtype, device)
     before = {name: v.clone() for name, v in given.items() if isinstance(v, Tensor)}
     where = f"{op}[{case}-{str(dtype).removeprefix('torch.')}]"
     try:
+        if lacking(kernel, [name for name in op.options if name in given]):
+            return None
         outputs = kernel(**given)
     except UnsupportedError:
-        return _write_faults(where, given, before, may_write=()) or None
+        return _write_faults(where, op, given, before, may_write=()) or None
+    faults = _write_faults(where, op, given, before, op.may_write(given))
     exact = {name: _as_float64(value) for name, value in case.arguments(dtype).items()}
     expected = op.reference(**exact)
     wrong_form = _wrong_form(outputs, expected)
     if wrong_form:
-        return [f"{where}: {wrong_form}"]
-    truth = _as_tuple(expected)
-    sizes = _as_tuple(op.magnitude(**exact)) if op.magnitude else truth
-    return [
+        return [f"{where}: {wrong_form}", *faults]
+    # What the reference returns for these very arguments says the shape and dtype of each result.
+    like = case.arguments(dtype)
+    forms = op.results(op.reference(**like), like)
+    truth = op.results(expected, exact)
+    sizes = _as_tuple(op.magnitude(truth, **exact)) if op.magnitude else truth
+    bound = case.bound or op.bound
+    return faults + [
         f"{where}: result {index}: {fault}"
-        for index, triple in enumerate(zip(_as_tuple(outputs), truth, sizes, strict=True))
-        for fault in _value_faults(*triple, op.bound.of(dtype), dtype, device)
-    ] + _write_faults(where, given, before, op.may_write(given))
-
-
-def _write_faults(
-    where: str, given: Arguments, before: dict[str, Tensor], may_write: tuple[str, ...]
-) -> list[str]:
-    return [
-        f"{where}: {name} was written"
-        for name in sorted(before.keys() - set(may_write))
-        if not torch.equal(given[name], before[name])
+        for index, (output, form, true, size) in enumerate(
+            zip(op.results(outputs, given), forms, truth, sizes, strict=True)
+        )
+        for fault in _value_faults(output, form, true, size, bound, device)
     ]
 
 
+def _write_faults(
+    where: str, op: Op, given: Arguments, before: dict[str, Tensor], may_write: tuple[str, ...]
+) -> list[str]:
+    faults = []
+    for name in sorted(before):
+        now, then = given[name], before[name]
+        if name in may_write:
+            rows = op.written_rows(name, given)
+            if rows is None:
+                continue
+            kept = torch.ones(len(now), dtype=torch.bool, device=now.device)
+            kept[rows] = False
+            now, then = now[kept], then[kept]
+        if not torch.equal(now, then):
+            faults.append(f"{where}: {name} was written")
+    return faults
+
+
 def _value_faults(
-    output: Tensor, truth: Tensor, size: Tensor, bound: float, dtype: torch.dtype, device: str
+    output: Tensor, form: Tensor, truth: Tensor, size: Tensor, bound: Bound, device: str
 ) -> Iterator[str]:
     got = (output.shape, output.dtype, output.device.type)
-    expected = (truth.shape, dtype, torch.device(device).type)
+    expected = (form.shape, form.dtype, torch.device(device).type)
     if got != expected:
         yield f"shape, dtype, device are {got}, not {expected}"
         return
+    if not output.is_floating_point():
+        if not torch.equal(output.cpu(), truth.to(output.dtype)):
+            yield "it differs from the reference"
+        return
     error = error_in_units(output.cpu(), truth, size)
-    if error > bound:
-        yield f"{error:.3g} units from float64, allowed are {bound}"
+    if error > bound.of(output.dtype):
+        yield f"{error:.3g} units from float64, allowed are {bound.of(output.dtype)}"
 
 
 def _wrong_form(outputs: object, expected: Outputs) -> str | None:

@@ -1,15 +1,47 @@
 """The catalogue of ops: one line for each. An op that is not listed here does not exist."""
 
-from sglang_fl.ops import rms_norm, rotary_embedding, silu_and_mul
-from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs
+from sglang_fl.ops import (
+    chunk_gated_delta_rule,
+    fused_moe,
+    fused_recurrent_gated_delta_rule_packed_decode,
+    fused_sigmoid_gating_delta_rule_update,
+    gelu_and_mul,
+    gemma_rms_norm,
+    layer_norm,
+    mrope,
+    new_gelu,
+    quick_gelu,
+    relu2,
+    rms_norm,
+    rotary_embedding,
+    silu_and_mul,
+    situ_and_mul,
+    topk_sigmoid,
+    topk_softmax,
+)
+from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs, lacking, with_options
 
-__all__ = ["OPS", "Bound", "Case", "Kernel", "Op", "Outputs"]
+__all__ = ["OPS", "Bound", "Case", "Kernel", "Op", "Outputs", "lacking", "with_options"]
 
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
         silu_and_mul.OP,
+        gelu_and_mul.OP,
+        situ_and_mul.OP,
+        new_gelu.OP,
+        quick_gelu.OP,
+        relu2.OP,
         rms_norm.OP,
+        gemma_rms_norm.OP,
+        layer_norm.OP,
         rotary_embedding.OP,
+        mrope.OP,
+        topk_softmax.OP,
+        topk_sigmoid.OP,
+        fused_moe.OP,
+        chunk_gated_delta_rule.OP,
+        fused_recurrent_gated_delta_rule_packed_decode.OP,
+        fused_sigmoid_gating_delta_rule_update.OP,
     )
 }

@@ -2,16 +2,26 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sglang_fl.errors import VendorError
+from sglang_fl.errors import UnsupportedError, VendorError
 
-__all__ = ["Arguments", "Bound", "Case", "Kernel", "Op", "Outputs", "compute_dtype"]
+__all__ = [
+    "Arguments",
+    "Bound",
+    "Case",
+    "Kernel",
+    "Op",
+    "Outputs",
+    "compute_dtype",
+    "lacking",
+    "with_options",
+]
 
 Outputs = Tensor | tuple[Tensor, ...]
 Kernel = Callable[..., Outputs]
@@ -24,6 +34,29 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def lacking(kernel: Kernel, options: Iterable[str]) -> list[str]:
+    """Return which of these options of a contract the kernel does not take.
+
+    The keyword-only parameters of a contract are its options. A kernel that leaves one out of its
+    signature says by that that it cannot do it.
+    """
+    taken = inspect.signature(kernel).parameters
+    return [name for name in options if name not in taken]
+
+
+def with_options(kernel: Kernel, options: Mapping[str, Any]) -> Kernel:
+    """Return the kernel with these options of its contract set.
+
+    Raises
+    ------
+    UnsupportedError : it does not take one of them
+    """
+    missing = lacking(kernel, options)
+    if missing:
+        raise UnsupportedError(f"it does not take {', '.join(missing)}")
+    return functools.partial(kernel, **options) if options else kernel
 
 
 @dataclass(frozen=True)
@@ -56,10 +89,12 @@ class Case:
     ----------
     name : says what is special about it, for test ids
     make : called with a dtype and a seeded CPU generator; returns the arguments by name, on the CPU
+    bound : where its options round more often than the op does otherwise
     """
 
     name: str
     make: Callable[[torch.dtype, torch.Generator], Arguments]
+    bound: Bound | None = None
 
     def arguments(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Arguments:
         """Make the arguments with floating dtype ``dtype`` and move them to ``device``.
@@ -86,17 +121,24 @@ class Op:
     """A computation with a name and a contract.
 
     The reference is the contract: its name is the op's name, its signature is what every kernel
-    has, its docstring gives shapes and dtypes.
+    has, its docstring gives shapes and dtypes. Its keyword-only parameters are options, which a kernel
+    may leave out of its signature: then it does not run calls that need them.
 
     Parameters
     ----------
-    reference : plain PyTorch; computes in float32, or in float64 if given float64; writes nothing
+    reference : plain PyTorch; computes in float32, or in float64 if given float64; writes nothing but
+        what it ``updates``
     cases : the sample inputs that every implementation must pass
     bound : see ``Bound``
     writes : arguments that a kernel may write (and return) instead of allocating its results
     writes_if_given : if set, those arguments are written only when this optional one is given
-    magnitude : the size of the terms each output element is made of, called like the reference;
-        None where that is the element itself
+    writes_rows : for a written argument of which only some rows are touched, the argument that holds
+        their indices; a negative index is no row
+    updates : arguments that every implementation, the reference too, writes in place as results
+    magnitude : ``magnitude(truth, **arguments)``, all in float64: the size of the terms each element of
+        the results is made of; None where that is the element itself
+    comparable : ``comparable(outputs, arguments)`` brings results that may come in several orders into
+        one that can be compared element by element
     """
 
     reference: Kernel
@@ -104,10 +146,14 @@ class Op:
     bound: Bound
     writes: tuple[str, ...] = ()
     writes_if_given: str | None = None
-    magnitude: Kernel | None = None
+    writes_rows: Mapping[str, str] = field(default_factory=dict)
+    updates: tuple[str, ...] = ()
+    magnitude: Callable[..., Outputs] | None = None
+    comparable: Callable[[Outputs, Arguments], Outputs] | None = None
 
     def __post_init__(self) -> None:
         named = {*self.writes, *filter(None, [self.writes_if_given])}
+        named |= {*self.writes_rows, *self.writes_rows.values(), *self.updates}
         unknown = named - set(self.signature.parameters)
         if unknown:
             raise VendorError(f"op {self.name}: {sorted(unknown)} are no arguments of its reference")
@@ -130,18 +176,47 @@ class Op:
     def may_write(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """Return which of these bound arguments a kernel may write in this call."""
         if self.writes_if_given is not None and arguments.get(self.writes_if_given) is None:
-            return ()
-        return self.writes
+            return self.updates
+        return (*self.writes, *self.updates)
+
+    def results(self, outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
+        """Return all that a call has computed, in comparable order: what it returned and what it updated."""
+        returned = (outputs,) if isinstance(outputs, Tensor) else outputs
+        results = (*returned, *(arguments[name] for name in self.updates))
+        if self.comparable is None:
+            return results
+        ordered = self.comparable(results, arguments)
+        return (ordered,) if isinstance(ordered, Tensor) else ordered
+
+    def written_rows(self, name: str, arguments: Mapping[str, Any]) -> Tensor | None:
+        """Return the indices of the rows of a written argument that this call may touch; None: all."""
+        if name not in self.writes_rows:
+            return None
+        indices = arguments[self.writes_rows[name]].flatten().long()
+        return indices[indices >= 0]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the contract's options, in order."""
+        return tuple(p.name for p in self.signature.parameters.values() if p.kind is p.KEYWORD_ONLY)
 
     def check_signature(self, kernel: Kernel) -> None:
-        """Raise ``VendorError`` unless the kernel's parameters are the reference's, in order."""
-        expected, given = self.signature.parameters, inspect.signature(kernel).parameters
+        """Raise ``VendorError`` unless the kernel's parameters are the reference's, in order.
+
+        Options may be missing.
+        """
+        given = inspect.signature(kernel).parameters
+        expected = {
+            name: p
+            for name, p in self.signature.parameters.items()
+            if p.kind is not p.KEYWORD_ONLY or name in given
+        }
         shape = [(p.name, p.kind, p.default) for p in expected.values()]
         if shape != [(p.name, p.kind, p.default) for p in given.values()]:
             raise VendorError(
                 f"{self.name}: the kernel {_where(kernel)} takes "
                 f"({', '.join(map(_plain, given.values()))}), the contract says "
-                f"({', '.join(map(_plain, expected.values()))})"
+                f"({', '.join(map(_plain, self.signature.parameters.values()))})"
             )
 
     def __str__(self) -> str:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs
+from sglang_fl.ops.rotation import rotate, rotation_magnitude
 
 __all__ = ["OP", "rotary_embedding"]
 
@@ -54,47 +55,11 @@ def rotary_embedding(
     if offsets is not None:
         positions = positions + offsets
     rows = cos_sin_cache.index_select(0, positions.flatten())
-    return (
-        _rotate("query", query, rows, head_size, is_neox_style),
-        _rotate("key", key, rows, head_size, is_neox_style),
-    )
-
-
-def _rotate(name: str, x: Tensor, rows: Tensor, head_size: int, is_neox_style: bool) -> Tensor:
-    heads, dtype = _heads(name, x, len(rows), head_size), compute_dtype(x, rows)
-    rotary_dim = rows.shape[-1]
-    cos, sin = rows.to(dtype).unsqueeze(1).chunk(2, dim=-1)
-    first, second = _pairs(heads[..., :rotary_dim].to(dtype), is_neox_style)
-    rotated = _joined(first * cos - second * sin, second * cos + first * sin, is_neox_style)
-    return torch.cat((rotated.to(x.dtype), heads[..., rotary_dim:]), dim=-1).reshape(x.shape)
-
-
-def _heads(name: str, x: Tensor, tokens: int, head_size: int) -> Tensor:
-    """View ``x`` as (tokens, heads, head_size); its heads may lie in one axis or in two."""
-    whole = x.dim() > 1 and x.shape[-1] % head_size == 0
-    if whole and x.shape[:-1].numel() == tokens:
-        return x.reshape(tokens, x.shape[-1] // head_size, head_size)
-    if whole and x.shape[-1] == head_size and x.shape[:-2].numel() == tokens:
-        return x.reshape(tokens, x.shape[-2], head_size)
-    raise ContractError(
-        f"rotary_embedding: {name} {tuple(x.shape)} is not {tokens} rows of heads of {head_size}"
-    )
-
-
-def _pairs(x: Tensor, is_neox_style: bool) -> tuple[Tensor, Tensor]:
-    if is_neox_style:
-        first, second = x.chunk(2, dim=-1)
-        return first, second
-    return x[..., 0::2], x[..., 1::2]
-
-
-def _joined(first: Tensor, second: Tensor, is_neox_style: bool) -> Tensor:
-    if is_neox_style:
-        return torch.cat((first, second), dim=-1)
-    return torch.stack((first, second), dim=-1).flatten(-2)
+    return rotate("rotary_embedding", query, key, rows, head_size, is_neox_style)
 
 
 def _magnitude(
+    truth: Outputs,
     positions: Tensor,
     query: Tensor,
     key: Tensor,
@@ -106,18 +71,8 @@ def _magnitude(
     """Return the size of the two products that each element is the sum of."""
     if offsets is not None:
         positions = positions + offsets
-    rows = cos_sin_cache.index_select(0, positions.flatten()).abs()
-
-    def size(x: Tensor) -> Tensor:
-        # |x1||cos| + |x2||sin| for the first of a pair: the rotation with sin of opposite sign.
-        heads = x.abs().reshape(len(rows), -1, head_size) if len(rows) else x.reshape(0, 0, head_size)
-        rotary_dim = rows.shape[-1]
-        cos, sin = rows.unsqueeze(1).chunk(2, dim=-1)
-        first, second = _pairs(heads[..., :rotary_dim], is_neox_style)
-        terms = _joined(first * cos + second * sin, second * cos + first * sin, is_neox_style)
-        return torch.cat((terms, heads[..., rotary_dim:]), dim=-1).reshape(x.shape)
-
-    return size(query), size(key)
+    rows = cos_sin_cache.index_select(0, positions.flatten())
+    return rotation_magnitude(query, key, rows, head_size, is_neox_style)
 
 
 def _case(

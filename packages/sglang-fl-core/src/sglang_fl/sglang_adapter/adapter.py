@@ -1,44 +1,67 @@
 """An adapter translates one SGLang layer class to one op; this says which classes it covers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sglang_fl.ops import Kernel, Op
 
-__all__ = ["Adapter", "Bind", "covering"]
+__all__ = ["Adapter", "Bind", "bind_kernel", "by_layer_class", "covering"]
 
 #: ``bind(layer, kernel, fall_through)`` returns the forward of this one layer: it calls the kernel,
-#: or ``fall_through``, SGLang's own path, for calls that the contract cannot express.
+#: or ``fall_through``, SGLang's own path, for calls that the contract cannot express. It raises
+#: ``UnsupportedError`` where the kernel does not take an option that the layer needs.
 Bind = Callable[[Any, Kernel, Callable[..., Any]], Callable[..., Any]]
+
+
+def bind_kernel(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Kernel:
+    """Return the kernel: for layers whose arguments are the contract's. See ``Bind``."""
+    return kernel
+
+
+def _always(layer: Any) -> None:
+    return None
 
 
 @dataclass(frozen=True)
 class Adapter:
     """The translation of one layer class.
 
+    A class whose layers compute one op or another, by their attributes, has several.
+
     Parameters
     ----------
     layer_class : ``module:Class`` in SGLang; compared by name, never imported
     op : what it computes
     bind : see ``Bind``
+    why_not : asked in a layer's first call; returns None, or the reason why this is no translation of it
     """
 
     layer_class: str
     op: Op
     bind: Bind
+    why_not: Callable[[Any], str | None] = _always
 
 
-def covering(cls: type, adapters: dict[str, Adapter]) -> Adapter | None:
-    """Return the adapter of the nearest class that has one, or None.
+def by_layer_class(adapters: Iterable[Adapter]) -> dict[str, tuple[Adapter, ...]]:
+    """Group adapters by the class they are for; their order is kept."""
+    grouped: dict[str, tuple[Adapter, ...]] = {}
+    for adapter in adapters:
+        grouped[adapter.layer_class] = (*grouped.get(adapter.layer_class, ()), adapter)
+    return grouped
 
-    A subclass is covered as long as nothing between it and that class defines a ``forward*``
-    method: then it only changes what the adapter reads from the layer, such as a cache.
+
+def covering(cls: type, adapters: dict[str, tuple[Adapter, ...]]) -> tuple[Adapter, ...]:
+    """Return the adapters of the nearest class that has any; empty if there is none.
+
+    A subclass is covered as long as nothing between it and that class defines a ``forward_*`` method:
+    then it only changes what the adapter reads from the layer, such as a cache. ``forward`` itself stands
+    before the choice of a kernel: an override calls on to it, or never reaches it.
     """
     for ancestor in cls.__mro__:
-        adapter = adapters.get(f"{ancestor.__module__}:{ancestor.__qualname__}")
-        if adapter is not None:
-            return adapter
-        if any(name.startswith("forward") for name in vars(ancestor)):
-            return None
-    return None
+        found = adapters.get(f"{ancestor.__module__}:{ancestor.__qualname__}")
+        if found is not None:
+            return found
+        if any(name.startswith("forward_") for name in vars(ancestor)):
+            return ()
+    return ()

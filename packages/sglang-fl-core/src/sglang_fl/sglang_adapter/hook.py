@@ -9,9 +9,9 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.first_call import Forward, first_call
+from sglang_fl.first_call import Choice, Forward, first_call
 from sglang_fl.resolution import Resolution
-from sglang_fl.sglang_adapter import ADAPTERS
+from sglang_fl.sglang_adapter import ADAPTERS, gated_delta_rule
 from sglang_fl.sglang_adapter.adapter import Adapter, covering
 from sglang_fl.sglang_adapter.seams import Seam
 
@@ -41,19 +41,40 @@ class LayerHook:
         """
         own = original(layer)
         layer_class: type = type(layer)
-        adapter = _adapter_of(layer_class)
-        if adapter is None:
+        adapters = _adapters_of(layer_class)
+        if not adapters:
             return own
-        resolution = self._resolutions[adapter.op.name]
-        self._report(resolution)
-        return first_call(
-            resolution,
-            layer_class.__name__,
-            own,
-            bind=partial(adapter.bind, layer),
-            commit=partial(_commit, layer),
-            log=self._log,
-        )
+        return self._first_call(adapters, layer, layer_class.__name__, own, partial(_commit, layer))
+
+    def replace_linear_attention(self, backend: Any, *args: Any, **kwargs: Any) -> None:
+        """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""
+        for kernel in gated_delta_rule.kernels_of(backend):
+            for adapter in gated_delta_rule.ADAPTERS:
+                method = adapter.layer_class.rpartition(".")[2]
+                own, commit = getattr(kernel, method), partial(_commit_method, kernel, method)
+                name = f"{type(kernel).__name__}.{method}"
+                setattr(kernel, method, self._first_call((adapter,), kernel, name, own, commit))
+
+    def _first_call(
+        self,
+        adapters: tuple[Adapter, ...],
+        layer: Any,
+        name: str,
+        own: Forward,
+        commit: Callable[[Forward, Forward], None],
+    ) -> Forward:
+        return first_call(partial(self._choose, adapters, layer), name, own, commit, self._log)
+
+    def _choose(self, adapters: tuple[Adapter, ...], layer: Any) -> Choice | None:
+        """Return how the first adapter that translates this very layer would run it."""
+        for adapter in adapters:
+            reason = adapter.why_not(layer)
+            if reason is None:
+                resolution = self._resolutions[adapter.op.name]
+                self._report(resolution)
+                return Choice(resolution, partial(adapter.bind, layer))
+            logger.debug("%s is not %s: %s", type(layer).__name__, adapter.op, reason)
+        return None
 
     def _report(self, resolution: Resolution) -> None:
         """Say once for each op that what was asked for first is not to be had here."""
@@ -64,9 +85,9 @@ class LayerHook:
 
 
 @functools.cache
-def _adapter_of(cls: type[Any]) -> Adapter | None:
+def _adapters_of(cls: type[Any]) -> tuple[Adapter, ...]:
     found = covering(cls, ADAPTERS)
-    if found is None:
+    if not found:
         logger.debug("%s has no adapter and stays SGLang's", cls.__qualname__)
     return found
 
@@ -79,6 +100,10 @@ def _commit(layer: Any, first: Forward, bound: Forward) -> None:
     """
     if layer._forward_method is first:
         layer._forward_method = bound
+
+
+def _commit_method(kernel: Any, method: str, first: Forward, bound: Forward) -> None:
+    setattr(kernel, method, bound)
 
 
 def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> None:
@@ -96,6 +121,7 @@ def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> No
     """
     seam.require()
     HookRegistry.register(seam.target, hook, HookType.AROUND)
+    HookRegistry.register(gated_delta_rule.TARGET, hook.replace_linear_attention, HookType.AFTER)
     own = vars(HookRegistry)["apply_hooks"]
 
     def apply_and_tell() -> None:

@@ -1,26 +1,28 @@
-"""``RMSNorm`` to the op ``rms_norm``.
+"""``RMSNorm``, ``RMSNormWithoutScale`` and ``Gemma4RMSNorm`` without a shift to the op ``rms_norm``.
 
-SGLang: ``forward(x, residual=None, post_residual_addition=None, quant_linear=None)``, the last
-from 0.5.18 on. Contract: ``rms_norm(x, weight, eps, residual=None)``.
+SGLang: ``RMSNorm.forward(x, residual=None, post_residual_addition=None, quant_linear=None)``, the last
+from 0.5.18 on; the two others ``forward(x)``. Contract: ``rms_norm(x, weight, eps, residual=None, *,
+post_residual_addition=None, variance_size_override=None, cast_x_before_out_mul=False,
+fp32_residual=False)``.
 
-Falls through: the options of a layer that the contract does not have, batch-invariant mode, calls
-with ``post_residual_addition``, and those in which SGLang fuses the FP8 quantisation of the linear
-layer that follows.
+Falls through: layers with ``override_orig_dtype`` (on-policy training), batch-invariant mode, a
+``post_residual_addition`` that the kernel does not take, and calls in which SGLang fuses the FP8
+quantisation of the linear layer that follows.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from sglang_fl.ops import OPS, Kernel
+from sglang_fl.ops import OPS, Kernel, lacking, with_options
 from sglang_fl.sglang_adapter.adapter import Adapter
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
     """Return a forward that reads the layer's weight at each call; it may be replaced meanwhile."""
-    if not _is_plain(layer) or _is_batch_invariant():
-        return fall_through
+    run = with_options(kernel, _options(layer))
+    takes_post = not lacking(kernel, ["post_residual_addition"])
     eps: float = layer.variance_epsilon
     state = vars(layer)
     plain_linear: Any = None  # the linear layer last seen that SGLang would not quantise for
@@ -35,22 +37,33 @@ def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callab
             if _fuses_quantisation(linear):
                 return fall_through(x, residual, post_residual_addition, linear)
             plain_linear = linear
-        if post_residual_addition is not None:
+        # SGLang, too, takes no notice of what is to be added to a residual that is not there.
+        if post_residual_addition is None or residual is None:
+            return run(x, layer.weight, eps, residual)
+        if not takes_post:
             return fall_through(x, residual, post_residual_addition)
-        return kernel(x, layer.weight, eps, residual)
+        return run(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
 
     return forward
 
 
-def _is_plain(layer: Any) -> bool:
-    """Whether the layer's options, fixed when it was built, are the contract's."""
-    return not (
-        layer.cast_x_before_out_mul
-        or layer.fp32_residual
-        or not layer.has_weight
-        or layer.variance_size_override is not None
-        or layer.override_orig_dtype is not None
-    )
+def _options(layer: Any) -> dict[str, Any]:
+    """Return the options of the contract that this layer needs; they are fixed when it is built."""
+    options = {
+        "variance_size_override": layer.variance_size_override,
+        "cast_x_before_out_mul": layer.cast_x_before_out_mul,
+        "fp32_residual": layer.fp32_residual,
+    }
+    return {name: value for name, value in options.items() if value}
+
+
+def why_not(layer: Any) -> str | None:
+    """Say what of a layer the contract cannot express."""
+    if layer.override_orig_dtype is not None:
+        return f"override_orig_dtype={layer.override_orig_dtype}"
+    if _is_batch_invariant():
+        return "batch-invariant mode"
+    return None
 
 
 def _is_batch_invariant() -> bool:
@@ -78,4 +91,41 @@ def _fuses_quantisation(linear: Any) -> bool:
     )
 
 
-ADAPTER = Adapter("sglang.srt.layers.layernorm:RMSNorm", OPS["rms_norm"], bind)
+def bind_without_scale(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that scales by ones, which are made for the first ``x`` of each dtype and device."""
+    eps: float = layer.eps
+    ones: Any = None
+
+    def forward(x: Any) -> Any:
+        nonlocal ones
+        if ones is None or ones.dtype != x.dtype or ones.device != x.device:
+            ones = x.new_ones(x.shape[-1])
+        return kernel(x, ones, eps)
+
+    return forward
+
+
+def bind_gemma4(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that reads the layer's weight at each call; without scale it is ones."""
+    eps: float = layer.eps
+
+    def forward(x: Any) -> Any:
+        return kernel(x, layer.weight, eps)
+
+    return forward
+
+
+def why_not_gemma4(layer: Any) -> str | None:
+    """Say whether the layer shifts its weight."""
+    if layer.with_scale and layer.scale_shift != 0.0:
+        return f"scale_shift={layer.scale_shift}"
+    return None
+
+
+_OP = OPS["rms_norm"]
+
+ADAPTERS = (
+    Adapter("sglang.srt.layers.layernorm:RMSNorm", _OP, bind, why_not),
+    Adapter("sglang.srt.layers.layernorm:RMSNormWithoutScale", _OP, bind_without_scale),
+    Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma4, why_not_gemma4),
+)

@@ -22,6 +22,7 @@ __all__ = [
     "SEAMS",
     "Seam",
     "installed_version",
+    "routes_padded_tokens",
     "seam_of",
     "why_unsupported",
 ]
@@ -88,6 +89,11 @@ def installed_version() -> Version:
     from sglang.version import __version__
 
     return Version(__version__)
+
+
+def routes_padded_tokens(version: Version) -> bool:
+    """Whether a routing function may be asked for tokens that are padding; to 0.5.16 SGLang asserts not."""
+    return Version(version.base_version) >= Version("0.5.17")
 
 
 def seam_of(version: Version) -> Seam | None:

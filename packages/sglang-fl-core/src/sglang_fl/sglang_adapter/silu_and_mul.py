@@ -4,18 +4,9 @@ SGLang: ``forward(x)``. Contract: ``silu_and_mul(x)``. They are the same, so the
 the kernel itself.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.adapter import Adapter
+from sglang_fl.ops import OPS
+from sglang_fl.sglang_adapter.adapter import Adapter, bind_kernel
 
 __all__ = ["ADAPTER"]
 
-
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Kernel:
-    """Return the kernel."""
-    return kernel
-
-
-ADAPTER = Adapter("sglang.srt.layers.activation:SiluAndMul", OPS["silu_and_mul"], bind)
+ADAPTER = Adapter("sglang.srt.layers.activation:SiluAndMul", OPS["silu_and_mul"], bind_kernel)

@@ -1,0 +1,93 @@
+"""What the ops of the gated delta rule share: the recurrence, its gates, how results are compared."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang_fl.ops.op import Arguments, Outputs
+
+__all__ = ["beside_peak", "gates", "recur", "sequences", "unit_rows", "without_padding"]
+
+#: Under the root of the l2 norm, as in SGLang's ``l2norm_fwd``.
+L2_EPS = 1e-6
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Scale the last axis to unit length."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
+
+
+def gates(A_log: Tensor, a: Tensor, dt_bias: Tensor, b: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the logarithm of the decay and the learning rate of each value head, in ``dtype``.
+
+    Parameters
+    ----------
+    A_log, dt_bias : Tensors, (HV,)
+    a, b : Tensors, (..., HV)
+    """
+    step = F.softplus(a.to(dtype) + dt_bias.to(dtype), threshold=20.0)
+    return -A_log.to(dtype).exp() * step, torch.sigmoid(b.to(dtype))
+
+
+def recur(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Take one step of the gated delta rule in each value head.
+
+    ``S *= exp(g); S += beta (v - S k) k^T; o = S q``. Source: Yang et al., "Gated Delta Networks", 2024,
+    equation 10.
+
+    Parameters
+    ----------
+    state : Tensor, (HV, V, K)
+    q, k : Tensors, (H, K); HV is a multiple of H, and neighbouring value heads share one
+    v : Tensor, (HV, V)
+    g, beta : Tensors, (HV,); g is the logarithm of the decay
+
+    Returns
+    -------
+    (state, o) : Tensors, (HV, V, K) and (HV, V)
+    """
+    groups = v.shape[0] // k.shape[0]
+    q, k = (x.repeat_interleave(groups, dim=0).unsqueeze(-1) for x in (q, k))
+    state = state * g.exp()[:, None, None]
+    update = beta[:, None, None] * (v.unsqueeze(-1) - state @ k)
+    state = torch.baddbmm(state, update, k.transpose(-1, -2))
+    return state, (state @ q).squeeze(-1)
+
+
+def sequences(cu_seqlens: Tensor, indices: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Yield for each sequence its first token, the token after its last, and its state's index."""
+    bounds = cu_seqlens.tolist()
+    yield from zip(bounds[:-1], bounds[1:], indices.tolist(), strict=True)
+
+
+def without_padding(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
+    """Set to zero what belongs to sequences with a negative state index; there it is left open.
+
+    The first result has its tokens in axis 1 of four, or in axis 0 of three.
+    """
+    results = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    o, *rest = results
+    o = o.clone()
+    tokens = o[0] if o.dim() == 4 else o
+    indices = arguments["initial_state_indices"]
+    bounds = arguments.get("cu_seqlens")
+    if bounds is None:
+        tokens[(indices < 0).to(tokens.device)] = 0
+    else:
+        for first, last, index in sequences(bounds, indices):
+            if index < 0:
+                tokens[first:last] = 0
+    return (o, *rest)
+
+
+def beside_peak(result: Tensor) -> Tensor:
+    """Return for each element the largest one that shares its last two axes.
+
+    The recurrence subtracts what the state already holds, so an element may be small beside the terms it
+    is made of; those are of the size of the largest ones.
+    """
+    if not result.numel():
+        return result
+    return result.abs().amax(dim=(-2, -1), keepdim=True).expand_as(result)

@@ -1,0 +1,153 @@
+"""The op ``fused_moe``: the feed-forward layers of the experts chosen for each token."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+
+__all__ = ["OP", "fused_moe"]
+
+
+def fused_moe(
+    hidden_states: Tensor,
+    w13_weight: Tensor,
+    w2_weight: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *,
+    apply_router_weight_on_input: bool = False,
+    routed_scaling_factor: float = 1.0,
+) -> Tensor:
+    """Apply to each token the SwiGLU layers of its experts and add them up by their weights.
+
+    Source: Shazeer et al., "Outrageously Large Neural Networks", 2017; SGLang
+    ``srt/layers/moe/fused_moe_native.py``, ``moe_forward_native``, and
+    ``srt/layers/moe/moe_runner/triton.py``, which also scales.
+
+    Parameters
+    ----------
+    hidden_states : Tensor, (T, H), float16, bfloat16, float32 or float64, rows at any stride; not written
+    w13_weight : Tensor, (E, 2 * I, H), dtype of ``hidden_states``: the gate's rows, then the other
+        factor's; not written
+    w2_weight : Tensor, (E, H, I), dtype of ``hidden_states``; not written
+    topk_weights : Tensor, (T, k), float32 or the dtype of ``hidden_states``; not written
+    topk_ids : Tensor, (T, k), int32 or int64; an id below zero is no expert and adds nothing
+    apply_router_weight_on_input : multiply a token by its weight before the layers instead of their
+        result after them
+    routed_scaling_factor : multiplies the result
+
+    Returns
+    -------
+    Tensor, (T, H), dtype and device of ``hidden_states``, new; products and sums formed in float32. A
+    kernel may round the activated rows and each expert's result to the dtype; the reference does not.
+
+    Raises
+    ------
+    ContractError : shapes that do not fit
+    """
+    tokens, width = hidden_states.shape
+    experts, rows, columns = w13_weight.shape
+    if columns != width or w2_weight.shape != (experts, width, rows // 2) or rows % 2:
+        raise ContractError(
+            f"fused_moe: w13_weight {tuple(w13_weight.shape)} and w2_weight {tuple(w2_weight.shape)} do not "
+            f"fit each other and hidden_states {tuple(hidden_states.shape)}"
+        )
+    if topk_ids.shape != topk_weights.shape or topk_ids.shape[:-1] != (tokens,):
+        raise ContractError(
+            f"fused_moe: topk_weights {tuple(topk_weights.shape)} and topk_ids {tuple(topk_ids.shape)} are not "
+            f"rows for {tokens} tokens"
+        )
+    dtype = compute_dtype(hidden_states, topk_weights)
+    result = torch.zeros(tokens, width, dtype=dtype, device=hidden_states.device)
+    for expert in range(experts):
+        token, slot = torch.where(topk_ids == expert)
+        if not len(token):
+            continue
+        x, scale = hidden_states[token].to(dtype), topk_weights[token, slot, None].to(dtype)
+        if apply_router_weight_on_input:
+            x, scale = x * scale, torch.ones_like(scale)
+        gate, up = F.linear(x, w13_weight[expert].to(dtype)).chunk(2, dim=-1)
+        y = F.linear(F.silu(gate) * up, w2_weight[expert].to(dtype))
+        result.index_add_(0, token, y * scale)
+    return (result * routed_scaling_factor).to(hidden_states.dtype)
+
+
+def _magnitude(
+    truth: Outputs,
+    hidden_states: Tensor,
+    w13_weight: Tensor,
+    w2_weight: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *,
+    apply_router_weight_on_input: bool = False,
+    routed_scaling_factor: float = 1.0,
+) -> Tensor:
+    """Return the size of the products that each element is the sum of, one dot product inside the other."""
+    tokens, width = hidden_states.shape
+    result = torch.zeros(tokens, width, dtype=hidden_states.dtype)
+    for expert in range(w13_weight.shape[0]):
+        token, slot = torch.where(topk_ids == expert)
+        x, scale = hidden_states[token].abs(), topk_weights[token, slot, None].to(hidden_states.dtype)
+        # |silu(g)| <= |g| and its slope is below 1.1: the error of a factor goes through as it is.
+        gate, up = F.linear(x, w13_weight[expert].abs()).chunk(2, dim=-1)
+        size = F.linear(gate * up, w2_weight[expert].abs())
+        result.index_add_(0, token, size * (scale.square() if apply_router_weight_on_input else scale.abs()))
+    return result * routed_scaling_factor
+
+
+def _case(
+    name: str,
+    tokens: int,
+    experts: int = 8,
+    top_k: int = 2,
+    *,
+    width: int = 128,
+    inner: int = 64,
+    padding: int = 0,
+    absent: bool = False,
+    weights_in_dtype: bool = False,
+    **options: bool | float,
+) -> Case:
+    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        def normal(*shape: int, scale: float = 1.0) -> Tensor:
+            return torch.randn(*shape, generator=generator) * scale
+
+        ids = torch.rand(tokens, experts, generator=generator).argsort(-1)[:, :top_k].to(torch.int32)
+        if absent:
+            ids[::2, 0] = -1
+        weights = torch.rand(tokens, top_k, generator=generator).softmax(-1)
+        return {
+            "hidden_states": normal(tokens, width + padding).to(dtype)[:, :width],
+            "w13_weight": normal(experts, 2 * inner, width, scale=width**-0.5).to(dtype),
+            "w2_weight": normal(experts, width, inner, scale=inner**-0.5).to(dtype),
+            "topk_weights": weights.to(dtype) if weights_in_dtype else weights,
+            "topk_ids": ids,
+            **options,
+        }
+
+    return Case(name, make)
+
+
+OP = Op(
+    fused_moe,
+    cases=(
+        _case("empty", 0),
+        _case("one-token", 1),
+        _case("odd-tokens", 37),
+        _case("one-expert-each", 9, top_k=1),
+        _case("all-experts", 5, experts=4, top_k=4),
+        _case("many-experts", 33, experts=64, top_k=8),
+        _case("wide", 65, width=512, inner=384),
+        _case("row-strided", 5, padding=64),
+        _case("absent-experts", 9, absent=True),
+        _case("weights-in-dtype", 9, weights_in_dtype=True),
+        _case("scaled", 9, routed_scaling_factor=2.5),
+        _case("weight-on-input", 9, top_k=1, apply_router_weight_on_input=True),
+    ),
+    # The activated rows, each expert's result and the sum may be rounded, in units of all products' size.
+    bound=Bound(half=1.0, single=4),
+    magnitude=_magnitude,
+)

@@ -1,0 +1,136 @@
+"""The op ``fused_sigmoid_gating_delta_rule_update``: linear attention over short runs of tokens."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops.delta_rule import beside_peak, gates, recur, sequences, unit_rows, without_padding
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+
+__all__ = ["OP", "fused_sigmoid_gating_delta_rule_update"]
+
+
+def fused_sigmoid_gating_delta_rule_update(
+    A_log: Tensor,
+    a: Tensor,
+    dt_bias: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    b: Tensor,
+    initial_state: Tensor,
+    initial_state_indices: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+) -> Tensor:
+    """Run the gated delta rule over sequences that lie one after the other, and form its gates.
+
+    ``g = -exp(A_log) softplus(a + dt_bias); beta = sigmoid(b)``, then as ``chunk_gated_delta_rule``.
+
+    Source: SGLang ``kernels/ops/attention/linear/fused_sigmoid_gating_recurrent.py`` (0.5.23; before under
+    ``fla``), ``fused_sigmoid_gating_delta_rule_update`` with ``use_qk_l2norm_in_kernel=True``,
+    ``softplus_beta=1`` and ``softplus_threshold=20``, as ``TritonGDNKernel.decode`` calls it.
+
+    Parameters
+    ----------
+    A_log, dt_bias : Tensors, (HV,), float32 or the dtype of ``q``; not written
+    a, b : Tensors, (T, HV), dtype of ``q``; not written
+    q, k, v : see ``chunk_gated_delta_rule``
+    initial_state, initial_state_indices, cu_seqlens : see ``chunk_gated_delta_rule``; the rows of
+        ``initial_state`` are **updated in place**
+    scale : multiplies q after it was scaled to unit length
+
+    Returns
+    -------
+    o : Tensor, (1, T, HV, V), dtype of ``q``; left open where the index is negative
+
+    Raises
+    ------
+    ContractError : shapes that do not fit
+    """
+    tokens, heads, keys = k.shape[1:]
+    values = v.shape[2:]
+    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
+        raise ContractError(
+            f"fused_sigmoid_gating_delta_rule_update: q {tuple(q.shape)}, k {tuple(k.shape)} and "
+            f"v {tuple(v.shape)} do not fit"
+        )
+    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
+        raise ContractError(
+            f"fused_sigmoid_gating_delta_rule_update: initial_state {tuple(initial_state.shape)} is not a pool "
+            f"of states {(*values, keys)}, or there is not one index for each sequence"
+        )
+    dtype = compute_dtype(q, initial_state)
+    wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))
+    wide_v = v[0].to(dtype)
+    g, beta = gates(A_log, a, dt_bias, b, dtype)
+    o = torch.zeros(tokens, *values, dtype=dtype, device=q.device)
+    for first, last, index in sequences(cu_seqlens, initial_state_indices):
+        if index < 0:
+            continue
+        state = initial_state[index].to(dtype)
+        for token in range(first, last):
+            steps = (x[token] for x in (wide_q, wide_k, wide_v, g, beta))
+            state, o[token] = recur(state, *steps)
+        initial_state[index] = state.to(initial_state.dtype)
+    return o.unsqueeze(0).to(q.dtype)
+
+
+def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(beside_peak(result) for result in truth)
+
+
+def _case(
+    name: str,
+    *lengths: int,
+    heads: tuple[int, int] = (2, 4),
+    sizes: tuple[int, int] = (64, 64),
+    indices: tuple[int, ...] | None = None,
+    state_dtype: torch.dtype | None = torch.float32,
+) -> Case:
+    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        tokens, (query_heads, value_heads), (keys, values) = sum(lengths), heads, sizes
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        slots = len(lengths) + 3
+        drawn = torch.randperm(slots, generator=generator)[: len(lengths)].to(torch.int32)
+        return {
+            "A_log": normal(value_heads),
+            "a": normal(tokens, value_heads).to(dtype),
+            "dt_bias": normal(value_heads),
+            "q": normal(1, tokens, query_heads, keys).to(dtype),
+            "k": normal(1, tokens, query_heads, keys).to(dtype),
+            "v": normal(1, tokens, value_heads, values).to(dtype),
+            "b": normal(tokens, value_heads).to(dtype),
+            "initial_state": (0.1 * normal(slots, value_heads, values, keys)).to(state_dtype or dtype),
+            "initial_state_indices": drawn if indices is None else torch.tensor(indices, dtype=torch.int32),
+            "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+            "scale": keys**-0.5,
+        }
+
+    return Case(name, make)
+
+
+OP = Op(
+    fused_sigmoid_gating_delta_rule_update,
+    cases=(
+        _case("empty", 0),
+        _case("one-token", 1),
+        _case("odd-requests", 1, 1, 1, 1, 1, 1, 1),
+        _case("short-runs", 3, 1, 5),
+        _case("equal-heads", 1, 1, heads=(2, 2)),
+        _case("wide-values", 1, 2, sizes=(32, 64)),
+        _case("state-in-dtype", 1, 2, state_dtype=None),
+        _case("padding", 1, 1, 1, indices=(4, -1, 0)),
+    ),
+    # The learning rate may be rounded to the dtype; then the output, beside its head's largest element.
+    bound=Bound(half=4, single=128),
+    updates=("initial_state",),
+    writes_rows={"initial_state": "initial_state_indices"},
+    magnitude=_magnitude,
+    comparable=without_padding,
+)

@@ -1,0 +1,65 @@
+"""The op ``topk_softmax``: the experts of each token by the softmax of the router's logits."""
+
+import torch
+from torch import Tensor
+
+from sglang_fl.ops.op import Bound, Op, Outputs, compute_dtype
+from sglang_fl.ops.routing import by_expert, choose_experts, routing_cases
+
+__all__ = ["OP", "topk_softmax"]
+
+
+def topk_softmax(
+    router_logits: Tensor,
+    top_k: int,
+    renormalize: bool,
+    *,
+    correction_bias: Tensor | None = None,
+    num_expert_group: int | None = None,
+    topk_group: int | None = None,
+    routed_scaling_factor: float = 1.0,
+) -> Outputs:
+    """Choose the ``top_k`` experts of each token by the softmax of its logits.
+
+    Source: SGLang ``srt/layers/moe/topk.py``, ``fused_topk_torch_native`` and ``grouped_topk_gpu``.
+
+    Parameters
+    ----------
+    router_logits : Tensor, (T, E), float16, bfloat16, float32 or float64, any strides; not written
+    top_k : number of experts of a token
+    renormalize : divide the chosen scores by their sum
+    correction_bias : Tensor, (E,), float32; added to the scores for the choice, not for the weights
+    num_expert_group, topk_group : choose among the experts of the best ``topk_group`` of so many groups of
+        equal size; a group counts by its best score, with a bias by the sum of its two best
+    routed_scaling_factor : multiplies the weights
+
+    Returns
+    -------
+    (weights, ids) : Tensors, (T, top_k), float32 and int32, in any order within a row; formed in float32.
+        Which of equal scores is chosen is left open.
+
+    Raises
+    ------
+    ContractError : ``top_k`` exceeds the eligible experts, the groups do not divide them, or the bias does
+        not fit
+    """
+    scores = torch.softmax(router_logits.to(compute_dtype(router_logits)), dim=-1)
+    return choose_experts(
+        "topk_softmax",
+        scores,
+        top_k,
+        renormalize,
+        correction_bias,
+        num_expert_group,
+        topk_group,
+        routed_scaling_factor,
+    )
+
+
+OP = Op(
+    topk_softmax,
+    cases=routing_cases(is_softmax=True),
+    # The weights are float32 for any input; a fast exp rounds its argument, here at most 8.
+    bound=Bound(half=32, single=32),
+    comparable=by_expert,
+)

@@ -19,7 +19,7 @@ from sglang_fl.ops import Kernel, Op, Outputs
 from sglang_fl.resolution import Resolution
 from sglang_fl.vendor import OpImpl, load_target
 
-__all__ = ["Choice", "Forward", "first_call", "load_kernel"]
+__all__ = ["Choice", "FirstCall", "Forward", "load_kernel"]
 
 Forward = Callable[..., Any]
 
@@ -111,10 +111,12 @@ class Choice:
     bind : ``bind(kernel, fall_through)`` makes the layer's forward; ``fall_through`` is SGLang's own
         forward, for calls that the contract excludes. It raises ``UnsupportedError`` where the kernel does
         not take an option that the layer needs
+    or_own : where no candidate can run the layer, it is SGLang's for good, not an error
     """
 
     resolution: Resolution
     bind: Callable[[Kernel, Forward], Forward]
+    or_own: bool = False
 
 
 class _Attempt:
@@ -123,7 +125,7 @@ class _Attempt:
     def __init__(self, choice: Choice, layer_class: str, fall_through: Forward) -> None:
         self._resolution = choice.resolution
         self._layer_class = layer_class
-        self._bind = lambda kernel: choice.bind(kernel, fall_through)
+        self._bind: Callable[[Kernel], Forward] = lambda kernel: choice.bind(kernel, fall_through)
         self._waiting = iter(choice.resolution.candidates)
         self._reasons: list[str] = []
         self.impl: OpImpl
@@ -149,7 +151,7 @@ class _Attempt:
             return
         raise NoImplementationError(
             f"{self._layer_class}: no implementation of {self._resolution.op} can run it: "
-            f"{'; '.join(self._reasons)}"
+            f"{'; '.join(self._reasons) or 'there is none for this chip'}"
         )
 
     def _reject(self, error: Exception) -> None:
@@ -190,14 +192,10 @@ class _Attempt:
         return self._bind(load_kernel(self._resolution.op, self.impl))
 
 
-def first_call(
-    choose: Callable[[], Choice | None],
-    layer_class: str,
-    own: Forward,
-    commit: Callable[[Forward, Forward], None],
-    log: DispatchLog,
-) -> Forward:
-    """Return a callable that finds its kernel when it is called for the first time.
+class FirstCall:
+    """A layer's forward that finds its kernel when it is called for the first time.
+
+    A call that fell through decides nothing; the next one tries again.
 
     Parameters
     ----------
@@ -205,51 +203,79 @@ def first_call(
         good
     layer_class : for the dispatch log
     own : SGLang's own forward of the layer
-    commit : called once as ``commit(first, forward)`` to replace the one by the other
+    commit : called once as ``commit(first, forward)`` to replace this object by the forward found
     log : written after success, never before
-
-    Returns
-    -------
-    Callable with the layer's forward signature. A call that fell through decides nothing; the next
-    one tries again. It raises what the kernel raised if ``resolution.strict``, else
-    ``NoImplementationError`` once every candidate has failed.
     """
 
-    @functools.wraps(own)
-    def fall_through(*args: Any, **kwargs: Any) -> Any:
-        result = own(*args, **kwargs)
-        log.write(layer_class, "sglang(native)")
-        return result
+    def __init__(
+        self,
+        choose: Callable[[], Choice | None],
+        layer_class: str,
+        own: Forward,
+        commit: Callable[[Forward, Forward], None],
+        log: DispatchLog,
+    ) -> None:
+        self._choose = choose
+        self._layer_class = layer_class
+        self._own = own
+        self._commit = commit
+        self._log = log
+        self._choice: Choice | None = None
+        self._attempt: _Attempt | None = None
+        self._decided: Forward | None = None
 
-    attempt: _Attempt | None = None
-    committed: Forward | None = None
+        @functools.wraps(own)
+        def fall_through(*args: Any, **kwargs: Any) -> Any:
+            result = own(*args, **kwargs)
+            log.write(layer_class, "sglang(native)")
+            return result
 
-    def decide(forward: Forward) -> None:
-        nonlocal committed
-        committed = forward
-        commit(first, forward)
+        self._fall_through: Forward = fall_through
 
-    def first(*args: Any, **kwargs: Any) -> Any:
-        nonlocal attempt
-        if committed is not None:  # whoever keeps this callable pays one comparison
-            return committed(*args, **kwargs)
-        if attempt is None:
-            choice = choose()
-            if choice is None:
-                decide(own)
-                return fall_through(*args, **kwargs)
-            attempt = _Attempt(choice, layer_class, fall_through)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer.
+
+        Raises
+        ------
+        NoImplementationError : every candidate has failed, and the layer is not to be left to SGLang
+        Exception : what a kernel raised, if the resolution is strict
+        """
+        if self._decided is not None:  # whoever keeps this object pays one comparison
+            return self._decided(*args, **kwargs)
         try:
+            attempt = self._started()
+            if attempt is None:
+                return self._leave(*args, **kwargs)
             result = attempt.run(*args, **kwargs)
+        except NoImplementationError as error:
+            if self._choice is None or not self._choice.or_own:
+                raise
+            logger.debug("%s: left to SGLang: %s", self._layer_class, error)
+            return self._leave(*args, **kwargs)
         except ContractError as error:
-            logger.debug("%s: left to SGLang: %s", layer_class, error)
-            return fall_through(*args, **kwargs)
+            logger.debug("%s: left to SGLang: %s", self._layer_class, error)
+            return self._fall_through(*args, **kwargs)
         if attempt.trial.has_run:
-            decide(attempt.bound())
-            log.write(layer_class, f"{attempt.impl.kind}({attempt.impl.id})")
+            self._decide(attempt.bound())
+            self._log.write(self._layer_class, f"{attempt.impl.kind}({attempt.impl.id})")
         return result
 
-    return first
+    def _started(self) -> _Attempt | None:
+        """Return the attempt under way, a new one in the first call; None where there is nothing to try."""
+        if self._attempt is None:
+            self._choice = self._choose()
+            if self._choice is not None:
+                self._attempt = _Attempt(self._choice, self._layer_class, self._fall_through)
+        return self._attempt
+
+    def _leave(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the layer back to SGLang for good."""
+        self._decide(self._own)
+        return self._fall_through(*args, **kwargs)
+
+    def _decide(self, forward: Forward) -> None:
+        self._decided = forward
+        self._commit(self, forward)
 
 
 _said: set[tuple[str, ...]] = set()

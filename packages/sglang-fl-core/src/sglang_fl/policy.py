@@ -72,6 +72,10 @@ class Policy:
     per_op: Mapping[str, Order] = field(default_factory=dict)
     strict: bool = False
 
+    def names_reference(self, op_name: str) -> bool:
+        """Whether the user, or the vendor, asked for this op's reference, and not only for want of others."""
+        return op_name in self.per_op or self.prefer is BackendKind.REFERENCE
+
     def order(self, op_name: str) -> Order:
         """Return the order of an op."""
         if op_name in self.per_op:

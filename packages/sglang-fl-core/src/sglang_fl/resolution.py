@@ -51,6 +51,8 @@ class Resolution:
     skipped : all steps that cannot run here
     excluded : implementations that exist here but that no step of the order asks for
     strict : a failing candidate is an error
+    prefers_sglang : the reference stands last only because nobody named it, and the device is a chip: where
+        SGLang has a kernel of its own for a layer, that one is the last resort
     """
 
     op: Op
@@ -59,6 +61,7 @@ class Resolution:
     skipped: tuple[Skipped, ...] = ()
     excluded: tuple[Skipped, ...] = ()
     strict: bool = False
+    prefers_sglang: bool = False
 
 
 def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
@@ -83,6 +86,7 @@ def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
         skipped=tuple(skipped),
         excluded=tuple(Skipped(impl.id, "not in the order given for this op") for impl in excluded),
         strict=policy.strict,
+        prefers_sglang=registry.vendor.device_type != "cpu" and not policy.names_reference(op.name),
     )
 
 

@@ -63,7 +63,7 @@ def chunk_gated_delta_rule(
     values = v.shape[2:]
     if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
         raise ContractError(
-            f"chunk_gated_delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit"
+            f"chunk_gated_delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit"
         )
     if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
         raise ContractError(

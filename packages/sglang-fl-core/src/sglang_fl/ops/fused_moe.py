@@ -56,8 +56,8 @@ def fused_moe(
         )
     if topk_ids.shape != topk_weights.shape or topk_ids.shape[:-1] != (tokens,):
         raise ContractError(
-            f"fused_moe: topk_weights {tuple(topk_weights.shape)} and topk_ids {tuple(topk_ids.shape)} are not "
-            f"rows for {tokens} tokens"
+            f"fused_moe: topk_weights {tuple(topk_weights.shape)} and topk_ids {tuple(topk_ids.shape)} are "
+            f"not rows for {tokens} tokens"
         )
     dtype = compute_dtype(hidden_states, topk_weights)
     result = torch.zeros(tokens, width, dtype=dtype, device=hidden_states.device)

@@ -58,9 +58,9 @@ def fused_recurrent_gated_delta_rule_packed_decode(
             f"{tuple(a.shape)} do not fit states {(heads, values, keys)}"
         )
     dtype = compute_dtype(mixed_qkv, initial_state)
-    q, k, v = mixed_qkv.to(dtype).split([mixed // 2, mixed // 2, heads * values], dim=-1)
-    q, k = (unit_rows(x.unflatten(-1, (-1, keys))) for x in (q, k))
-    v = v.unflatten(-1, (heads, values))
+    q, k, v = torch.split(mixed_qkv.to(dtype), [mixed // 2, mixed // 2, heads * values], dim=-1)
+    q, k = (unit_rows(x.view(len(x), mixed // 2 // keys, keys)) for x in (q, k))
+    v = v.view(len(v), heads, values)
     g, beta = gates(A_log, a, dt_bias, b, dtype)
     o = torch.zeros(len(mixed_qkv), heads, values, dtype=dtype, device=mixed_qkv.device)
     for row, index in enumerate(initial_state_indices.tolist()):

@@ -59,8 +59,8 @@ def fused_sigmoid_gating_delta_rule_update(
         )
     if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
         raise ContractError(
-            f"fused_sigmoid_gating_delta_rule_update: initial_state {tuple(initial_state.shape)} is not a pool "
-            f"of states {(*values, keys)}, or there is not one index for each sequence"
+            f"fused_sigmoid_gating_delta_rule_update: initial_state {tuple(initial_state.shape)} is not a "
+            f"pool of states {(*values, keys)}, or there is not one index for each sequence"
         )
     dtype = compute_dtype(q, initial_state)
     wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))

@@ -34,8 +34,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     check_row_weight("layer_norm", x, weight)
     check_row_weight("layer_norm", x, bias, "bias")
     dtype = compute_dtype(x, *(t for t in (weight, bias) if t is not None))
-    wide = (None if t is None else t.to(dtype) for t in (weight, bias))
-    return F.layer_norm(x.to(dtype), x.shape[-1:], *wide, eps=eps).to(x.dtype)
+    scale, shift = (None if t is None else t.to(dtype) for t in (weight, bias))
+    return F.layer_norm(x.to(dtype), x.shape[-1:], scale, shift, eps).to(x.dtype)
 
 
 def _magnitude(truth: Outputs, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -92,7 +92,7 @@ def _rows(
         raise ContractError(f"mrope: rotary_dim {rotary_dim} must be even and at most head_size {head_size}")
     if len(mrope_section) != 3 or 2 * sum(mrope_section) != rotary_dim:
         raise ContractError(
-            f"mrope: mrope_section {list(mrope_section)} is not three numbers that add up to {rotary_dim // 2}"
+            f"mrope: mrope_section {list(mrope_section)} is not three numbers with the sum {rotary_dim // 2}"
         )
     if positions.dim() == 1:
         return cos_sin_cache.index_select(0, positions)

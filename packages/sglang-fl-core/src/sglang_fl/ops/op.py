@@ -192,7 +192,7 @@ class Op:
         """Return the indices of the rows of a written argument that this call may touch; None: all."""
         if name not in self.writes_rows:
             return None
-        indices = arguments[self.writes_rows[name]].flatten().long()
+        indices: Tensor = arguments[self.writes_rows[name]].flatten().long()
         return indices[indices >= 0]
 
     @property

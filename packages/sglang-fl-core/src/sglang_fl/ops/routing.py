@@ -1,5 +1,7 @@
 """What the routers of mixtures of experts share: choosing experts by their scores."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,8 @@ def choose_experts(
     experts = scores.shape[-1]
     if correction_bias is not None and correction_bias.shape != (experts,):
         raise ContractError(
-            f"{op}: correction_bias {tuple(correction_bias.shape)} is not one number for each of {experts} experts"
+            f"{op}: correction_bias {tuple(correction_bias.shape)} is not one number for each of {experts} "
+            f"experts"
         )
     choice = scores if correction_bias is None else scores + correction_bias.to(scores.dtype)
     eligible = experts
@@ -59,7 +62,7 @@ def choose_experts(
 
 def _within_groups(choice: Tensor, groups: int, chosen: int, best: int) -> Tensor:
     """Leave only the experts of the best groups; a group counts by the sum of its ``best`` experts."""
-    grouped = choice.unflatten(-1, (groups, -1))
+    grouped = choice.view(len(choice), groups, choice.shape[-1] // groups)
     worth = grouped.topk(min(best, grouped.shape[-1]), dim=-1).values.sum(-1)
     in_chosen = torch.zeros_like(worth, dtype=torch.bool)
     in_chosen.scatter_(-1, worth.topk(chosen, dim=-1).indices, True)
@@ -76,7 +79,7 @@ def by_expert(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, Tensor]:
 def routing_cases(*, is_softmax: bool) -> tuple[Case, ...]:
     """Return sample inputs whose scores are far enough apart that rounding changes no choice."""
     grouped = {"num_expert_group": 8, "topk_group": 4}
-    bias = {"correction_bias": 0.05}
+    bias = 0.05
     cases = [
         _case("empty", 0, 64, 8),
         _case("one-token", 1, 64, 8),
@@ -86,14 +89,19 @@ def routing_cases(*, is_softmax: bool) -> tuple[Case, ...]:
         _case("odd-experts", 9, 60, 4),
         _case("all-experts", 5, 8, 8),
         _case("row-strided", 5, 64, 8, padding=32),
-        _case("scaled", 9, 64, 6, routed_scaling_factor=2.5),
-        _case("grouped", 9, 64, 6, **grouped),
-        _case("biased", 9, 64, 6, **bias),
+        _case("scaled", 9, 64, 6, options={"routed_scaling_factor": 2.5}),
+        _case("grouped", 9, 64, 6, options=grouped),
+        _case("biased", 9, 64, 6, bias=bias),
     ]
     if not is_softmax:
         cases += [
-            _case("grouped-biased", 37, 256, 8, **grouped, **bias),
-            _case("grouped-biased-scaled", 9, 256, 8, **grouped, **bias, routed_scaling_factor=2.5),
+            _case("grouped-biased", 37, 256, 8, bias=bias, options=grouped),
+            _case(
+                "grouped-biased-scaled",
+                *(9, 256, 8),
+                bias=bias,
+                options={**grouped, "routed_scaling_factor": 2.5},
+            ),
         ]
     return tuple(cases)
 
@@ -106,8 +114,8 @@ def _case(
     *,
     renormalize: bool = True,
     padding: int = 0,
-    correction_bias: float = 0.0,
-    **options: float,
+    bias: float = 0.0,
+    options: Mapping[str, float] | None = None,
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         # Each row is a permutation of equally spaced logits: neighbours differ by 1/32 and more, so
@@ -119,9 +127,8 @@ def _case(
             "top_k": top_k,
             "renormalize": renormalize,
         }
-        if correction_bias:
-            bias = torch.randn(experts, generator=generator, dtype=torch.float32)
-            arguments["correction_bias"] = correction_bias * bias
-        return arguments | options
+        if bias:
+            arguments["correction_bias"] = bias * torch.randn(experts, generator=generator)
+        return arguments | dict(options or {})
 
     return Case(name, make)

@@ -1,5 +1,6 @@
 """The one hook of layer 2: AROUND the method in which SGLang resolves a layer's kernel."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -9,15 +10,19 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.first_call import Choice, Forward, first_call
+from sglang_fl.first_call import Choice, FirstCall, Forward
 from sglang_fl.resolution import Resolution
 from sglang_fl.sglang_adapter import ADAPTERS, gated_delta_rule
 from sglang_fl.sglang_adapter.adapter import Adapter, covering
 from sglang_fl.sglang_adapter.seams import Seam
+from sglang_fl.vendor import BackendKind
 
 __all__ = ["LayerHook", "install"]
 
 logger = logging.getLogger(__name__)
+
+#: SGLang's own forwards that are plain PyTorch, and no better than the reference.
+PYTORCH_PATHS = ("forward_native", "forward_cpu")
 
 
 class LayerHook:
@@ -63,16 +68,19 @@ class LayerHook:
         own: Forward,
         commit: Callable[[Forward, Forward], None],
     ) -> Forward:
-        return first_call(partial(self._choose, adapters, layer), name, own, commit, self._log)
+        return FirstCall(partial(self._choose, adapters, layer, own), name, own, commit, self._log)
 
-    def _choose(self, adapters: tuple[Adapter, ...], layer: Any) -> Choice | None:
+    def _choose(self, adapters: tuple[Adapter, ...], layer: Any, own: Forward) -> Choice | None:
         """Return how the first adapter that translates this very layer would run it."""
         for adapter in adapters:
             reason = adapter.why_not(layer)
             if reason is None:
                 resolution = self._resolutions[adapter.op.name]
+                or_own = resolution.prefers_sglang and own.__name__ not in PYTORCH_PATHS
+                if or_own:
+                    resolution = _without_reference(resolution)
                 self._report(resolution)
-                return Choice(resolution, partial(adapter.bind, layer))
+                return Choice(resolution, partial(adapter.bind, layer), or_own)
             logger.debug("%s is not %s: %s", type(layer).__name__, adapter.op, reason)
         return None
 
@@ -81,7 +89,13 @@ class LayerHook:
         if resolution.passed_over and resolution.op.name not in self._reported:
             self._reported.add(resolution.op.name)
             reasons = "; ".join(map(str, resolution.passed_over))
-            logger.info("%s runs on %s (%s)", resolution.op, resolution.candidates[0], reasons)
+            runs = resolution.candidates[0] if resolution.candidates else "SGLang's own kernel"
+            logger.info("%s runs on %s (%s)", resolution.op, runs, reasons)
+
+
+def _without_reference(resolution: Resolution) -> Resolution:
+    kernels = tuple(impl for impl in resolution.candidates if impl.kind is not BackendKind.REFERENCE)
+    return dataclasses.replace(resolution, candidates=kernels)
 
 
 @functools.cache

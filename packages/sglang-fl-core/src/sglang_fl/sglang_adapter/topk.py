@@ -81,10 +81,11 @@ def why_not(layer: Any) -> str | None:
 
 def _shared_slots(config: Any) -> int:
     """Return the number of columns for shared experts, by the name of 0.5.23 or the one before."""
-    slots: int = getattr(config, "num_shared_topk_slots", None) or getattr(
-        config, "num_fused_shared_experts", 0
-    )
-    return slots
+    for name in ("num_shared_topk_slots", "num_fused_shared_experts"):
+        slots = getattr(config, name, None)
+        if slots is not None:
+            return int(slots)
+    return 0
 
 
 def _is_standard(output_format: Any) -> bool:

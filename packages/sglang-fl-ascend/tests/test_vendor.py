@@ -8,7 +8,6 @@ from importlib.metadata import entry_points
 import pytest
 
 from sglang_fl.conformance import check_declared
-from sglang_fl.ops import OPS
 from sglang_fl.vendor import OpImpl
 from sglang_fl_ascend import ASCEND
 from sglang_fl_ascend.probe import why_unavailable
@@ -33,8 +32,9 @@ def test_core_finds_this_package_alone_beside_its_own_vendor():
     assert {point.name for point in entry_points(group="sglang_fl.vendors")} == {"cpu", "ascend"}
 
 
-def test_every_op_has_a_flagos_implementation():
-    assert {impl.op for impl in ASCEND.impls if impl.id == "flagos"} == set(OPS)
+def test_the_ops_with_a_fit_kernel_of_flaggems_are_listed():
+    listed = {impl.op for impl in ASCEND.impls if impl.id == "flagos"}
+    assert listed == {"silu_and_mul", "gelu_and_mul", "new_gelu", "rms_norm", "rotary_embedding"}
 
 
 @pytest.mark.parametrize("impl", ASCEND.impls, ids=lambda impl: f"{impl.op}-{impl.id}")

@@ -1,6 +1,8 @@
 """The package as core finds it: its entry point, its probe, its targets."""
 
+import importlib.util
 import json
+import pkgutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -8,7 +10,6 @@ from importlib.metadata import entry_points
 import pytest
 
 from sglang_fl.conformance import check_declared
-from sglang_fl.ops import OPS
 from sglang_fl.vendor import OpImpl
 from sglang_fl_nvidia import NVIDIA
 from sglang_fl_nvidia.probe import why_unavailable
@@ -33,8 +34,15 @@ def test_core_finds_this_package_alone_beside_its_own_vendor():
     assert {point.name for point in entry_points(group="sglang_fl.vendors")} == {"cpu", "nvidia"}
 
 
-def test_every_op_has_a_flagos_implementation():
-    assert {impl.op for impl in NVIDIA.impls if impl.id == "flagos"} == set(OPS)
+def modules(package: str) -> set[str]:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)}
+
+
+def test_every_call_of_flaggems_that_core_has_is_listed():
+    assert {impl.op for impl in NVIDIA.impls if impl.id == "flagos"} == modules("sglang_fl.flagos")
 
 
 @pytest.mark.parametrize("impl", NVIDIA.impls, ids=lambda impl: f"{impl.op}-{impl.id}")
@@ -56,5 +64,6 @@ def test_listing_imports_no_kernel_library_and_tells_why_the_chip_is_not_used():
     assert row["reason"] == why_unavailable()
 
 
-def test_each_op_has_the_kernels_of_sglang_as_well():
-    assert {impl.op for impl in NVIDIA.impls if impl.id == "vendor.nvidia"} == set(OPS)
+def test_every_call_of_sglangs_own_kernels_is_listed():
+    listed = {impl.op for impl in NVIDIA.impls if impl.id == "vendor.nvidia"}
+    assert listed == modules("sglang_fl_nvidia.vendor")

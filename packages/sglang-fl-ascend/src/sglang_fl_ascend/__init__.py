@@ -12,6 +12,8 @@ ASCEND = Vendor(
     probe="sglang_fl_ascend.probe:why_unavailable",
     impls=(
         flag_gems_impl("silu_and_mul"),
+        flag_gems_impl("gelu_and_mul"),
+        flag_gems_impl("new_gelu"),
         flag_gems_impl("rms_norm"),
         flag_gems_impl("rotary_embedding"),
     ),

@@ -18,10 +18,17 @@ NVIDIA = Vendor(
     probe="sglang_fl_nvidia.probe:why_unavailable",
     impls=(
         flag_gems_impl("silu_and_mul"),
+        flag_gems_impl("gelu_and_mul"),
+        flag_gems_impl("new_gelu"),
         flag_gems_impl("rms_norm"),
+        flag_gems_impl("layer_norm"),
         flag_gems_impl("rotary_embedding"),
+        flag_gems_impl("topk_softmax"),
+        flag_gems_impl("fused_moe"),
         _vendor_impl("silu_and_mul", "sgl_kernel"),
+        _vendor_impl("gelu_and_mul", "sgl_kernel"),
         _vendor_impl("rms_norm", "sgl_kernel"),
+        _vendor_impl("gemma_rms_norm", "sgl_kernel"),
         _vendor_impl("rotary_embedding", "flashinfer"),
     ),
 )

@@ -1,0 +1,38 @@
+"""``gemma_rms_norm`` by ``sgl_kernel.gemma_rmsnorm`` and ``gemma_fused_add_rmsnorm``, 0.4.5 to 0.4.10.
+
+Both hand float16 and bfloat16 on to FlashInfer where it is installed.
+"""
+
+import sgl_kernel
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops import Outputs
+
+__all__ = ["gemma_rms_norm"]
+
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
+    """See ``sglang_fl.ops.gemma_rms_norm``. ``x`` and ``residual`` are overwritten if both are given.
+
+    Raises
+    ------
+    UnsupportedError : ``x`` is float32, or ``weight`` has another dtype than ``x``
+    """
+    if x.dtype not in DTYPES or weight.dtype is not x.dtype:
+        raise UnsupportedError(
+            f"sgl_kernel.gemma_rmsnorm takes float16 or bfloat16 for both, not x {x.dtype}, "
+            f"weight {weight.dtype}"
+        )
+    if x.numel() == 0:
+        return torch.empty_like(x) if residual is None else (x, residual)
+    rows = x.reshape(-1, x.shape[-1])  # the kernels take two axes; a copy only if x is strided oddly
+    if residual is None:
+        result: Tensor = sgl_kernel.gemma_rmsnorm(rows.contiguous(), weight, eps)
+        return result.view(x.shape)
+    rows, sums = rows.contiguous(), residual.reshape(rows.shape).contiguous()
+    sgl_kernel.gemma_fused_add_rmsnorm(rows, sums, weight, eps)
+    return rows.view(x.shape), sums.view(x.shape)

@@ -22,9 +22,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
 from sglang.kernels.fused_op import BaseFusedOp
-from sglang.srt.layers.activation import SiluAndMul
-from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.activation import GeluAndMul, NewGELU, SiluAndMul
+from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, LayerNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+from sglang.srt.layers.rotary_embedding.mrope import MRotaryEmbedding
 from sglang.srt.plugins import load_plugins
 from sglang.version import __version__ as sglang_version
 
@@ -38,8 +39,13 @@ Kernels = dict[str, Callable]
 REFERENCES: Kernels = {name: op.reference for name, op in OPS.items()}
 EMPTY: Kernels = {
     "silu_and_mul": lambda x: x,
+    "gelu_and_mul": lambda x, approximate="tanh": x,
+    "new_gelu": lambda x: x,
     "rms_norm": lambda x, weight, eps, residual=None: x,
+    "gemma_rms_norm": lambda x, weight, eps, residual=None: x,
+    "layer_norm": lambda x, weight, bias, eps: x,
     "rotary_embedding": lambda positions, query, key, *rest: (query, key),
+    "mrope": lambda positions, query, key, *rest: (query, key),
 }
 
 
@@ -48,30 +54,70 @@ KINDS = {"reference": REFERENCES, "empty": EMPTY}
 
 def plain_forwards(kernels: Kernels) -> dict[type, Callable]:
     """Forwards as SGLang writes them: they read their layer at each call."""
-    silu_and_mul, rms_norm, rotary_embedding = kernels.values()
 
-    def silu_and_mul_forward(self, x):
-        return silu_and_mul(x)
+    def silu_and_mul(self, x):
+        return kernels["silu_and_mul"](x)
 
-    def rms_norm_forward(self, x, residual=None, post_residual_addition=None, quant_linear=None):
-        return rms_norm(x, self.weight, self.variance_epsilon, residual)
+    def gelu_and_mul(self, x):
+        return kernels["gelu_and_mul"](x, self.approximate)
 
-    def rotary_forward(self, positions, query, key, offsets=None, fused_set_kv_buffer_arg=None):
-        return rotary_embedding(
-            positions, query, key, self.cos_sin_cache, self.head_size, self.is_neox_style, offsets
-        )
+    def new_gelu(self, x):
+        return kernels["new_gelu"](x)
 
-    return {SiluAndMul: silu_and_mul_forward, RMSNorm: rms_norm_forward, RotaryEmbedding: rotary_forward}
+    def rms_norm(self, x, residual=None, post_residual_addition=None, quant_linear=None):
+        return kernels["rms_norm"](x, self.weight, self.variance_epsilon, residual)
+
+    def gemma_rms_norm(self, x, residual=None, post_residual_addition=None):
+        return kernels["gemma_rms_norm"](x, self.weight, self.variance_epsilon, residual)
+
+    def gemma3_rms_norm(self, x, residual=None):
+        return kernels["gemma_rms_norm"](x, self.weight, self.eps, residual)
+
+    def layer_norm(self, x):
+        weight = self.weight if self.elementwise_affine else None
+        bias = self.bias if self.use_bias else None
+        return kernels["layer_norm"](x, weight, bias, self.variance_epsilon)
+
+    def rotary_embedding(self, positions, query, key, offsets=None, fused_set_kv_buffer_arg=None):
+        style = (self.head_size, self.is_neox_style)
+        return kernels["rotary_embedding"](positions, query, key, self.cos_sin_cache, *style, offsets)
+
+    def mrope(self, positions, query, key, fused_set_kv_buffer_arg=None):
+        style = (self.head_size, self.is_neox_style, self.mrope_section, self.mrope_interleaved)
+        return kernels["mrope"](positions, query, key, self.cos_sin_cache, *style)
+
+    return {
+        SiluAndMul: silu_and_mul,
+        GeluAndMul: gelu_and_mul,
+        NewGELU: new_gelu,
+        RMSNorm: rms_norm,
+        GemmaRMSNorm: gemma_rms_norm,
+        Gemma3RMSNorm: gemma3_rms_norm,
+        LayerNorm: layer_norm,
+        RotaryEmbedding: rotary_embedding,
+        MRotaryEmbedding: mrope,
+    }
 
 
 def workloads() -> dict[str, tuple[Callable, tuple]]:
     x, residual = torch.randn(1, 128), torch.randn(1, 128)
-    rope = (torch.arange(1), torch.randn(1, 128), torch.randn(1, 64))
+    query, key = torch.randn(1, 128), torch.randn(1, 64)
+    rope = (64, 64, 128, 10000, True, torch.float32)
     return {
         "SiluAndMul": (SiluAndMul, (x,)),
+        "GeluAndMul": (GeluAndMul, (x,)),
+        "NewGELU": (NewGELU, (x,)),
         "RMSNorm": (lambda: RMSNorm(128), (x,)),
         "RMSNorm with residual": (lambda: RMSNorm(128), (x, residual)),
-        "RotaryEmbedding": (lambda: RotaryEmbedding(64, 64, 128, 10000, True, torch.float32), rope),
+        "GemmaRMSNorm": (lambda: GemmaRMSNorm(128), (x,)),
+        "GemmaRMSNorm, residual": (lambda: GemmaRMSNorm(128), (x, residual)),
+        "Gemma3RMSNorm": (lambda: Gemma3RMSNorm(128), (x,)),
+        "LayerNorm": (lambda: LayerNorm(128), (x,)),
+        "RotaryEmbedding": (lambda: RotaryEmbedding(*rope), (torch.arange(1), query, key)),
+        "MRotaryEmbedding": (
+            lambda: MRotaryEmbedding(*rope, mrope_section=[8, 12, 12]),
+            (torch.arange(1).expand(3, 1), query, key),
+        ),
     }
 
 
@@ -89,7 +135,7 @@ def with_plugin(kernels: Kernels) -> dict[str, Callable]:
     load_plugins()
     layers = called_once()
     for layer in layers.values() if kernels is not REFERENCES else ():
-        adapter = covering(type(layer), ADAPTERS)
+        (adapter,) = covering(type(layer), ADAPTERS)
         layer._forward_method = adapter.bind(layer, kernels[adapter.op.name], layer.forward_native)
     return layers
 

@@ -4,6 +4,8 @@ import flag_gems
 import torch
 from torch import Tensor
 
+from sglang_fl.errors import UnsupportedError
+
 __all__ = ["fused_moe"]
 
 
@@ -17,7 +19,14 @@ def fused_moe(
     apply_router_weight_on_input: bool = False,
     routed_scaling_factor: float = 1.0,
 ) -> Tensor:
-    """See ``sglang_fl.ops.fused_moe``."""
+    """See ``sglang_fl.ops.fused_moe``.
+
+    Raises
+    ------
+    UnsupportedError : float32, which the matrix units of a GPU would round to TF32
+    """
+    if hidden_states.dtype is torch.float32:
+        raise UnsupportedError("FlagGems multiplies float32 in TF32 here")
     if hidden_states.numel() == 0:
         return torch.empty_like(hidden_states)
     # FlagGems counts tokens by their id and would count one below zero outside of its buffer.

@@ -68,7 +68,8 @@ OP = Op(
         *_case("large-values", 16, 512, scale=8.0),
         *_case("row-strided", 5, 256, padding=64),
     ),
-    # One rounding of a float32 product, in units of the two terms that make the GELU.
-    bound=Bound(half=0.55, single=8),
+    # One rounding of a float32 product, in units of the two terms that make the GELU. In float32 a fast tanh
+    # (sgl_kernel's: 30 units) shows.
+    bound=Bound(half=0.55, single=64),
     magnitude=_magnitude,
 )

@@ -3,7 +3,6 @@
 SGLang: ``forward(x)``, and the attribute ``approximate``. Contract: ``gelu_and_mul(x, approximate="tanh")``.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,13 @@ __all__ = ["ADAPTER"]
 
 
 def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the kernel with the layer's approximation, which is fixed when the layer is built."""
-    return functools.partial(kernel, approximate=layer.approximate)
+    """Return a forward with the layer's approximation, which is fixed when the layer is built."""
+    approximate: str = layer.approximate
+
+    def forward(x: Any) -> Any:
+        return kernel(x, approximate)
+
+    return forward
 
 
 ADAPTER = Adapter("sglang.srt.layers.activation:GeluAndMul", OPS["gelu_and_mul"], bind)

@@ -4,7 +4,6 @@ SGLang: ``forward(x)``, and the attributes ``beta`` and ``linear_beta``. Contrac
 ``situ_and_mul(x, beta, linear_beta=None)``.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,14 @@ __all__ = ["ADAPTER"]
 
 
 def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the kernel with the layer's two limits, which are fixed when the layer is built."""
-    return functools.partial(kernel, beta=layer.beta, linear_beta=layer.linear_beta)
+    """Return a forward with the layer's two limits, which are fixed when the layer is built."""
+    beta: float = layer.beta
+    linear_beta: float | None = layer.linear_beta
+
+    def forward(x: Any) -> Any:
+        return kernel(x, beta, linear_beta)
+
+    return forward
 
 
 ADAPTER = Adapter("sglang.srt.layers.activation:SituAndMul", OPS["situ_and_mul"], bind)

@@ -17,7 +17,7 @@ from sglang_fl.ops import Kernel, Op, Outputs
 from sglang_fl.resolution import Resolution
 from sglang_fl.vendor import OpImpl, load_target
 
-__all__ = ["Forward", "first_call", "load_kernel"]
+__all__ = ["Forward", "first_call", "left_to_sglang", "load_kernel"]
 
 Forward = Callable[..., Any]
 
@@ -195,6 +195,24 @@ def first_call(
         if attempt.trial.has_run:
             decide(attempt.bound())
             log.write(layer_class, f"{attempt.impl.kind}({attempt.impl.id})")
+        return result
+
+    return first
+
+
+def left_to_sglang(
+    layer_class: str, own: Forward, commit: Callable[[Forward, Forward], None], log: DispatchLog
+) -> Forward:
+    """Return a callable that is SGLang's own, but says in the dispatch log that it has run.
+
+    Its first call commits ``own`` itself: SGLang compares what a layer holds with its own methods.
+    """
+
+    @functools.wraps(own)
+    def first(*args: Any, **kwargs: Any) -> Any:
+        result = own(*args, **kwargs)
+        commit(first, own)
+        log.write(layer_class, "sglang(native)")
         return result
 
     return first

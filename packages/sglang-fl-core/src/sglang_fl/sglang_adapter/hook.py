@@ -9,10 +9,11 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.first_call import Forward, first_call
+from sglang_fl.first_call import Forward, first_call, left_to_sglang
 from sglang_fl.resolution import Resolution
 from sglang_fl.sglang_adapter import ADAPTERS
 from sglang_fl.sglang_adapter.adapter import Adapter, covering
+from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.seams import Seam
 
 __all__ = ["LayerHook", "install"]
@@ -27,11 +28,15 @@ class LayerHook:
     ----------
     resolutions : what may run each op
     log : the dispatch log
+    lists : the layers that the user leaves to SGLang
     """
 
-    def __init__(self, resolutions: dict[str, Resolution], log: DispatchLog) -> None:
+    def __init__(
+        self, resolutions: dict[str, Resolution], log: DispatchLog, lists: LayerLists | None = None
+    ) -> None:
         self._resolutions = resolutions
         self._log = log
+        self._lists = lists or LayerLists()
         self._reported: set[str] = set()
 
     def __call__(self, original: Callable[[Any], Forward], layer: Any) -> Forward:
@@ -44,6 +49,10 @@ class LayerHook:
         adapter = _adapter_of(layer_class)
         if adapter is None:
             return own
+        reason = self._lists.why_left_out(layer_class, adapter.op.name)
+        if reason:
+            self._report_left_out(layer_class.__name__, reason)
+            return left_to_sglang(layer_class.__name__, own, partial(_commit, layer), self._log)
         resolution = self._resolutions[adapter.op.name]
         self._report(resolution)
         return first_call(
@@ -54,6 +63,11 @@ class LayerHook:
             commit=partial(_commit, layer),
             log=self._log,
         )
+
+    def _report_left_out(self, layer_class: str, reason: str) -> None:
+        if layer_class not in self._reported:
+            self._reported.add(layer_class)
+            logger.debug("%s is left to SGLang: %s", layer_class, reason)
 
     def _report(self, resolution: Resolution) -> None:
         """Say once for each op that what was asked for first is not to be had here."""

@@ -26,6 +26,7 @@ REQUIREMENTS = [
     "editables",
     "pytest>=8",
     "pytest-timeout",
+    "hypothesis",
 ]
 CORE = "packages/sglang-fl-core"
 VENDORS = ("nvidia", "ascend", "mlu")

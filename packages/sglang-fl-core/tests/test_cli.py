@@ -22,6 +22,22 @@ NATIVE = 'OpImpl("rms_norm", VENDOR, "vendor.toy", "no_such_package.kernels:rms_
 NEEDY = 'OpImpl("rms_norm", FLAGOS, "flagos", "no_such_package.kernels:rms_norm", ("no_such_package",)),'
 
 
+QUARANTINED = """
+from sglang_fl.vendor import BackendKind, OpImpl, Quarantined, Vendor
+
+CHIP = Vendor(
+    "toy",
+    device_type="cpu",
+    core_api=1,
+    probe="sglang_fl.cpu:why_unavailable",
+    impls=(OpImpl("rms_norm", BackendKind.FLAGOS, "flagos", "no_such_package.kernels:rms_norm"),),
+    quarantine=(
+        Quarantined("rms_norm", "flagos", "it returns zeros", "pydantic", "{versions}", "toy:proof"),
+    ),
+)
+"""
+
+
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables do not wrap."""
@@ -152,6 +168,7 @@ def test_why_tells_the_candidates_and_the_reasons_of_the_rest(
         {"what": "flagos", "reason": "no_such_package is not installed"},
         {"what": "reference", "reason": "not in the order given for this op"},
     ]
+    assert answer["quarantine"] == []
     assert answer["contract"] == (OPS["rms_norm"].reference.__doc__ or "").splitlines()[0]
 
 
@@ -184,6 +201,43 @@ def test_ops_says_that_sglang_runs_them_where_layer_2_is_off(monkeypatch: pytest
     assert run_json("ops")[0] == {"op": "silu_and_mul", "runs": "sglang", "then": ["SGLANG_FL_OOT_ENABLED=0"]}
 
 
+def test_layer_that_is_left_to_sglang_is_told_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_OOT_BLACKLIST", "RMSNorm")
+    rows = {row["op"]: (row["runs"], row["then"]) for row in run_json("ops")}
+    assert rows["rms_norm"] == ("sglang", ["SGLANG_FL_OOT_BLACKLIST names RMSNorm"])
+    assert rows["silu_and_mul"] == ("reference", [])
+    assert run_json("why", "rms_norm")["layer_2"] == "SGLANG_FL_OOT_BLACKLIST names RMSNorm"
+
+
+@pytest.mark.parametrize(
+    ("environment", "versions", "state"),
+    [
+        ({}, ">=1", "in force"),
+        ({}, "<1", "the installed version is not concerned"),
+        ({"SGLANG_FL_OOT_BLACKLIST": "!rms_norm"}, ">=1", "lifted by the user"),
+    ],
+)
+def test_why_tells_the_quarantine(
+    install: Install, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], versions: str, state: str
+):
+    install("toy", QUARANTINED.format(versions=versions))
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    answer = run_json("why", "rms_norm")
+    assert answer["quarantine"] == [
+        {
+            "id": "flagos",
+            "reason": f"it returns zeros (pydantic {versions})",
+            "state": state,
+            "reproduction": "toy:proof",
+        }
+    ]
+    is_skipped = "in quarantine: it returns zeros" in str(answer["not"])
+    assert is_skipped is (state == "in force")
+    printed = run("why", "rms_norm").stdout.partition("Quarantine")[2]
+    assert state in line_with("toy:proof", printed)
+
+
 @pytest.mark.parametrize(
     ("environment", "words", "message"),
     [
@@ -194,6 +248,12 @@ def test_ops_says_that_sglang_runs_them_where_layer_2_is_off(monkeypatch: pytest
             ["env", "--json"],
             "SGLANG_FL_PREFER='flagso': no such backend kind",
         ),
+        (
+            {"SGLANG_FL_OOT_WHITELIST": "RMSNrom"},
+            ["env"],
+            "SGLANG_FL_OOT_WHITELIST='RMSNrom': no layer class and no op is called 'RMSNrom'.",
+        ),
+        ({"SGLANG_FL_CONFIG": "/no.yaml"}, ["env"], "SGLANG_FL_CONFIG='/no.yaml': No such file or directory"),
         ({"SGLANG_FL_PLATFORM": "toy"}, ["env"], "SGLANG_FL_PLATFORM='toy': no such vendor is installed"),
         (
             {"SGLANG_FL_PER_OP": "rms_norm=vendor"},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import NoImplementationError, VendorError
-from sglang_fl.first_call import Forward, first_call
+from sglang_fl.first_call import Forward, first_call, left_to_sglang
 from sglang_fl.ops import OPS
 from sglang_fl.resolution import Resolution
 from sglang_fl.vendor import BackendKind, OpImpl, load_target
@@ -431,3 +431,28 @@ def test_failure_of_sglangs_own_path_after_an_excluded_call_is_not_blamed_on_the
             rms.forward(**given)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert_right(rms.forward(**arguments()))
+
+
+def test_layer_that_the_user_leaves_to_sglang_is_logged_after_it_ran_and_gets_its_own_object(tmp_path: Path):
+    path, commits, calls = tmp_path / "dispatch.log", [], []
+
+    def own(x: int) -> int:
+        calls.append(path.read_text())
+        return x + 1
+
+    log = DispatchLog(path)
+    first = left_to_sglang("RMSNorm", own, lambda *pair: commits.append(pair), log)
+    assert (path.read_text(), commits) == ("", [])
+    assert [first(1), first(1)] == [2, 2]
+    assert calls[0] == ""
+    assert path.read_text().splitlines() == ["[OOT-DISPATCH] RMSNorm → sglang(native)"]
+    assert commits[0] == (first, own)
+    assert first.__name__ == "own"
+
+
+def test_layer_that_the_user_leaves_to_sglang_is_not_logged_before_it_ran(tmp_path: Path):
+    path, commits = tmp_path / "dispatch.log", []
+    first = left_to_sglang("RMSNorm", raising, lambda *pair: commits.append(pair), DispatchLog(path))
+    with pytest.raises(RuntimeError, match="SGLang's own path failed"):
+        first()
+    assert (path.read_text(), commits) == ("", [])

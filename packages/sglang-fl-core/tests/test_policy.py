@@ -3,7 +3,7 @@
 import pytest
 
 from sglang_fl.errors import SettingsError
-from sglang_fl.policy import Policy, Token, parse_order
+from sglang_fl.policy import Policy, Token, parse_order, parse_orders
 from sglang_fl.vendor import BackendKind, OpImpl
 
 FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE
@@ -111,3 +111,63 @@ def test_policy_without_settings_prefers_flagos_and_falls_back():
     policy = Policy()
     assert policy.prefer is FLAGOS
     assert not policy.strict
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "silu_and_mul=flagos; rms_norm = vendor|reference",
+        {"silu_and_mul": "flagos", "rms_norm": "vendor|reference"},
+        {"silu_and_mul": ["flagos"], "rms_norm": ["vendor", "reference"]},
+    ],
+)
+def test_orders_of_ops_are_a_text_or_a_mapping(value: str | dict[str, str | list[str]]):
+    orders = {"silu_and_mul": parse_order("flagos"), "rms_norm": parse_order("vendor|reference")}
+    assert parse_orders(value) == orders
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("rms_norm", "'rms_norm' is not of the form op=kind"),
+        ("rms_norm=vendor;rms_norm=flagos", "the op 'rms_norm' stands twice"),
+        ({"rms_nrom": "vendor"}, "there is no op 'rms_nrom'. .* Nearest: rms_norm"),
+        ({"rms_norm": []}, "in '' there is an empty step"),
+        ({"rms_norm": ["vendor", "vndor"]}, "there is no backend kind 'vndor'"),
+    ],
+)
+def test_malformed_orders_are_refused(value: str | dict[str, str | list[str]], match: str):
+    with pytest.raises(SettingsError, match=match):
+        parse_orders(value)
+
+
+@pytest.mark.parametrize(
+    ("token", "vendor"),
+    [
+        ("vendor", None),
+        ("flagos", None),
+        ("vendor:toy", "toy"),
+        ("impl:vendor.toy.fast", "toy"),
+        ("impl:flagos.own", None),
+        ("impl:reference", None),
+    ],
+)
+def test_token_names_a_vendor(token: str, vendor: str | None):
+    assert Token(token).vendor == vendor
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (Policy(), None),
+        (Policy(allow_vendors=("toy",)), None),
+        (Policy(deny_vendors=("far",)), None),
+        (Policy(deny_vendors=("far", "toy")), "the vendor toy is denied (SGLANG_FL_DENY_VENDORS)"),
+        (
+            Policy(allow_vendors=("far",), titles={"allow_vendors": "fl.yaml: allow_vendors"}),
+            "the vendor toy is not among the allowed ones (fl.yaml: allow_vendors)",
+        ),
+    ],
+)
+def test_vendor_is_denied_with_the_reason(policy: Policy, reason: str | None):
+    assert policy.why_denied("toy") == reason

@@ -1,6 +1,8 @@
 """An op's candidates in order, and the reasons of what is none."""
 
 import re
+from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 
@@ -10,7 +12,7 @@ from sglang_fl.ops import OPS
 from sglang_fl.policy import Policy, parse_order
 from sglang_fl.registry import InstalledVendor, Registry
 from sglang_fl.resolution import Resolution, Skipped, resolve, resolve_all
-from sglang_fl.vendor import BackendKind, OpImpl, Vendor
+from sglang_fl.vendor import BackendKind, OpImpl, Quarantined, Vendor
 
 FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE
 OP = OPS["rms_norm"]
@@ -160,3 +162,80 @@ def test_all_refusals_are_told_at_once():
     assert len(lines) == 2
     assert any("'rms_norm=vendor'" in line for line in lines)
     assert any("'silu_and_mul=flagos'" in line for line in lines)
+
+
+DENIED = "the vendor toy is denied (SGLANG_FL_DENY_VENDORS)"
+
+
+def test_native_kernels_of_a_denied_vendor_are_skipped_and_no_others():
+    resolution = resolve(OP, registry(NATIVE, OWN), Policy(VENDOR, deny_vendors=("toy",)))
+    assert ids(resolution) == ["flagos", "reference"]
+    assert resolution.passed_over == (Skipped("vendor.toy", DENIED),)
+
+
+@pytest.mark.parametrize("allowed", [("toy",), ("far", "toy")])
+def test_native_kernels_of_an_allowed_vendor_are_candidates(allowed: tuple[str, ...]):
+    resolution = resolve(OP, registry(NATIVE), Policy(VENDOR, allow_vendors=allowed))
+    assert ids(resolution) == ["vendor.toy", "reference"]
+
+
+def test_order_for_a_denied_vendor_alone_is_refused():
+    asked = replace(policy("vendor"), deny_vendors=("toy",))
+    match = re.escape(
+        f"'rms_norm=vendor' cannot be had here: vendor.toy: {DENIED}. Available for rms_norm: refer"
+    )
+    with pytest.raises(SettingsError, match=match):
+        resolve(OP, registry(NATIVE), asked)
+
+
+def test_refusal_names_the_place_where_the_order_stands():
+    asked = replace(policy("vendor"), titles={"per_op": "SGLANG_FL_CONFIG='fl.yaml': op_backends"})
+    with pytest.raises(SettingsError, match=r"^SGLANG_FL_CONFIG='fl\.yaml': op_backends: 'rms_norm=vendor'"):
+        resolve(OP, registry(), asked)
+
+
+def quarantined(versions: str = ">=1", library: str = "pydantic") -> tuple[Registry, str]:
+    entry = Quarantined("rms_norm", "flagos", "it returns zeros", library, versions, "toy.proof:zeros")
+    plain = registry(OWN, NATIVE)
+    return replace(plain, vendor=replace(plain.vendor, quarantine=(entry,))), str(entry)
+
+
+def test_kernel_in_quarantine_is_skipped_with_the_reason_and_the_way_out():
+    found, entry = quarantined()
+    resolution = resolve(OP, found, policy())
+    assert ids(resolution) == ["vendor.toy", "reference"]
+    reason = f"in quarantine: {entry}; !rms_norm in a list of SGLANG_FL_OOT_* lifts it"
+    assert resolution.passed_over == (Skipped("flagos", reason),)
+    assert entry == "it returns zeros (pydantic >=1)"
+
+
+def test_order_for_a_kernel_in_quarantine_is_refused():
+    found, entry = quarantined()
+    with pytest.raises(SettingsError, match=f"flagos: in quarantine: {re.escape(entry)}"):
+        resolve(OP, found, policy("impl:flagos"))
+
+
+@pytest.mark.parametrize(
+    ("versions", "library"),
+    [("<1", "pydantic"), (f"!={version('pydantic')}", "pydantic"), (">=0", "no-such-library")],
+)
+def test_quarantine_holds_for_its_versions_alone(versions: str, library: str):
+    found, _ = quarantined(versions, library)
+    assert ids(resolve(OP, found, policy())) == ["flagos", "vendor.toy", "reference"]
+
+
+@pytest.mark.parametrize("lifted", [frozenset({"rms_norm"}), frozenset({"rms_norm", "silu_and_mul"})])
+def test_lifted_quarantine_lets_the_kernel_run(lifted: frozenset[str]):
+    found, _ = quarantined()
+    assert ids(resolve(OP, found, Policy(lifted=lifted)))[0] == "flagos"
+
+
+def test_lifting_another_op_lets_nothing_run():
+    found, _ = quarantined()
+    assert "flagos" not in ids(resolve(OP, found, Policy(lifted=frozenset({"silu_and_mul"}))))
+
+
+def test_filters_and_quarantine_stand_beside_each_other():
+    found, _ = quarantined()
+    asked = Policy(lifted=frozenset({"rms_norm"}), deny_vendors=("toy",))
+    assert ids(resolve(OP, found, asked)) == ["flagos", "reference"]

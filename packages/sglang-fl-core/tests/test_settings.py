@@ -7,23 +7,37 @@ from typing import Any
 import pytest
 
 from sglang_fl.errors import SettingsError
+from sglang_fl.given import variable
+from sglang_fl.names import NameList
 from sglang_fl.policy import parse_order
 from sglang_fl.settings import Settings, SglangSettings, explain, unknown_variables
-from sglang_fl.vendor import BackendKind
+from sglang_fl.vendor import BackendKind, Vendor
 
 DEFAULTS: dict[str, Any] = {
+    "use_flaggems": False,
+    "flagos_whitelist": NameList(),
+    "flagos_blacklist": NameList(),
+    "flaggems_record": False,
+    "flaggems_log_path": None,
+    "flaggems_log_once": True,
     "oot_enabled": True,
     "prefer": BackendKind.FLAGOS,
     "per_op": {},
+    "oot_whitelist": NameList(),
+    "oot_blacklist": NameList(),
     "strict": False,
+    "allow_vendors": (),
+    "deny_vendors": (),
     "dispatch_log": None,
+    "config": None,
     "platform": None,
     "log_level": "INFO",
+    "dist_backend": None,
 }
 
 
-def variable(field: str) -> str:
-    return f"SGLANG_FL_{field.upper()}"
+def toy(defaults: dict[str, str]) -> Vendor:
+    return Vendor("toy", "cpu", 1, "toy:why", defaults=defaults)
 
 
 def test_each_setting_has_its_default():
@@ -48,6 +62,20 @@ def test_each_setting_has_its_default():
         ),
         ("dispatch_log", "logs/dispatch.log", Path("logs/dispatch.log")),
         ("platform", "toy", "toy"),
+        ("use_flaggems", "1", True),
+        (
+            "flagos_whitelist",
+            "mm, add.Tensor,aten::_softmax",
+            NameList(("mm", "add.Tensor", "aten::_softmax")),
+        ),
+        ("flagos_blacklist", "mm,!addmm", NameList(("mm",), ("addmm",))),
+        ("flaggems_record", "1", True),
+        ("flaggems_log_path", "aten.log", Path("aten.log")),
+        ("flaggems_log_once", "0", False),
+        ("oot_whitelist", "RMSNorm, silu_and_mul", NameList(("RMSNorm", "silu_and_mul"))),
+        ("oot_blacklist", "RMSNorm,!silu_and_mul", NameList(("RMSNorm",), ("silu_and_mul",))),
+        ("allow_vendors", "nvidia,toy", ("nvidia", "toy")),
+        ("deny_vendors", "mlu", ("mlu",)),
         ("log_level", "DEBUG", "DEBUG"),
         ("log_level", "warning", "WARNING"),
     ],
@@ -63,6 +91,7 @@ def test_variable_sets_its_setting_and_no_other(
 def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, field: str):
     monkeypatch.setenv(variable(field), "")
     assert dict(Settings.read()) == DEFAULTS
+    assert Settings.read().source(field) == "default"
 
 
 def test_every_setting_is_tested_here():
@@ -103,6 +132,19 @@ WRONG = [
     ("per_op", "rms_norm=", "in '' there is an empty step. Write vendor|reference"),
     ("per_op", "rms_norm=vendor|vendor", "in 'vendor|vendor' the step 'vendor' stands twice"),
     ("per_op", "rms_norm=vendor;rms_norm=flagos", "the op 'rms_norm' stands twice"),
+    ("oot_whitelist", "RMSNorm,", "there is an empty name in it. Write RMSNorm,silu_and_mul"),
+    (
+        "oot_blacklist",
+        "RMSNorm;SiluAndMul",
+        "'RMSNorm;SiluAndMul' cannot be a name. Write RMSNorm,silu_and_mul",
+    ),
+    ("oot_blacklist", "RMSNorm, RMSNorm", "'RMSNorm' stands twice"),
+    ("flagos_whitelist", "mm,a b", "'a b' cannot be a name. Write mm,add.Tensor"),
+    ("flagos_blacklist", ",", "there is an empty name in it. Write mm,add.Tensor"),
+    ("allow_vendors", "!toy", "'!toy' cannot be a vendor. Write nvidia,ascend"),
+    ("deny_vendors", "toy,toy", "'toy' stands twice"),
+    ("use_flaggems", "on off", "neither 1 nor 0."),
+    ("dist_backend", "flagcx", "this setting is not implemented in this version. Unset it."),
 ]
 
 
@@ -125,46 +167,11 @@ def test_all_wrong_values_are_told_at_once(monkeypatch: pytest.MonkeyPatch):
     assert named == {"SGLANG_FL_PREFER", "SGLANG_FL_STRICT", "SGLANG_FL_DIST_BACKEND"}
 
 
-NOT_IMPLEMENTED = [
-    ("USE_FLAGGEMS", "1"),
-    ("SGLANG_FL_FLAGOS_WHITELIST", "add"),
-    ("SGLANG_FL_FLAGOS_BLACKLIST", "add"),
-    ("SGLANG_FLAGGEMS_RECORD", "1"),
-    ("SGLANG_FLAGGEMS_LOG_PATH", "/tmp/aten.log"),
-    ("SGLANG_FL_OOT_WHITELIST", "RMSNorm"),
-    ("SGLANG_FL_OOT_BLACKLIST", "RMSNorm"),
-    ("SGLANG_FL_ALLOW_VENDORS", "toy"),
-    ("SGLANG_FL_DENY_VENDORS", "toy"),
-    ("SGLANG_FL_CONFIG", "config.yaml"),
-    ("SGLANG_FL_DIST_BACKEND", "flagcx"),
-]
-
-
-@pytest.mark.parametrize(("name", "text"), NOT_IMPLEMENTED)
-def test_variable_that_does_nothing_yet_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str):
-    monkeypatch.setenv(name, text)
-    expected = f"{name}={text!r}: this variable is not implemented in this version. Unset it"
-    with pytest.raises(SettingsError, match=f"^{re.escape(expected)}"):
+def test_layer_3_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_DIST_BACKEND", "flagcx")
+    expected = "SGLANG_FL_DIST_BACKEND='flagcx': this setting is not implemented in this version. Unset it."
+    with pytest.raises(SettingsError, match=f"^{re.escape(expected)}$"):
         Settings.read()
-
-
-@pytest.mark.parametrize("name", ["USE_FLAGGEMS", "SGLANG_FLAGGEMS_RECORD"])
-def test_refusal_tells_the_harmless_value(monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setenv(name, "1")
-    with pytest.raises(SettingsError, match=r"Unset it or set it to 0\.$"):
-        Settings.read()
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("USE_FLAGGEMS", "0"), ("SGLANG_FLAGGEMS_RECORD", "0"), *((name, "") for name, _ in NOT_IMPLEMENTED)],
-)
-def test_harmless_value_of_what_does_nothing_yet_is_accepted(
-    monkeypatch: pytest.MonkeyPatch, name: str, text: str
-):
-    monkeypatch.setenv(name, text)
-    assert dict(Settings.read()) == DEFAULTS
-    assert unknown_variables() == []
 
 
 @pytest.mark.parametrize(
@@ -184,8 +191,8 @@ def test_unknown_variable_is_told_with_the_nearest(monkeypatch: pytest.MonkeyPat
 
 
 def test_known_and_foreign_variables_are_not_told(monkeypatch: pytest.MonkeyPatch):
-    for name in [variable(field) for field in DEFAULTS] + [name for name, _ in NOT_IMPLEMENTED]:
-        monkeypatch.setenv(name, "")
+    for field in DEFAULTS:
+        monkeypatch.setenv(variable(field), "")
     monkeypatch.setenv("SGLANG_PLUGINS", "sglang_fl")
     monkeypatch.setenv("SGLANG_FLASHINFER_WORKSPACE_SIZE", "1")
     assert unknown_variables() == []
@@ -207,7 +214,7 @@ def test_variable_in_lower_case_sets_nothing(monkeypatch: pytest.MonkeyPatch):
 def test_vendor_default_counts_where_the_environment_says_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_STRICT", "0")
     monkeypatch.setenv("SGLANG_FL_LOG_LEVEL", "")
-    read = Settings.read({"prefer": "vendor", "strict": "1", "log_level": "debug"})
+    read = Settings.read(toy({"prefer": "vendor", "strict": "1", "log_level": "debug"}))
     assert dict(read) == DEFAULTS | {"prefer": BackendKind.VENDOR, "log_level": "DEBUG"}
 
 
@@ -215,24 +222,26 @@ def test_vendor_default_counts_where_the_environment_says_nothing(monkeypatch: p
 def test_wrong_vendor_default_says_where_it_comes_from(field: str, text: str, reason: str):
     expected = f"{variable(field)}={text!r} (a default of the vendor package): {reason}"
     with pytest.raises(SettingsError, match=f"^{re.escape(expected)}$"):
-        Settings.read({field: text})
+        Settings.read(toy({field: text}))
 
 
 def test_wrong_vendor_default_is_quoted_although_its_variable_is_empty(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_PREFER", "")
     with pytest.raises(SettingsError, match=r"SGLANG_FL_PREFER='vendr' \(a default of the vendor package\)"):
-        Settings.read({"prefer": "vendr"})
+        Settings.read(toy({"prefer": "vendr"}))
 
 
 def test_wrong_value_is_not_blamed_on_the_vendor(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_PREFER", "flagso")
     with pytest.raises(SettingsError, match=r"^SGLANG_FL_PREFER='flagso': no such backend kind"):
-        Settings.read({"prefer": "vendor"})
+        Settings.read(toy({"prefer": "vendor"}))
 
 
 def test_vendor_default_that_is_no_setting_is_refused():
-    with pytest.raises(SettingsError, match="prefre"):
-        Settings.read({"prefre": "vendor"})
+    with pytest.raises(
+        SettingsError, match=r"^'prefre' \(a default of the vendor package\): .*Nearest: prefer\.$"
+    ):
+        Settings.read(toy({"prefre": "vendor"}))
 
 
 def test_explain_tells_each_value_as_a_user_writes_it_and_its_source(monkeypatch: pytest.MonkeyPatch):
@@ -240,41 +249,49 @@ def test_explain_tells_each_value_as_a_user_writes_it_and_its_source(monkeypatch
     monkeypatch.setenv("SGLANG_FL_STRICT", "yes")
     monkeypatch.setenv("SGLANG_FL_DISPATCH_LOG", "/tmp/dispatch.log")
     monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "")
-    defaults = {"prefer": "vendor", "strict": "0"}
     told = {
         setting.variable: (setting.value, setting.source)
-        for setting in explain(Settings.read(defaults), "toy", defaults)
+        for setting in explain(Settings.read(toy({"prefer": "vendor", "strict": "0"})))
     }
-    assert told == {
-        "SGLANG_FL_OOT_ENABLED": ("1", "default"),
+    assert told.keys() == {variable(field) for field in DEFAULTS}
+    assert {name: row for name, row in told.items() if row[1] != "default"} == {
         "SGLANG_FL_PREFER": ("vendor", "vendor toy"),
         "SGLANG_FL_PER_OP": ("silu_and_mul=flagos;rms_norm=vendor|reference", "environment"),
         "SGLANG_FL_STRICT": ("1", "environment"),
         "SGLANG_FL_DISPATCH_LOG": ("/tmp/dispatch.log", "environment"),
-        "SGLANG_FL_PLATFORM": ("", "default"),
-        "SGLANG_FL_LOG_LEVEL": ("INFO", "default"),
     }
+    assert told["SGLANG_FL_OOT_ENABLED"] == ("1", "default")
+    assert told["USE_FLAGGEMS"] == ("0", "default")
+    assert told["SGLANG_FL_LOG_LEVEL"] == ("INFO", "default")
 
 
 def test_explained_values_can_be_set_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=vendor:toy|impl:flagos.own;silu_and_mul=reference")
     monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "false")
     monkeypatch.setenv("SGLANG_FL_PREFER", "reference")
+    monkeypatch.setenv("SGLANG_FL_OOT_BLACKLIST", "RMSNorm, !rms_norm")
+    monkeypatch.setenv("SGLANG_FL_DENY_VENDORS", "toy, mlu")
     read = Settings.read()
-    for setting in explain(read, "cpu", {}):
+    for setting in explain(read):
         monkeypatch.setenv(setting.variable, setting.value)
-    assert Settings.read() == read
+    assert dict(Settings.read()) == dict(read)
 
 
 def test_every_setting_says_what_it_does():
-    assert all(setting.meaning for setting in explain(Settings.read(), "cpu", {}))
+    assert all(setting.meaning for setting in explain(Settings.read()))
 
 
 def test_policy_is_what_was_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_PREFER", "reference")
     monkeypatch.setenv("SGLANG_FL_STRICT", "1")
     monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=vendor")
+    monkeypatch.setenv("SGLANG_FL_ALLOW_VENDORS", "toy")
+    monkeypatch.setenv("SGLANG_FL_DENY_VENDORS", "mlu")
+    monkeypatch.setenv("SGLANG_FL_OOT_WHITELIST", "!silu_and_mul")
+    monkeypatch.setenv("SGLANG_FL_OOT_BLACKLIST", "RMSNorm,!rms_norm")
     policy = Settings.read().policy
+    assert (policy.allow_vendors, policy.deny_vendors) == (("toy",), ("mlu",))
+    assert policy.lifted == {"rms_norm", "silu_and_mul"}
     assert policy.prefer is BackendKind.REFERENCE
     assert policy.strict
     assert policy.per_op == {"rms_norm": parse_order("vendor")}
@@ -289,3 +306,18 @@ def test_variables_of_sglang_are_read_apart_from_ours(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     assert dict(SglangSettings()) == {"platform": "sglang_fl", "use_cpu_engine": "1"}
     assert Settings.read().platform == "toy"
+
+
+@pytest.mark.parametrize("text", ["logs/\udcff.log", "wei\u00df.log"])
+def test_path_is_kept_as_the_file_system_has_it_and_can_be_shown(monkeypatch: pytest.MonkeyPatch, text: str):
+    monkeypatch.setenv("SGLANG_FL_DISPATCH_LOG", text)
+    assert Settings.read().dispatch_log == Path(text)
+    (shown,) = (row for row in explain(Settings.read()) if row.variable == "SGLANG_FL_DISPATCH_LOG")
+    assert shown.value.encode("utf-8")
+
+
+def test_long_value_is_quoted_in_part(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "x" * 10_000)
+    with pytest.raises(SettingsError, match=r"^SGLANG_FL_PREFER='x+\.\.\.': no such backend kind") as error:
+        Settings.read()
+    assert len(str(error.value)) < 500

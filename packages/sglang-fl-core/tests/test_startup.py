@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -195,3 +196,131 @@ def test_importing_the_package_imports_neither_torch_nor_sglang():
         [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True, timeout=60
     )
     assert answer.stdout == "none\n"
+
+
+def settings_file(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
+    path = folder / "fl.yaml"
+    path.write_text(text)
+    monkeypatch.setenv("SGLANG_FL_CONFIG", str(path))
+    return f"SGLANG_FL_CONFIG={str(path)!r}: "
+
+
+def test_file_chooses_the_vendor_and_the_level_of_our_logger(
+    install_vendor: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("toy_a", "toy_b"):
+        install_vendor(name)
+    settings_file(tmp_path, monkeypatch, "platform: toy_b\nlog_level: error\n")
+    assert configure().registry.vendor.name == "toy_b"
+    assert logging.getLogger("sglang_fl").level == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("platform: toyo", "platform='toyo': no such vendor is installed. Valid: cpu, toy. Nearest: toy. "),
+        (
+            "op_backends: {rms_norm: vendor:toyo}",
+            "op_backends: in 'rms_norm=vendor:toyo' there is no vendor 'toyo'. Valid: cpu, toy. Nearest: ",
+        ),
+        ("op_backends: {silu_and_mul: vendor}", "op_backends: 'silu_and_mul=vendor' cannot be had here: "),
+        (
+            "deny_vendors: toyo",
+            "deny_vendors='toyo': no vendor 'toyo' is installed. Valid: cpu, toy. Nearest: ",
+        ),
+        ("{oot_whitelist: RMSNorm, oot_blacklist: RMSNorm}", "oot_whitelist='RMSNorm' and "),
+    ],
+)
+def test_what_a_file_asks_for_and_cannot_be_had_is_refused_with_its_place(
+    install_vendor: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+):
+    install_vendor("toy", impls=NATIVE)
+    file = settings_file(tmp_path, monkeypatch, text)
+    with pytest.raises(SettingsError) as error:
+        configure()
+    assert str(error.value).startswith(file + message)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("SGLANG_FL_DENY_VENDORS", "toy", ["reference"]),
+        ("SGLANG_FL_DENY_VENDORS", "cpu", ["vendor.toy", "reference"]),
+        ("SGLANG_FL_ALLOW_VENDORS", "toy", ["vendor.toy", "reference"]),
+        ("SGLANG_FL_ALLOW_VENDORS", "cpu", ["reference"]),
+    ],
+)
+def test_filters_reach_the_resolutions(
+    install_vendor: Install, monkeypatch: pytest.MonkeyPatch, name: str, text: str, expected: list[str]
+):
+    install_vendor("toy", impls=NATIVE)
+    monkeypatch.setenv(name, text)
+    assert candidates("rms_norm") == expected
+
+
+@pytest.mark.parametrize("name", ["SGLANG_FL_ALLOW_VENDORS", "SGLANG_FL_DENY_VENDORS"])
+def test_filter_for_a_vendor_that_is_not_installed_is_refused(
+    install_vendor: Install, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    install_vendor("toy")
+    monkeypatch.setenv(name, "cpu,tooy")
+    match = rf"^{name}='cpu,tooy': no vendor 'tooy' is installed\. Valid: cpu, toy\. Nearest: toy\.$"
+    with pytest.raises(SettingsError, match=match):
+        configure()
+
+
+def test_setting_without_effect_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("USE_FLAGGEMS", "1")
+    monkeypatch.setenv("SGLANG_FL_FLAGOS_WHITELIST", "mm")
+    configure()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == (
+        "USE_FLAGGEMS, SGLANG_FL_FLAGOS_WHITELIST: no effect: layer 1 (ATen ops) is not in this version"
+    )
+
+
+QUARANTINE = """
+import dataclasses
+from sglang_fl.vendor import Quarantined
+
+CHIP = dataclasses.replace(CHIP, quarantine=(
+    Quarantined("rms_norm", "vendor.toy", "it returns zeros", "pydantic", ">=1", "toy:proof"),
+))
+"""
+
+
+@pytest.fixture
+def install_quarantined(site: Path, install_vendor: Install) -> None:
+    """Install a vendor whose only kernel is in quarantine."""
+    package = install_vendor("toy", impls=NATIVE)
+    with (site / package / "__init__.py").open("a") as file:
+        file.write(QUARANTINE)
+
+
+def test_kernel_in_quarantine_does_not_run(install_quarantined: None):
+    assert candidates("rms_norm") == ["reference"]
+
+
+@pytest.mark.parametrize("name", ["SGLANG_FL_OOT_WHITELIST", "SGLANG_FL_OOT_BLACKLIST"])
+def test_lifted_quarantine_is_one_warning(
+    install_quarantined: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+):
+    monkeypatch.setenv(name, "!rms_norm")
+    assert candidates("rms_norm") == ["vendor.toy", "reference"]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "!rms_norm lifts the quarantine of vendor.toy: it returns zeros (pydantic >=1)"
+    )
+
+
+def test_lifting_what_is_in_no_quarantine_is_one_warning(
+    install_quarantined: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("SGLANG_FL_OOT_BLACKLIST", "!silu_and_mul")
+    configure()
+    assert [record.getMessage() for record in caplog.records] == [
+        "!silu_and_mul lifts nothing: no implementation of it is in quarantine here"
+    ]

@@ -10,7 +10,15 @@ import torch
 from sglang_fl.cpu import CPU
 from sglang_fl.errors import VendorError
 from sglang_fl.ops import OPS
-from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_impl, load_target, why_no_device
+from sglang_fl.vendor import (
+    BackendKind,
+    OpImpl,
+    Quarantined,
+    Vendor,
+    flag_gems_impl,
+    load_target,
+    why_no_device,
+)
 
 FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE
 TARGET = "no_such_package.kernels:silu_and_mul"
@@ -174,3 +182,47 @@ def test_device_is_there_if_torch_counts_one(
     monkeypatch.setattr(torch, "toy", SimpleNamespace(device_count=lambda: count), raising=False)
     module = write_module("")
     assert why_no_device(module, "toy") == (reason and f"{module} {reason}")
+
+
+ENTRY = {
+    "op": "silu_and_mul",
+    "impl": "flagos",
+    "reason": "odd widths come back as zeros",
+    "library": "flag-gems",
+    "versions": ">=4.2,<4.4",
+    "reproduction": "sglang_fl_toy.quarantine:odd_width",
+}
+
+
+def test_quarantine_entry_says_what_is_wrong_and_in_which_versions():
+    assert str(Quarantined(**ENTRY)) == "odd widths come back as zeros (flag-gems >=4.2,<4.4)"
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "match"),
+    [
+        ("op", "silu_and_mull", "there is no op 'silu_and_mull'. .*Nearest: silu_and_mul"),
+        ("impl", "", "impl is empty"),
+        ("reason", "", "reason is empty"),
+        ("library", "", "library is empty"),
+        ("versions", "before 4.4", "versions 'before 4.4' must be like '>=4.2,<4.4'"),
+        ("versions", "4.2", "versions '4.2' must be like"),
+        ("reproduction", "sglang_fl_toy", "reproduction"),
+    ],
+)
+def test_malformed_quarantine_entry_is_refused(field: str, text: str, match: str):
+    with pytest.raises(VendorError, match=match):
+        Quarantined(**ENTRY | {field: text})
+
+
+def test_quarantine_of_what_the_vendor_has_not_is_refused():
+    entry = Quarantined(**ENTRY | {"impl": "flagos.own"})
+    match = r"the quarantine of silu_and_mul names 'flagos\.own'\. Valid: flagos\. Nearest: flagos\."
+    with pytest.raises(VendorError, match=match):
+        Vendor("toy", "cpu", 1, "toy:why", impls=(impl(),), quarantine=(entry,))
+    assert Vendor("toy", "cpu", 1, "toy:why", impls=(impl(),), quarantine=(Quarantined(**ENTRY),))
+
+
+def test_default_that_is_no_text_is_refused():
+    with pytest.raises(VendorError, match="vendor toy: the default strict=True must be a text"):
+        Vendor("toy", "cpu", 1, "toy:why", defaults={"strict": True})

@@ -106,5 +106,6 @@ def why(op: str, as_json: Json = False) -> None:
     typer.echo(f"{answer['op']}: {answer['contract']}")
     typer.echo(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
     _print(answer["candidates"], False, "Candidates, in order")
-    if answer["not"]:
-        _print(answer["not"], False, "Not candidates")
+    for rows, title in ((answer["not"], "Not candidates"), (answer["quarantine"], "Quarantine")):
+        if rows:
+            _print(rows, False, title)

@@ -14,6 +14,7 @@ import torch
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.settings import Settings, SglangSettings
+from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.startup import Configuration, configure, warn_user
 
 __all__ = ["activate_platform", "load_plugin"]
@@ -75,13 +76,14 @@ def load_plugin() -> None:
         from sglang_fl.sglang_adapter import server_args
 
         server_args.accept_former_flags()
+        lists = layer_lists(configuration.settings)
         if configuration.settings.oot_enabled:
-            _install_layer_2(configuration)
+            _install_layer_2(configuration, lists)
         else:
             logger.info("layer 2 is off (SGLANG_FL_OOT_ENABLED=0)")
 
 
-def _install_layer_2(configuration: Configuration) -> None:
+def _install_layer_2(configuration: Configuration, lists: LayerLists) -> None:
     from sglang_fl.sglang_adapter import hook, seams
 
     version = seams.installed_version()
@@ -91,7 +93,7 @@ def _install_layer_2(configuration: Configuration) -> None:
         return
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)
-    layer_hook = hook.LayerHook(configuration.resolutions, log)
+    layer_hook = hook.LayerHook(configuration.resolutions, log, lists)
 
     def require_hooked() -> None:
         with _exit_on_error():
@@ -102,7 +104,9 @@ def _install_layer_2(configuration: Configuration) -> None:
 
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:
     if configuration.settings.per_op:
-        raise SettingsError(f"SGLANG_FL_PER_OP is set, but {reason}: layer 2 cannot be switched on")
+        raise SettingsError(
+            f"{configuration.settings.title('per_op')} is set, but {reason}: layer 2 cannot be switched on"
+        )
     warn_user(f"{reason}: layer 2 stays off, every op runs as SGLang chooses")
 
 
@@ -111,7 +115,7 @@ def _warn_of_references(configuration: Configuration) -> None:
     if configuration.registry.vendor.device_type != "cpu" or not torch.accelerator.is_available():
         return
     chosen = configuration.settings.platform
-    cause = f"SGLANG_FL_PLATFORM={chosen}" if chosen else "no vendor package for it is available"
+    cause = configuration.settings.quoted("platform") if chosen else "no vendor package for it is available"
     device = torch.accelerator.current_accelerator()
     warn_user(f"fused ops run their references on the {device} device: {cause} (see `sglang-fl vendors`)")
 
@@ -121,6 +125,6 @@ def _open_log(settings: Settings) -> DispatchLog:
         return DispatchLog(settings.dispatch_log)
     except OSError as error:
         raise SettingsError(
-            f"SGLANG_FL_DISPATCH_LOG={str(settings.dispatch_log)!r}: the file cannot be opened for "
+            f"{settings.quoted('dispatch_log')}: the file cannot be opened for "
             f"appending ({error.strerror}). Valid: a file in an existing, writable folder."
         ) from error

@@ -1,13 +1,14 @@
-"""Who may run, and in what order: order tokens, and the order of each op."""
+"""Who may run, and in what order: order tokens, the order of each op, vendor filters."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl
 
-__all__ = ["Order", "Policy", "Token", "parse_order"]
+__all__ = ["Order", "Policy", "Token", "parse_order", "parse_orders"]
 
 _KINDS = tuple(kind.value for kind in BackendKind)
 _QUALIFIED = re.compile(r"(vendor|impl):([A-Za-z0-9_.]+)")
@@ -30,6 +31,14 @@ class Token:
         if not name:
             return impl.kind.value == head
         return impl.id == name if head == "impl" else impl.id.split(".")[:2] == ["vendor", name]
+
+    @property
+    def vendor(self) -> str | None:
+        """The vendor whose native kernels this step names, or None where it names none."""
+        head, _, name = self.text.partition(":")
+        if head == "impl" and name.startswith("vendor."):
+            return name.split(".")[1]
+        return name if head == "vendor" and name else None
 
     def __str__(self) -> str:
         return self.text
@@ -57,6 +66,36 @@ def parse_order(text: str) -> Order:
     return tuple(tokens)
 
 
+def parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> dict[str, Order]:
+    """Parse orders of single ops.
+
+    Parameters
+    ----------
+    value : ``silu_and_mul=flagos;rms_norm=vendor|reference``, or a mapping of ops to orders, each a
+        text or a list of steps
+
+    Raises
+    ------
+    SettingsError : a malformed text, an unknown op, the same op twice; as ``parse_order``
+    """
+    orders: dict[str, Order] = {}
+    for name, order in _pairs(value) if isinstance(value, str) else value.items():
+        if name not in OPS:
+            raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
+        if name in orders:
+            raise SettingsError(f"the op {name!r} stands twice")
+        orders[name] = parse_order(order if isinstance(order, str) else "|".join(order))
+    return orders
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    for part in text.split(";"):
+        name, equals, order = (piece.strip() for piece in part.partition("="))
+        if not name or not equals:
+            raise SettingsError(f"{part!r} is not of the form op=kind. Write rms_norm=vendor|reference;...")
+        yield name, order
+
+
 @dataclass(frozen=True)
 class Policy:
     """The order in which the implementations of each op are tried.
@@ -66,11 +105,31 @@ class Policy:
     prefer : the kind that is tried first; the others follow in the order flagos, vendor, reference
     per_op : orders that the user gave for single ops; nothing else runs for those
     strict : a candidate that fails in its first call is an error, not a reason to try the next
+    allow_vendors : if any, native kernels of no other vendor run
+    deny_vendors : native kernels of these vendors do not run
+    lifted : ops whose quarantine the user has lifted
+    titles : how the user calls a setting, by its field's name, where that is not its variable
     """
 
     prefer: BackendKind = BackendKind.FLAGOS
     per_op: Mapping[str, Order] = field(default_factory=dict)
     strict: bool = False
+    allow_vendors: tuple[str, ...] = ()
+    deny_vendors: tuple[str, ...] = ()
+    lifted: frozenset[str] = frozenset()
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, setting: str) -> str:
+        """Return how the user calls a setting: its variable, or its key in a file."""
+        return self.titles.get(setting, f"SGLANG_FL_{setting.upper()}")
+
+    def why_denied(self, vendor: str) -> str | None:
+        """Say why a vendor's native kernels may not run, or None where they may."""
+        if vendor in self.deny_vendors:
+            return f"the vendor {vendor} is denied ({self.title('deny_vendors')})"
+        if self.allow_vendors and vendor not in self.allow_vendors:
+            return f"the vendor {vendor} is not among the allowed ones ({self.title('allow_vendors')})"
+        return None
 
     def names_reference(self, op_name: str) -> bool:
         """Whether the user, or the vendor, asked for this op's reference, and not only for want of others."""

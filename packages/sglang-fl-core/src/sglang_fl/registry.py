@@ -7,14 +7,24 @@ vendor. Built once in each process, read-only afterwards.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 
 from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError, VendorError, choices
 from sglang_fl.ops import OPS, Op
-from sglang_fl.vendor import CORE_API, BackendKind, OpImpl, Vendor, is_installed, load_target
+from sglang_fl.vendor import CORE_API, BackendKind, OpImpl, Quarantined, Vendor, is_installed, load_target
 
-__all__ = ["InstalledVendor", "Registry", "choose_vendor", "installed_vendors", "why_not_installed"]
+__all__ = [
+    "InstalledVendor",
+    "Registry",
+    "choose_vendor",
+    "installed_vendors",
+    "is_in_force",
+    "why_not_installed",
+]
 
 GROUP = "sglang_fl.vendors"
 #: The entry point of core's own vendor, whose name nobody else may claim.
@@ -111,13 +121,16 @@ def _probe(vendor: Vendor) -> str | None:
     return absence
 
 
-def choose_vendor(installed: Iterable[InstalledVendor], name: str | None = None) -> Vendor:
+def choose_vendor(
+    installed: Iterable[InstalledVendor], name: str | None = None, title: str = "SGLANG_FL_PLATFORM"
+) -> Vendor:
     """Choose the vendor whose kernels this process uses.
 
     Parameters
     ----------
     installed : as ``installed_vendors`` returns them
     name : the vendor that the user named, or None to take the one whose chip is here
+    title : where the user named it
 
     Returns
     -------
@@ -134,7 +147,7 @@ def choose_vendor(installed: Iterable[InstalledVendor], name: str | None = None)
     }
     if name is not None:
         if name not in available:
-            raise SettingsError(_why_not_chosen(by_name, list(available), name))
+            raise SettingsError(f"{title}={name!r}: {_why_not_chosen(by_name, list(available), name)}")
         return available[name]
     chips = [vendor for vendor in available.values() if vendor.name != CPU.name]
     if len(chips) > 1:
@@ -154,12 +167,12 @@ def choose_vendor(installed: Iterable[InstalledVendor], name: str | None = None)
 def _why_not_chosen(by_name: dict[str, InstalledVendor], available: list[str], name: str) -> str:
     if name not in by_name:
         return (
-            f"SGLANG_FL_PLATFORM={name!r}: no such vendor is installed. {choices(name, by_name)} "
+            f"no such vendor is installed. {choices(name, by_name)} "
             f"Install its package (sglang-fl-{name}), or unset the variable."
         )
     return (
-        f"SGLANG_FL_PLATFORM={name!r}: that vendor is installed but not available: "
-        f"{by_name[name].why_not}. Available: {', '.join(available)}."
+        f"that vendor is installed but not available: {by_name[name].why_not}. "
+        f"Available: {', '.join(available)}."
     )
 
 
@@ -167,6 +180,17 @@ def why_not_installed(impl: OpImpl) -> str | None:
     """Say which required modules are not installed, or None. Imports none of them."""
     missing = [module for module in impl.requires if not is_installed(module)]
     return f"{', '.join(missing)} is not installed" if missing else None
+
+
+def is_in_force(entry: Quarantined) -> bool:
+    """Whether the installed version of the library is one of those with the fault."""
+    try:
+        installed = Version(version(entry.library))
+    except PackageNotFoundError:
+        return False
+    except (InvalidVersion, TypeError):  # what cannot be compared is not known to be free of the fault
+        return True
+    return SpecifierSet(entry.versions).contains(installed, prereleases=True)
 
 
 @dataclass(frozen=True)
@@ -186,6 +210,10 @@ class Registry:
         """Return the implementations of an op, in the order of the vendor's list, reference last."""
         reference = OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target)
         return (*(impl for impl in self.vendor.impls if impl.op == op.name), reference)
+
+    def quarantine(self, op: Op) -> tuple[Quarantined, ...]:
+        """Return the quarantine entries of an op that are in force here."""
+        return tuple(entry for entry in self.vendor.quarantine if entry.op == op.name and is_in_force(entry))
 
     @staticmethod
     def op(name: str) -> Op:

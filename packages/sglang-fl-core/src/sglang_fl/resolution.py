@@ -6,7 +6,8 @@ Dispatch order of an op, highest first:
 2. else the preferred kind (``SGLANG_FL_PREFER``, else the vendor's default), then the other kinds
    in the order flagos, vendor, reference;
 3. within one step, the order of the vendor's list;
-4. what is not available here is skipped, with the reason;
+4. what is not available here, belongs to a vendor that the user's filters exclude, or is in quarantine is
+   skipped, with the reason;
 5. among the rest the first call decides (``first_call``).
 """
 
@@ -73,7 +74,7 @@ def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
         the message names the op, what was asked, why not, and what is available
     """
     impls, order = registry.implementations(op), policy.order(op.name)
-    steps = [step for token in order for step in _steps(op, registry, token)]
+    steps = [step for token in order for step in _steps(op, registry, policy, token)]
     candidates = [step for step in dict.fromkeys(steps) if isinstance(step, OpImpl)]
     skipped = [step for step in dict.fromkeys(steps) if isinstance(step, Skipped)]
     if not candidates:
@@ -90,14 +91,26 @@ def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
     )
 
 
-def _steps(op: Op, registry: Registry, token: Token) -> Iterator[OpImpl | Skipped]:
+def _steps(op: Op, registry: Registry, policy: Policy, token: Token) -> Iterator[OpImpl | Skipped]:
     """Yield what one step of an order comes to: candidates, or reasons why there is none."""
     meant = [impl for impl in registry.implementations(op) if token.selects(impl)]
     if not meant:
         yield Skipped(token.text, _why_none(registry, token))
     for impl in meant:
-        missing = why_not_installed(impl)
-        yield Skipped(impl.id, missing) if missing else impl
+        reason = _why_not(impl, op, registry, policy)
+        yield Skipped(impl.id, reason) if reason else impl
+
+
+def _why_not(impl: OpImpl, op: Op, registry: Registry, policy: Policy) -> str | None:
+    """Say why an implementation may not run, or None."""
+    missing = why_not_installed(impl)
+    denied = policy.why_denied(registry.vendor.name) if impl.kind is BackendKind.VENDOR else None
+    if missing or denied or op.name in policy.lifted:
+        return missing or denied
+    for entry in registry.quarantine(op):
+        if entry.impl == impl.id:
+            return f"in quarantine: {entry}; !{op} in a list of SGLANG_FL_OOT_* lifts it"
+    return None
 
 
 def _why_none(registry: Registry, token: Token) -> str:
@@ -114,9 +127,10 @@ def _why_none(registry: Registry, token: Token) -> str:
 
 def _refusal(op: Op, registry: Registry, policy: Policy, skipped: list[Skipped]) -> str:
     asked = "|".join(map(str, policy.order(op.name)))
-    available = [impl.id for impl in registry.implementations(op) if not why_not_installed(impl)]
+    impls = registry.implementations(op)
+    available = [impl.id for impl in impls if not _why_not(impl, op, registry, policy)]
     return (
-        f"SGLANG_FL_PER_OP: '{op}={asked}' cannot be had here: "
+        f"{policy.title('per_op')}: '{op}={asked}' cannot be had here: "
         f"{'; '.join(map(str, skipped))}. Available for {op}: {', '.join(available)}."
     )
 

@@ -1,15 +1,16 @@
 """The one reader of the environment: typed settings, and where each value came from.
 
-Priority: environment, then the defaults of the chosen vendor, then those declared here.
+Priority: environment, then the file that ``SGLANG_FL_CONFIG`` names, then the defaults of the chosen
+vendor, then those declared here.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -19,48 +20,54 @@ from pydantic_settings import (
 )
 
 from sglang_fl.errors import SettingsError, choices
-from sglang_fl.ops import OPS
-from sglang_fl.policy import Order, Policy, parse_order
-from sglang_fl.vendor import BackendKind
+from sglang_fl.given import ENVIRONMENT, Given, as_text, collect, quoted, variable
+from sglang_fl.names import NameList, parse_aten_names, parse_layer_names, parse_vendor_names
+from sglang_fl.policy import Order, Policy, parse_orders
+from sglang_fl.vendor import BackendKind, Vendor
 
-__all__ = ["Setting", "Settings", "SglangSettings", "unknown_variables"]
+__all__ = ["Setting", "Settings", "SglangSettings", "explain", "unknown_variables"]
 
-PREFIX = "SGLANG_FL_"
+PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-
-
-def _variable(field_name: str) -> str:
-    return f"{PREFIX}{field_name.upper()}"
 
 
 def _upper(text: str) -> str:
     return text.upper()
 
 
-def _parse_per_op(text: str) -> Mapping[str, Order]:
-    """Parse ``silu_and_mul=flagos;rms_norm=vendor|reference``."""
-    orders: dict[str, Order] = {}
-    for part in text.split(";"):
-        name, equals, order = (piece.strip() for piece in part.partition("="))
-        if not name or not equals:
-            raise ValueError(f"{part!r} is not of the form op=kind. Write rms_norm=vendor|reference;...")
-        if name not in OPS:
-            raise ValueError(f"there is no op {name!r}. {choices(name, OPS)}")
-        if name in orders:
-            raise ValueError(f"the op {name!r} stands twice")
-        try:
-            orders[name] = parse_order(order)
-        except SettingsError as error:
-            raise ValueError(str(error)) from error
-    return orders
+def _parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> Mapping[str, Order]:
+    try:
+        return parse_orders(value)
+    except SettingsError as error:  # what pydantic understands
+        raise ValueError(str(error)) from error
+
+
+def _parse_path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("a path cannot hold a null character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("no file system can hold this name") from None
+    return Path(text)
+
+
+def _refuse(text: str) -> None:
+    raise ValueError("this setting is not implemented in this version. Unset it.")
+
+
+LayerNames = Annotated[NameList, NoDecode, PlainValidator(parse_layer_names)]
+AtenNames = Annotated[NameList, NoDecode, PlainValidator(parse_aten_names)]
+VendorNames = Annotated[tuple[str, ...], NoDecode, PlainValidator(parse_vendor_names)]
+File = Annotated[Path | None, PlainValidator(_parse_path)]
 
 
 class Settings(BaseSettings):
-    """What a user can set. The variable of a field is ``SGLANG_FL_`` and its name in upper case."""
+    """What a user can set. ``given`` knows the variable of a field and its key in a file."""
 
     model_config = SettingsConfigDict(
-        alias_generator=_variable,
+        alias_generator=variable,
         populate_by_name=True,
         case_sensitive=True,
         env_ignore_empty=True,
@@ -69,19 +76,57 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    oot_enabled: bool = Field(default=True, description="layer 2 (fused ops) master switch")
+    use_flaggems: bool = Field(
+        default=False, description="layer 1 (ATen ops) master switch. Layer 1 is not in this version"
+    )
+    flagos_whitelist: AtenNames = Field(
+        default=NameList(), description="ATen ops that alone use FlagGems (layer 1)"
+    )
+    flagos_blacklist: AtenNames = Field(
+        default=NameList(), description="ATen ops that do not use FlagGems (layer 1)"
+    )
+    flaggems_record: bool = Field(default=False, description="`1`: record the ATen ops replaced (layer 1)")
+    flaggems_log_path: File = Field(default=None, description="the file of that record (layer 1)")
+    flaggems_log_once: bool = Field(
+        default=True, description="`1`: record each ATen op once, `0`: every call (layer 1)"
+    )
+    oot_enabled: bool = Field(
+        default=True,
+        description="layer 2 (fused ops) master switch. `0`: SGLang runs its own, bit for bit",
+    )
     prefer: BackendKind = Field(
-        default=BackendKind.FLAGOS, description="the backend kind tried first: flagos, vendor, reference"
+        default=BackendKind.FLAGOS,
+        description="the backend kind tried first: `flagos`, `vendor`, `reference`",
     )
-    per_op: Annotated[Mapping[str, Order], NoDecode, PlainValidator(_parse_per_op)] = Field(
-        default={}, description="orders of single ops: silu_and_mul=flagos;rms_norm=vendor|reference"
+    per_op: Annotated[Mapping[str, Order], NoDecode, PlainValidator(_parse_orders)] = Field(
+        default={}, description="orders of single ops: `silu_and_mul=flagos;rms_norm=vendor|reference`"
     )
-    strict: bool = Field(default=False, description="1: a kernel that fails is an error, no fallback")
-    dispatch_log: Path | None = Field(default=None, description="file that tells what each op ran on")
+    oot_whitelist: LayerNames = Field(
+        default=NameList(),
+        description="SGLang layer classes or ops that alone are dispatched: `RotaryEmbedding,rms_norm`",
+    )
+    oot_blacklist: LayerNames = Field(
+        default=NameList(), description="SGLang layer classes or ops that are left to SGLang"
+    )
+    strict: bool = Field(
+        default=False, description="`1`: a kernel that fails in its first call is an error, no fallback"
+    )
+    allow_vendors: VendorNames = Field(
+        default=(), description="vendors whose native kernels alone may run: `nvidia`"
+    )
+    deny_vendors: VendorNames = Field(default=(), description="vendors whose native kernels do not run")
+    dispatch_log: File = Field(default=None, description="file that tells what each op ran on")
+    config: File = Field(default=None, description="YAML file with these settings")
     platform: str | None = Field(default=None, description="the vendor, where it is not found by itself")
     log_level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(
-        default="INFO", description="level of the sglang_fl logger"
+        default="INFO",
+        description="level of the `sglang_fl` logger: `DEBUG`, `INFO`, `WARNING`, `ERROR`",
     )
+    dist_backend: Annotated[None, PlainValidator(_refuse)] = Field(
+        default=None, description="layer 3 (communication). Not in this version: refused"
+    )
+
+    _given: Mapping[str, Given] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def settings_customise_sources(
@@ -92,37 +137,59 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put what is passed to the constructor, a vendor's defaults, below the environment."""
+        """Put what is passed to the constructor, from a file or a vendor, below the environment."""
         return (env_settings, init_settings)
 
     @classmethod
-    def read(cls, vendor_defaults: Mapping[str, str] | None = None) -> "Settings":
-        """Read the environment over a vendor's defaults.
+    def read(cls, vendor: Vendor | None = None) -> "Settings":
+        """Read the environment, over a file, over a vendor's defaults.
 
         Raises
         ------
-        SettingsError : a malformed value, or a variable that is documented but does nothing yet;
-            one line for each
+        SettingsError : whatever a user must change; one line for each
         """
-        complaints = list(_not_implemented())
-        defaults: dict[str, Any] = dict(vendor_defaults or {})
-        complaints += [
-            f"{name!r} (a default of the vendor package): no such setting. {choices(name, cls.model_fields)}"
-            for name in sorted(defaults.keys() - cls.model_fields.keys())
-        ]
+        given, complaints = collect(cls.model_fields, os.environ, vendor)
+        weaker: dict[str, Any] = {
+            name: said.value for name, said in given.items() if said.source != ENVIRONMENT
+        }
         try:
-            settings = cls(**defaults)
+            settings = cls(**weaker)
         except ValidationError as error:
-            complaints += [_complaint(dict(detail), defaults) for detail in error.errors(include_url=False)]
+            complaints += [_complaint(dict(detail), given) for detail in error.errors(include_url=False)]
             raise SettingsError("\n".join(complaints)) from None
         if complaints:
             raise SettingsError("\n".join(complaints))
+        settings._given = given
         return settings
+
+    def source(self, name: str) -> str:
+        """Return where a value comes from: ``environment``, a file, ``vendor NAME`` or ``default``."""
+        return self._given[name].source if name in self._given else "default"
+
+    def title(self, name: str) -> str:
+        """Return how the user calls a setting: its variable, or its key in the file."""
+        return self._given[name].title if name in self._given else variable(name)
+
+    def is_users(self, name: str) -> bool:
+        """Whether the user has set it, rather than a vendor package or nobody."""
+        return name in self._given and not self._given[name].is_vendors
+
+    def quoted(self, name: str) -> str:
+        """Return a setting as an error quotes it: ``SGLANG_FL_PREFER='vendor'``."""
+        return f"{self.title(name)}={quoted(_written(getattr(self, name)))}"
 
     @property
     def policy(self) -> Policy:
         """The part of the settings that says who may run."""
-        return Policy(prefer=self.prefer, per_op=self.per_op, strict=self.strict)
+        return Policy(
+            prefer=self.prefer,
+            per_op=self.per_op,
+            strict=self.strict,
+            allow_vendors=self.allow_vendors,
+            deny_vendors=self.deny_vendors,
+            lifted=frozenset(self.oot_whitelist.lifted + self.oot_blacklist.lifted),
+            titles={name: said.title for name, said in self._given.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +200,7 @@ class Setting:
     ----------
     variable : its environment variable
     value : as a user would write it
-    source : ``environment``, ``vendor NAME`` or ``default``
+    source : ``environment``, the path of a file, ``vendor NAME`` or ``default``
     meaning : what it does
     """
 
@@ -143,26 +210,28 @@ class Setting:
     meaning: str
 
 
-def explain(settings: Settings, vendor_name: str, vendor_defaults: Mapping[str, str]) -> list[Setting]:
+def explain(settings: Settings) -> list[Setting]:
     """Tell each setting's value and where it came from."""
-
-    def source(name: str) -> str:
-        if os.environ.get(_variable(name)):
-            return "environment"
-        return f"vendor {vendor_name}" if name in vendor_defaults else "default"
-
     return [
-        Setting(_variable(name), _written(getattr(settings, name)), source(name), field.description or "")
+        Setting(
+            variable(name),
+            _written(getattr(settings, name)),
+            settings.source(name),
+            (field.description or "").replace("`", ""),
+        )
         for name, field in Settings.model_fields.items()
     ]
 
 
 def _written(value: Any) -> str:
+    """Write a value as a user would; what no terminal can show, escaped."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, Mapping):
         return ";".join(f"{op}={'|'.join(map(str, order))}" for op, order in value.items())
-    return "" if value is None else str(value)
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
 
 
 class SglangSettings(BaseSettings):
@@ -176,38 +245,13 @@ class SglangSettings(BaseSettings):
     use_cpu_engine: str = "0"
 
 
-#: Documented variables that do nothing in this version, and the value that means just that.
-_NOT_IMPLEMENTED: dict[str, str | None] = {
-    "USE_FLAGGEMS": "0",
-    "SGLANG_FL_FLAGOS_WHITELIST": None,
-    "SGLANG_FL_FLAGOS_BLACKLIST": None,
-    "SGLANG_FLAGGEMS_RECORD": "0",
-    "SGLANG_FLAGGEMS_LOG_PATH": None,
-    "SGLANG_FLAGGEMS_LOG_ONCE": None,
-    "SGLANG_FL_OOT_WHITELIST": None,
-    "SGLANG_FL_OOT_BLACKLIST": None,
-    "SGLANG_FL_ALLOW_VENDORS": None,
-    "SGLANG_FL_DENY_VENDORS": None,
-    "SGLANG_FL_CONFIG": None,
-    "SGLANG_FL_DIST_BACKEND": None,
-}
-
-
-def _not_implemented() -> Iterator[str]:
-    for name, harmless in _NOT_IMPLEMENTED.items():
-        text = os.environ.get(name)
-        if text and text != harmless:
-            remedy = "Unset it" if harmless is None else f"Unset it or set it to {harmless}"
-            yield f"{name}={text!r}: this variable is not implemented in this version. {remedy}."
-
-
 def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes that none of them is called so."""
-    known = {*map(_variable, Settings.model_fields), *_NOT_IMPLEMENTED}
+    known = {variable(name) for name in Settings.model_fields}
     return [
         f"{name}: there is no such variable.{_nearest(name, known)}"
         for name in sorted(os.environ)
-        if name.startswith((PREFIX, "SGLANG_FLAGGEMS_")) and name not in known
+        if name.startswith(PREFIXES) and name not in known
     ]
 
 
@@ -217,19 +261,18 @@ def _nearest(name: str, known: set[str]) -> str:
     return found + nearest
 
 
-def _complaint(error: dict[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Turn one of pydantic's errors into: variable, text as given, what is valid."""
-    name = str(error["loc"][0]).removeprefix(PREFIX).lower()
-    variable = _variable(name)
-    if os.environ.get(variable):
-        text, origin = os.environ[variable], ""
-    else:
-        text, origin = str(defaults[name]), " (a default of the vendor package)"
+def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:
+    """Turn one of pydantic's errors into: how the user calls it, text as given, what is valid."""
+    located = str(error["loc"][0])
+    name = next(name for name in Settings.model_fields if located in (name, variable(name)))
+    said = given[name]
+    origin = " (a default of the vendor package)" if said.is_vendors else ""
+    text = as_text(said.value)
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
     else:
         reason = _reason(Settings.model_fields[name], text)
-    return f"{variable}={text!r}{origin}: {reason}"
+    return f"{said.title}={quoted(text)}{origin}: {reason}"
 
 
 def _reason(field: FieldInfo, text: str) -> str:

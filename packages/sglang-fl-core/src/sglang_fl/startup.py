@@ -6,9 +6,10 @@ import multiprocessing
 from dataclasses import dataclass
 
 from sglang_fl import settings as settings_module
+from sglang_fl.contradictions import refuse_contradictions, without_effect
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.policy import Policy
-from sglang_fl.registry import Registry, choose_vendor, installed_vendors
+from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
 from sglang_fl.resolution import Resolution, resolve_all
 from sglang_fl.settings import Setting, Settings
 
@@ -34,8 +35,7 @@ class Configuration:
 
     def explain(self) -> list[Setting]:
         """Tell each setting's value and where it came from."""
-        vendor = self.registry.vendor
-        return settings_module.explain(self.settings, vendor.name, vendor.defaults)
+        return settings_module.explain(self.settings)
 
 
 @functools.cache
@@ -52,12 +52,15 @@ def configure() -> Configuration:
     for found in installed:
         if found.fault:
             warn_user(f"vendor {found.name} ({found.distribution}) is left out: {found.fault}")
-    for complaint in settings_module.unknown_variables():
+    for complaint in (*settings_module.unknown_variables(), *without_effect(own)):
         warn_user(complaint)
-    registry = Registry(choose_vendor(installed, own.platform), installed)
-    settings = Settings.read(registry.vendor.defaults)
+    registry = Registry(choose_vendor(installed, own.platform, own.title("platform")), installed)
+    settings = Settings.read(registry.vendor)
     logging.getLogger("sglang_fl").setLevel(settings.log_level)
+    refuse_contradictions(settings)
+    _check_vendors(settings, registry)
     _check_names(settings.policy, registry)
+    _warn_of_lifted(settings.policy, registry)
     # Off is off: what cannot be met is of no account then.
     resolutions = resolve_all(registry, settings.policy) if settings.oot_enabled else {}
     return Configuration(settings, registry, resolutions)
@@ -70,9 +73,32 @@ def warn_user(complaint: str) -> None:
     logger.log(logging.DEBUG if is_spawned else logging.WARNING, "%s", complaint)
 
 
+def _names(installed: tuple[InstalledVendor, ...]) -> set[str]:
+    return {vendor.name for vendor in installed}
+
+
+def _check_vendors(settings: Settings, registry: Registry) -> None:
+    """Refuse vendors that are allowed or denied and not installed: a typing error would filter nothing."""
+    for setting in ("allow_vendors", "deny_vendors"):
+        for name in getattr(settings, setting):
+            if name not in _names(registry.installed):
+                valid = choices(name, _names(registry.installed))
+                raise SettingsError(f"{settings.quoted(setting)}: no vendor {name!r} is installed. {valid}")
+
+
+def _warn_of_lifted(policy: Policy, registry: Registry) -> None:
+    """Say that a kernel with a known fault may run, or that there was no need to allow it."""
+    for op_name in sorted(policy.lifted):
+        entries = registry.quarantine(registry.op(op_name))
+        for entry in entries:
+            warn_user(f"!{op_name} lifts the quarantine of {entry.impl}: {entry}")
+        if not entries:
+            warn_user(f"!{op_name} lifts nothing: no implementation of it is in quarantine here")
+
+
 def _check_names(policy: Policy, registry: Registry) -> None:
     """Refuse ``vendor:NAME`` and ``impl:ID`` that name nothing."""
-    vendors = {installed.name for installed in registry.installed}
+    vendors = _names(registry.installed)
     for op_name, order in policy.per_op.items():
         ids = {impl.id for impl in registry.implementations(registry.op(op_name))}
         for token in order:
@@ -81,6 +107,6 @@ def _check_names(policy: Policy, registry: Registry) -> None:
             if name and name not in valid:
                 noun = "vendor" if head == "vendor" else f"implementation of {op_name}"
                 raise SettingsError(
-                    f"SGLANG_FL_PER_OP: in '{op_name}={'|'.join(map(str, order))}' there is no "
+                    f"{policy.title('per_op')}: in '{op_name}={'|'.join(map(str, order))}' there is no "
                     f"{noun} {name!r}. {choices(name, valid)}"
                 )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
 from sglang_fl.errors import VendorError, choices
 from sglang_fl.ops import OPS
 
@@ -19,6 +21,7 @@ __all__ = [
     "CORE_API",
     "BackendKind",
     "OpImpl",
+    "Quarantined",
     "Vendor",
     "flag_gems_impl",
     "load_target",
@@ -102,6 +105,52 @@ class OpImpl:
         return self.id
 
 
+@dataclass(frozen=True)
+class Quarantined:
+    """A kernel that is known to be wrong or unsafe on a vendor's chip, with proof.
+
+    It does not run while the library has one of these versions, whatever the user's lists say; the user
+    lifts that on purpose by ``!op`` in one of them.
+
+    Parameters
+    ----------
+    op : the op's name
+    impl : the id of the implementation
+    reason : what goes wrong, in one sentence
+    library : the distribution that the kernel comes from, ``flag-gems``
+    versions : those with the fault, as a version specifier: ``>=4.2,<4.4``
+    reproduction : target of a function without arguments that returns normally as long as the fault is
+        there; a test of the vendor package calls it
+
+    Raises
+    ------
+    VendorError : an unknown op, a malformed specifier or target, an empty text
+    """
+
+    op: str
+    impl: str
+    reason: str
+    library: str
+    versions: str
+    reproduction: str
+
+    def __post_init__(self) -> None:
+        where = f"Quarantined {self.op} {self.impl}"
+        if self.op not in OPS:
+            raise VendorError(f"{where}: there is no op {self.op!r}. {choices(self.op, OPS)}")
+        for name in ("impl", "reason", "library"):
+            if not getattr(self, name):
+                raise VendorError(f"{where}: {name} is empty")
+        try:
+            SpecifierSet(self.versions)
+        except InvalidSpecifier:
+            raise VendorError(f"{where}: versions {self.versions!r} must be like '>=4.2,<4.4'") from None
+        _check_target(f"{where}: reproduction", self.reproduction)
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.library} {self.versions})"
+
+
 def flag_gems_impl(op: str) -> OpImpl:
     """Return the implementation of an op by core's FlagGems call, which is the same on every chip."""
     target = f"sglang_fl.flagos.{op}:{op}"
@@ -154,10 +203,12 @@ class Vendor:
         weaker than the user's, stronger than core's
     platform : the class path ``pkg.mod.Class`` of its SGLang platform, only where SGLang
         has none for the device
+    quarantine : which of ``impls`` must not run, and why
 
     Raises
     ------
-    VendorError : a malformed name or target, two implementations with the same op and id
+    VendorError : a malformed name or target, two implementations with the same op and id, a quarantine
+        of what is not among them
     """
 
     name: str
@@ -167,6 +218,7 @@ class Vendor:
     impls: tuple[OpImpl, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
     platform: str | None = None
+    quarantine: tuple[Quarantined, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -184,6 +236,15 @@ class Vendor:
             if impl.kind is BackendKind.REFERENCE:
                 raise VendorError(f"vendor {self.name}: {impl.op}: references come from core alone")
             seen.add((impl.op, impl.id))
+        for setting, text in self.defaults.items():
+            if not isinstance(text, str):
+                raise VendorError(f"vendor {self.name}: the default {setting}={text!r} must be a text")
+        for entry in self.quarantine:
+            if (entry.op, entry.impl) not in seen:
+                raise VendorError(
+                    f"vendor {self.name}: the quarantine of {entry.op} names {entry.impl!r}. "
+                    f"{choices(entry.impl, [impl.id for impl in self.impls if impl.op == entry.op])}"
+                )
 
     def __str__(self) -> str:
         return self.name

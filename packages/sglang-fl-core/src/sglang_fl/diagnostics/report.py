@@ -6,17 +6,25 @@ from typing import Any
 from packaging.version import Version
 
 from sglang_fl.ops import OPS
-from sglang_fl.registry import installed_vendors
+from sglang_fl.registry import installed_vendors, is_in_force
 from sglang_fl.resolution import resolve
 from sglang_fl.sglang_adapter import seams
-from sglang_fl.startup import configure
+from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+from sglang_fl.startup import Configuration, configure
 
 __all__ = ["env", "ops", "vendors", "why", "why_layer_2_is_off"]
 
 
+def _configure() -> tuple[Configuration, LayerLists]:
+    """Check all settings, as a start would."""
+    configuration = configure()
+    return configuration, layer_lists(configuration.settings)
+
+
 def env() -> list[dict[str, Any]]:
     """Return each setting: variable, value, source, meaning."""
-    return [vars(setting) for setting in configure().explain()]
+    configuration, _ = _configure()
+    return [vars(setting) for setting in configuration.explain()]
 
 
 def vendors() -> list[dict[str, Any]]:
@@ -39,20 +47,15 @@ def vendors() -> list[dict[str, Any]]:
 def ops() -> list[dict[str, Any]]:
     """Return each op: what runs it here first, and the candidates after that.
 
-    Where layer 2 is off, SGLang runs them all, and the reason stands in the place of the candidates.
+    Where SGLang runs an op itself, the reason stands in the place of the candidates.
     """
-    configuration = configure()
-    off = why_layer_2_is_off()
-    if off:
-        return [{"op": name, "runs": "sglang", "then": [off]} for name in OPS]
-    return [
-        {
-            "op": name,
-            "runs": resolution.candidates[0].id,
-            "then": [impl.id for impl in resolution.candidates[1:]],
-        }
-        for name, resolution in configuration.resolutions.items()
-    ]
+    configuration, lists = _configure()
+    rows = []
+    for name in OPS:
+        off = why_layer_2_is_off() or lists.why_op_left_out(name)
+        ids = ["sglang", off] if off else [impl.id for impl in configuration.resolutions[name].candidates]
+        rows.append({"op": name, "runs": ids[0], "then": ids[1:]})
+    return rows
 
 
 def why_layer_2_is_off() -> str | None:
@@ -73,13 +76,13 @@ def why(op_name: str) -> dict[str, Any]:
     ------
     SettingsError : no such op, or what was asked for it cannot be had here
     """
-    configuration = configure()
+    configuration, lists = _configure()
     op, policy = configuration.registry.op(op_name), configuration.settings.policy
     resolution = resolve(op, configuration.registry, policy)
     return {
         "op": op_name,
         "vendor": configuration.registry.vendor.name,
-        "layer_2": why_layer_2_is_off() or "on",
+        "layer_2": why_layer_2_is_off() or lists.why_op_left_out(op_name) or "on",
         "order": [str(token) for token in policy.order(op_name)],
         "candidates": [
             {"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in resolution.candidates
@@ -88,5 +91,21 @@ def why(op_name: str) -> dict[str, Any]:
             {"what": skipped.what, "reason": skipped.reason}
             for skipped in (*resolution.skipped, *resolution.excluded)
         ],
+        "quarantine": [
+            {
+                "id": entry.impl,
+                "reason": str(entry),
+                "state": _state(op_name in policy.lifted, is_in_force(entry)),
+                "reproduction": entry.reproduction,
+            }
+            for entry in configuration.registry.vendor.quarantine
+            if entry.op == op_name
+        ],
         "contract": (op.reference.__doc__ or "").splitlines()[0],
     }
+
+
+def _state(lifted: bool, in_force: bool) -> str:
+    if not in_force:
+        return "the installed version is not concerned"
+    return "lifted by the user" if lifted else "in force"

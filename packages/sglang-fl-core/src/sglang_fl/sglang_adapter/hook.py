@@ -14,6 +14,7 @@ from sglang_fl.first_call import Choice, FirstCall, Forward
 from sglang_fl.resolution import Resolution
 from sglang_fl.sglang_adapter import ADAPTERS, gated_delta_rule
 from sglang_fl.sglang_adapter.adapter import Adapter, covering
+from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.seams import Seam
 from sglang_fl.vendor import BackendKind
 
@@ -32,11 +33,15 @@ class LayerHook:
     ----------
     resolutions : what may run each op
     log : the dispatch log
+    lists : the layers that the user leaves to SGLang
     """
 
-    def __init__(self, resolutions: dict[str, Resolution], log: DispatchLog) -> None:
+    def __init__(
+        self, resolutions: dict[str, Resolution], log: DispatchLog, lists: LayerLists | None = None
+    ) -> None:
         self._resolutions = resolutions
         self._log = log
+        self._lists = lists or LayerLists()
         self._reported: set[str] = set()
 
     def __call__(self, original: Callable[[Any], Forward], layer: Any) -> Forward:
@@ -73,7 +78,7 @@ class LayerHook:
     def _choose(self, adapters: tuple[Adapter, ...], layer: Any, own: Forward) -> Choice | None:
         """Return how the first adapter that translates this very layer would run it."""
         for adapter in adapters:
-            reason = adapter.why_not(layer)
+            reason = self._lists.why_left_out(type(layer), adapter.op.name) or adapter.why_not(layer)
             if reason is None:
                 resolution = self._resolutions[adapter.op.name]
                 or_own = resolution.prefers_sglang and own.__name__ not in PYTORCH_PATHS
@@ -81,7 +86,7 @@ class LayerHook:
                     resolution = _without_reference(resolution)
                 self._report(resolution)
                 return Choice(resolution, partial(adapter.bind, layer), or_own)
-            logger.debug("%s is not %s: %s", type(layer).__name__, adapter.op, reason)
+            logger.debug("%s does not run %s: %s", type(layer).__name__, adapter.op, reason)
         return None
 
     def _report(self, resolution: Resolution) -> None:

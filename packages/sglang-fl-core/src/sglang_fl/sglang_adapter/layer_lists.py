@@ -1,0 +1,85 @@
+"""Which layers the user leaves to SGLang: ``SGLANG_FL_OOT_WHITELIST`` and ``SGLANG_FL_OOT_BLACKLIST``.
+
+A name in them is a layer class, which stands for its subclasses too, or an op, which stands for every
+layer class that computes it.
+"""
+
+from dataclasses import dataclass
+
+from sglang_fl.errors import SettingsError, choices
+from sglang_fl.ops import OPS
+from sglang_fl.settings import Settings
+from sglang_fl.sglang_adapter import ADAPTERS
+
+__all__ = ["LayerLists", "layer_lists"]
+
+
+@dataclass(frozen=True)
+class LayerLists:
+    """The user's choice of layers.
+
+    Parameters
+    ----------
+    white : if any, all else is left to SGLang
+    black : these are left to SGLang
+    title : how the user calls the list
+    """
+
+    white: frozenset[str] = frozenset()
+    black: frozenset[str] = frozenset()
+    title: str = ""
+
+    def why_left_out(self, layer_class: type, op_name: str) -> str | None:
+        """Say why a layer is SGLang's by the user's wish, or None where it is ours."""
+        return self._why_left_out({op_name, *(ancestor.__name__ for ancestor in layer_class.__mro__)})
+
+    def _why_left_out(self, names: set[str]) -> str | None:
+        named = sorted(self.black & names)
+        if named:
+            return f"{self.title} names {named[0]}"
+        if self.white and not self.white & names:
+            return f"{self.title} does not name it"
+        return None
+
+    def why_op_left_out(self, op_name: str) -> str | None:
+        """Say why all layer classes of an op are SGLang's, or None where one is ours."""
+        reasons = [self._why_left_out({op_name, name}) for name in _classes_of(op_name)]
+        return None if None in reasons else reasons[0]
+
+
+def _class_name(layer_class: str) -> str:
+    # The kernels of the gated delta rule are methods of a class: TritonGDNKernel.extend.
+    return layer_class.rpartition(":")[2].partition(".")[0]
+
+
+def _classes_of(op_name: str) -> list[str]:
+    found = [adapter for adapters in ADAPTERS.values() for adapter in adapters if adapter.op.name == op_name]
+    return [_class_name(adapter.layer_class) for adapter in found]
+
+
+def layer_lists(settings: Settings) -> LayerLists:
+    """Check the lists against the catalogue of adapters.
+
+    Raises
+    ------
+    SettingsError : a name that is neither a layer class nor an op; an order for an op (``SGLANG_FL_PER_OP``)
+        all of whose layer classes are left to SGLang; one line for each
+    """
+    white, black = settings.oot_whitelist.names, settings.oot_blacklist.names
+    active = "oot_blacklist" if black else "oot_whitelist"
+    lists = LayerLists(frozenset(white), frozenset(black), settings.title(active))
+    valid = {*OPS, *map(_class_name, ADAPTERS)}
+    complaints = [
+        f"{settings.quoted(active)}: no layer class and no op is called {name!r}. {choices(name, valid)}"
+        for name in (*white, *black)
+        if name not in valid
+    ]
+    for op_name in settings.per_op:
+        if lists.why_op_left_out(op_name):
+            complaints.append(
+                f"{settings.quoted('per_op')} and {settings.quoted(active)}: the one gives an order for "
+                f"{op_name}, the other leaves it to SGLang. Keep one."
+            )
+    if complaints:
+        raise SettingsError("\n".join(complaints))
+    return lists

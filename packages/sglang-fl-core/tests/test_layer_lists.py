@@ -1,0 +1,107 @@
+"""Which layers the user leaves to SGLang."""
+
+import pytest
+
+from sglang_fl.errors import SettingsError
+from sglang_fl.ops import OPS
+from sglang_fl.settings import Settings
+from sglang_fl.sglang_adapter import ADAPTERS
+from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+
+
+class RMSNorm:
+    pass
+
+
+class Qwen3RMSNorm(RMSNorm):
+    pass
+
+
+class SiluAndMul:
+    pass
+
+
+def lists(white: str = "", black: str = "") -> LayerLists:
+    return LayerLists(frozenset(white.split()), frozenset(black.split()), "the list")
+
+
+CASES = {
+    "none": (lists(), [None, None, None]),
+    "black-class": (lists(black="RMSNorm"), ["the list names RMSNorm"] * 2 + [None]),
+    "black-subclass": (lists(black="Qwen3RMSNorm"), [None, "the list names Qwen3RMSNorm", None]),
+    "black-op": (lists(black="rms_norm"), ["the list names rms_norm"] * 2 + [None]),
+    "black-all": (
+        lists(black="silu_and_mul RMSNorm"),
+        ["the list names RMSNorm"] * 2 + ["the list names silu_and_mul"],
+    ),
+    "white-class": (lists(white="RMSNorm"), [None, None, "the list does not name it"]),
+    "white-op": (lists(white="silu_and_mul"), ["the list does not name it"] * 2 + [None]),
+    "white-both": (lists(white="rms_norm SiluAndMul"), [None, None, None]),
+}
+
+
+@pytest.mark.parametrize(("chosen", "reasons"), CASES.values(), ids=CASES)
+def test_name_means_a_class_with_its_subclasses_or_an_op(chosen: LayerLists, reasons: list[str | None]):
+    layers = [(RMSNorm, "rms_norm"), (Qwen3RMSNorm, "rms_norm"), (SiluAndMul, "silu_and_mul")]
+    assert [chosen.why_left_out(cls, op_name) for cls, op_name in layers] == reasons
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("WHITELIST", "RMSNorm"), ("BLACKLIST", "SiluAndMul,rotary_embedding")]
+)
+def test_op_is_left_out_with_its_last_layer_class(monkeypatch: pytest.MonkeyPatch, name: str, text: str):
+    monkeypatch.setenv(f"SGLANG_FL_OOT_{name}", text)
+    found = layer_lists(Settings.read())
+    assert found.why_op_left_out("rms_norm") is None
+    assert f"SGLANG_FL_OOT_{name}" in str(found.why_op_left_out("silu_and_mul"))
+
+
+def test_every_class_and_every_op_can_be_named(monkeypatch: pytest.MonkeyPatch):
+    classes = [layer_class.rpartition(":")[2] for layer_class in ADAPTERS]
+    monkeypatch.setenv("SGLANG_FL_OOT_WHITELIST", ",".join(dict.fromkeys([*classes, *OPS])))
+    assert layer_lists(Settings.read()).white == {*classes, *OPS}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        (
+            "SGLANG_FL_OOT_WHITELIST",
+            "RMSNrom",
+            r"SGLANG_FL_OOT_WHITELIST='RMSNrom': no layer class and no op is called 'RMSNrom'\. Valid: .*",
+        ),
+        ("SGLANG_FL_OOT_BLACKLIST", "RMSNorm,rms_nrom", r".*'rms_nrom'\. Valid: .* Nearest: rms_norm\."),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, message: str
+):
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(SettingsError, match=f"^{message}$"):
+        layer_lists(Settings.read())
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SGLANG_FL_OOT_BLACKLIST", "rms_norm"),
+        ("SGLANG_FL_OOT_WHITELIST", "SiluAndMul"),
+    ],
+)
+def test_order_for_an_op_that_is_left_out_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+):
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=reference")
+    monkeypatch.setenv(variable, text)
+    expected = (
+        f"^SGLANG_FL_PER_OP='rms_norm=reference' and {variable}='{text}': the one gives an order for "
+        f"rms_norm, the other leaves it to SGLang"
+    )
+    with pytest.raises(SettingsError, match=expected):
+        layer_lists(Settings.read())
+
+
+def test_order_for_an_op_that_is_not_left_out_is_accepted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=reference")
+    monkeypatch.setenv("SGLANG_FL_OOT_BLACKLIST", "SiluAndMul,!rms_norm")
+    assert layer_lists(Settings.read()).black == {"SiluAndMul"}

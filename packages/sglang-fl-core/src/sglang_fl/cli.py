@@ -108,3 +108,10 @@ def why(op: str, as_json: Json = False) -> None:
     _print(answer["candidates"], False, "Candidates, in order")
     if answer["not"]:
         _print(answer["not"], False, "Not candidates")
+
+
+@app.command()
+def coverage(as_json: Json = False) -> None:
+    """Which of the installed SGLang's fused layers are dispatched, and why not the rest."""
+    with _exit_on_error():
+        _print(report.coverage(), as_json, "Layer classes")

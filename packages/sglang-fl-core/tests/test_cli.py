@@ -67,7 +67,7 @@ def test_version_is_told():
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("env", "vendors", "ops", "why"):
+    for command in ("env", "vendors", "ops", "why", "coverage"):
         assert command in result.stdout
 
 
@@ -329,3 +329,43 @@ def test_warnings_go_to_stderr_beside_the_listing(install: Install):
     assert result.stderr.startswith("WARNING: vendor broken (sglang-fl-broken 0.0.1) is left out: ")
     rows = json.loads(result.stdout.partition("imported:")[0])
     assert {row["op"] for row in rows} == set(OPS)
+
+
+@pytest.fixture
+def sglang(site: Path) -> Path:
+    """An SGLang with one layer that has an adapter and one that has none."""
+    package = site / "sglang"
+    sources = {
+        "__init__.py": "raise AssertionError('a listing imported me')",
+        "kernels/fused_op.py": "class BaseFusedOp: ...",
+        "srt/layers/activation.py": "from sglang.kernels.fused_op import BaseFusedOp\n"
+        "class SiluAndMul(BaseFusedOp): ...\nclass XIELU(BaseFusedOp): ...\nclass Newcomer(BaseFusedOp): ...",
+    }
+    for name, source in sources.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(source)
+    return package
+
+
+def test_coverage_tells_each_layer_class_its_op_or_the_reason(sglang: Path):
+    rows = {row["layer_class"].rpartition(":")[2]: row for row in run_json("coverage")}
+    assert rows["SiluAndMul"] == {
+        "layer_class": "srt.layers.activation:SiluAndMul",
+        "ops": ["silu_and_mul"],
+        "left_to_sglang": None,
+    }
+    assert "overrides forward" in rows["XIELU"]["left_to_sglang"]
+    assert "unknown to this version" in rows["Newcomer"]["left_to_sglang"]
+
+
+def test_coverage_prints_a_table(sglang: Path):
+    result = run("coverage")
+    assert result.exit_code == 0
+    assert "silu_and_mul" in line_with("activation:SiluAndMul", result.stdout)
+
+
+def test_coverage_without_sglang_is_one_message_and_code_2(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run("coverage")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("sglang-fl: SGLang is not installed here. Install sglang 0.5.15 to ")

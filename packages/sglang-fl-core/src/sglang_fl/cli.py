@@ -109,3 +109,10 @@ def why(op: str, as_json: Json = False) -> None:
     for rows, title in ((answer["not"], "Not candidates"), (answer["quarantine"], "Quarantine")):
         if rows:
             _print(rows, False, title)
+
+
+@app.command()
+def coverage(as_json: Json = False) -> None:
+    """Which of the installed SGLang's fused layers are dispatched, and why not the rest."""
+    with _exit_on_error():
+        _print(report.coverage(), as_json, "Layer classes")

@@ -1,18 +1,21 @@
-"""What this machine would run, as data: settings, vendors, ops, and the reasons behind one op."""
+"""What this machine would run, as data: settings, vendors, ops, the reasons behind one op, coverage."""
 
-from importlib import metadata
+from importlib import metadata, util
+from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
+from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import installed_vendors, is_in_force
 from sglang_fl.resolution import resolve
+from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.startup import Configuration, configure
 
-__all__ = ["env", "ops", "vendors", "why", "why_layer_2_is_off"]
+__all__ = ["coverage", "env", "ops", "vendors", "why", "why_layer_2_is_off"]
 
 
 def _configure() -> tuple[Configuration, LayerLists]:
@@ -109,3 +112,31 @@ def _state(lifted: bool, in_force: bool) -> str:
     if not in_force:
         return "the installed version is not concerned"
     return "lifted by the user" if lifted else "in force"
+
+
+def coverage() -> list[dict[str, Any]]:
+    """Return each fused layer class of the installed SGLang: its ops, or why it has none.
+
+    SGLang's source is read, not imported.
+
+    Raises
+    ------
+    SettingsError : SGLang is not installed
+    """
+    return [
+        {
+            "layer_class": layer.layer_class.removeprefix("sglang."),
+            "ops": list(layer.ops),
+            "left_to_sglang": None if layer.ops else layer.reason or "unknown to this version of sglang-fl",
+        }
+        for layer in sglang_coverage.coverage(_sglang())
+    ]
+
+
+def _sglang() -> Path:
+    """Return the folder of the installed SGLang."""
+    spec = util.find_spec("sglang")
+    if spec is None or not spec.submodule_search_locations:
+        newest = seams.SEAMS[-1].last
+        raise SettingsError(f"SGLang is not installed here. Install sglang {seams.OLDEST} to {newest}.")
+    return Path(spec.submodule_search_locations[0])

@@ -1,0 +1,92 @@
+"""A vendor package of every op by its reference, into which mistakes can be planted while it runs.
+
+Not imported by tests: its text becomes the module of an installed package. A file in the folder that
+``MISTAKES_FOLDER`` names, called ``<op>.<mistake>``, plants that mistake in that op.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sglang_fl.ops import OPS, Kernel, Op
+from sglang_fl.vendor import BackendKind, OpImpl, Vendor
+
+FOLDER = Path(os.environ.get("MISTAKES_FOLDER", "/nonexistent"))
+
+
+def why_unavailable() -> str | None:
+    """Return None: this chip is everywhere."""
+    return None
+
+
+def scaled(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Return the first result 2 % too large."""
+    result = reference(**arguments)
+    if isinstance(result, torch.Tensor):
+        return result * 1.02
+    first, *others = result
+    return first * 1.02, *others
+
+
+def large_eps(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Normalise with ten times the eps."""
+    return reference(**{**arguments, "eps": 10 * arguments["eps"]})
+
+
+def late_query(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Rotate the query one position too far; both together would change nothing."""
+    late, _ = reference(**{**arguments, "positions": arguments["positions"] + 1})
+    return late, reference(**arguments)[1]
+
+
+def other_style(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Pair the elements of a head in the other layout."""
+    return reference(**{**arguments, "is_neox_style": not arguments["is_neox_style"]})
+
+
+#: The mistakes of an op beside ``scaled``, which every op has.
+MISTAKES = {
+    "rms_norm": (large_eps,),
+    "gemma_rms_norm": (large_eps,),
+    "layer_norm": (large_eps,),
+    "rotary_embedding": (late_query, other_style),
+    "mrope": (late_query,),
+}
+
+
+def mistakes_of(op: str) -> dict[str, Callable[[Kernel, dict[str, Any]], Any]]:
+    """Return the mistakes that an op can make, by name."""
+    return {mistake.__name__: mistake for mistake in (scaled, *MISTAKES.get(op, ()))}
+
+
+def kernel_of(op: Op) -> Kernel:
+    """Return the op's reference with whatever mistake is planted at a call."""
+    files = {FOLDER / f"{op.name}.{name}": mistake for name, mistake in mistakes_of(op.name).items()}
+
+    @functools.wraps(op.reference)
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        for file, mistake in files.items():
+            if file.exists():
+                arguments = op.signature.bind(*args, **kwargs).arguments
+                return mistake(op.reference, arguments)
+        return op.reference(*args, **kwargs)
+
+    return kernel
+
+
+globals().update({op.name: kernel_of(op) for op in OPS.values()})
+
+VENDOR = Vendor(
+    "mistaken",
+    device_type="cpu",
+    core_api=1,
+    probe="mistaken_vendor:why_unavailable",
+    platform="sglang_fl.sglang_adapter.cpu_platform.CpuPlatform",
+    impls=tuple(
+        OpImpl(name, BackendKind.VENDOR, "vendor.mistaken", f"mistaken_vendor:{name}") for name in OPS
+    ),
+)

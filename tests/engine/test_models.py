@@ -1,0 +1,213 @@
+"""Model families on the real engine, judged by transformers on the same weights in float32.
+
+Every op runs on an implementation of a vendor package, which is right until a mistake is planted in
+it. Without one the engine must agree with transformers; with any one of them it must not.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sglang_fl.ops import OPS
+from tests.engine.conftest import finish
+from tests.engine.fake_vendor import install_vendor
+from tests.engine.mistaken_vendor import mistakes_of
+from tests.engine.models import FAMILIES, VOCABULARY, Family, make_model
+
+pytestmark = pytest.mark.timeout(300)
+
+GENERATE = Path(__file__).parent / "generate.py"
+MISTAKEN = Path(__file__).parent / "mistaken_vendor.py"
+
+#: Log-probabilities in nats. Rounding in float32 costs 1e-5; the smallest mistake must cost more.
+LIMIT = 1e-3
+
+LENGTHS = (3, 40, 200, 331)
+#: Followers repeat this share of a prompt; then come tokens of their own.
+SHARED = 150
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far answers are from what transformers says of the same tokens.
+
+    Parameters
+    ----------
+    prefill, decode : the largest difference of a log-probability there
+    tokens : how many of the generated tokens are not the most probable ones
+    """
+
+    prefill: float
+    decode: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one engine answered, and how far that is from transformers.
+
+    Parameters
+    ----------
+    family : what ran
+    dispatched : the lines of the dispatch log
+    differences : by what was asked: ``prompts``, ``followers``, ``again``, or a mistake's name
+    cached_tokens : of each follower
+    """
+
+    family: Family
+    dispatched: set[str]
+    differences: dict[str, Difference]
+    cached_tokens: list[int]
+
+
+def draw_prompts() -> tuple[list[list[int]], list[list[int]]]:
+    """Return prompts, and followers that begin like them."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
+
+    prompts = [draw(length) for length in LENGTHS]
+    followers = [prompt[:SHARED] + draw(30) for prompt in prompts if len(prompt) > SHARED]
+    return prompts, followers
+
+
+def compare(model: Any, prompts: list[list[int]], answers: list[dict[str, Any]]) -> Difference:
+    """Let transformers read prompt and answer as one text and compare what it says of each token."""
+    prefill, decode, tokens = 0.0, 0.0, 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        text = torch.tensor([prompt + answer["tokens"]])
+        with torch.no_grad():
+            logits = model(input_ids=text, use_cache=False).logits[0, :-1].double()
+        expected = logits.log_softmax(-1).gather(-1, text[0, 1:, None])[:, 0]
+        new = len(answer["tokens"])
+        tokens += int((logits[-new:].argmax(-1) != text[0, -new:]).sum())
+        # The first of the prefill has nothing before it, or lies in the cached prefix: no log-probability.
+        first, *given = answer["prefill"]
+        assert first is None or len(given) < len(prompt) - 1
+        prefill = max(prefill, distance(given, expected[: len(prompt) - 1][-len(given) :]))
+        decode = max(decode, distance(answer["decode"], expected[-new:]))
+    return Difference(prefill, decode, tokens)
+
+
+def distance(given: list[float], expected: torch.Tensor) -> float:
+    return float((torch.tensor(given, dtype=torch.float64) - expected).abs().max())
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+def judged(request, tmp_path_factory, environment_of) -> Judged:
+    """Run one engine for a family and compare all that it says."""
+    verdict = judge(request.param, tmp_path_factory.mktemp("family"), environment_of)
+    print(row_of(verdict))
+    return verdict
+
+
+def judge(family: Family, folder: Path, environment_of: Callable[[dict[str, str]], dict[str, str]]) -> Judged:
+    model = make_model(family, folder / "model")
+    prompts, followers = draw_prompts()
+    planted, log = folder / "planted", folder / "dispatch.log"
+    planted.mkdir()
+    questions = {
+        "engine": {
+            "model_path": str(folder / "model"),
+            "skip_tokenizer_init": True,
+            "max_total_tokens": 2048,
+            "dtype": "float32",
+            "log_level": "info",
+            "random_seed": 1,
+            **family.engine,
+        },
+        "prompts": {"input_ids": prompts, "logprob_start_len": 0},
+        "followers": {"input_ids": followers, "logprob_start_len": SHARED},
+        "mistakes": mistakes_in(family),
+        "planted": str(planted),
+    }
+    (folder / "questions.json").write_text(json.dumps(questions))
+    settings = {
+        "PYTHONPATH": str(install_vendor(folder / "vendor", "mistaken", MISTAKEN.read_text())),
+        "MISTAKES_FOLDER": str(planted),
+        "SGLANG_FL_PREFER": "vendor",
+        "SGLANG_FL_STRICT": "1",
+        "SGLANG_FL_DISPATCH_LOG": str(log),
+    }
+    command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
+    run = finish(command, environment_of(settings), timeout=240)
+    assert run.code == 0, run.output[-5000:]
+    answers = run.result
+    return Judged(
+        family,
+        set(log.read_text().splitlines()) if log.exists() else set(),
+        {
+            "prompts": compare(model, prompts, answers["prompts"]),
+            "followers": compare(model, followers, answers["followers"]),
+            "again": compare(model, prompts, answers["again"]),
+            **{name: compare(model, prompts, rows) for name, rows in answers["mistakes"].items()},
+        },
+        [row["cached_tokens"] for row in answers["followers"]],
+    )
+
+
+def row_of(judged: Judged) -> str:
+    """Return the family's row of the table in ``docs/models.md``; ``pytest -s`` shows it."""
+    prompts, followers = judged.differences["prompts"], judged.differences["followers"]
+    classes = ", ".join(f"`{name}`" for name in sorted(expected_classes(judged.family)))
+    cached = max(followers.prefill, followers.decode)
+    figures = (prompts.prefill, prompts.decode, cached, least_noticed(judged))
+    cells = (judged.family.name, judged.family.covers, classes, *(f"{figure:.1e}" for figure in figures))
+    return f"| {' | '.join(cells)} |"
+
+
+def least_noticed(judged: Judged) -> float:
+    """Return the difference that the least visible mistake makes."""
+    return min((judged.differences[name].prefill for name in mistakes_in(judged.family)), default=0.0)
+
+
+def mistakes_in(family: Family) -> list[str]:
+    ops = sorted(set(expected_classes(family).values()))
+    return [f"{op}.{name}" for op in ops for name in mistakes_of(op)]
+
+
+def expected_classes(family: Family) -> dict[str, str]:
+    """Return the layer classes that must run on ours."""
+    # TEMPORARY, until every op of the table exists: then this is ``family.runs``.
+    meanwhile = {"SiluAndMul": "silu_and_mul"} if "fused_moe" in set(family.runs.values()) - set(OPS) else {}
+    return meanwhile | {layer_class: op for layer_class, op in family.runs.items() if op in OPS}
+
+
+def assert_agrees(difference: Difference) -> None:
+    assert difference.tokens == 0
+    assert difference.prefill < LIMIT
+    assert difference.decode < LIMIT
+
+
+def test_prompts_of_many_lengths_agree(judged: Judged):
+    assert_agrees(judged.differences["prompts"])
+
+
+def test_requests_with_a_cached_prefix_agree(judged: Judged):
+    assert min(judged.cached_tokens) > SHARED // 2
+    assert_agrees(judged.differences["followers"])
+
+
+def test_exactly_the_expected_layer_classes_ran_on_ours(judged: Judged):
+    lines = {f"[OOT-DISPATCH] {name} → vendor(vendor.mistaken)" for name in expected_classes(judged.family)}
+    assert judged.dispatched == lines
+
+
+def test_every_planted_mistake_is_noticed(judged: Judged):
+    missed = {
+        mistake: judged.differences[mistake]
+        for mistake in mistakes_in(judged.family)
+        if judged.differences[mistake].prefill <= LIMIT and judged.differences[mistake].tokens == 0
+    }
+    assert missed == {}
+
+
+def test_without_the_mistakes_it_agrees_again(judged: Judged):
+    assert_agrees(judged.differences["again"])

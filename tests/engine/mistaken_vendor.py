@@ -48,17 +48,63 @@ def other_style(reference: Kernel, arguments: dict[str, Any]) -> Any:
     return reference(**{**arguments, "is_neox_style": not arguments["is_neox_style"]})
 
 
-#: The mistakes of an op beside ``scaled``, which every op has.
-MISTAKES = {
+def one_axis(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Take a picture's tokens for text: their position in time for all three."""
+    positions = arguments["positions"]
+    return reference(**{**arguments, "positions": positions if positions.dim() == 1 else positions[0]})
+
+
+def other_lanes(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Give the lanes to the three axes in the other order."""
+    return reference(**{**arguments, "mrope_interleaved": not arguments.get("mrope_interleaved", False)})
+
+
+def other_weights(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Give the experts of a token each other's weights."""
+    return reference(**{**arguments, "topk_weights": arguments["topk_weights"].flip(-1)})
+
+
+def other_sum(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Make the weights add up to one where they should not, and the reverse."""
+    return reference(**{**arguments, "renormalize": not arguments["renormalize"]})
+
+
+def unbiased(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Choose the experts by their scores alone."""
+    return reference(**{**arguments, "correction_bias": None})
+
+
+def ungrouped(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Choose among all experts."""
+    return reference(**{**arguments, "num_expert_group": None, "topk_group": None})
+
+
+def strong_decay(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Forget a tenth faster."""
+    if "g" in arguments:
+        return reference(**{**arguments, "g": 1.1 * arguments["g"]})
+    return reference(**{**arguments, "A_log": arguments["A_log"] + 0.1})
+
+
+Mistake = Callable[[Kernel, dict[str, Any]], Any]
+
+#: What can go wrong in an op beside ``scaled``, which can in each.
+MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "rms_norm": (large_eps,),
     "gemma_rms_norm": (large_eps,),
     "layer_norm": (large_eps,),
     "rotary_embedding": (late_query, other_style),
-    "mrope": (late_query,),
+    "mrope": (late_query, one_axis, other_lanes),
+    "topk_softmax": (other_sum,),
+    "topk_sigmoid": (other_sum, unbiased, ungrouped),
+    "fused_moe": (other_weights,),
+    "chunk_gated_delta_rule": (strong_decay,),
+    "fused_recurrent_gated_delta_rule_packed_decode": (strong_decay,),
+    "fused_sigmoid_gating_delta_rule_update": (strong_decay,),
 }
 
 
-def mistakes_of(op: str) -> dict[str, Callable[[Kernel, dict[str, Any]], Any]]:
+def mistakes_of(op: str) -> dict[str, Mistake]:
     """Return the mistakes that an op can make, by name."""
     return {mistake.__name__: mistake for mistake in (scaled, *MISTAKES.get(op, ()))}
 

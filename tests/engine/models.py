@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 
-__all__ = ["FAMILIES", "VOCABULARY", "Family", "make_model"]
+from tests.engine.words import SPECIAL, VOCABULARY, make_tokenizer
 
-VOCABULARY = 512
+__all__ = ["FAMILIES", "IMAGE", "Family", "make_model"]
+
+#: A picture's file in the folder of a model that sees.
+IMAGE = "image.png"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Family:
     config : makes the tiny configuration
     runs : SGLang's layer classes that must run on an implementation of ours, with their ops
     model : the class in transformers that is made of the configuration
+    processor : for families that see: makes the processor of pictures, given a tokenizer
     engine : arguments of ``sgl.Engine`` that only this family needs
     """
 
@@ -32,6 +37,7 @@ class Family:
     config: Callable[[], transformers.PreTrainedConfig]
     runs: dict[str, str]
     model: Any = transformers.AutoModelForCausalLM
+    processor: Callable[[Any], transformers.ProcessorMixin] | None = None
     engine: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -55,6 +61,12 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
     model.save_pretrained(folder)
+    if family.processor is not None:
+        processor = family.processor(make_tokenizer())
+        processor.save_pretrained(folder)
+        pixels = torch.randint(0, 256, (6, 4, 3), dtype=torch.uint8).numpy()
+        token = processor.image_processor.patch_size * processor.image_processor.merge_size
+        Image.fromarray(pixels).resize((4 * token, 6 * token)).save(folder / IMAGE)
     return model.eval()
 
 
@@ -81,6 +93,8 @@ SHAPE = {
 
 SWIGLU = {"RMSNorm": "rms_norm", "SiluAndMul": "silu_and_mul"}
 ROPE = {"RotaryEmbedding": "rotary_embedding"}
+EXPERTS = {"TopK": "topk_softmax", "UnquantizedFusedMoEMethod": "fused_moe"}
+BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 
 
@@ -116,25 +130,343 @@ def llama_yarn() -> transformers.PreTrainedConfig:
     return llama(YARN)
 
 
+def gemma3() -> transformers.PreTrainedConfig:
+    return transformers.Gemma3TextConfig(
+        **{**SHAPE, "tie_word_embeddings": True},
+        query_pre_attn_scalar=32,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 100000.0, "factor": 8.0},
+        },
+    )
+
+
+def gemma2() -> transformers.PreTrainedConfig:
+    return transformers.Gemma2Config(
+        **{**SHAPE, "tie_word_embeddings": True},
+        query_pre_attn_scalar=32,
+        sliding_window=16,
+        attn_logit_softcapping=None,  # SGLang's attention in plain PyTorch does not cap
+        hidden_act="gelu_pytorch_tanh",
+    )
+
+
+def gemma() -> transformers.PreTrainedConfig:
+    return transformers.GemmaConfig(**{**SHAPE, "tie_word_embeddings": True})
+
+
+def glm4() -> transformers.PreTrainedConfig:
+    return transformers.Glm4Config(
+        **SHAPE,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+
+
+def mixtral() -> transformers.PreTrainedConfig:
+    return transformers.MixtralConfig(**SHAPE, num_local_experts=6, num_experts_per_tok=2)
+
+
+def qwen3_moe() -> transformers.PreTrainedConfig:
+    return transformers.Qwen3MoeConfig(
+        **SHAPE,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=96,
+        norm_topk_prob=True,
+    )
+
+
+def olmoe() -> transformers.PreTrainedConfig:
+    return transformers.OlmoeConfig(**without("head_dim"), num_experts=8, num_experts_per_tok=3)
+
+
+def glm4_moe() -> transformers.PreTrainedConfig:
+    return transformers.Glm4MoeConfig(
+        **SHAPE,
+        attention_bias=True,
+        use_qk_norm=True,
+        moe_intermediate_size=96,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=1.5,
+        first_k_dense_replace=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+
+
+def deepseek_v3() -> transformers.PreTrainedConfig:
+    return transformers.DeepseekV3Config(
+        **{**without("head_dim"), "num_key_value_heads": 4},
+        q_lora_rank=64,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        moe_intermediate_size=96,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        moe_layer_freq=1,
+        topk_method="noaux_tc",
+        scoring_func="sigmoid",
+    )
+
+
+def qwen3_next() -> transformers.PreTrainedConfig:
+    return transformers.Qwen3NextConfig(
+        **SHAPE,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=96,
+        shared_expert_intermediate_size=96,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    )
+
+
+def phi3() -> transformers.PreTrainedConfig:
+    factors = torch.linspace(1, 4, 16).tolist()
+    return transformers.Phi3Config(
+        **without("head_dim"),
+        original_max_position_embeddings=64,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": factors,
+            "long_factor": factors,
+            "original_max_position_embeddings": 64,
+        },
+    )
+
+
+def olmo2() -> transformers.PreTrainedConfig:
+    return transformers.Olmo2Config(**without("head_dim"))
+
+
+def starcoder2() -> transformers.PreTrainedConfig:
+    return transformers.Starcoder2Config(**without("head_dim", "rms_norm_eps"), norm_epsilon=1e-3)
+
+
+def gpt2() -> transformers.PreTrainedConfig:
+    return transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=1024,
+        n_embd=128,
+        n_layer=3,
+        n_head=4,
+        layer_norm_epsilon=1e-3,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def arcee() -> transformers.PreTrainedConfig:
+    return transformers.ArceeConfig(**SHAPE, rope_parameters=YARN)
+
+
+def vision(**options: Any) -> dict[str, Any]:
+    """Return a tower of two layers; four patches make a token."""
+    return {
+        "depth": 2,
+        "num_heads": 2,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        **options,
+    }
+
+
+def seeing_text(**rope: Any) -> dict[str, Any]:
+    return {**SHAPE, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope}}
+
+
+VISION_TOKENS = {
+    "image_token_id": SPECIAL.index("<|image_pad|>"),
+    "video_token_id": SPECIAL.index("<|video_pad|>"),
+    "vision_start_token_id": SPECIAL.index("<|vision_start|>"),
+    "vision_end_token_id": SPECIAL.index("<|vision_end|>"),
+}
+
+
+def qwen2_vl() -> transformers.PreTrainedConfig:
+    return transformers.Qwen2VLConfig(
+        text_config=seeing_text(mrope_section=[4, 6, 6]),
+        vision_config=vision(patch_size=14, embed_dim=64, hidden_size=128, mlp_ratio=2, in_chans=3),
+        **VISION_TOKENS,
+    )
+
+
+def qwen2_5_vl() -> transformers.PreTrainedConfig:
+    return transformers.Qwen2_5_VLConfig(
+        text_config=seeing_text(mrope_section=[4, 6, 6]),
+        vision_config=vision(
+            patch_size=14,
+            hidden_size=64,
+            intermediate_size=96,
+            out_hidden_size=128,
+            window_size=56,
+            fullatt_block_indexes=[1],
+        ),
+        **VISION_TOKENS,
+    )
+
+
+def qwen3_vl() -> transformers.PreTrainedConfig:
+    return transformers.Qwen3VLConfig(
+        text_config=seeing_text(mrope_section=[6, 5, 5], mrope_interleaved=True),
+        vision_config=vision(
+            patch_size=16,
+            hidden_size=64,
+            intermediate_size=96,
+            out_hidden_size=128,
+            num_position_embeddings=64,
+            deepstack_visual_indexes=[0],
+        ),
+        **VISION_TOKENS,
+    )
+
+
+def pictures(
+    processor: str, video_processor: str, patch_size: int
+) -> Callable[[Any], transformers.ProcessorMixin]:
+    def make(tokenizer: Any) -> transformers.ProcessorMixin:
+        size = {"shortest_edge": 32 * 32, "longest_edge": 256 * 256}
+        sizes = {"patch_size": patch_size, "merge_size": 2, "size": size}
+        return getattr(transformers, processor)(
+            image_processor=transformers.Qwen2VLImageProcessor(**sizes),
+            tokenizer=tokenizer,
+            video_processor=getattr(transformers, video_processor)(**sizes),
+            chat_template=tokenizer.chat_template,
+        )
+
+    return make
+
+
+def without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in SHAPE.items() if name not in names}
+
+
 FAMILIES = (
     Family("Qwen2", "biases of q, k and v", qwen2, {**SWIGLU, **ROPE}),
     Family("Qwen3", "norms of q and k", qwen3, {**SWIGLU, **ROPE}),
     Family(
-        "Llama, llama3 rope",
+        "Llama-llama3",
         "rope scaled by wavelength",
         llama3,
         {**SWIGLU, "Llama3RotaryEmbedding": "rotary_embedding"},
     ),
     Family(
-        "Llama, linear rope",
+        "Llama-linear",
         "rope with positions scaled",
         llama_linear,
         {**SWIGLU, "LinearScalingRotaryEmbedding": "rotary_embedding"},
     ),
     Family(
-        "Llama, YaRN",
+        "Llama-YaRN",
         "rope scaled by wavelength, attention scaled",
         llama_yarn,
         {**SWIGLU, "YaRNScalingRotaryEmbedding": "rotary_embedding"},
+    ),
+    Family(
+        "Gemma",
+        "norm weights around zero",
+        gemma,
+        {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE},
+    ),
+    Family(
+        "Gemma-2",
+        "sliding and global layers, norms after each block, capped logits",
+        gemma2,
+        {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE},
+    ),
+    Family(
+        "Gemma-3",
+        "sliding and global layers with ropes of their own, norms of q and k",
+        gemma3,
+        {
+            "Gemma3RMSNorm": "gemma_rms_norm",
+            "GeluAndMul": "gelu_and_mul",
+            "LinearScalingRotaryEmbedding": "rotary_embedding",
+            **ROPE,
+        },
+    ),
+    Family("Mixtral", "softmax over the chosen experts", mixtral, {"RMSNorm": "rms_norm", **ROPE, **EXPERTS}),
+    Family(
+        "Qwen3-MoE",
+        "softmax over all experts, renormalised",
+        qwen3_moe,
+        {"RMSNorm": "rms_norm", **ROPE, **EXPERTS},
+    ),
+    Family(
+        "OLMoE",
+        "softmax over all experts, not renormalised",
+        olmoe,
+        {"RMSNorm": "rms_norm", **ROPE, **EXPERTS},
+    ),
+    Family("GLM-4", "half of each head rotated, in pairs; norms around each block", glm4, {**SWIGLU, **ROPE}),
+    Family(
+        "GLM-4-MoE",
+        "sigmoid scores with a correction bias, experts in groups, a shared expert",
+        glm4_moe,
+        {**SWIGLU, **ROPE, **BIASED_EXPERTS},
+    ),
+    Family(
+        "DeepSeek-V3",
+        "latent attention, sigmoid scores with a correction bias, experts in groups, YaRN",
+        deepseek_v3,
+        {**SWIGLU, **BIASED_EXPERTS},
+    ),
+    Family(
+        "Qwen3-Next",
+        "gated delta rule",
+        qwen3_next,
+        {"GemmaRMSNorm": "gemma_rms_norm", **ROPE, **EXPERTS},
+        engine={"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True},
+    ),
+    Family("Phi-3", "LongRoPE, which SGLang does not dispatch", phi3, SWIGLU),
+    Family("OLMo-2", "norms after each block, of whole q and k", olmo2, {**SWIGLU, **ROPE}),
+    Family("StarCoder2", "rope alone is dispatched", starcoder2, ROPE),
+    Family("GPT-2", "GELU's approximation; its norms are torch's", gpt2, {"NewGELU": "new_gelu"}),
+    Family(
+        "Arcee",
+        "squared ReLU",
+        arcee,
+        {"RMSNorm": "rms_norm", "ReLU2": "relu2", "YaRNScalingRotaryEmbedding": "rotary_embedding"},
+    ),
+    Family(
+        "Qwen2-VL",
+        "positions in three axes, pictures, GELU's sigmoid approximation in the tower",
+        qwen2_vl,
+        {**SWIGLU, "MRotaryEmbedding": "mrope", "QuickGELU": "quick_gelu"},
+        transformers.AutoModelForImageTextToText,
+        pictures("Qwen2VLProcessor", "Qwen2VLVideoProcessor", 14),
+    ),
+    Family(
+        "Qwen2.5-VL",
+        "positions in three axes, pictures seen in windows",
+        qwen2_5_vl,
+        {**SWIGLU, "MRotaryEmbedding": "mrope"},
+        transformers.AutoModelForImageTextToText,
+        pictures("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", 14),
+    ),
+    Family(
+        "Qwen3-VL",
+        "positions in three interleaved axes, pictures enter several layers",
+        qwen3_vl,
+        {**SWIGLU, "MRotaryEmbedding": "mrope"},
+        transformers.AutoModelForImageTextToText,
+        pictures("Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
     ),
 )

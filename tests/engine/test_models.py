@@ -7,18 +7,19 @@ it. Without one the engine must agree with transformers; with any one of them it
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from sglang_fl.ops import OPS
 from tests.engine.conftest import finish
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.mistaken_vendor import mistakes_of
-from tests.engine.models import FAMILIES, VOCABULARY, Family, make_model
+from tests.engine.models import FAMILIES, IMAGE, Family, make_model
+from tests.engine.words import FIRST_WORD, SPECIAL, VOCABULARY, make_tokenizer
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -66,34 +67,94 @@ class Judged:
     cached_tokens: list[int]
 
 
-def draw_prompts() -> tuple[list[list[int]], list[list[int]]]:
+@dataclass(frozen=True)
+class Prompt:
+    """One request, as SGLang gets it and as transformers reads it.
+
+    Parameters
+    ----------
+    sent : token ids, with one token for a picture
+    read : the same with as many tokens as the picture has
+    start : SGLang gives log-probabilities from here on; a picture's tokens have none
+    image : the picture's file, or None
+    seen : the picture as transformers takes it
+    """
+
+    sent: list[int]
+    read: list[int]
+    start: int = 0
+    image: str | None = None
+    seen: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def draw_prompts(family: Family, folder: Path) -> tuple[list[Prompt], list[Prompt]]:
     """Return prompts, and followers that begin like them."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(length: int) -> list[int]:
-        return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
+        return torch.randint(FIRST_WORD, VOCABULARY, (length,), generator=generator).tolist()
 
-    prompts = [draw(length) for length in LENGTHS]
-    followers = [prompt[:SHARED] + draw(30) for prompt in prompts if len(prompt) > SHARED]
+    texts = [draw(length) for length in LENGTHS]
+    prompts = [Prompt(text, text) for text in texts]
+    tails = [text[:SHARED] + draw(30) for text in texts if len(text) > SHARED]
+    followers = [Prompt(text, text, start=SHARED) for text in tails]
+    if family.processor is not None:
+        before, after = draw(10), draw(60)
+        prompts.append(with_picture(family, folder, before, after))
+        followers.append(with_picture(family, folder, before, after[:40] + draw(9)))
     return prompts, followers
 
 
-def compare(model: Any, prompts: list[list[int]], answers: list[dict[str, Any]]) -> Difference:
+def with_picture(family: Family, folder: Path, before: list[int], after: list[int]) -> Prompt:
+    processor = family.processor(make_tokenizer()).image_processor
+    image = folder / IMAGE
+    seen = dict(processor(images=[Image.open(image)], return_tensors="pt"))
+    count = int(seen["image_grid_thw"].prod()) // processor.merge_size**2
+    begin, token, end = (SPECIAL.index(f"<|{name}|>") for name in ("vision_start", "image_pad", "vision_end"))
+    return Prompt(
+        [*before, begin, token, end, *after],
+        [*before, begin, *[token] * count, end, *after],
+        len(before) + count + 2,
+        str(image),
+        seen,
+    )
+
+
+def as_request(prompts: list[Prompt]) -> dict[str, Any]:
+    """Return the arguments of ``Engine.generate``."""
+    images = [prompt.image for prompt in prompts]
+    return {
+        "input_ids": [prompt.sent for prompt in prompts],
+        "logprob_start_len": [prompt.start for prompt in prompts],
+        "image_data": images if any(images) else None,
+    }
+
+
+def compare(model: Any, prompts: list[Prompt], answers: list[dict[str, Any]]) -> Difference:
     """Let transformers read prompt and answer as one text and compare what it says of each token."""
     prefill, decode, tokens = 0.0, 0.0, 0
     for prompt, answer in zip(prompts, answers, strict=True):
-        text = torch.tensor([prompt + answer["tokens"]])
-        with torch.no_grad():
-            logits = model(input_ids=text, use_cache=False).logits[0, :-1].double()
+        text = torch.tensor([prompt.read + answer["tokens"]])
+        logits = read(model, text, prompt)
         expected = logits.log_softmax(-1).gather(-1, text[0, 1:, None])[:, 0]
         new = len(answer["tokens"])
         tokens += int((logits[-new:].argmax(-1) != text[0, -new:]).sum())
-        # The first of the prefill has nothing before it, or lies in the cached prefix: no log-probability.
-        first, *given = answer["prefill"]
-        assert first is None or len(given) < len(prompt) - 1
-        prefill = max(prefill, distance(given, expected[: len(prompt) - 1][-len(given) :]))
+        assert answer["prompt_tokens"] == len(prompt.read)
+        given = answer["prefill"][1:]  # SGLang gives none for the first
+        assert len(given) == len(prompt.read) - prompt.start - 1
+        prefill = max(prefill, distance(given, expected[prompt.start : len(prompt.read) - 1]))
         decode = max(decode, distance(answer["decode"], expected[-new:]))
     return Difference(prefill, decode, tokens)
+
+
+def read(model: Any, text: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+    """Return what transformers expects after each token of the text but the last."""
+    seen = prompt.seen
+    if seen:
+        is_picture = text == SPECIAL.index("<|image_pad|>")
+        seen = {**seen, "mm_token_type_ids": is_picture.int()}
+    with torch.no_grad():
+        return model(input_ids=text, use_cache=False, **seen).logits[0, :-1].double()
 
 
 def distance(given: list[float], expected: torch.Tensor) -> float:
@@ -110,7 +171,7 @@ def judged(request, tmp_path_factory, environment_of) -> Judged:
 
 def judge(family: Family, folder: Path, environment_of: Callable[[dict[str, str]], dict[str, str]]) -> Judged:
     model = make_model(family, folder / "model")
-    prompts, followers = draw_prompts()
+    prompts, followers = draw_prompts(family, folder / "model")
     planted, log = folder / "planted", folder / "dispatch.log"
     planted.mkdir()
     questions = {
@@ -123,8 +184,8 @@ def judge(family: Family, folder: Path, environment_of: Callable[[dict[str, str]
             "random_seed": 1,
             **family.engine,
         },
-        "prompts": {"input_ids": prompts, "logprob_start_len": 0},
-        "followers": {"input_ids": followers, "logprob_start_len": SHARED},
+        "prompts": as_request(prompts),
+        "followers": as_request(followers),
         "mistakes": mistakes_in(family),
         "planted": str(planted),
     }
@@ -175,9 +236,7 @@ def mistakes_in(family: Family) -> list[str]:
 
 def expected_classes(family: Family) -> dict[str, str]:
     """Return the layer classes that must run on ours."""
-    # TEMPORARY, until every op of the table exists: then this is ``family.runs``.
-    meanwhile = {"SiluAndMul": "silu_and_mul"} if "fused_moe" in set(family.runs.values()) - set(OPS) else {}
-    return meanwhile | {layer_class: op for layer_class, op in family.runs.items() if op in OPS}
+    return family.runs
 
 
 def assert_agrees(difference: Difference) -> None:
@@ -191,7 +250,7 @@ def test_prompts_of_many_lengths_agree(judged: Judged):
 
 
 def test_requests_with_a_cached_prefix_agree(judged: Judged):
-    assert min(judged.cached_tokens) > SHARED // 2
+    assert min(judged.cached_tokens) >= 50
     assert_agrees(judged.differences["followers"])
 
 

@@ -149,12 +149,9 @@ def gemma2() -> transformers.PreTrainedConfig:
         query_pre_attn_scalar=32,
         sliding_window=16,
         attn_logit_softcapping=None,  # SGLang's attention in plain PyTorch does not cap
+        final_logit_softcapping=None,  # SGLang caps the last logits with a Triton kernel
         hidden_act="gelu_pytorch_tanh",
     )
-
-
-def gemma() -> transformers.PreTrainedConfig:
-    return transformers.GemmaConfig(**{**SHAPE, "tie_word_embeddings": True})
 
 
 def glm4() -> transformers.PreTrainedConfig:
@@ -176,10 +173,6 @@ def qwen3_moe() -> transformers.PreTrainedConfig:
         moe_intermediate_size=96,
         norm_topk_prob=True,
     )
-
-
-def olmoe() -> transformers.PreTrainedConfig:
-    return transformers.OlmoeConfig(**without("head_dim"), num_experts=8, num_experts_per_tok=3)
 
 
 def glm4_moe() -> transformers.PreTrainedConfig:
@@ -233,6 +226,7 @@ def qwen3_next() -> transformers.PreTrainedConfig:
         num_experts_per_tok=3,
         moe_intermediate_size=96,
         shared_expert_intermediate_size=96,
+        full_attention_interval=2,  # SGLang's reader of the configuration asks for it
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
     )
 
@@ -380,39 +374,22 @@ FAMILIES = (
         {**SWIGLU, "YaRNScalingRotaryEmbedding": "rotary_embedding"},
     ),
     Family(
-        "Gemma",
-        "norm weights around zero",
-        gemma,
-        {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE},
-    ),
-    Family(
         "Gemma-2",
-        "sliding and global layers, norms after each block, capped logits",
+        "sliding and global layers, norms after each block",
         gemma2,
         {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE},
     ),
     Family(
         "Gemma-3",
-        "sliding and global layers with ropes of their own, norms of q and k",
+        "sliding and global layers, norms of q and k; it rotates by itself",
         gemma3,
-        {
-            "Gemma3RMSNorm": "gemma_rms_norm",
-            "GeluAndMul": "gelu_and_mul",
-            "LinearScalingRotaryEmbedding": "rotary_embedding",
-            **ROPE,
-        },
+        {"Gemma3RMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul"},
     ),
     Family("Mixtral", "softmax over the chosen experts", mixtral, {"RMSNorm": "rms_norm", **ROPE, **EXPERTS}),
     Family(
         "Qwen3-MoE",
         "softmax over all experts, renormalised",
         qwen3_moe,
-        {"RMSNorm": "rms_norm", **ROPE, **EXPERTS},
-    ),
-    Family(
-        "OLMoE",
-        "softmax over all experts, not renormalised",
-        olmoe,
         {"RMSNorm": "rms_norm", **ROPE, **EXPERTS},
     ),
     Family("GLM-4", "half of each head rotated, in pairs; norms around each block", glm4, {**SWIGLU, **ROPE}),

@@ -250,7 +250,7 @@ def test_prompts_of_many_lengths_agree(judged: Judged):
 
 
 def test_requests_with_a_cached_prefix_agree(judged: Judged):
-    assert min(judged.cached_tokens) >= 50
+    assert min(judged.cached_tokens) >= 30
     assert_agrees(judged.differences["followers"])
 
 

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from sglang_fl.startup import configure
+
+torch.set_num_threads(1)  # the tensors here are small: more threads only wait for each other
 
 _OWN = ("SGLANG_FL_", "SGLANG_FLAGGEMS_", "USE_FLAGGEMS")
 _numbers = itertools.count()

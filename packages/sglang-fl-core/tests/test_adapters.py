@@ -7,7 +7,7 @@ import pytest
 
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter import ADAPTERS as ADAPTERS_OF_SGLANG
-from sglang_fl.sglang_adapter.adapter import Adapter, covering
+from sglang_fl.sglang_adapter.adapter import Adapter, by_layer_class, covering
 
 
 class Norm:
@@ -85,20 +85,20 @@ def adapter_for(cls: type) -> Adapter:
 
 
 NORM = adapter_for(Norm)
-ADAPTERS = {NORM.layer_class: NORM}
+ADAPTERS = by_layer_class([NORM])
 
 
-@pytest.mark.parametrize("cls", [Norm, WithOtherState, OfThat, MixinLast, PlainMixinFirst])
+@pytest.mark.parametrize(
+    "cls", [Norm, WithOtherState, OfThat, WithOwnForward, BelowOwnForward, MixinLast, PlainMixinFirst]
+)
 def test_class_and_subclasses_that_compute_the_same_are_covered(cls: type):
-    assert covering(cls, ADAPTERS) is NORM
+    assert covering(cls, ADAPTERS) == (NORM,)
 
 
 @pytest.mark.parametrize(
     "cls",
     [
-        WithOwnForward,
         WithOwnPathOfOneDevice,
-        BelowOwnForward,
         MixinFirst,
         Mixin,
         Unrelated,
@@ -107,25 +107,30 @@ def test_class_and_subclasses_that_compute_the_same_are_covered(cls: type):
     ],
 )
 def test_class_that_computes_something_else_is_not_covered(cls: type):
-    assert covering(cls, ADAPTERS) is None
+    assert covering(cls, ADAPTERS) == ()
 
 
 @pytest.mark.parametrize("cls", [WithOwnForward, BelowOwnForward])
 def test_nearest_class_with_an_adapter_counts(cls: type):
     own = adapter_for(WithOwnForward)
-    adapters = ADAPTERS | {own.layer_class: own}
-    assert covering(cls, adapters) is own
-    assert covering(Norm, adapters) is NORM
+    adapters = by_layer_class([NORM, own])
+    assert covering(cls, adapters) == (own,)
+    assert covering(Norm, adapters) == (NORM,)
+
+
+def test_a_class_may_have_several_adapters_in_the_order_of_the_list():
+    other = adapter_for(Norm)
+    assert covering(OfThat, by_layer_class([NORM, other])) == (NORM, other)
 
 
 def test_class_in_another_module_with_the_same_name_is_not_covered():
     other = type("Norm", (), {"__module__": "elsewhere"})
     assert other.__qualname__ == "Norm"
-    assert covering(other, ADAPTERS) is None
+    assert covering(other, ADAPTERS) == ()
 
 
 def test_nothing_is_covered_without_adapters():
-    assert covering(Norm, {}) is None
+    assert covering(Norm, {}) == ()
 
 
 def test_adapters_are_listed_without_importing_sglang():

@@ -20,6 +20,9 @@ DTYPES = [*HALVES, torch.float32]
 
 silu_reference = OPS["silu_and_mul"].reference
 rms_reference = OPS["rms_norm"].reference
+topk_reference = OPS["topk_softmax"].reference
+DECODE = "fused_recurrent_gated_delta_rule_packed_decode"
+decode_reference = OPS[DECODE].reference
 rotary_reference = OPS["rotary_embedding"].reference
 
 
@@ -106,7 +109,7 @@ def check_all(op_name: str, kernel: Callable[..., Any], dtypes: list[torch.dtype
     """Return the faults of each dtype."""
     op = OPS[op_name]
     return [
-        [fault for case in op.cases for fault in check_case(op, kernel, case, dtype, "cpu")]
+        [fault for case in op.cases for fault in check_case(op, kernel, case, dtype, "cpu") or ()]
         for dtype in dtypes
     ]
 
@@ -260,6 +263,51 @@ def rotary_over_its_positions(
     return turned
 
 
+def topk_in_another_order(router_logits: Tensor, top_k: int, renormalize: bool) -> Outputs:
+    weights, ids = topk_reference(router_logits, top_k, renormalize)
+    return weights.flip(-1), ids.flip(-1)
+
+
+def topk_weights_swapped(router_logits: Tensor, top_k: int, renormalize: bool) -> Outputs:
+    weights, ids = topk_reference(router_logits, top_k, renormalize)
+    return weights.flip(-1), ids
+
+
+def topk_next_experts(router_logits: Tensor, top_k: int, renormalize: bool) -> Outputs:
+    weights, ids = topk_reference(router_logits, top_k, renormalize)
+    return weights, ids + 1
+
+
+def topk_in_int64(router_logits: Tensor, top_k: int, renormalize: bool) -> Outputs:
+    weights, ids = topk_reference(router_logits, top_k, renormalize)
+    return weights, ids.long()
+
+
+def decode_without_update(**given: Any) -> Outputs:
+    return decode_reference(**given | {"initial_state": given["initial_state"].clone()})
+
+
+def decode_over_a_foreign_row(**given: Any) -> Outputs:
+    outputs = decode_reference(**given)
+    taken = given["initial_state_indices"].tolist()
+    foreign = next(row for row in range(len(given["initial_state"])) if row not in taken)
+    given["initial_state"][foreign] += 1
+    return outputs
+
+
+for kernel in (decode_without_update, decode_over_a_foreign_row):
+    kernel.__signature__ = OPS[DECODE].signature  # type: ignore[attr-defined]
+
+
+def test_order_of_experts_is_left_open():
+    assert check_all("topk_softmax", topk_in_another_order, DTYPES) == [[], [], []]
+
+
+def test_case_whose_option_a_kernel_lacks_is_passed_over():
+    case = case_of("topk_softmax", "grouped")
+    assert check_case(OPS["topk_softmax"], topk_in_another_order, case, torch.float32, "cpu") is None
+
+
 UNITS = "units from float64"
 WRONG_KERNELS = [
     ("silu_and_mul", silu_halves_swapped, DTYPES, UNITS),
@@ -276,6 +324,11 @@ WRONG_KERNELS = [
     ("rms_norm", rms_over_its_weight, DTYPES, "weight was written"),
     ("rms_norm", rms_without_sum, DTYPES, "1 results instead of 2"),
     ("rms_norm", rms_results_swapped, DTYPES, UNITS),
+    ("topk_softmax", topk_weights_swapped, DTYPES, UNITS),
+    ("topk_softmax", topk_next_experts, DTYPES, "it differs from the reference"),
+    ("topk_softmax", topk_in_int64, DTYPES, "shape, dtype, device are"),
+    (DECODE, decode_without_update, DTYPES, "result 1: "),
+    (DECODE, decode_over_a_foreign_row, DTYPES, "initial_state was written"),
     ("rotary_embedding", rotary_backwards, DTYPES, UNITS),
     ("rotary_embedding", rotary_of_one_style, DTYPES, UNITS),
     ("rotary_embedding", rotary_without_offsets, DTYPES, UNITS),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import NoImplementationError, VendorError
-from sglang_fl.first_call import Forward, first_call, left_to_sglang
-from sglang_fl.ops import OPS
+from sglang_fl.first_call import Choice, FirstCall, Forward, Trial
+from sglang_fl.ops import OPS, with_options
 from sglang_fl.resolution import Resolution
 from sglang_fl.vendor import BackendKind, OpImpl, load_target
 
@@ -66,12 +66,10 @@ def forward_native(**_: Any) -> Any:
 class Layer:
     """A layer's first forward, and what came of it."""
 
-    def __init__(
-        self, resolution: Resolution, name: str, path: Path, bind: Bind, own: Forward = forward_native
-    ) -> None:
+    def __init__(self, choice: Choice | None, name: str, path: Path, own: Forward = forward_native) -> None:
         self.path = path
         self.commits: list[tuple[Forward, Forward]] = []
-        self.forward = first_call(resolution, name, own, bind, self._commit, DispatchLog(path))
+        self.forward = FirstCall(lambda: choice, name, own, self._commit, DispatchLog(path))
 
     def _commit(self, first: Forward, bound: Forward) -> None:
         self.commits.append((first, bound))
@@ -92,7 +90,11 @@ def layer(module: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callab
     """``layer("half_done", "reference")`` makes a layer whose op has these candidates."""
 
     def make(
-        *names: str, strict: bool = False, bind: Bind = identity, own: Forward = forward_native
+        *names: str,
+        strict: bool = False,
+        bind: Bind = identity,
+        own: Forward = forward_native,
+        or_own: bool = False,
     ) -> Layer:
         op = OPS["rms_norm"]
         candidates = tuple(
@@ -105,7 +107,8 @@ def layer(module: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callab
         )
         # Failures are reported once in a process for each layer class, so each test has its own.
         name = f"RMSNorm-{request.node.name}"
-        return Layer(Resolution(op, candidates, strict=strict), name, tmp_path / "dispatch.log", bind, own)
+        choice = Choice(Resolution(op, candidates, strict=strict), bind, or_own)
+        return Layer(choice, name, tmp_path / "dispatch.log", own)
 
     return make
 
@@ -257,7 +260,7 @@ def test_module_that_raises_when_imported_gives_the_next_candidate(
     ("name", "error", "match"),
     [
         ("half_done", RuntimeError, r"^launch failed: invalid configuration$"),
-        ("other_signature", VendorError, r"the contract says \(x, weight, eps, residual=None\)"),
+        ("other_signature", VendorError, r"the contract says \(x, weight, eps, residual=None, post"),
         ("missing", VendorError, "has no function 'missing'"),
         ("no_such_package.kernels:rms_norm", ModuleNotFoundError, "no_such_package"),
     ],
@@ -284,8 +287,10 @@ def test_strict_changes_nothing_where_nothing_fails(layer: Callable[..., Layer])
 
 def test_error_names_all_that_were_tried_where_all_failed(layer: Callable[..., Layer]):
     rms, given = layer("half_done", "missing", "refusing"), arguments()
-    tried = "flagos.half_done, flagos.missing, flagos.refusing"
-    with pytest.raises(NoImplementationError, match=f"of rms_norm failed in its first call: {tried}"):
+    tried = (
+        "flagos.half_done: RuntimeError: .*; flagos.missing: VendorError: .*; flagos.refusing: Unsupported"
+    )
+    with pytest.raises(NoImplementationError, match=f"no implementation of rms_norm can run it: {tried}"):
         rms.forward(**given)
     assert_untouched(given)
     assert (rms.log, rms.commits) == ([], [])
@@ -387,12 +392,71 @@ def test_op_that_writes_nothing_keeps_no_copies(
     assert import_module(module).calls == ["working"]
 
 
-def test_layer_that_bind_leaves_to_sglang_is_sglangs_for_good(layer: Callable[..., Layer], module: str):
-    rms = layer("working", "reference", bind=lambda kernel, fall_through: fall_through)
+def test_layer_that_no_adapter_translates_is_sglangs_for_good(tmp_path: Path):
+    rms = Layer(None, "RMSNorm", tmp_path / "dispatch.log")
+    assert rms.log == []
     assert rms.forward(**arguments()) == "SGLang's own"
+    assert rms.forward.__name__ == "forward_native"
     assert [forward for _, forward in rms.commits] == [forward_native]
     assert rms.log == ["sglang(native)"]
+
+
+def test_layer_is_sglangs_where_no_kernel_can_run_it_and_sglang_is_the_last_resort(
+    layer: Callable[..., Layer],
+):
+    rms, given = layer("half_done", "refusing", or_own=True), arguments()
+    assert rms.forward(**given) == "SGLang's own"
+    assert_untouched(given)
+    assert [forward for _, forward in rms.commits] == [forward_native]
+    assert rms.log == ["sglang(native)"]
+
+
+def test_layer_without_any_kernel_is_sglangs_where_sglang_is_the_last_resort(layer: Callable[..., Layer]):
+    rms = layer(or_own=True)
+    assert rms.forward(**arguments()) == "SGLang's own"
+    assert rms.log == ["sglang(native)"]
+
+
+def casting(kernel: Callable[..., Any], fall_through: Forward) -> Forward:
+    """Bind as the adapter of a layer that needs an option."""
+    return with_options(kernel, {"cast_x_before_out_mul": True})
+
+
+def test_kernel_that_lacks_an_option_is_passed_over_without_a_warning(
+    layer: Callable[..., Layer], module: str, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, "sglang_fl")
+    rms = layer("working", "reference", bind=casting, strict=True)
+    rms.forward(**arguments())
+    assert rms.log == ["reference(reference)"]
     assert import_module(module).calls == []
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "cannot run this layer: it does not take cast_x_before_out_mul" in caplog.text
+
+
+def test_error_says_which_option_no_kernel_takes(layer: Callable[..., Layer]):
+    rms = layer("working", bind=casting)
+    with pytest.raises(
+        NoImplementationError, match=r"flagos.working: it does not take cast_x_before_out_mul"
+    ):
+        rms.forward(**arguments())
+
+
+def test_of_a_pool_only_the_rows_of_the_call_are_kept_and_put_back(write_module: Callable[[str], str]):
+    op = OPS["fused_sigmoid_gating_delta_rule_update"]
+    given = next(case for case in op.cases if case.name == "padding").arguments(torch.float32)
+    pool = given["initial_state"].clone()
+
+    def burning(*args: Any, **kwargs: Any) -> Any:
+        given["initial_state"].fill_(7.0)
+        raise RuntimeError("the chip has caught fire")
+
+    burning.__signature__ = op.signature  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="caught fire"):
+        Trial(op, burning)(**given)
+    rows = [4, 0]
+    assert torch.equal(given["initial_state"][rows], pool[rows])
+    assert (given["initial_state"][[1, 2, 3, 5]] == 7.0).all()
 
 
 def test_call_that_the_contract_excludes_is_left_to_sglang(layer: Callable[..., Layer]):
@@ -415,7 +479,7 @@ def test_kernel_that_cannot_be_loaded_is_tried_once_for_all_layers(
         OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target),
     )
     for number in range(3):
-        rms = Layer(Resolution(op, candidates), "RMSNorm-once", tmp_path / f"{number}.log", identity)
+        rms = Layer(Choice(Resolution(op, candidates), identity), "RMSNorm-once", tmp_path / f"{number}.log")
         assert_right(rms.forward(**arguments()))
         assert rms.log == ["reference(reference)"]
     assert counter.read_text() == "x"
@@ -431,28 +495,3 @@ def test_failure_of_sglangs_own_path_after_an_excluded_call_is_not_blamed_on_the
             rms.forward(**given)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert_right(rms.forward(**arguments()))
-
-
-def test_layer_that_the_user_leaves_to_sglang_is_logged_after_it_ran_and_gets_its_own_object(tmp_path: Path):
-    path, commits, calls = tmp_path / "dispatch.log", [], []
-
-    def own(x: int) -> int:
-        calls.append(path.read_text())
-        return x + 1
-
-    log = DispatchLog(path)
-    first = left_to_sglang("RMSNorm", own, lambda *pair: commits.append(pair), log)
-    assert (path.read_text(), commits) == ("", [])
-    assert [first(1), first(1)] == [2, 2]
-    assert calls[0] == ""
-    assert path.read_text().splitlines() == ["[OOT-DISPATCH] RMSNorm → sglang(native)"]
-    assert commits[0] == (first, own)
-    assert first.__name__ == "own"
-
-
-def test_layer_that_the_user_leaves_to_sglang_is_not_logged_before_it_ran(tmp_path: Path):
-    path, commits = tmp_path / "dispatch.log", []
-    first = left_to_sglang("RMSNorm", raising, lambda *pair: commits.append(pair), DispatchLog(path))
-    with pytest.raises(RuntimeError, match="SGLang's own path failed"):
-        first()
-    assert (path.read_text(), commits) == ("", [])

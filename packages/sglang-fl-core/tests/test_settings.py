@@ -9,6 +9,7 @@ import pytest
 from sglang_fl.errors import SettingsError
 from sglang_fl.given import variable
 from sglang_fl.names import NameList
+from sglang_fl.ops import OPS
 from sglang_fl.policy import parse_order
 from sglang_fl.settings import Settings, SglangSettings, explain, unknown_variables
 from sglang_fl.vendor import BackendKind, Vendor
@@ -108,7 +109,7 @@ WRONG = [
     (
         "per_op",
         "silu_and_mul=flagos;rms_nrom=vendor",
-        "there is no op 'rms_nrom'. Valid: rms_norm, rotary_embedding, silu_and_mul. Nearest: rms_norm.",
+        f"there is no op 'rms_nrom'. Valid: {', '.join(sorted(OPS))}. Nearest: rms_norm.",
     ),
     (
         "per_op",

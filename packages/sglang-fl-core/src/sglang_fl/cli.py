@@ -15,6 +15,7 @@ from rich.text import Text
 from sglang_fl import __version__
 from sglang_fl.diagnostics import report
 from sglang_fl.errors import SglangFlError
+from sglang_fl.settings import markdown_table
 
 __all__ = ["app"]
 
@@ -73,8 +74,16 @@ def _cell(value: Any) -> str:
 
 
 @app.command()
-def env(as_json: Json = False) -> None:
+def env(
+    as_json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of docs/configure.md instead.")
+    ] = False,
+) -> None:
     """Each setting, its value, and where it came from."""
+    if markdown:
+        typer.echo(markdown_table())
+        return
     with _exit_on_error():
         _print(report.env(), as_json, "Settings")
 

@@ -231,6 +231,7 @@ class FirstCall:
             return result
 
         self._fall_through: Forward = fall_through
+        self.__name__ = getattr(own, "__name__", layer_class)  # SGLang's trace labels a call by it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer.

@@ -20,7 +20,7 @@ from pydantic_settings import (
 )
 
 from sglang_fl.errors import SettingsError, choices
-from sglang_fl.given import ENVIRONMENT, Given, as_text, collect, quoted, variable
+from sglang_fl.given import ENVIRONMENT, Given, as_text, collect, file_key, quoted, variable
 from sglang_fl.names import NameList, parse_aten_names, parse_layer_names, parse_vendor_names
 from sglang_fl.policy import Order, Policy, parse_orders
 from sglang_fl.vendor import BackendKind, Vendor
@@ -221,6 +221,17 @@ def explain(settings: Settings) -> list[Setting]:
         )
         for name, field in Settings.model_fields.items()
     ]
+
+
+def markdown_table() -> str:
+    """Return the table of ``docs/configure.md``: variable, key in a file, default, meaning."""
+    rows = ["| variable | key | default | meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default, meaning = _written(field.default), (field.description or "").replace("|", "\\|")
+        key = file_key(name)
+        cells = (variable(name), key or "", default)
+        rows.append(f"| {' | '.join(f'`{cell}`' if cell else '' for cell in cells)} | {meaning} |")
+    return "\n".join(rows)
 
 
 def _written(value: Any) -> str:

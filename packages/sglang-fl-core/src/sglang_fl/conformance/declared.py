@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+from collections.abc import Collection
 from pathlib import Path
 
 from sglang_fl.ops import OPS
@@ -26,12 +27,20 @@ def check_declared(impl: OpImpl) -> list[str]:
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     if not found:
         return [f"{impl.target}: {module_name} defines no function {function}"]
-    given, expected = _plain(found[0].args), _plain(_arguments_of(OPS[impl.op].signature))
-    return [] if given == expected else [f"{impl.target}: takes ({given}), the contract says ({expected})"]
+    contract, named = OPS[impl.op].signature, {argument.arg for argument in found[0].args.kwonlyargs}
+    given = _plain(found[0].args)
+    if given == _plain(_arguments_of(contract, named)):
+        return []
+    return [f"{impl.target}: takes ({given}), the contract says ({_plain(_arguments_of(contract))})"]
 
 
-def _arguments_of(signature: inspect.Signature) -> ast.arguments:
-    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+def _arguments_of(signature: inspect.Signature, options: Collection[str] | None = None) -> ast.arguments:
+    """Return a contract's arguments, with those of its options that a kernel names, or with all."""
+    bare = [
+        p.replace(annotation=inspect.Parameter.empty)
+        for p in signature.parameters.values()
+        if p.kind is not p.KEYWORD_ONLY or options is None or p.name in options
+    ]
     source = ast.parse(f"def f{inspect.Signature(bare)}: pass").body[0]
     assert isinstance(source, ast.FunctionDef)
     return source.args

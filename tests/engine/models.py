@@ -192,45 +192,6 @@ def glm4_moe() -> transformers.PreTrainedConfig:
     )
 
 
-def deepseek_v3() -> transformers.PreTrainedConfig:
-    return transformers.DeepseekV3Config(
-        **{**without("head_dim"), "num_key_value_heads": 4},
-        q_lora_rank=64,
-        kv_lora_rank=64,
-        qk_nope_head_dim=32,
-        qk_rope_head_dim=16,
-        v_head_dim=32,
-        moe_intermediate_size=96,
-        n_routed_experts=8,
-        n_shared_experts=1,
-        num_experts_per_tok=2,
-        n_group=4,
-        topk_group=2,
-        first_k_dense_replace=1,
-        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
-        moe_layer_freq=1,
-        topk_method="noaux_tc",
-        scoring_func="sigmoid",
-    )
-
-
-def qwen3_next() -> transformers.PreTrainedConfig:
-    return transformers.Qwen3NextConfig(
-        **SHAPE,
-        layer_types=["linear_attention", "full_attention", "linear_attention"],
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=32,
-        linear_value_head_dim=32,
-        num_experts=8,
-        num_experts_per_tok=3,
-        moe_intermediate_size=96,
-        shared_expert_intermediate_size=96,
-        full_attention_interval=2,  # SGLang's reader of the configuration asks for it
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-    )
-
-
 def phi3() -> transformers.PreTrainedConfig:
     factors = torch.linspace(1, 4, 16).tolist()
     return transformers.Phi3Config(
@@ -292,14 +253,6 @@ VISION_TOKENS = {
     "vision_start_token_id": SPECIAL.index("<|vision_start|>"),
     "vision_end_token_id": SPECIAL.index("<|vision_end|>"),
 }
-
-
-def qwen2_vl() -> transformers.PreTrainedConfig:
-    return transformers.Qwen2VLConfig(
-        text_config=seeing_text(mrope_section=[4, 6, 6]),
-        vision_config=vision(patch_size=14, embed_dim=64, hidden_size=128, mlp_ratio=2, in_chans=3),
-        **VISION_TOKENS,
-    )
 
 
 def qwen2_5_vl() -> transformers.PreTrainedConfig:
@@ -399,19 +352,6 @@ FAMILIES = (
         glm4_moe,
         {**SWIGLU, **ROPE, **BIASED_EXPERTS},
     ),
-    Family(
-        "DeepSeek-V3",
-        "latent attention, sigmoid scores with a correction bias, experts in groups, YaRN",
-        deepseek_v3,
-        {**SWIGLU, **BIASED_EXPERTS},
-    ),
-    Family(
-        "Qwen3-Next",
-        "gated delta rule",
-        qwen3_next,
-        {"GemmaRMSNorm": "gemma_rms_norm", **ROPE, **EXPERTS},
-        engine={"mamba_radix_cache_strategy": "no_buffer", "disable_overlap_schedule": True},
-    ),
     Family("Phi-3", "LongRoPE, which SGLang does not dispatch", phi3, SWIGLU),
     Family("OLMo-2", "norms after each block, of whole q and k", olmo2, {**SWIGLU, **ROPE}),
     Family("StarCoder2", "rope alone is dispatched", starcoder2, ROPE),
@@ -421,14 +361,6 @@ FAMILIES = (
         "squared ReLU",
         arcee,
         {"RMSNorm": "rms_norm", "ReLU2": "relu2", "YaRNScalingRotaryEmbedding": "rotary_embedding"},
-    ),
-    Family(
-        "Qwen2-VL",
-        "positions in three axes, pictures, GELU's sigmoid approximation in the tower",
-        qwen2_vl,
-        {**SWIGLU, "MRotaryEmbedding": "mrope", "QuickGELU": "quick_gelu"},
-        transformers.AutoModelForImageTextToText,
-        pictures("Qwen2VLProcessor", "Qwen2VLVideoProcessor", 14),
     ),
     Family(
         "Qwen2.5-VL",

@@ -12,7 +12,15 @@ import torch
 from sglang.srt.plugins import load_plugins
 from sglang.version import __version__
 
-from sglang_fl.sglang_adapter import ADAPTERS, seams
+from sglang_fl.sglang_adapter import seams
+
+TRANSLATED = (
+    "sglang.srt.layers.activation:SiluAndMul",
+    "sglang.srt.layers.layernorm:RMSNorm",
+    "sglang.srt.layers.layernorm:GemmaRMSNorm",
+    "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding",
+    "sglang.srt.layers.rotary_embedding.mrope:MRotaryEmbedding",
+)
 
 
 def main() -> None:
@@ -24,7 +32,7 @@ def main() -> None:
     facts = {name: exercise(layer, calls) for name, (layer, calls) in layers.items()}
     facts["version"] = __version__
     facts["seam"] = seam.target
-    facts["classes"] = {path: signatures(path) for path in ADAPTERS}
+    facts["classes"] = {path: signatures(path) for path in TRANSLATED}
     facts["flag"] = former_flag()
     facts["platform"] = platform()
     facts["norm_before_linear"] = norm_before_linear()

@@ -49,7 +49,7 @@ def test_the_seam_is_the_one_of_its_generation(facts):
         ("RMSNorm", "sglang_fl.sglang_adapter.rms_norm"),
         ("RotaryEmbedding", "sglang_fl.sglang_adapter.rotary_embedding"),
         ("LinearScalingRotaryEmbedding", "sglang_fl.sglang_adapter.rotary_embedding"),
-        ("GemmaRMSNorm", "sglang.srt.layers.layernorm"),
+        ("GemmaRMSNorm", "sglang_fl.sglang_adapter.gemma_rms_norm"),
     ],
 )
 def test_a_layer_holds_its_bound_kernel_after_one_call(facts, layer, module):
@@ -67,6 +67,13 @@ def test_the_signatures_are_those_the_adapters_translate(facts):
     assert facts["classes"] == {
         "sglang.srt.layers.activation:SiluAndMul": ["x"],
         "sglang.srt.layers.layernorm:RMSNorm": norm + ["quant_linear"] * (patch > LAST_OF_FIRST_SEAM),
+        "sglang.srt.layers.layernorm:GemmaRMSNorm": norm,
+        "sglang.srt.layers.rotary_embedding.mrope:MRotaryEmbedding": [
+            "positions",
+            "query",
+            "key",
+            "fused_set_kv_buffer_arg",
+        ],
         "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding": [
             "positions",
             "query",

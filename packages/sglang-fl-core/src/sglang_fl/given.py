@@ -111,7 +111,8 @@ def _from_file(names: list[str], path: str) -> dict[str, Given]:
     for key, value in read_file(Path(path)).items():
         reason = _wrong_shape(by_key[key], value) if key in by_key else f"no such key. {choices(key, by_key)}"
         if reason:
-            complaints.append(f"{file}: {key}={quoted(as_text(value))}: {reason}")
+            shown = key if key.isidentifier() and key.isascii() else quoted(key)
+            complaints.append(f"{file}: {shown}={quoted(as_text(value))}: {reason}")
         elif value:
             given[by_key[key]] = Given(value, path, f"{file}: {key}")
     if complaints:

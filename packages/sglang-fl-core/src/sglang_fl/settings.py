@@ -25,7 +25,7 @@ from sglang_fl.names import NameList, parse_aten_names, parse_layer_names, parse
 from sglang_fl.policy import Order, Policy, parse_orders
 from sglang_fl.vendor import BackendKind, Vendor
 
-__all__ = ["Setting", "Settings", "SglangSettings", "explain", "unknown_variables"]
+__all__ = ["Setting", "Settings", "SglangSettings", "explain", "markdown_table", "unknown_variables"]
 
 PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 

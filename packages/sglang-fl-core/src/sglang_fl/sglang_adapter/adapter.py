@@ -54,14 +54,14 @@ def by_layer_class(adapters: Iterable[Adapter]) -> dict[str, tuple[Adapter, ...]
 def covering(cls: type, adapters: dict[str, tuple[Adapter, ...]]) -> tuple[Adapter, ...]:
     """Return the adapters of the nearest class that has any; empty if there is none.
 
-    A subclass is covered as long as nothing between it and that class defines a ``forward_*`` method:
-    then it only changes what the adapter reads from the layer, such as a cache. ``forward`` itself stands
-    before the choice of a kernel: an override calls on to it, or never reaches it.
+    A subclass is covered as long as nothing between it and that class defines a ``forward*`` method:
+    then it only changes what the adapter reads from the layer, such as a cache. One whose ``forward`` only
+    prepares the arguments and calls on has an adapter line of its own.
     """
     for ancestor in cls.__mro__:
         found = adapters.get(f"{ancestor.__module__}:{ancestor.__qualname__}")
         if found is not None:
             return found
-        if any(name.startswith("forward_") for name in vars(ancestor)):
+        if any(name.startswith("forward") for name in vars(ancestor)):
             return ()
     return ()

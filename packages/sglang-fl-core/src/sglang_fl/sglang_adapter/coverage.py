@@ -22,9 +22,6 @@ _UNUSED = "behind a function of SGLang's, not a layer, and nothing in a server c
 _MUSE_SPARK = "of the Muse Spark models alone: "
 _BEAM = "of the Beam models alone: "
 _INDEXER = "the whole indexer of a sparse attention: projections, KV cache and token choice in one"
-_FLATTENS = (
-    "its forward flattens x and dispatches under its own name: it waits for an adapter line of its own"
-)
 
 #: ``module:Class`` -> why it has no adapter, and what runs instead where that is not SGLang's own kernel.
 NOT_DISPATCHED: dict[str, str] = {
@@ -94,9 +91,6 @@ NOT_DISPATCHED: dict[str, str] = {
     "sglang.srt.layers.rotary_embedding.rope_variant:Llama4VisionRotaryEmbedding": (
         "overrides forward, so dispatch is never reached; its cache is complex and it takes no positions"
     ),
-    "sglang.srt.models.gemma3n_causal:Gemma3nRMSNorm": _FLATTENS,
-    "sglang.srt.models.glm4v:Glm4vRMSNorm": _FLATTENS,
-    "sglang.srt.models.glm_ocr:GlmOcrRMSNorm": _FLATTENS,
 }
 
 

@@ -126,6 +126,9 @@ _OP = OPS["rms_norm"]
 
 ADAPTERS = (
     Adapter("sglang.srt.layers.layernorm:RMSNorm", _OP, bind, why_not),
+    # These override forward to flatten x, and call on.
+    Adapter("sglang.srt.models.gemma3n_causal:Gemma3nRMSNorm", _OP, bind, why_not),
+    Adapter("sglang.srt.models.glm4v:Glm4vRMSNorm", _OP, bind, why_not),
     Adapter("sglang.srt.layers.layernorm:RMSNormWithoutScale", _OP, bind_without_scale),
     Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma4, why_not_gemma4),
 )

@@ -15,26 +15,6 @@ from tests.releases.test_releases import RELEASES
 
 pytestmark = pytest.mark.timeout(300)
 
-#: Classes whose adapters are being written; each goes when its adapter comes.
-AWAITED = {
-    f"sglang.srt.layers.{name}"
-    for name in (
-        "activation:GeluAndMul",
-        "activation:NewGELU",
-        "activation:QuickGELU",
-        "activation:ReLU2",
-        "activation:SituAndMul",
-        "layernorm:Gemma3RMSNorm",
-        "layernorm:Gemma4RMSNorm",
-        "layernorm:GemmaRMSNorm",
-        "layernorm:LayerNorm",
-        "layernorm:RMSNormWithoutScale",
-        "moe.topk:TopK",
-        "quantization.unquant:UnquantizedFusedMoEMethod",
-        "rotary_embedding.mrope:MRotaryEmbedding",
-        "rotary_embedding.rope_variant:DeepseekScalingRotaryEmbedding",
-    )
-}
 # The kernels of the gated delta rule are methods of an object, not layer classes.
 ADAPTED = {path for path in ADAPTERS if "." not in path.partition(":")[2]}
 

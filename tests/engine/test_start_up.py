@@ -85,7 +85,10 @@ WRONG = {
         {"SGLANG_FL_DISPATCH_LOG": "/proc/dispatch.log"},  # read-only for root as well
         ["SGLANG_FL_DISPATCH_LOG='/proc/dispatch.log'", "writable folder"],
     ),
-    "not-implemented": ({"USE_FLAGGEMS": "1"}, ["USE_FLAGGEMS='1'", "not implemented"]),
+    "not-implemented": (
+        {"SGLANG_FL_DIST_BACKEND": "flagcx"},
+        ["SGLANG_FL_DIST_BACKEND='flagcx'", "not implemented"],
+    ),
     "unmet-request": (
         {"SGLANG_FL_PER_OP": "silu_and_mul=flagos;rms_norm=reference"},
         ["'silu_and_mul=flagos'", "vendor cpu has none", "Available for silu_and_mul: reference"],

@@ -47,7 +47,8 @@ class LayerHook:
     def __call__(self, original: Callable[[Any], Forward], layer: Any) -> Forward:
         """Return the layer's forward: ours if an adapter covers its class, else SGLang's own object.
 
-        SGLang compares that object with its own methods, so it is handed on untouched.
+        SGLang compares that object with its own methods, so it is handed on untouched. A layer that the
+        lists leave out gets it with its first call, of which the dispatch log tells.
         """
         own = original(layer)
         layer_class: type = type(layer)

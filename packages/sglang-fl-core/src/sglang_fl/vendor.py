@@ -151,10 +151,16 @@ class Quarantined:
         return f"{self.reason} ({self.library} {self.versions})"
 
 
-def flag_gems_impl(op: str) -> OpImpl:
-    """Return the implementation of an op by core's FlagGems call, which is the same on every chip."""
+def flag_gems_impl(op: str, impl_id: str = "flagos") -> OpImpl:
+    """Return the implementation of an op by core's FlagGems call, which is the same on every chip.
+
+    Parameters
+    ----------
+    op : the op's name
+    impl_id : ``flagos.flag_gems`` where the vendor has a portable kernel of its own as well
+    """
     target = f"sglang_fl.flagos.{op}:{op}"
-    return OpImpl(op, BackendKind.FLAGOS, "flagos", target, requires=("flag_gems", "triton"))
+    return OpImpl(op, BackendKind.FLAGOS, impl_id, target, requires=("flag_gems", "triton"))
 
 
 def is_installed(module: str) -> bool:

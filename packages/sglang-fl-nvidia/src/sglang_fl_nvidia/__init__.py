@@ -1,9 +1,18 @@
-"""NVIDIA GPUs for sglang-fl: FlagGems' Triton kernels and SGLang's own CUDA kernels."""
+"""NVIDIA GPUs for sglang-fl: Triton kernels of our own, FlagGems', and SGLang's own CUDA kernels."""
 
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_impl
 from sglang_fl_nvidia._version import __version__
 
 __all__ = ["NVIDIA", "__version__"]
+
+
+def _own_impl(op: str) -> OpImpl:
+    target = f"sglang_fl_nvidia.flagos.{op}:{op}"
+    return OpImpl(op, BackendKind.FLAGOS, "flagos", target, requires=("triton",))
+
+
+def _flag_gems_too(op: str) -> OpImpl:
+    return flag_gems_impl(op, "flagos.flag_gems")
 
 
 def _vendor_impl(op: str, *requires: str) -> OpImpl:
@@ -17,13 +26,22 @@ NVIDIA = Vendor(
     core_api=1,
     probe="sglang_fl_nvidia.probe:why_unavailable",
     impls=(
-        flag_gems_impl("silu_and_mul"),
-        flag_gems_impl("gelu_and_mul"),
+        _own_impl("silu_and_mul"),
+        _own_impl("gelu_and_mul"),
+        _own_impl("rms_norm"),
+        _own_impl("gemma_rms_norm"),
+        _own_impl("layer_norm"),
+        _own_impl("rotary_embedding"),
+        _own_impl("mrope"),
+        _own_impl("topk_softmax"),
+        _own_impl("topk_sigmoid"),
+        _flag_gems_too("silu_and_mul"),
+        _flag_gems_too("gelu_and_mul"),
+        _flag_gems_too("rms_norm"),
+        _flag_gems_too("layer_norm"),
+        _flag_gems_too("rotary_embedding"),
+        _flag_gems_too("topk_softmax"),
         flag_gems_impl("new_gelu"),
-        flag_gems_impl("rms_norm"),
-        flag_gems_impl("layer_norm"),
-        flag_gems_impl("rotary_embedding"),
-        flag_gems_impl("topk_softmax"),
         flag_gems_impl("fused_moe"),
         _vendor_impl("silu_and_mul", "sgl_kernel"),
         _vendor_impl("gelu_and_mul", "sgl_kernel"),

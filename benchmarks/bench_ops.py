@@ -1,0 +1,348 @@
+"""Each op's Triton kernel beside SGLang's own CUDA path and others, on the device, in one run.
+
+    python -m benchmarks.bench_ops [--op NAME] [--sides flagos,sglang] [--csv FILE]
+
+A cell is one op at one shape, bfloat16. All sides run in turn, each as a CUDA graph of the same calls on
+the same inputs, of which there are enough to leave the L2 cache; they allocate their results themselves.
+``copy`` is a device copy that moves as many bytes as the op must. Host time: of a call outside of a graph, at
+16 tokens. A side that cannot run a cell has no figure; why is printed.
+"""
+
+import argparse
+import csv
+import math
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from sglang.srt import server_args
+from sglang.version import __version__ as sglang_version
+
+from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
+from benchmarks.workloads import MODELS, ROUTERS, TOKENS, Model, Router
+from sglang_fl import __version__
+from sglang_fl.first_call import load_kernel
+from sglang_fl.ops import OPS
+from sglang_fl_nvidia import NVIDIA
+
+SIDES = ("flagos", "sglang", "flag_gems", "torch.compile", "liger", "copy")
+DTYPE = torch.bfloat16
+POSITIONS = 32768
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One op at one shape.
+
+    Parameters
+    ----------
+    op, shape, tokens : its place in the table
+    moved : bytes that the op must read and write
+    inputs : makes the arguments of one call
+    sides : by name, functions of these arguments
+    """
+
+    op: str
+    shape: str
+    tokens: int
+    moved: int
+    inputs: Callable[[], tuple]
+    sides: dict[str, Callable]
+
+
+def kernel(op: str, impl_id: str = "flagos") -> Callable:
+    (impl,) = (impl for impl in NVIDIA.impls if (impl.op, impl.id) == (op, impl_id))
+    return load_kernel(OPS[op], impl)
+
+
+def compiled(forward: Callable) -> Callable:
+    """SGLang's plain PyTorch path under ``torch.compile``, for any number of tokens."""
+    return torch.compile(forward, dynamic=True)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=DTYPE)
+
+
+def silu_and_mul(model: Model) -> Iterator[Cell]:
+    from sglang.srt.layers.activation import SiluAndMul
+
+    layer = SiluAndMul()
+    sides = {
+        "flagos": kernel("silu_and_mul"),
+        "sglang": layer.forward_cuda,
+        "flag_gems": kernel("silu_and_mul", "flagos.flag_gems"),
+        "torch.compile": compiled(layer.forward_native),
+        "liger": liger_silu(),
+    }
+    width = model.intermediate
+    for tokens in TOKENS:
+        yield Cell(
+            *("silu_and_mul", f"{model.name} {width}", tokens, 3 * tokens * width * 2),
+            lambda tokens=tokens: (random(tokens, 2 * width),),
+            sides,
+        )
+
+
+def liger_silu() -> Callable:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    return lambda x: LigerSiLUMulFunction.apply(*x.chunk(2, dim=-1))
+
+
+def norm_layer(model: Model) -> torch.nn.Module:
+    from sglang.srt.layers.layernorm import RMSNorm
+
+    layer = RMSNorm(model.hidden).to("cuda", DTYPE)
+    layer.weight.data = 1 + 0.1 * random(model.hidden)
+    return layer
+
+
+def rms_norm(model: Model) -> Iterator[Cell]:
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    layer, width = norm_layer(model), model.hidden
+    weight, eps = layer.weight.data, layer.variance_epsilon
+    ours, gems = kernel("rms_norm"), kernel("rms_norm", "flagos.flag_gems")
+    sides = {
+        "flagos": lambda x: ours(x, weight, eps),
+        "sglang": layer.forward_cuda,
+        "flag_gems": lambda x: gems(x, weight, eps),
+        "torch.compile": compiled(layer.forward_native),
+        "liger": lambda x: LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False),
+    }
+    for tokens in TOKENS:
+        yield Cell(
+            *("rms_norm", f"{model.name} {width}", tokens, 2 * tokens * width * 2),
+            lambda tokens=tokens: (random(tokens, width),),
+            sides,
+        )
+
+
+def fused_add_rms_norm(model: Model) -> Iterator[Cell]:
+    layer, width = norm_layer(model), model.hidden
+    weight, eps = layer.weight.data, layer.variance_epsilon
+    ours, gems = kernel("rms_norm"), kernel("rms_norm", "flagos.flag_gems")
+    sides = {
+        "flagos": lambda x, residual: ours(x, weight, eps, residual),
+        "sglang": layer.forward_cuda,
+        "flag_gems": lambda x, residual: gems(x, weight, eps, residual),
+        "torch.compile": compiled(layer.forward_native),
+    }
+    for tokens in TOKENS:
+        yield Cell(
+            *("rms_norm with residual", f"{model.name} {width}", tokens, 4 * tokens * width * 2),
+            lambda tokens=tokens: (random(tokens, width), random(tokens, width)),
+            sides,
+        )
+
+
+def rotary_embedding(model: Model) -> Iterator[Cell]:
+    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+
+    size, style = model.head_size, model.is_neox_style
+    layer = RotaryEmbedding(size, size, POSITIONS, 10000, style, DTYPE).cuda()
+    ours, gems = kernel("rotary_embedding"), kernel("rotary_embedding", "flagos.flag_gems")
+    cache = layer.cos_sin_cache
+    sides = {
+        "flagos": lambda p, q, k: ours(p, q, k, cache, size, style),
+        "sglang": layer.forward_cuda,
+        "flag_gems": lambda p, q, k: gems(p, q, k, cache, size, style),
+        "torch.compile": compiled(layer.forward_native),
+    }
+    if style:
+        sides["liger"] = liger_rope(cache, size)
+    heads, key_heads = model.heads, model.key_heads
+    for tokens in TOKENS:
+        yield Cell(
+            *("rotary_embedding", f"{model.name} {heads}+{key_heads}x{size}", tokens),
+            2 * tokens * (heads + key_heads) * size * 2,
+            lambda tokens=tokens: (
+                torch.randint(POSITIONS, (tokens,), device="cuda"),
+                random(tokens, heads * size),
+                random(tokens, key_heads * size),
+            ),
+            sides,
+        )
+
+
+def liger_rope(cache: torch.Tensor, size: int) -> Callable:
+    """Liger takes gathered rows of full width; gathering them is not counted against it."""
+    from liger_kernel.ops.rope import LigerRopeFunction
+
+    full = torch.cat([cache[:, : size // 2]] * 2 + [cache[:, size // 2 :]] * 2, dim=-1).to(DTYPE)
+    tables: dict[int, tuple] = {}
+
+    def rotate(positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> object:
+        tokens = len(positions)
+        if tokens not in tables:
+            rows = full[positions]
+            tables[tokens] = (rows[None, :, :size].contiguous(), rows[None, :, size:].contiguous())
+        q, k = (x.view(1, tokens, -1, size).transpose(1, 2) for x in (query, key))
+        return LigerRopeFunction.apply(q, k, *tables[tokens])
+
+    return rotate
+
+
+def layer_norm(model: Model) -> Iterator[Cell]:
+    from sglang.srt.layers.layernorm import LayerNorm
+
+    layer, width = LayerNorm(model.hidden, eps=1e-5).cuda(), model.hidden
+    weight, bias, eps = layer.weight.data, layer.bias.data, 1e-5
+    ours, gems = kernel("layer_norm"), kernel("layer_norm", "flagos.flag_gems")
+    sides = {
+        "flagos": lambda x: ours(x, weight, bias, eps),
+        "sglang": layer.forward_cuda,
+        "flag_gems": lambda x: gems(x, weight, bias, eps),
+        "torch.compile": compiled(layer.forward_native),
+    }
+    for tokens in TOKENS:
+        yield Cell(
+            *("layer_norm", f"{model.name} {width}", tokens, 2 * tokens * width * 2),
+            lambda tokens=tokens: (random(tokens, width),),
+            sides,
+        )
+
+
+def routing(router: Router) -> Iterator[Cell]:
+    from sglang.srt.layers.moe import topk
+
+    bias = 0.05 * torch.randn(router.experts, device="cuda") if router.is_biased else None
+    if router.is_biased:
+        op, run = "topk_sigmoid", kernel("topk_sigmoid")
+        groups = {"num_expert_group": router.groups, "topk_group": router.chosen_groups}
+        options = {"correction_bias": bias, **groups}
+        own = lambda x: topk.biased_grouped_topk_gpu(x, x, bias, router.top_k, True, **groups)  # noqa: E731
+    else:
+        op, run, options = "topk_softmax", kernel("topk_softmax"), {}
+        own = lambda x: topk.fused_topk(x, x, router.top_k, True)  # noqa: E731
+    sides = {"flagos": lambda x: run(x, router.top_k, True, **options), "sglang": own}
+    for tokens in TOKENS:
+        yield Cell(
+            *(op, f"{router.name} {router.top_k} of {router.experts}", tokens),
+            tokens * (router.experts * 4 + router.top_k * 8),
+            lambda tokens=tokens: (torch.randn(tokens, router.experts, device="cuda"),),
+            sides,
+        )
+
+
+OF_MODELS = (silu_and_mul, rms_norm, fused_add_rms_norm, rotary_embedding, layer_norm)
+
+
+def cells(only: str | None) -> Iterator[Cell]:
+    for make in OF_MODELS:
+        if only in (None, make.__name__):
+            for model in MODELS:
+                yield from make(model)
+    if only in (None, "routing"):
+        for router in ROUTERS:
+            yield from routing(router)
+
+
+def measure(cell: Cell, wanted: set[str]) -> dict[str, float]:
+    sets = max(2, min(24, int(FOOTPRINT / max(cell.moved, 1)) + 1))
+    count = 24 if cell.moved > 50e6 else 96 if cell.moved > 4e6 else 240
+    inputs = [cell.inputs() for _ in range(sets)]
+    sources = [torch.empty(max(cell.moved // 4, 1), device="cuda", dtype=DTYPE) for _ in range(sets)]
+    calls = {
+        name: [lambda side=side, arguments=arguments: side(*arguments) for arguments in inputs]
+        for name, side in cell.sides.items()
+        if name in wanted
+    }
+    calls["copy"] = [lambda source=source: torch.empty_like(source).copy_(source) for source in sources]
+    for name in list(calls):
+        reason = why_not(calls[name][0])
+        if reason:
+            print(f"{cell.op} {cell.shape} T={cell.tokens}: {name}: {reason}", flush=True)
+            del calls[name]
+    return graph_times(calls, count)
+
+
+def why_not(call: Callable) -> str | None:
+    try:
+        call()
+        torch.cuda.synchronize()
+    except Exception as error:  # noqa: BLE001 - it is printed beside the table
+        return f"{type(error).__name__}: {error}"[:160]
+    return None
+
+
+def host(cell: Cell) -> dict[str, float]:
+    arguments = cell.inputs()
+    return {
+        name: host_time(lambda side=side: side(*arguments))
+        for name, side in cell.sides.items()
+        if name in ("flagos", "sglang", "flag_gems") and why_not(lambda side=side: side(*arguments)) is None
+    }
+
+
+def row_of(cell: Cell, times: dict[str, float], hosts: dict[str, float]) -> list:
+    ours = times["flagos"]
+    return [
+        *(cell.op, cell.shape, cell.tokens),
+        *(f"{times[side]:.3f}" if side in times else "" for side in SIDES),
+        f"{times['sglang'] / ours:.3f}" if "sglang" in times else "",
+        f"{times['copy'] / ours:.3f}",
+        *(f"{hosts[side]:.1f}" if side in hosts else "" for side in ("flagos", "sglang", "flag_gems")),
+    ]
+
+
+HEAD = [
+    *("op", "shape", "tokens", *(f"{side} (µs)" for side in SIDES)),
+    *("sglang / flagos", "copy / flagos", "host flagos (µs)", "host sglang (µs)", "host flag_gems (µs)"),
+]
+
+
+def about() -> str:
+    import flag_gems
+
+    return (
+        f"{torch.cuda.get_device_name()}; sglang {sglang_version}, sglang-fl-core {__version__}, "
+        f"FlagGems {flag_gems.__version__}, torch {torch.__version__}, triton {triton.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def summary(rows: list[list]) -> Iterator[str]:
+    """Say for each op how it stands: geometric mean and least of the ratios, cells below 1."""
+    for op in dict.fromkeys(row[0] for row in rows):
+        ratios = [float(row[9]) for row in rows if row[0] == op and row[9]]
+        large = [float(row[10]) for row in rows if row[0] == op and row[2] >= 4096]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            yield (
+                f"{op}: {mean:.3f} of SGLang's own (geometric mean of {len(ratios)} cells), "
+                f"least {min(ratios):.3f}, {sum(ratio < 1 for ratio in ratios)} below 1; "
+                f"from 4096 tokens on at least {min(large, default=0):.3f} of a copy"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--op", help="only this function of this file: silu_and_mul, rms_norm, routing, ...")
+    parser.add_argument("--sides", default=",".join(SIDES), help="those to measure; flagos always is")
+    parser.add_argument("--csv", type=Path, help="write the table there too")
+    options = parser.parse_args()
+    arguments = server_args.ServerArgs(model_path="dummy", device="cuda")
+    server_args.set_global_server_args_for_scheduler(arguments)
+    print(about(), flush=True)
+    wanted = {"flagos", *options.sides.split(",")}
+    torch._dynamo.config.recompile_limit = 64  # one for each model, and one token is another program
+    rows = []
+    with torch.inference_mode():
+        for cell in cells(options.op):
+            rows.append(row_of(cell, measure(cell, wanted), host(cell) if cell.tokens == 16 else {}))
+            print(*rows[-1], sep="  ", flush=True)
+    print(*summary(rows), sep="\n")
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        with options.csv.open("w", newline="") as file:
+            file.write(f"# python -m benchmarks.bench_ops; {about()}\n")
+            csv.writer(file).writerows([HEAD, *rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The shapes that are measured, as data. Source: the models' ``config.json``."""
+
+from dataclasses import dataclass
+
+__all__ = ["MODELS", "ROUTERS", "TOKENS", "Model", "Router"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What of a dense model the fused ops see.
+
+    Parameters
+    ----------
+    name : of the checkpoint
+    hidden, intermediate : widths in elements
+    heads, key_heads, head_size : of the attention; for DeepSeek-V3 the rotated part of its latent one
+    is_neox_style : how it rotates
+    """
+
+    name: str
+    hidden: int
+    intermediate: int
+    heads: int
+    key_heads: int
+    head_size: int
+    is_neox_style: bool = True
+
+
+@dataclass(frozen=True)
+class Router:
+    """A router of experts.
+
+    Parameters
+    ----------
+    name : of the checkpoint
+    experts, top_k : their number, and how many of them a token takes
+    groups, chosen_groups : of the experts; 1 of 1 where there are none
+    is_biased : scores are sigmoids, with a correction bias
+    """
+
+    name: str
+    experts: int
+    top_k: int
+    groups: int = 1
+    chosen_groups: int = 1
+    is_biased: bool = False
+
+
+MODELS = (
+    Model("Qwen2.5-0.5B", 896, 4864, 14, 2, 64),
+    Model("Llama-3-8B", 4096, 14336, 32, 8, 128),
+    Model("Qwen3-32B", 5120, 25600, 64, 8, 128),
+    Model("DeepSeek-V3", 7168, 18432, 128, 1, 64, is_neox_style=False),
+)
+ROUTERS = (
+    Router("Qwen3-30B-A3B", 128, 8),
+    Router("DeepSeek-V3", 256, 8, 8, 4, is_biased=True),
+)
+TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)

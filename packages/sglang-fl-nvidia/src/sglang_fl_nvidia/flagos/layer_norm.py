@@ -1,0 +1,115 @@
+"""``layer_norm`` in one Triton kernel: mean and variance of a row that is loaded once."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+
+__all__ = ["layer_norm"]
+
+#: A row must fit into one program's registers.
+MOST_COLUMNS = 65536
+
+
+@triton.jit(do_not_specialize=["eps"])
+def layer_norm_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    eps,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Norm one row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if OVERLAP:
+        gdc_wait()
+    x = tl.load(x_ptr + row * STRIDE + column, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, x - tl.sum(x) / WIDTH, 0.0)
+    result = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + eps)
+    if HAS_WEIGHT:
+        result *= weight
+    if HAS_BIAS:
+        result += bias
+    tl.store(out_ptr + row * WIDTH + column, result.to(out_ptr.dtype.element_ty), mask=inside)
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+_launches: dict[tuple[object, ...], Launch] = {}
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """See ``sglang_fl.ops.layer_norm``.
+
+    Raises
+    ------
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of more than 65536 elements
+    """
+    if x.dim() != 2 or x.stride(1) != 1:
+        if x.dim() == 0:
+            raise ContractError("layer_norm: x needs rows, got a number")
+        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
+        return layer_norm(rows, weight, bias, eps).view(x.shape)
+    out = x.new_empty(x.shape)
+    rows, width = x.shape
+    if rows == 0:
+        return out
+    scale, shift = x if weight is None else weight, x if bias is None else bias
+    is_aligned = (x.data_ptr() | scale.data_ptr() | shift.data_ptr()) % 16 == 0
+    stride = x.stride(0) if rows > 1 else width
+    key = (
+        *(x.dtype, width, stride, weight is None, bias is None, scale.dtype, shift.dtype),
+        *(is_aligned, x.get_device()),
+    )
+    launch = _launches.get(key)
+    if launch is None:
+        launch = _launches[key] = _compiled(x, weight, bias, out, stride, is_aligned)
+    launch(rows, address(x), address(scale), address(shift), address(out), eps)
+    return out
+
+
+def _compiled(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, stride: int, is_aligned: bool
+) -> Launch:
+    width = x.shape[1]
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        if parameter.shape != (width,) or not parameter.is_contiguous():
+            raise ContractError(
+                f"layer_norm: {name} {tuple(parameter.shape)} does not fit x {tuple(x.shape)}"
+            )
+        if parameter.dtype not in DTYPES:
+            raise UnsupportedError(f"it takes no {name} of {parameter.dtype}")
+    if x.dtype not in DTYPES or width > MOST_COLUMNS:
+        raise UnsupportedError(
+            f"it takes float16, bfloat16 and float32 in rows of at most {MOST_COLUMNS}, not "
+            f"{width} of {x.dtype}"
+        )
+    block = triton.next_power_of_2(width)
+    return compiled(
+        layer_norm_kernel,
+        *(x, x if weight is None else weight, x if bias is None else bias, out, 1e-5),
+        is_aligned=is_aligned,
+        num_warps=min(32, max(1, block // 512)),
+        WIDTH=width,
+        STRIDE=stride,
+        HAS_WEIGHT=weight is not None,
+        HAS_BIAS=bias is not None,
+        BLOCK=block,
+    )

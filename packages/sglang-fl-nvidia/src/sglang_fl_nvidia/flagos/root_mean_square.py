@@ -1,0 +1,255 @@
+"""The kernel of the root-mean-square norms, with and without a residual that is added first."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.ops import Outputs
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+
+__all__ = ["PLAIN", "SHIFTED", "Style", "norm_rows"]
+
+#: Rows from which on programs are bound by the memory, not by their latency.
+MANY = 512
+#: A row must fit into one program's registers.
+MOST_COLUMNS = 65536
+
+
+class Style(NamedTuple):
+    """What kind of norm.
+
+    Parameters
+    ----------
+    shift : added to the weight
+    rounds_first : round to the dtype of ``x`` before the weight is multiplied
+    variance_size : the mean square is that of the first so many elements; None: of all
+    float32_sum : the sum with the residual is returned in float32
+    """
+
+    shift: float = 0.0
+    rounds_first: bool = False
+    variance_size: int | None = None
+    float32_sum: bool = False
+
+
+PLAIN = Style()
+SHIFTED = Style(shift=1.0)
+
+
+@triton.jit(do_not_specialize=["rows", "eps"])
+def norm_kernel(
+    x_ptr,
+    weight_ptr,
+    residual_ptr,
+    post_ptr,
+    out_ptr,
+    sum_ptr,
+    rows,
+    eps,
+    WIDTH: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    RESIDUAL_STRIDE: tl.constexpr,
+    POST_STRIDE: tl.constexpr,
+    OUT_STRIDE: tl.constexpr,
+    SUM_STRIDE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_POST: tl.constexpr,
+    VARIANCE_SIZE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    ROUNDS_FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Norm so many whole rows."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = column < WIDTH
+    weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32) + SHIFT
+    if ROWS > 1:
+        inside = inside & (row < rows)
+    if OVERLAP:
+        gdc_wait()
+    h = tl.load(x_ptr + row * X_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        h += tl.load(residual_ptr + row * RESIDUAL_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
+        if HAS_POST:
+            h += tl.load(post_ptr + row * POST_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(sum_ptr + row * SUM_STRIDE + column, h.to(sum_ptr.dtype.element_ty), mask=inside)
+    squares = h * h
+    if VARIANCE_SIZE < WIDTH:
+        squares = tl.where(column < VARIANCE_SIZE, squares, 0.0)
+    scale = tl.rsqrt(tl.sum(squares, axis=1, keep_dims=True) / VARIANCE_SIZE + eps)
+    normed = h * scale
+    if ROUNDS_FIRST:
+        normed = normed.to(x_ptr.dtype.element_ty).to(tl.float32)
+    result = (normed * weight).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * OUT_STRIDE + column, result, mask=inside)
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+def _tile(width: int, is_many: bool) -> tuple[int, int, int]:
+    """Return rows and columns of a program, and its warps.
+
+    µs on an H200 (bfloat16), few rows (16) and many (16384), for rows/warps of a program:
+    896 wide: 1/4 0.85 and 20.4, 2/2 1.05 and 14.3; 4096 wide with a residual: 1/8 1.17 and 134.8, 1/4 1.20
+    and 133.8; 7168 wide: 1/8 1.28 and 113.3, 1/16 1.27 and 119.7.
+    """
+    block = triton.next_power_of_2(width)
+    if block >= 2048:
+        return 1, block, min(32, max(4 if is_many else 8, block // 2048))
+    if block == 1024:
+        return (2, block, 2) if is_many else (1, block, 4)
+    return 1024 // block, block, 2
+
+
+_launches: dict[tuple[object, ...], tuple[Launch, int]] = {}
+
+
+def norm_rows(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, post: Tensor | None, style: Style
+) -> Outputs:
+    """Scale each row to unit root mean square and by a weight; first add the residual, if any.
+
+    Parameters
+    ----------
+    x : Tensor, (..., n), float16, bfloat16 or float32, any strides; with ``residual`` the result is written
+        here, where it lies in rows at one stride
+    weight : Tensor, (n,), dense, any of these dtypes
+    eps : added to the mean square
+    residual : Tensor, like ``x``, or None; the sum is written here under the same condition
+    post : Tensor, like ``x``, or None; added to the residual as well
+    style : the kind of norm
+
+    Returns
+    -------
+    Tensor, or (normed, sum) with ``residual``; see ``sglang_fl.ops.rms_norm``
+
+    Raises
+    ------
+    ContractError : the weight or a summand does not fit ``x``
+    UnsupportedError : another dtype, or rows of more than 65536 elements
+    """
+    if x.dim() != 2 or x.stride(1) != 1:
+        return _in_rows(x, weight, eps, residual, post, style)
+    if residual is not None and (residual.dim() != 2 or residual.stride(1) != 1):
+        residual = residual.reshape(x.shape).contiguous()
+    if post is not None and (post.dim() != 2 or post.stride(1) != 1):
+        post = post.reshape(x.shape).contiguous()
+    rows = x.shape[0]
+    out, total = _results(x, weight, residual, style)
+    added = x if residual is None else residual
+    added_too = x if post is None else post
+    if rows:
+        is_aligned = (x.data_ptr() | weight.data_ptr() | added.data_ptr() | added_too.data_ptr()) % 16 == 0
+        key = (
+            *(x.dtype, x.shape[1], x.stride(0), weight.dtype, style, rows > MANY, rows == 1, is_aligned),
+            *(residual is None, added.dtype, added.stride(0), post is None, added_too.stride(0)),
+            x.get_device(),
+        )
+        found = _launches.get(key)
+        if found is None:
+            found = _launches[key] = _compiled(
+                x, weight, residual, post, out, total, style=style, is_aligned=is_aligned
+            )
+        launch, rows_each = found
+        launch(
+            -(-rows // rows_each),
+            *(address(x), address(weight), address(added), address(added_too), address(out), address(total)),
+            *(rows, eps),
+        )
+    return out if residual is None else (out, total)
+
+
+def _results(x: Tensor, weight: Tensor, residual: Tensor | None, style: Style) -> tuple[Tensor, Tensor]:
+    """Return where the normed rows and the sum go: over the arguments, where the contract allows it."""
+    dtype = x.dtype
+    if style.rounds_first and weight.dtype is not dtype:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    if residual is None:
+        out = x.new_empty(x.shape, dtype=dtype)
+        return out, out
+    out = x if dtype is x.dtype else x.new_empty(x.shape, dtype=dtype)
+    sum_dtype = torch.float32 if style.float32_sum else x.dtype
+    return out, residual if residual.dtype is sum_dtype else x.new_empty(x.shape, dtype=sum_dtype)
+
+
+def _in_rows(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, post: Tensor | None, style: Style
+) -> Outputs:
+    """Bring the arguments into two axes with dense rows, and the results into the shape of ``x``."""
+    if x.dim() == 0:
+        raise ContractError("a norm needs rows, got a number")
+    shape = (x.shape[:-1].numel(), x.shape[-1])
+    rows, added, added_too = (t if t is None else _dense_rows(t, shape) for t in (x, residual, post))
+    result = norm_rows(rows, weight, eps, added, added_too, style)
+    if isinstance(result, Tensor):
+        return result.view(x.shape)
+    return tuple(part.view(x.shape) for part in result)
+
+
+def _dense_rows(tensor: Tensor, shape: tuple[int, int]) -> Tensor:
+    rows = tensor.reshape(shape)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _compiled(
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None,
+    post: Tensor | None,
+    out: Tensor,
+    total: Tensor,
+    *,
+    style: Style,
+    is_aligned: bool,
+) -> tuple[Launch, int]:
+    """Return a launch and the number of rows of each program."""
+    _check(x, weight, residual, post, style)
+    rows, width = x.shape
+    rows_each, block, warps = _tile(width, rows > MANY)
+    added, added_too = x if residual is None else residual, x if post is None else post
+    # The stride of a single row is of no account, and may be any number.
+    strides = (t.stride(0) if rows > 1 else width for t in (x, added, added_too, out, total))
+    names = ("X_STRIDE", "RESIDUAL_STRIDE", "POST_STRIDE", "OUT_STRIDE", "SUM_STRIDE")
+    launch = compiled(
+        norm_kernel,
+        *(x, weight, added, added_too, out, total, rows, 1e-6),
+        is_aligned=is_aligned,
+        num_warps=warps,
+        WIDTH=width,
+        **dict(zip(names, strides, strict=True)),
+        HAS_RESIDUAL=residual is not None,
+        HAS_POST=post is not None,
+        VARIANCE_SIZE=style.variance_size or width,
+        SHIFT=style.shift,
+        ROUNDS_FIRST=style.rounds_first,
+        ROWS=rows_each,
+        BLOCK=block,
+    )
+    return launch, rows_each
+
+
+def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | None, style: Style) -> None:
+    if weight.shape != x.shape[1:] or not weight.is_contiguous():
+        raise ContractError(f"a norm: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
+    if post is not None and residual is None:
+        raise ContractError("a norm: post_residual_addition needs a residual")
+    for name, summand in (("residual", residual), ("post_residual_addition", post)):
+        may_be = {x.dtype, *([torch.float32] if style.float32_sum else [])}
+        if summand is not None and (summand.shape != x.shape or summand.dtype not in may_be):
+            raise ContractError(
+                f"a norm: {name} {tuple(summand.shape)} {summand.dtype} is not like "
+                f"x {tuple(x.shape)} {x.dtype}"
+            )
+    if x.dtype not in DTYPES or weight.dtype not in DTYPES or x.shape[1] > MOST_COLUMNS:
+        raise UnsupportedError(
+            f"it takes float16, bfloat16 and float32 in rows of at most {MOST_COLUMNS}, not x "
+            f"{tuple(x.shape)} {x.dtype}, weight {weight.dtype}"
+        )

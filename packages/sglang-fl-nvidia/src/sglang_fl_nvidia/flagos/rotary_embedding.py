@@ -1,0 +1,30 @@
+"""``rotary_embedding`` in one Triton kernel, in place on query and key."""
+
+from torch import Tensor
+
+from sglang_fl.ops import Outputs
+from sglang_fl_nvidia.flagos.rotation import rotate_heads
+
+__all__ = ["rotary_embedding"]
+
+
+def rotary_embedding(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    """See ``sglang_fl.ops.rotary_embedding``. ``query`` and ``key`` are overwritten.
+
+    Raises
+    ------
+    UnsupportedError : another dtype than float16, bfloat16 and float32
+    """
+    if positions.dim() != 1 or positions.stride(0) != 1:
+        positions = positions.reshape(-1).contiguous()
+    if offsets is not None:
+        offsets = offsets.reshape(-1).contiguous()
+    return rotate_heads(positions, offsets, None, query, key, cos_sin_cache, head_size, is_neox_style)

@@ -1,0 +1,261 @@
+"""The kernel of the rotary embeddings: turns the heads of query and key where they lie.
+
+Each program holds both elements of the pairs that it turns, loaded before either is stored.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+
+__all__ = ["rotate_heads"]
+
+#: Tokens from which on programs are bound by the memory, not by their latency.
+MANY = 512
+
+
+@triton.jit
+def _turn(
+    start,
+    inside,
+    cos,
+    sin,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    IS_NEOX: tl.constexpr,
+):
+    """Turn the heads that begin at ``start``, (tokens, heads, 1)."""
+    if IS_NEOX:
+        lane = tl.arange(0, LANES)[None, None, :]
+        inside = inside & (lane < HALF)
+        left = tl.load(start + lane, mask=inside, other=0.0).to(tl.float32)
+        right = tl.load(start + HALF + lane, mask=inside, other=0.0).to(tl.float32)
+        tl.store(start + lane, left * cos - right * sin, mask=inside)
+        tl.store(start + HALF + lane, right * cos + left * sin, mask=inside)
+    else:
+        element = tl.arange(0, 2 * LANES)[None, None, :]
+        inside = inside & (element < 2 * HALF)
+        pairs = tl.load(start + element, mask=inside, other=0.0).to(tl.float32)
+        left, right = tl.split(tl.reshape(pairs, (TOKENS, HEADS, LANES, 2)))
+        turned = tl.join(left * cos - right * sin, right * cos + left * sin)
+        tl.store(start + element, tl.reshape(turned, (TOKENS, HEADS, 2 * LANES)), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens", "axis_stride"])
+def rotation_kernel(
+    positions_ptr,
+    offsets_ptr,
+    axes_ptr,
+    query_ptr,
+    key_ptr,
+    cache_ptr,
+    tokens,
+    axis_stride,
+    HAS_OFFSETS: tl.constexpr,
+    HAS_AXES: tl.constexpr,
+    QUERY_STRIDE: tl.constexpr,
+    QUERY_HEAD_STRIDE: tl.constexpr,
+    QUERY_HEADS: tl.constexpr,
+    QUERY_BLOCK: tl.constexpr,
+    KEY_STRIDE: tl.constexpr,
+    KEY_HEAD_STRIDE: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,
+    HEAD_BLOCKS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    IS_NEOX: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Turn a block of the heads of a few tokens."""
+    program = tl.program_id(0)
+    block = program % HEAD_BLOCKS
+    token = (program // HEAD_BLOCKS).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
+    lane = tl.arange(0, LANES)[None, None, :]
+    inside = token < tokens
+    known = inside & (lane < HALF)
+    if OVERLAP:
+        gdc_wait()
+    if HAS_AXES:
+        axis = tl.load(axes_ptr + lane, mask=lane < HALF, other=0).to(tl.int64)
+        position = tl.load(positions_ptr + axis * axis_stride + token, mask=known, other=0).to(tl.int64)
+    else:
+        position = tl.load(positions_ptr + token, mask=inside, other=0).to(tl.int64)
+        if HAS_OFFSETS:
+            position += tl.load(offsets_ptr + token, mask=inside, other=0)
+    at = cache_ptr + position * (2 * HALF) + lane
+    cos = tl.load(at, mask=known, other=0.0).to(tl.float32)
+    sin = tl.load(at + HALF, mask=known, other=0.0).to(tl.float32)
+    head = block * QUERY_BLOCK + tl.arange(0, QUERY_BLOCK)[None, :, None]
+    start = query_ptr + token * QUERY_STRIDE + head * QUERY_HEAD_STRIDE
+    _turn(start, inside & (head < QUERY_HEADS), cos, sin, TOKENS, QUERY_BLOCK, HALF, LANES, IS_NEOX)
+    head = block * KEY_BLOCK + tl.arange(0, KEY_BLOCK)[None, :, None]
+    start = key_ptr + token * KEY_STRIDE + head * KEY_HEAD_STRIDE
+    _turn(start, inside & (head < KEY_HEADS), cos, sin, TOKENS, KEY_BLOCK, HALF, LANES, IS_NEOX)
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+#: How the heads of a tensor lie: stride of a token and of a head in elements, number of heads.
+_Layout = tuple[int, int, int]
+
+_launches: dict[tuple[object, ...], tuple[Launch, tuple[int, int]]] = {}
+
+
+def rotate_heads(
+    positions: Tensor,
+    offsets: Tensor | None,
+    axes: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+) -> tuple[Tensor, Tensor]:
+    """Rotate the first elements of each head by its token's position, in place.
+
+    Parameters
+    ----------
+    positions : Tensor, int32 or int64: (T,), or (3, T) if ``axes`` is given; rows dense
+    offsets : Tensor, like ``positions``, or None; added to them
+    axes : Tensor, (rotary_dim / 2,), int32: the row of ``positions`` that turns each pair; or None
+    query, key : Tensors, (..., heads * head_size) or (..., heads, head_size) over T tokens; float16, bfloat16
+        or float32; overwritten if the elements of a head lie side by side, and heads at one stride
+    cos_sin_cache : Tensor, (P, rotary_dim), dense
+    head_size, is_neox_style : see ``sglang_fl.ops.rotary_embedding``
+
+    Returns
+    -------
+    (query, key) : the given tensors, or copies if they lie otherwise
+
+    Raises
+    ------
+    ContractError : query or key is not T rows of whole heads
+    UnsupportedError : another dtype
+    """
+    tokens = positions.shape[-1]
+    if tokens == 0:
+        return query, key
+    lies, key_lies = _layout(query, tokens, head_size), _layout(key, tokens, head_size)
+    if lies is None or key_lies is None:
+        dense = (_dense(x, tokens, head_size) for x in (query, key))
+        turned = rotate_heads(positions, offsets, axes, *dense, cos_sin_cache, head_size, is_neox_style)
+        return turned[0].view(query.shape), turned[1].view(key.shape)
+    start = positions.data_ptr() | (0 if offsets is None else offsets.data_ptr())
+    start |= query.data_ptr() | key.data_ptr() | cos_sin_cache.data_ptr()
+    signature = (
+        *(lies, key_lies, query.dtype, key.dtype, cos_sin_cache.dtype, cos_sin_cache.shape[1]),
+        *(positions.dtype, offsets is None, axes is None, head_size, is_neox_style),
+        *(tokens > MANY, start % 16 == 0, query.get_device()),
+    )
+    found = _launches.get(signature)
+    if found is None:
+        found = _launches[signature] = _compiled(
+            *(positions, offsets, axes, query, key, cos_sin_cache),
+            *(lies, key_lies, head_size, is_neox_style, start % 16 == 0),
+        )
+    launch, (tokens_each, blocks) = found
+    launch(
+        -(-tokens // tokens_each) * blocks,
+        address(positions),
+        address(positions if offsets is None else offsets),
+        address(positions if axes is None else axes),
+        address(query),
+        address(key),
+        address(cos_sin_cache),
+        tokens,
+        positions.stride(0),
+    )
+    return query, key
+
+
+def _layout(x: Tensor, tokens: int, head_size: int) -> _Layout | None:
+    """Return how the heads of ``x`` lie, or None if not at one stride with their elements side by side."""
+    shape, stride = x.shape, x.stride()
+    if stride[-1] != 1 or shape[0] != tokens:
+        return None
+    if len(shape) == 2 and shape[1] % head_size == 0:
+        return stride[0], head_size, shape[1] // head_size
+    if len(shape) == 3 and shape[2] == head_size:
+        return stride[0], stride[1], shape[1]
+    return None
+
+
+def _dense(x: Tensor, tokens: int, head_size: int) -> Tensor:
+    """Return ``x`` as (tokens, heads, head_size)."""
+    if x.numel() % (tokens * head_size):
+        raise ContractError(
+            f"a rotary embedding: {tuple(x.shape)} is not {tokens} rows of heads of {head_size}"
+        )
+    return x.reshape(tokens, x.numel() // (tokens * head_size), head_size).contiguous()
+
+
+def _blocks(heads: int, key_heads: int, lanes: int, is_many: bool) -> tuple[int, int, int, int, int]:
+    """Return blocks of heads, heads of query and of key in one, tokens of a program, and its warps."""
+    blocks = 1 if is_many else max(1, triton.next_power_of_2(heads) * lanes // 1024)
+    block = triton.next_power_of_2(triton.cdiv(heads, blocks))
+    key_block = triton.next_power_of_2(triton.cdiv(key_heads, blocks))
+    tokens = max(1, 2048 // (block * lanes)) if is_many else 1
+    return blocks, block, key_block, tokens, min(8, max(1, tokens * block * lanes // 256))
+
+
+def _compiled(
+    positions: Tensor,
+    offsets: Tensor | None,
+    axes: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    lies: _Layout,
+    key_lies: _Layout,
+    head_size: int,
+    is_neox_style: bool,
+    is_aligned: bool,
+) -> tuple[Launch, tuple[int, int]]:
+    """Return a launch, the tokens of each program, and the programs of each token."""
+    _check(query, key, cos_sin_cache, head_size)
+    half = cos_sin_cache.shape[1] // 2
+    lanes = triton.next_power_of_2(half)
+    tokens = positions.shape[-1]
+    blocks, block, key_block, tokens_each, warps = _blocks(lies[2], key_lies[2], lanes, tokens > MANY)
+    launch = compiled(
+        rotation_kernel,
+        positions,
+        positions if offsets is None else offsets,
+        positions if axes is None else axes,
+        *(query, key, cos_sin_cache, tokens, positions.stride(0)),
+        is_aligned=is_aligned,
+        num_warps=warps,
+        HAS_OFFSETS=offsets is not None,
+        HAS_AXES=axes is not None,
+        **dict(zip(("QUERY_STRIDE", "QUERY_HEAD_STRIDE", "QUERY_HEADS"), lies, strict=True)),
+        QUERY_BLOCK=block,
+        **dict(zip(("KEY_STRIDE", "KEY_HEAD_STRIDE", "KEY_HEADS"), key_lies, strict=True)),
+        KEY_BLOCK=key_block,
+        HEAD_BLOCKS=blocks,
+        TOKENS=tokens_each,
+        HALF=half,
+        LANES=lanes,
+        IS_NEOX=is_neox_style,
+    )
+    return launch, (tokens_each, blocks)
+
+
+def _check(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:
+    rotary_dim = cos_sin_cache.shape[1]
+    if rotary_dim % 2 or rotary_dim > head_size:
+        raise ContractError(
+            f"a rotary embedding: rotary_dim {rotary_dim} must be even and at most head_size {head_size}"
+        )
+    dtypes = {query.dtype, key.dtype, cos_sin_cache.dtype}
+    if not dtypes <= set(DTYPES) or not cos_sin_cache.is_contiguous():
+        raise UnsupportedError(
+            f"it rotates float16, bfloat16 and float32 by a dense cache of these, not {query.dtype} and "
+            f"{key.dtype} by {cos_sin_cache.dtype}"
+        )

@@ -74,33 +74,38 @@ def gated(x: Tensor, activation: str) -> Tensor:
     ContractError : the last axis is missing or odd
     UnsupportedError : another dtype
     """
-    if x.dim() != 2:
-        return _in_rows(x, activation)
-    rows, width = x.shape
-    row_stride, stride = x.stride()
-    if stride != 1:
-        return gated(x.contiguous(), activation)
+    shape = x.shape
+    if len(shape) != 2 or not x.is_contiguous():
+        return _gated_any(x, activation)
+    rows, width = shape
+    return _run(x, activation, rows, width, width)
+
+
+def _run(x: Tensor, activation: str, rows: int, width: int, stride: int) -> Tensor:
     half = width // 2
     out = x.new_empty((rows, half))
-    if rows == 0:
-        return out
-    if rows == 1:
-        row_stride = width  # of no account
     is_aligned = x.data_ptr() % 16 == 0
-    key = (x.dtype, width, row_stride, activation, rows * half > MANY, is_aligned, x.get_device())
+    key = (x.dtype, width, stride, activation, rows * half > MANY, is_aligned, x.get_device())
     found = _launches.get(key)
     if found is None:
-        found = _launches[key] = _compiled(x, out, row_stride, activation, is_aligned)
+        found = _launches[key] = _compiled(x, out, stride, activation, is_aligned)
     launch, blocks = found
-    launch(rows * blocks, address(x), address(out))
+    if rows and half:
+        launch(rows * blocks, address(x), address(out))
     return out
 
 
-def _in_rows(x: Tensor, activation: str) -> Tensor:
+def _gated_any(x: Tensor, activation: str) -> Tensor:
+    """Do the same for any shape and strides."""
     if x.dim() == 0:
         raise ContractError("a gated activation needs an even last axis, got a number")
     width = x.shape[-1]
-    return gated(x.reshape(x.shape[:-1].numel(), width), activation).view(*x.shape[:-1], width // 2)
+    rows = x.reshape(x.shape[:-1].numel(), width)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    # The stride of a single row is of no account, and may be any number.
+    stride = rows.stride(0) if len(rows) > 1 else width
+    return _run(rows, activation, len(rows), width, stride).view(*x.shape[:-1], width // 2)
 
 
 def _compiled(x: Tensor, out: Tensor, stride: int, activation: str, is_aligned: bool) -> tuple[Launch, int]:

@@ -12,7 +12,7 @@ from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import Outputs
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
 
-__all__ = ["PLAIN", "SHIFTED", "Style", "norm_rows"]
+__all__ = ["MANY", "PLAIN", "SHIFTED", "Style", "norm_rows", "tile"]
 
 #: Rows from which on programs are bound by the memory, not by their latency.
 MANY = 512
@@ -94,7 +94,7 @@ def norm_kernel(
         gdc_launch_dependents()
 
 
-def _tile(width: int, is_many: bool) -> tuple[int, int, int]:
+def tile(width: int, is_many: bool) -> tuple[int, int, int]:
     """Return rows and columns of a program, and its warps.
 
     µs on an H200 (bfloat16), few rows (16) and many (16384), for rows/warps of a program:
@@ -136,34 +136,60 @@ def norm_rows(
     ContractError : the weight or a summand does not fit ``x``
     UnsupportedError : another dtype, or rows of more than 65536 elements
     """
-    if x.dim() != 2 or x.stride(1) != 1:
-        return _in_rows(x, weight, eps, residual, post, style)
-    if residual is not None and (residual.dim() != 2 or residual.stride(1) != 1):
-        residual = residual.reshape(x.shape).contiguous()
-    if post is not None and (post.dim() != 2 or post.stride(1) != 1):
-        post = post.reshape(x.shape).contiguous()
-    rows = x.shape[0]
-    out, total = _results(x, weight, residual, style)
-    added = x if residual is None else residual
-    added_too = x if post is None else post
+    shape = x.shape
+    if (
+        len(shape) != 2
+        or not x.is_contiguous()
+        or post is not None
+        or (residual is not None and not residual.is_contiguous())
+        or style.rounds_first
+        or style.float32_sum
+    ):
+        return _norm_any(x, weight, eps, residual, post, style)
+    # The way of a model's layers, in as few steps as there can be.
+    rows, width = shape
+    at, weight_at = address(x), address(weight)
+    start = x.data_ptr() | weight.data_ptr()
+    out, summand, summand_at = x, None, at
+    if residual is None:
+        out = x.new_empty(shape)
+    else:
+        start |= residual.data_ptr()
+        summand, summand_at = residual.dtype, address(residual)
+    key = (x.dtype, weight.dtype, summand, width, rows > MANY, start % 16 == 0, style, x.get_device())
+    found = _launches.get(key)
+    if found is None:
+        found = _launches[key] = _compiled(
+            *(x, weight, residual, None, out, x if residual is None else residual), style, start % 16 == 0
+        )
+    launch, rows_each = found
     if rows:
-        is_aligned = (x.data_ptr() | weight.data_ptr() | added.data_ptr() | added_too.data_ptr()) % 16 == 0
-        key = (
-            *(x.dtype, x.shape[1], x.stride(0), weight.dtype, style, rows > MANY, rows == 1, is_aligned),
-            *(residual is None, added.dtype, added.stride(0), post is None, added_too.stride(0)),
-            x.get_device(),
-        )
-        found = _launches.get(key)
-        if found is None:
-            found = _launches[key] = _compiled(
-                x, weight, residual, post, out, total, style=style, is_aligned=is_aligned
-            )
-        launch, rows_each = found
-        launch(
-            -(-rows // rows_each),
-            *(address(x), address(weight), address(added), address(added_too), address(out), address(total)),
-            *(rows, eps),
-        )
+        programs = (rows + rows_each - 1) // rows_each
+        launch(programs, at, weight_at, summand_at, at, address(out), summand_at, rows, eps)
+    return out if residual is None else (out, residual)
+
+
+def _norm_any(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, post: Tensor | None, style: Style
+) -> Outputs:
+    """Do the same for any shape, strides and style."""
+    if x.dim() != 2 or any(t is not None and t.stride(-1) != 1 for t in (x, residual, post)):
+        return _in_rows(x, weight, eps, residual, post, style)
+    out, total = _results(x, weight, residual, style)
+    added, added_too = x if residual is None else residual, x if post is None else post
+    tensors = (x, weight, added, added_too, out, total)
+    is_aligned = all(t.data_ptr() % 16 == 0 for t in tensors)
+    rows = x.shape[0]
+    key = (
+        *(tuple((t.dtype, t.stride()) for t in tensors), x.shape[1], residual is None, post is None),
+        *(style, rows > MANY, rows == 1, is_aligned, x.get_device()),
+    )
+    found = _launches.get(key)
+    if found is None:
+        found = _launches[key] = _compiled(x, weight, residual, post, out, total, style, is_aligned)
+    launch, rows_each = found
+    if rows:
+        launch(-(-rows // rows_each), *map(address, tensors), rows, eps)
     return out if residual is None else (out, total)
 
 
@@ -188,7 +214,7 @@ def _in_rows(
         raise ContractError("a norm needs rows, got a number")
     shape = (x.shape[:-1].numel(), x.shape[-1])
     rows, added, added_too = (t if t is None else _dense_rows(t, shape) for t in (x, residual, post))
-    result = norm_rows(rows, weight, eps, added, added_too, style)
+    result = _norm_any(rows, weight, eps, added, added_too, style)
     if isinstance(result, Tensor):
         return result.view(x.shape)
     return tuple(part.view(x.shape) for part in result)
@@ -206,14 +232,13 @@ def _compiled(
     post: Tensor | None,
     out: Tensor,
     total: Tensor,
-    *,
     style: Style,
     is_aligned: bool,
 ) -> tuple[Launch, int]:
     """Return a launch and the number of rows of each program."""
     _check(x, weight, residual, post, style)
     rows, width = x.shape
-    rows_each, block, warps = _tile(width, rows > MANY)
+    rows_each, block, warps = tile(width, rows > MANY)
     added, added_too = x if residual is None else residual, x if post is None else post
     # The stride of a single row is of no account, and may be any number.
     strides = (t.stride(0) if rows > 1 else width for t in (x, added, added_too, out, total))

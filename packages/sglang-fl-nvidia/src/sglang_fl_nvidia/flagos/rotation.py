@@ -18,9 +18,26 @@ MANY = 512
 
 
 @triton.jit
+def _loaded(start, inside, HALF: tl.constexpr, LANES: tl.constexpr, IS_NEOX: tl.constexpr):
+    """Return the heads that begin at ``start``, (tokens, heads, 1): two halves, or all as they lie."""
+    if IS_NEOX:
+        lane = tl.arange(0, LANES)[None, None, :]
+        inside = inside & (lane < HALF)
+        left = tl.load(start + lane, mask=inside, other=0.0)
+        right = tl.load(start + HALF + lane, mask=inside, other=0.0)
+    else:
+        element = tl.arange(0, 2 * LANES)[None, None, :]
+        left = tl.load(start + element, mask=inside & (element < 2 * HALF), other=0.0)
+        right = left
+    return left, right
+
+
+@triton.jit
 def _turn(
     start,
     inside,
+    left,
+    right,
     cos,
     sin,
     TOKENS: tl.constexpr,
@@ -29,21 +46,19 @@ def _turn(
     LANES: tl.constexpr,
     IS_NEOX: tl.constexpr,
 ):
-    """Turn the heads that begin at ``start``, (tokens, heads, 1)."""
+    """Turn what was loaded, and store it where it was."""
     if IS_NEOX:
+        left, right = left.to(tl.float32), right.to(tl.float32)
         lane = tl.arange(0, LANES)[None, None, :]
         inside = inside & (lane < HALF)
-        left = tl.load(start + lane, mask=inside, other=0.0).to(tl.float32)
-        right = tl.load(start + HALF + lane, mask=inside, other=0.0).to(tl.float32)
         tl.store(start + lane, left * cos - right * sin, mask=inside)
         tl.store(start + HALF + lane, right * cos + left * sin, mask=inside)
     else:
         element = tl.arange(0, 2 * LANES)[None, None, :]
-        inside = inside & (element < 2 * HALF)
-        pairs = tl.load(start + element, mask=inside, other=0.0).to(tl.float32)
-        left, right = tl.split(tl.reshape(pairs, (TOKENS, HEADS, LANES, 2)))
+        left, right = tl.split(tl.reshape(left.to(tl.float32), (TOKENS, HEADS, LANES, 2)))
         turned = tl.join(left * cos - right * sin, right * cos + left * sin)
-        tl.store(start + element, tl.reshape(turned, (TOKENS, HEADS, 2 * LANES)), mask=inside)
+        both = tl.reshape(turned, (TOKENS, HEADS, 2 * LANES))
+        tl.store(start + element, both, mask=inside & (element < 2 * HALF))
 
 
 @triton.jit(do_not_specialize=["tokens", "axis_stride"])
@@ -89,15 +104,20 @@ def rotation_kernel(
         position = tl.load(positions_ptr + token, mask=inside, other=0).to(tl.int64)
         if HAS_OFFSETS:
             position += tl.load(offsets_ptr + token, mask=inside, other=0)
+    # The heads are asked for before the cosines, which must wait for the positions.
+    head = block * QUERY_BLOCK + tl.arange(0, QUERY_BLOCK)[None, :, None]
+    query = query_ptr + token * QUERY_STRIDE + head * QUERY_HEAD_STRIDE
+    in_query = inside & (head < QUERY_HEADS)
+    query_left, query_right = _loaded(query, in_query, HALF, LANES, IS_NEOX)
+    head = block * KEY_BLOCK + tl.arange(0, KEY_BLOCK)[None, :, None]
+    key = key_ptr + token * KEY_STRIDE + head * KEY_HEAD_STRIDE
+    in_key = inside & (head < KEY_HEADS)
+    key_left, key_right = _loaded(key, in_key, HALF, LANES, IS_NEOX)
     at = cache_ptr + position * (2 * HALF) + lane
     cos = tl.load(at, mask=known, other=0.0).to(tl.float32)
     sin = tl.load(at + HALF, mask=known, other=0.0).to(tl.float32)
-    head = block * QUERY_BLOCK + tl.arange(0, QUERY_BLOCK)[None, :, None]
-    start = query_ptr + token * QUERY_STRIDE + head * QUERY_HEAD_STRIDE
-    _turn(start, inside & (head < QUERY_HEADS), cos, sin, TOKENS, QUERY_BLOCK, HALF, LANES, IS_NEOX)
-    head = block * KEY_BLOCK + tl.arange(0, KEY_BLOCK)[None, :, None]
-    start = key_ptr + token * KEY_STRIDE + head * KEY_HEAD_STRIDE
-    _turn(start, inside & (head < KEY_HEADS), cos, sin, TOKENS, KEY_BLOCK, HALF, LANES, IS_NEOX)
+    _turn(query, in_query, query_left, query_right, cos, sin, TOKENS, QUERY_BLOCK, HALF, LANES, IS_NEOX)
+    _turn(key, in_key, key_left, key_right, cos, sin, TOKENS, KEY_BLOCK, HALF, LANES, IS_NEOX)
     if OVERLAP:
         gdc_launch_dependents()
 
@@ -197,12 +217,17 @@ def _dense(x: Tensor, tokens: int, head_size: int) -> Tensor:
 
 
 def _blocks(heads: int, key_heads: int, lanes: int, is_many: bool) -> tuple[int, int, int, int, int]:
-    """Return blocks of heads, heads of query and of key in one, tokens of a program, and its warps."""
-    blocks = 1 if is_many else max(1, triton.next_power_of_2(heads) * lanes // 1024)
+    """Return blocks of heads, heads of query and of key in one, tokens of a program, and its warps.
+
+    A few tokens want many threads, each with little to wait for; many want few threads with much under way.
+    """
+    pairs = triton.next_power_of_2(heads) * lanes
+    blocks = max(1, pairs // (1024 if is_many else 512))
     block = triton.next_power_of_2(triton.cdiv(heads, blocks))
     key_block = triton.next_power_of_2(triton.cdiv(key_heads, blocks))
-    tokens = max(1, 2048 // (block * lanes)) if is_many else 1
-    return blocks, block, key_block, tokens, min(8, max(1, tokens * block * lanes // 256))
+    if is_many:
+        return blocks, block, key_block, max(1, 2048 // pairs), 2
+    return blocks, block, key_block, 1, min(8, max(1, block * lanes // 64))
 
 
 def _compiled(

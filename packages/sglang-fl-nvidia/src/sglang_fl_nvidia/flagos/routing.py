@@ -63,8 +63,10 @@ def _scores(logits, exists, IS_SOFTMAX: tl.constexpr):
         highest = tl.max(tl.where(exists, logits, -float("inf")), axis=1, keep_dims=True)
         powers = tl.exp(logits - highest)
         total = tl.sum(tl.where(exists, powers, 0.0), axis=1, keep_dims=True)
-        return powers / total, highest, total
-    return tl.sigmoid(logits), 0.0, 1.0
+        scores = powers / total
+    else:
+        scores, highest, total = tl.sigmoid(logits), 0.0, 1.0
+    return scores, highest, total
 
 
 @triton.jit(do_not_specialize=["tokens", "factor"])

@@ -142,3 +142,28 @@ def bench_dispatch(session: nox.Session) -> None:
     """A call with the plugin beside the same call without it, in one run."""
     _on_stack(session, CORE)
     session.run("python", "benchmarks/bench_dispatch.py", *session.posargs)
+
+
+@nox.session(name="bench-ops", default=False)
+def bench_ops(session: nox.Session) -> None:
+    """Our Triton kernels beside SGLang's own and others; needs an NVIDIA GPU."""
+    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
+    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48", "liger-kernel==0.8.5")
+    session.run("python", "-m", "benchmarks.bench_ops", *session.posargs)
+
+
+@nox.session(name="bench-engine", default=False)
+def bench_engine(session: nox.Session) -> None:
+    """SGLang's engine with the plugin and without it; needs an NVIDIA GPU."""
+    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
+    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    session.run("python", "-m", "benchmarks.bench_engine", *session.posargs)
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """What only an NVIDIA GPU can show: kernels on the chip, and the real server on it."""
+    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
+    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    tests = ("tests/gpu", "packages/sglang-fl-nvidia/tests")
+    session.run("python", "-m", "pytest", *tests, "-m", "gpu", *session.posargs)

@@ -143,17 +143,9 @@ def table(starts: dict[str, list[dict]]) -> list[list]:
             for side, all_ in starts.items()
         }
         for side, of_starts in medians.items():
-            rows.append(
-                [
-                    name,
-                    side,
-                    len(of_starts),
-                    f"{whole[side]:.2f}",
-                    f"{min(of_starts):.2f}",
-                    f"{max(of_starts):.2f}",
-                ]
-                + [f"{whole[side] / whole[first]:.3f}"]
-            )
+            figures = (whole[side], min(of_starts), max(of_starts))
+            ratio = f"{whole[side] / whole[first]:.3f}"
+            rows.append([name, side, len(of_starts), *(f"{figure:.2f}" for figure in figures), ratio])
     return rows
 
 
@@ -174,8 +166,8 @@ def about(model: str) -> str:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return (
-        f"{model}; {device}; sglang {sglang_version}, sglang-fl-core {__version__}, torch {torch.__version__}, "
-        f"triton {triton.__version__}"
+        f"{model}; {device}; sglang {sglang_version}, sglang-fl-core {__version__}, "
+        f"torch {torch.__version__}, triton {triton.__version__}"
     )
 
 

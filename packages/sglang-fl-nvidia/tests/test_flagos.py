@@ -95,24 +95,36 @@ def test_offsets_past_32_bits():
     assert error_in_units(result.cpu(), expected.cpu()) <= 0.55
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("op", ["rms_norm", "rotary_embedding", "topk_softmax"])
-def test_a_million_tokens(op: str):
-    tokens = 1_000_003
-    generator = torch.Generator("cuda").manual_seed(1)
-    x = torch.randn(tokens, 128, device="cuda", generator=generator).bfloat16()
-    if op == "rms_norm":
-        arguments = (x, torch.ones(128, device="cuda"), 1e-6)
-    elif op == "topk_softmax":
-        arguments = (x, 8, True)
-    else:
-        cache = torch.rand(64, 128, device="cuda", generator=generator)
-        arguments = (torch.arange(tokens, device="cuda") % 64, x.clone(), x.clone(), cache, 128, True)
-    expected = OPS[op].reference(*arguments)
-    result = kernel(op)(*arguments)
-    pairs = zip(*((r,) if isinstance(r, Tensor) else r for r in (result, expected)), strict=True)
+MANY_TOKENS = {
+    "rms_norm": lambda x: (x, torch.ones(128, device=x.device), 1e-6),
+    "rotary_embedding": lambda x: (
+        *(torch.arange(len(x), device=x.device) % 64, x.clone(), x.clone()),
+        *(torch.rand(64, 128, device=x.device), 128, True),
+    ),
+    # Ids are left out: which of two equal scores is chosen is open, and of a million rows some have them.
+    "topk_softmax": lambda x: (x, 8, True),
+}
+
+
+@pytest.mark.parametrize(
+    "tokens", [3001, pytest.param(1_000_003, marks=pytest.mark.gpu)], ids=["thousands", "a-million"]
+)
+@pytest.mark.parametrize("op", MANY_TOKENS)
+def test_many_tokens(op: str, tokens: int):
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    x = torch.randn(tokens, 128, device=DEVICE, generator=generator).to(DTYPES[0])
+    arguments = MANY_TOKENS[op](x)
+    kept = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    got, wanted = (
+        [r.float() for r in ((result,) if isinstance(result, Tensor) else result) if r.is_floating_point()]
+        for result in (kernel(op)(*arguments), OPS[op].reference(*kept))
+    )
+    if op == "topk_softmax":
+        got, wanted = ([r.sort(-1).values for r in results] for results in (got, wanted))
     # Both round a float32 result; where it lies between two they may choose either.
-    assert all(torch.allclose(got.float(), want.float(), rtol=2**-7, atol=1e-6) for got, want in pairs)
+    unit = torch.finfo(DTYPES[0]).eps
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=unit, atol=unit * 1e-2)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import ContractError, UnsupportedError
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled
 
 __all__ = ["gated"]
 
@@ -54,7 +54,7 @@ def gated_kernel(
         gdc_launch_dependents()
 
 
-_launches: dict[tuple[object, ...], tuple[Launch, int]] = {}
+_launches: dict[tuple[object, ...], Launches] = {}
 
 
 def gated(x: Tensor, activation: str) -> Tensor:
@@ -85,11 +85,11 @@ def _run(x: Tensor, activation: str, rows: int, width: int, stride: int) -> Tens
     half = width // 2
     out = x.new_empty((rows, half))
     is_aligned = x.data_ptr() % 16 == 0
-    key = (x.dtype, width, stride, activation, rows * half > MANY, is_aligned, x.get_device())
+    key = (x.dtype, width, stride, activation, is_aligned, x.get_device())
     found = _launches.get(key)
     if found is None:
         found = _launches[key] = _compiled(x, out, stride, activation, is_aligned)
-    launch, blocks = found
+    launch, blocks = found[rows * half > MANY]
     if rows and half:
         launch(rows * blocks, address(x), address(out))
     return out
@@ -108,26 +108,25 @@ def _gated_any(x: Tensor, activation: str) -> Tensor:
     return _run(rows, activation, len(rows), width, stride).view(*x.shape[:-1], width // 2)
 
 
-def _compiled(x: Tensor, out: Tensor, stride: int, activation: str, is_aligned: bool) -> tuple[Launch, int]:
-    """Return a launch and the number of programs for each row."""
+def _compiled(x: Tensor, out: Tensor, stride: int, activation: str, is_aligned: bool) -> Launches:
     half = out.shape[1]
     if x.shape[1] % 2:
         raise ContractError(f"a gated activation needs an even last axis, got shape {tuple(x.shape)}")
     if x.dtype not in DTYPES:
         raise UnsupportedError(f"it computes in float32 and takes no {x.dtype}")
-    block, warps = MANY_TILE if out.numel() > MANY else FEW_TILE
-    fitting = triton.next_power_of_2(max(half, 1))
-    if fitting < block:
-        block, warps = fitting, max(1, warps * fitting // block)
-    launch = compiled(
-        gated_kernel,
-        x,
-        out,
-        is_aligned=is_aligned,
-        num_warps=warps,
-        HALF=half,
-        STRIDE=stride,
-        BLOCK=block,
-        ACTIVATION=activation,
-    )
-    return launch, triton.cdiv(half, block)
+
+    def launch(block: int, warps: int) -> tuple[Launch, int]:
+        fitting = triton.next_power_of_2(max(half, 1))
+        if fitting < block:
+            block, warps = fitting, max(1, warps * fitting // block)
+        return compiled(
+            *(gated_kernel, x, out),
+            is_aligned=is_aligned,
+            num_warps=warps,
+            HALF=half,
+            STRIDE=stride,
+            BLOCK=block,
+            ACTIVATION=activation,
+        ), triton.cdiv(half, block)
+
+    return launch(*FEW_TILE), launch(*MANY_TILE)

@@ -18,13 +18,17 @@ import torch
 import triton
 from torch import Tensor
 
-__all__ = ["DTYPES", "Launch", "address", "compiled"]
+__all__ = ["DTYPES", "Launch", "Launches", "address", "compiled"]
 
 #: What the kernels here take; all of them compute in float32.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 #: ``launch(programs, *arguments)``: run so many programs on these addresses and numbers.
 Launch = Callable[..., None]
+
+#: For few rows and for many, each a launch and what its caller divides the rows by. Both are compiled when
+#: the first is needed, while the model is loaded, so that a longer prompt compiles nothing later.
+Launches = tuple[tuple[Launch, int], tuple[Launch, int]]
 
 _IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 #: The compute capability from which on a kernel can overlap with the one before.

@@ -6,7 +6,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import ContractError, UnsupportedError
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled
 
 __all__ = ["layer_norm"]
 
@@ -58,7 +58,7 @@ def layer_norm_kernel(
         gdc_launch_dependents()
 
 
-_launches: dict[tuple[object, ...], tuple[Launch, int]] = {}
+_launches: dict[tuple[object, ...], Launches] = {}
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -82,20 +82,19 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     stride = x.stride(0) if rows > 1 else width
     key = (
         *(x.dtype, width, stride, weight is None, bias is None, scale.dtype, shift.dtype),
-        *(is_aligned, rows > MANY, x.get_device()),
+        *(is_aligned, x.get_device()),
     )
     found = _launches.get(key)
     if found is None:
         found = _launches[key] = _compiled(x, weight, bias, out, stride, is_aligned)
-    launch, rows_each = found
+    launch, rows_each = found[rows > MANY]
     launch(-(-rows // rows_each), address(x), address(scale), address(shift), address(out), rows, eps)
     return out
 
 
 def _compiled(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, stride: int, is_aligned: bool
-) -> tuple[Launch, int]:
-    """Return a launch and the number of rows of each program."""
+) -> Launches:
     width = x.shape[1]
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:
@@ -112,17 +111,19 @@ def _compiled(
             f"{width} of {x.dtype}"
         )
     block = triton.next_power_of_2(width)
-    rows_each = MANY_ROWS if x.shape[0] > MANY else 1
-    launch = compiled(
-        layer_norm_kernel,
-        *(x, x if weight is None else weight, x if bias is None else bias, out, x.shape[0], 1e-5),
-        is_aligned=is_aligned,
-        num_warps=min(32, max(1, block // 1024 if block >= 4096 else block // 256)),
-        WIDTH=width,
-        STRIDE=stride,
-        HAS_WEIGHT=weight is not None,
-        HAS_BIAS=bias is not None,
-        BLOCK=block,
-        ROWS=rows_each,
-    )
-    return launch, rows_each
+
+    def launch(rows_each: int) -> tuple[Launch, int]:
+        return compiled(
+            layer_norm_kernel,
+            *(x, x if weight is None else weight, x if bias is None else bias, out, x.shape[0], 1e-5),
+            is_aligned=is_aligned,
+            num_warps=min(32, max(1, block // 1024 if block >= 4096 else block // 256)),
+            WIDTH=width,
+            STRIDE=stride,
+            HAS_WEIGHT=weight is not None,
+            HAS_BIAS=bias is not None,
+            BLOCK=block,
+            ROWS=rows_each,
+        ), rows_each
+
+    return launch(1), launch(MANY_ROWS)

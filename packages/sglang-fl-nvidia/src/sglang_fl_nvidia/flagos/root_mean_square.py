@@ -10,7 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import Outputs
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled
 
 __all__ = ["MANY", "PLAIN", "SHIFTED", "Style", "norm_rows", "tile"]
 
@@ -109,7 +109,7 @@ def tile(width: int, is_many: bool) -> tuple[int, int, int]:
     return 1024 // block, block, 2
 
 
-_launches: dict[tuple[object, ...], tuple[Launch, int]] = {}
+_launches: dict[tuple[object, ...], Launches] = {}
 
 
 def norm_rows(
@@ -141,7 +141,7 @@ def norm_rows(
         len(shape) != 2
         or not x.is_contiguous()
         or post is not None
-        or (residual is not None and not residual.is_contiguous())
+        or (residual is not None and (residual.shape != shape or not residual.is_contiguous()))
         or style.rounds_first
         or style.float32_sum
     ):
@@ -156,13 +156,12 @@ def norm_rows(
     else:
         start |= residual.data_ptr()
         summand, summand_at = residual.dtype, address(residual)
-    key = (x.dtype, weight.dtype, summand, width, rows > MANY, start % 16 == 0, style, x.get_device())
+    key = (x.dtype, weight.dtype, summand, width, start % 16 == 0, style, x.get_device())
     found = _launches.get(key)
     if found is None:
-        found = _launches[key] = _compiled(
-            *(x, weight, residual, None, out, x if residual is None else residual), style, start % 16 == 0
-        )
-    launch, rows_each = found
+        total = x if residual is None else residual
+        found = _launches[key] = _compiled(x, weight, residual, None, out, total, style, start % 16 == 0)
+    launch, rows_each = found[rows > MANY]
     if rows:
         programs = (rows + rows_each - 1) // rows_each
         launch(programs, at, weight_at, summand_at, at, address(out), summand_at, rows, eps)
@@ -175,6 +174,7 @@ def _norm_any(
     """Do the same for any shape, strides and style."""
     if x.dim() != 2 or any(t is not None and t.stride(-1) != 1 for t in (x, residual, post)):
         return _in_rows(x, weight, eps, residual, post, style)
+    _check(x, weight, residual, post, style)
     out, total = _results(x, weight, residual, style)
     added, added_too = x if residual is None else residual, x if post is None else post
     tensors = (x, weight, added, added_too, out, total)
@@ -182,12 +182,12 @@ def _norm_any(
     rows = x.shape[0]
     key = (
         *(tuple((t.dtype, t.stride()) for t in tensors), x.shape[1], residual is None, post is None),
-        *(style, rows > MANY, rows == 1, is_aligned, x.get_device()),
+        *(style, rows == 1, is_aligned, x.get_device()),
     )
     found = _launches.get(key)
     if found is None:
         found = _launches[key] = _compiled(x, weight, residual, post, out, total, style, is_aligned)
-    launch, rows_each = found
+    launch, rows_each = found[rows > MANY]
     if rows:
         launch(-(-rows // rows_each), *map(address, tensors), rows, eps)
     return out if residual is None else (out, total)
@@ -234,31 +234,33 @@ def _compiled(
     total: Tensor,
     style: Style,
     is_aligned: bool,
-) -> tuple[Launch, int]:
-    """Return a launch and the number of rows of each program."""
+) -> Launches:
     _check(x, weight, residual, post, style)
     rows, width = x.shape
-    rows_each, block, warps = tile(width, rows > MANY)
     added, added_too = x if residual is None else residual, x if post is None else post
     # The stride of a single row is of no account, and may be any number.
-    strides = (t.stride(0) if rows > 1 else width for t in (x, added, added_too, out, total))
+    strides = [t.stride(0) if rows > 1 else width for t in (x, added, added_too, out, total)]
     names = ("X_STRIDE", "RESIDUAL_STRIDE", "POST_STRIDE", "OUT_STRIDE", "SUM_STRIDE")
-    launch = compiled(
-        norm_kernel,
-        *(x, weight, added, added_too, out, total, rows, 1e-6),
-        is_aligned=is_aligned,
-        num_warps=warps,
-        WIDTH=width,
-        **dict(zip(names, strides, strict=True)),
-        HAS_RESIDUAL=residual is not None,
-        HAS_POST=post is not None,
-        VARIANCE_SIZE=style.variance_size or width,
-        SHIFT=style.shift,
-        ROUNDS_FIRST=style.rounds_first,
-        ROWS=rows_each,
-        BLOCK=block,
-    )
-    return launch, rows_each
+
+    def launch(is_many: bool) -> tuple[Launch, int]:
+        rows_each, block, warps = tile(width, is_many)
+        return compiled(
+            norm_kernel,
+            *(x, weight, added, added_too, out, total, rows, 1e-6),
+            is_aligned=is_aligned,
+            num_warps=warps,
+            WIDTH=width,
+            **dict(zip(names, strides, strict=True)),
+            HAS_RESIDUAL=residual is not None,
+            HAS_POST=post is not None,
+            VARIANCE_SIZE=style.variance_size or width,
+            SHIFT=style.shift,
+            ROUNDS_FIRST=style.rounds_first,
+            ROWS=rows_each,
+            BLOCK=block,
+        ), rows_each
+
+    return launch(False), launch(True)
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | None, style: Style) -> None:

@@ -125,7 +125,10 @@ def rotation_kernel(
 #: How the heads of a tensor lie: stride of a token and of a head in elements, number of heads.
 _Layout = tuple[int, int, int]
 
-_launches: dict[tuple[object, ...], tuple[Launch, tuple[int, int]]] = {}
+#: A launch, the tokens of each program, and the programs of each token.
+_Rotation = tuple[Launch, int, int]
+
+_launches: dict[tuple[object, ...], tuple[_Rotation, _Rotation]] = {}
 
 
 def rotate_heads(
@@ -172,7 +175,7 @@ def rotate_heads(
     signature = (
         *(lies, key_lies, query.dtype, key.dtype, cos_sin_cache.dtype, cos_sin_cache.shape[1]),
         *(positions.dtype, offsets is None, axes is None, head_size, is_neox_style),
-        *(tokens > MANY, start % 16 == 0, query.get_device()),
+        *(start % 16 == 0, query.get_device()),
     )
     found = _launches.get(signature)
     if found is None:
@@ -180,7 +183,7 @@ def rotate_heads(
             *(positions, offsets, axes, query, key, cos_sin_cache),
             *(lies, key_lies, head_size, is_neox_style, start % 16 == 0),
         )
-    launch, (tokens_each, blocks) = found
+    launch, tokens_each, blocks = found[tokens > MANY]
     launch(
         -(-tokens // tokens_each) * blocks,
         address(positions),
@@ -242,34 +245,34 @@ def _compiled(
     head_size: int,
     is_neox_style: bool,
     is_aligned: bool,
-) -> tuple[Launch, tuple[int, int]]:
-    """Return a launch, the tokens of each program, and the programs of each token."""
+) -> tuple[_Rotation, _Rotation]:
     _check(query, key, cos_sin_cache, head_size)
     half = cos_sin_cache.shape[1] // 2
     lanes = triton.next_power_of_2(half)
-    tokens = positions.shape[-1]
-    blocks, block, key_block, tokens_each, warps = _blocks(lies[2], key_lies[2], lanes, tokens > MANY)
-    launch = compiled(
-        rotation_kernel,
-        positions,
-        positions if offsets is None else offsets,
-        positions if axes is None else axes,
-        *(query, key, cos_sin_cache, tokens, positions.stride(0)),
-        is_aligned=is_aligned,
-        num_warps=warps,
-        HAS_OFFSETS=offsets is not None,
-        HAS_AXES=axes is not None,
-        **dict(zip(("QUERY_STRIDE", "QUERY_HEAD_STRIDE", "QUERY_HEADS"), lies, strict=True)),
-        QUERY_BLOCK=block,
-        **dict(zip(("KEY_STRIDE", "KEY_HEAD_STRIDE", "KEY_HEADS"), key_lies, strict=True)),
-        KEY_BLOCK=key_block,
-        HEAD_BLOCKS=blocks,
-        TOKENS=tokens_each,
-        HALF=half,
-        LANES=lanes,
-        IS_NEOX=is_neox_style,
-    )
-    return launch, (tokens_each, blocks)
+
+    def rotation(is_many: bool) -> _Rotation:
+        blocks, block, key_block, tokens_each, warps = _blocks(lies[2], key_lies[2], lanes, is_many)
+        launch = compiled(
+            *(rotation_kernel, positions, positions if offsets is None else offsets),
+            *(positions if axes is None else axes, query, key, cos_sin_cache),
+            *(positions.shape[-1], positions.stride(0)),
+            is_aligned=is_aligned,
+            num_warps=warps,
+            HAS_OFFSETS=offsets is not None,
+            HAS_AXES=axes is not None,
+            **dict(zip(("QUERY_STRIDE", "QUERY_HEAD_STRIDE", "QUERY_HEADS"), lies, strict=True)),
+            QUERY_BLOCK=block,
+            **dict(zip(("KEY_STRIDE", "KEY_HEAD_STRIDE", "KEY_HEADS"), key_lies, strict=True)),
+            KEY_BLOCK=key_block,
+            HEAD_BLOCKS=blocks,
+            TOKENS=tokens_each,
+            HALF=half,
+            LANES=lanes,
+            IS_NEOX=is_neox_style,
+        )
+        return launch, tokens_each, blocks
+
+    return rotation(False), rotation(True)
 
 
 def _check(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:

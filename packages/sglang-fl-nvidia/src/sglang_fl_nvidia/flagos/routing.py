@@ -1,5 +1,7 @@
 """The kernel of the routers: scores, the best groups, and the best experts of each token in one pass."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -7,15 +9,15 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import ContractError, UnsupportedError
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled
 
 __all__ = ["choose_experts"]
 
 #: The scores of a token must fit into a warp's registers.
 MOST_EXPERTS = 2048
-#: Tokens from which on a program takes several. µs for 4 tokens of 4 warps against 1 of 1 are in the table
-#: of ``benchmarks/results``.
-MANY = 512
+#: Tokens from which on a program takes several, and how many. µs at 16384 tokens, 8 of 128 experts (H200):
+#: 23.1 with one token in a program, 17.4 with four.
+MANY, MANY_TOKENS = 512, 4
 #: As the reference (``sglang_fl.ops.routing``): defined where all chosen scores have underflowed.
 TINY = tl.constexpr(1e-20)
 #: Smaller than any key.
@@ -134,7 +136,7 @@ def routing_kernel(
         gdc_launch_dependents()
 
 
-_launches: dict[tuple[object, ...], tuple[Launch, int]] = {}
+_launches: dict[tuple[object, ...], Launches] = {}
 
 
 def choose_experts(
@@ -168,32 +170,43 @@ def choose_experts(
     stride = router_logits.stride(0) if tokens > 1 else experts
     key = (
         *(router_logits.dtype, experts, stride, top_k, renormalize, correction_bias is None, bias.dtype),
-        *(num_expert_group, topk_group, is_softmax, is_aligned, tokens > MANY, router_logits.get_device()),
+        *(num_expert_group, topk_group, is_softmax, is_aligned, router_logits.get_device()),
     )
     found = _launches.get(key)
     if found is None:
         groups = (num_expert_group or 1, topk_group or 1)
         _check(router_logits, top_k, correction_bias, *groups)
-        tokens_each = 4 if tokens > MANY else 1
-        launch = compiled(
-            routing_kernel,
-            *(router_logits, bias, weights, ids, tokens, 1.0),
-            is_aligned=is_aligned,
-            num_warps=tokens_each,
-            **_constants(experts, stride, top_k, *groups),
-            TOKENS=tokens_each,
-            IS_SOFTMAX=is_softmax,
-            HAS_BIAS=correction_bias is not None,
-            RENORMALIZES=renormalize,
+        arguments = (router_logits, bias, weights, ids, tokens, 1.0)
+        constants = _constants(experts, stride, top_k, *groups)
+        flags = (is_softmax, correction_bias is not None, renormalize)
+        found = _launches[key] = (
+            _compiled(arguments, is_aligned, constants, 1, flags),
+            _compiled(arguments, is_aligned, constants, MANY_TOKENS, flags),
         )
-        found = _launches[key] = (launch, tokens_each)
-    launch, tokens_each = found
+    launch, tokens_each = found[tokens > MANY]
     launch(
         -(-tokens // tokens_each),
         *(address(router_logits), address(bias), address(weights), address(ids)),
         *(tokens, float(routed_scaling_factor)),
     )
     return weights, ids
+
+
+def _compiled(
+    arguments: tuple[Any, ...],
+    is_aligned: bool,
+    constants: dict[str, int],
+    tokens_each: int,
+    flags: tuple[bool, bool, bool],
+) -> tuple[Launch, int]:
+    return compiled(
+        *(routing_kernel, *arguments),
+        is_aligned=is_aligned,
+        num_warps=tokens_each,  # a warp for each token
+        **constants,
+        TOKENS=tokens_each,
+        **dict(zip(("IS_SOFTMAX", "HAS_BIAS", "RENORMALIZES"), flags, strict=True)),
+    ), tokens_each
 
 
 def _constants(experts: int, stride: int, top_k: int, groups: int, chosen_groups: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
 from sglang_fl.vendor import Vendor
 
-__all__ = ["refuse_contradictions", "without_effect"]
+__all__ = ["refuse_contradictions", "why_no_layer_1", "without_effect"]
 
 
 def refuse_contradictions(settings: Settings) -> None:
@@ -70,7 +70,7 @@ def without_effect(settings: Settings, vendor: Vendor) -> list[str]:
     """Say which settings of the user do nothing, and why: at most one line for each reason."""
     lists, log = EXCLUSIVE[1], ("flaggems_log_path",)
     complaints: list[str] = []
-    absence = _why_no_layer_1(settings, vendor)
+    absence = why_no_layer_1(settings, vendor)
     if absence:
         record = ("flaggems_record", *log) if settings.flaggems_record else ()
         complaints += _told(settings, ("use_flaggems", *lists, *record), absence)
@@ -82,7 +82,7 @@ def without_effect(settings: Settings, vendor: Vendor) -> list[str]:
     return complaints
 
 
-def _why_no_layer_1(settings: Settings, vendor: Vendor) -> str | None:
+def why_no_layer_1(settings: Settings, vendor: Vendor) -> str | None:
     """Say why no ATen op can be replaced, or None."""
     off = f"{settings.title('use_flaggems')}=0 switches layer 1 (ATen ops) off"
     if settings.is_users("use_flaggems") and not settings.use_flaggems:

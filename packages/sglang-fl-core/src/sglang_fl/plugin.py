@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from sglang_fl.aten import AtenRecord, Layer1, Plan, make_plan
+from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
 from sglang_fl.compile_monitor import CompileMonitor
 from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.errors import SettingsError, SglangFlError, VendorError
+from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.layer_2_calls import marked
 from sglang_fl.ops import Kernel
 from sglang_fl.settings import Settings, SglangSettings, prepare_environment
@@ -83,7 +83,7 @@ def load_plugin() -> None:
         from sglang_fl.sglang_adapter import server_args
 
         server_args.accept_former_flags()
-        layers = _Layers(configuration, layer_lists(configuration.settings), _plan_layer_1(configuration))
+        layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
         if not layers.has_layer_2:
             logger.info("layer 2 is off (SGLANG_FL_OOT_ENABLED=0)")
         if layers.has_layer_1 or layers.has_layer_2:
@@ -105,23 +105,6 @@ class _Layers:
     @property
     def has_layer_2(self) -> bool:
         return self.configuration.settings.oot_enabled
-
-
-def _plan_layer_1(configuration: Configuration) -> Plan | None:
-    """Check the names of ATen ops before a model is loaded; None where layer 1 is off."""
-    settings, vendor = configuration.settings, configuration.registry.vendor
-    if not settings.use_flaggems or vendor.aten is None or vendor.aten.missing:
-        return None
-    try:
-        plan = make_plan(settings, vendor)
-    except VendorError as error:
-        if settings.is_users("use_flaggems"):
-            raise
-        warn_user(f"layer 1 stays off: {error}")
-        return None
-    for complaint in plan.complaints:
-        warn_user(complaint)
-    return plan
 
 
 def _install(layers: _Layers) -> None:

@@ -1,8 +1,18 @@
 """Layer 1: PyTorch's ATen ops, replaced by a vendor's kernels (FlagGems' or its own)."""
 
 from sglang_fl.aten.layer_1 import Layer1, current
-from sglang_fl.aten.plan import Decision, Plan, make_plan
+from sglang_fl.aten.plan import Decision, Plan, make_plan, offered_ops, plan_layer_1
 from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.aten.switchboard import AtenSwitchboard
 
-__all__ = ["AtenRecord", "AtenSwitchboard", "Decision", "Layer1", "Plan", "current", "make_plan"]
+__all__ = [
+    "AtenRecord",
+    "AtenSwitchboard",
+    "Decision",
+    "Layer1",
+    "Plan",
+    "current",
+    "make_plan",
+    "offered_ops",
+    "plan_layer_1",
+]

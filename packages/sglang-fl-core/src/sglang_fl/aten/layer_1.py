@@ -74,7 +74,7 @@ class Layer1:
         self.switchboard = AtenSwitchboard(kernels, self._vendor.device_type, self._record)
         refused = self.switchboard.switch_on(map(str, self.plan.replaced))
         for overload, reason in refused.items():
-            logger.warning("aten::%s stays PyTorch's: %s", overload, reason)
+            logger.warning("aten::%s stays PyTorch's or another library's: %s", overload, reason)
         on = self.switchboard.is_on
         logger.info(
             "layer 1: %d of %d ATen ops run on %s's kernels (`sglang-fl ops --aten` says why not the rest)",

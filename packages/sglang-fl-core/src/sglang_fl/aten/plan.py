@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sglang_fl.aten.names import find, find_all
+from sglang_fl.contradictions import why_no_layer_1
 from sglang_fl.errors import VendorError
 from sglang_fl.registry import is_in_force
 from sglang_fl.settings import Settings, prepare_environment
+from sglang_fl.startup import Configuration, warn_user
 from sglang_fl.vendor import (
     AtenKernel,
     AtenOffer,
@@ -26,7 +28,7 @@ from sglang_fl.vendor import (
     load_target,
 )
 
-__all__ = ["Decision", "Plan", "load_kernels", "make_plan"]
+__all__ = ["Decision", "Plan", "load_kernels", "make_plan", "offered_ops", "plan_layer_1"]
 
 NOT_MEASURED = "not measured"
 
@@ -68,6 +70,43 @@ class Plan:
         return tuple(decision.op for decision in self.decisions if decision.is_replaced)
 
 
+def plan_layer_1(configuration: Configuration) -> Plan | None:
+    """Decide for each op from its name, before a model is loaded; None where layer 1 is off.
+
+    A vendor that cannot tell its ops is left out with a warning, unless the user has asked for layer 1.
+
+    Raises
+    ------
+    SettingsError : as ``make_plan``
+    VendorError : as ``make_plan``, if the user has set ``USE_FLAGGEMS``
+    """
+    settings, vendor = configuration.settings, configuration.registry.vendor
+    if why_no_layer_1(settings, vendor):
+        return None
+    try:
+        plan = make_plan(settings, vendor)
+    except VendorError as error:
+        if settings.is_users("use_flaggems"):
+            raise
+        warn_user(f"layer 1 stays off: {error}")
+        return None
+    for complaint in plan.complaints:
+        warn_user(complaint)
+    return plan
+
+
+def offered_ops(vendor: Vendor) -> tuple[AtenOp, ...]:
+    """Return the ops that a vendor has kernels for, without importing a kernel library; none if it has none.
+
+    Raises
+    ------
+    VendorError : the vendor cannot tell
+    """
+    if vendor.aten is None or vendor.aten.missing:
+        return ()
+    return _checked(load_target(vendor.aten.ops)(), AtenOp, vendor.aten.ops)
+
+
 def make_plan(settings: Settings, vendor: Vendor, ops: Sequence[AtenOp] | None = None) -> Plan:
     """Decide for each op; empty where layer 1 is off.
 
@@ -83,9 +122,9 @@ def make_plan(settings: Settings, vendor: Vendor, ops: Sequence[AtenOp] | None =
     VendorError : the vendor cannot tell its ops
     """
     offer = vendor.aten
-    if offer is None or offer.missing or not settings.use_flaggems:
+    if offer is None or why_no_layer_1(settings, vendor):
         return Plan()
-    ops = _checked(load_target(offer.ops)(), AtenOp, offer.ops) if ops is None else ops
+    ops = offered_ops(vendor) if ops is None else ops
     lists = _Lists(settings, ops)
     in_force = [entry for entry in offer.quarantine if is_in_force(entry)]
     rules = (_Quarantine(in_force, ops, lists), lists, _Measured(offer, ops))

@@ -22,11 +22,18 @@ from sglang_fl.vendor import AtenKernel, AtenOp
 loaded = []
 
 def ops():
-    return [AtenOp("neg", "neg"), AtenOp("exp", "exp")]
+    return [AtenOp(kernel.overload, kernel.name) for kernel in kernels_()]
 
 def kernels():
     loaded.append(1)
-    return [AtenKernel("neg", "neg", neg), AtenKernel("exp", "exp", neg)]
+    return kernels_()
+
+def kernels_():
+    out = AtenKernel("neg.out", "neg_out", neg_out)
+    return [AtenKernel("neg", "neg", neg), out, AtenKernel("exp", "exp", neg)]
+
+def neg_out(x, out):
+    return out.fill_(5.0)
 
 def neg(x):
     return torch.sub(torch.full_like(x, 7.0), x)
@@ -73,12 +80,13 @@ def test_ops_of_the_plan_are_replaced_and_told_in_one_line(kernels: str, caplog:
     layer = layer_1(kernels)
     layer.register()
     assert torch.neg(torch.zeros(1)) == 7
+    assert torch.neg(torch.zeros(1), out=torch.zeros(1)) == 0  # another overload
     assert torch.exp(torch.zeros(1)) == 1
     assert current() is layer
     assert layer.switchboard is not None
     assert layer.switchboard.is_on == ("neg",)
     assert caplog.messages == [
-        "layer 1: 1 of 2 ATen ops run on toy's kernels (`sglang-fl ops --aten` says why not the rest)"
+        "layer 1: 1 of 3 ATen ops run on toy's kernels (`sglang-fl ops --aten` says why not the rest)"
     ]
 
 

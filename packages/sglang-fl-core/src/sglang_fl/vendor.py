@@ -176,6 +176,11 @@ class AtenOp:
             names = f"{self.overload!r} by {self.name!r}"
             raise VendorError(f"{type(self).__name__}: {names}: such names no ATen op has")
 
+    @property
+    def exact(self) -> str:
+        """The name that means this overload alone, as PyTorch spells it: ``aten::mm.default``."""
+        return f"aten::{self.overload}" if "." in self.overload else f"aten::{self.overload}.default"
+
     def __str__(self) -> str:
         return f"aten::{self.overload}"
 

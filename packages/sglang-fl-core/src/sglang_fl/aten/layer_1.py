@@ -72,7 +72,7 @@ class Layer1:
 
     def _switch_on(self, kernels: tuple[AtenKernel, ...]) -> None:
         self.switchboard = AtenSwitchboard(kernels, self._vendor.device_type, self._record)
-        refused = self.switchboard.switch_on(map(str, self.plan.replaced))
+        refused = self.switchboard.switch_on(op.exact for op in self.plan.replaced)
         for overload, reason in refused.items():
             logger.warning("aten::%s stays PyTorch's or another library's: %s", overload, reason)
         on = self.switchboard.is_on

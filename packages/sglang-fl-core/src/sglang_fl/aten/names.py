@@ -3,6 +3,7 @@
 ====================  ===========================================================================
 ``mul.Tensor``        that overload
 ``aten::mul.Tensor``  the same
+``mm.default``        the overload without a name of its own, as PyTorch calls it
 ``aten::mul``         all overloads of ``mul``
 ``mul``               what FlagGems' function ``mul`` replaces; where no function is called so, as
                       ``aten::mul``
@@ -30,7 +31,7 @@ def find(name: str, ops: Sequence[AtenOp]) -> tuple[AtenOp, ...]:
     """
     bare = name.removeprefix(_NAMESPACE)
     by_function = tuple(op for op in ops if op.name == name)
-    exact = tuple(op for op in ops if op.overload == bare)
+    exact = tuple(op for op in ops if op.exact == f"{_NAMESPACE}{bare}")
     every = tuple(op for op in ops if op.overload.partition(".")[0] == bare)
     return by_function or (exact if "." in bare else every)
 

@@ -9,7 +9,7 @@ import torch
 
 from sglang_fl.aten import AtenRecord, Layer1, current, make_plan, plan_layer_1
 from sglang_fl.aten import layer_1 as module
-from sglang_fl.errors import VendorError
+from sglang_fl.errors import SettingsError, VendorError
 from sglang_fl.settings import Settings
 from sglang_fl.startup import configure
 from sglang_fl.vendor import AtenChoice, AtenOffer, Vendor
@@ -38,11 +38,14 @@ def neg_out(x, out):
 def neg(x):
     return torch.sub(torch.full_like(x, 7.0), x)
 
+def others():
+    return [AtenKernel("exp", "exp", neg)]
+
 def unreadable():
     raise RuntimeError("no device were detected")
 
 def untellable():
-    from sglang_fl.errors import VendorError
+    from sglang_fl.errors import SettingsError, VendorError
     raise VendorError("the table cannot be read")
 """
 CHOICES = (AtenChoice(("neg",), True, "fast on a toy"),)
@@ -129,6 +132,13 @@ def test_library_that_cannot_be_imported_is_an_error_to_who_asked(
     monkeypatch.setenv(name, "1")
     with pytest.raises(RuntimeError, match="no device were detected"):
         layer_1(kernels, "unreadable").register()
+
+
+def test_name_that_the_kernels_do_not_have_is_an_error(kernels: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_FLAGOS_WHITELIST", "neg")
+    layer = layer_1(kernels, "others")
+    with pytest.raises(SettingsError, match=r"SGLANG_FL_FLAGOS_WHITELIST='neg': .* no ATen op 'neg'"):
+        layer.register()
 
 
 def test_op_that_is_another_librarys_already_is_left_to_it(kernels: str, caplog: pytest.LogCaptureFixture):

@@ -5,6 +5,7 @@ import logging
 from sglang_fl.aten.plan import Plan, load_kernels, make_plan
 from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.aten.switchboard import AtenSwitchboard
+from sglang_fl.errors import SettingsError
 from sglang_fl.settings import Settings
 from sglang_fl.vendor import AtenKernel, Vendor
 
@@ -47,6 +48,7 @@ class Layer1:
 
         Raises
         ------
+        SettingsError : a name in the user's lists that the kernels themselves do not have
         Exception : what the library raised, if the user has set ``USE_FLAGGEMS`` or ``SGLANG_FL_STRICT``
         """
         if current() is not None:
@@ -57,6 +59,8 @@ class Layer1:
             return
         try:
             kernels = self._load()
+        except SettingsError:
+            raise
         except Exception as error:
             if self._settings.strict or self._settings.is_users("use_flaggems"):
                 raise

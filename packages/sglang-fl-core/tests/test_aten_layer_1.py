@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_fl.aten import AtenRecord, Layer1, current, make_plan, plan_layer_1
+from sglang_fl.aten import AtenRecord, Layer1, make_plan, plan_layer_1, registered_layer_1
 from sglang_fl.aten import layer_1 as module
 from sglang_fl.errors import SettingsError, VendorError
 from sglang_fl.settings import Settings
@@ -61,7 +61,7 @@ def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test is a process that has registered nothing."""
     monkeypatch.setattr(module, "_here", [])
     yield
-    layer = current()
+    layer = registered_layer_1()
     if layer and layer.switchboard:
         layer.switchboard.switch_off(["neg"])
 
@@ -85,7 +85,7 @@ def test_ops_of_the_plan_are_replaced_and_told_in_one_line(kernels: str, caplog:
     assert torch.neg(torch.zeros(1)) == 7
     assert torch.neg(torch.zeros(1), out=torch.zeros(1)) == 0  # another overload
     assert torch.exp(torch.zeros(1)) == 1
-    assert current() is layer
+    assert registered_layer_1() is layer
     assert layer.switchboard is not None
     assert layer.switchboard.is_on == ("neg",)
     assert caplog.messages == [
@@ -98,7 +98,7 @@ def test_second_registration_in_a_process_does_nothing(kernels: str):
     first.register()
     first.register()
     second.register()
-    assert current() is first
+    assert registered_layer_1() is first
     assert second.switchboard is None
     import sys
 

@@ -49,7 +49,7 @@ class CompileMonitor:
 
     def _moment(self) -> str | None:
         """Say what is disturbed just now, or None."""
-        device = torch.get_device_module(self._device_type)
+        device = getattr(torch, self._device_type, None)  # never an error: Triton's compiler calls this
         is_capturing = getattr(device, "is_current_stream_capturing", None)
         if is_capturing is not None and is_capturing():
             return "while a graph is captured"

@@ -1,6 +1,6 @@
 """Layer 1: PyTorch's ATen ops, replaced by a vendor's kernels (FlagGems' or its own)."""
 
-from sglang_fl.aten.layer_1 import Layer1, current
+from sglang_fl.aten.layer_1 import Layer1, registered_layer_1
 from sglang_fl.aten.plan import Decision, Plan, make_plan, offered_ops, plan_layer_1
 from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.aten.switchboard import AtenSwitchboard
@@ -11,8 +11,8 @@ __all__ = [
     "Decision",
     "Layer1",
     "Plan",
-    "current",
     "make_plan",
     "offered_ops",
     "plan_layer_1",
+    "registered_layer_1",
 ]

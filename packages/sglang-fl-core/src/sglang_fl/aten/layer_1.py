@@ -9,14 +9,14 @@ from sglang_fl.errors import SettingsError
 from sglang_fl.settings import Settings
 from sglang_fl.vendor import AtenKernel, Vendor
 
-__all__ = ["Layer1", "current"]
+__all__ = ["Layer1", "registered_layer_1"]
 
 logger = logging.getLogger(__name__)
 
 _here: "list[Layer1]" = []
 
 
-def current() -> "Layer1 | None":
+def registered_layer_1() -> "Layer1 | None":
     """Return layer 1 of this process; None before it is registered, and where it never is."""
     return _here[0] if _here else None
 
@@ -51,7 +51,7 @@ class Layer1:
         SettingsError : a name in the user's lists that the kernels themselves do not have
         Exception : what the library raised, if the user has set ``USE_FLAGGEMS`` or ``SGLANG_FL_STRICT``
         """
-        if current() is not None:
+        if registered_layer_1() is not None:
             return
         _here.append(self)
         if not self.plan.replaced:

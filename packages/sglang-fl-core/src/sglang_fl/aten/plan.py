@@ -104,7 +104,13 @@ def offered_ops(vendor: Vendor) -> tuple[AtenOp, ...]:
     """
     if vendor.aten is None or vendor.aten.missing:
         return ()
-    return _checked(load_target(vendor.aten.ops)(), AtenOp, vendor.aten.ops)
+    try:
+        return _checked(load_target(vendor.aten.ops)(), AtenOp, vendor.aten.ops)
+    except VendorError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise VendorError(f"the ATen ops of vendor {vendor} cannot be told: {what}") from error
 
 
 def make_plan(settings: Settings, vendor: Vendor, ops: Sequence[AtenOp] | None = None) -> Plan:

@@ -23,6 +23,13 @@ def test_names_read_from_the_source_are_those_of_the_kernels(kernels):
     assert told == [(kernel.overload, kernel.name) for kernel in kernels]
 
 
+def test_the_vendors_own_lists_name_real_ops():
+    from sglang_fl.aten import names_of_nothing
+    from sglang_fl_nvidia import NVIDIA
+
+    assert names_of_nothing(NVIDIA) == ()
+
+
 def test_each_op_can_be_switched_on_and_off_again(kernels):
     from sglang_fl.aten import AtenSwitchboard
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sglang_fl.aten import Plan, make_plan
+from sglang_fl.aten import Plan, make_plan, names_of_nothing
 from sglang_fl.aten.plan import load_kernels
 from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError, VendorError
@@ -78,6 +78,11 @@ def test_what_the_vendor_measured_is_replaced_and_nothing_else(chip: Chip, monke
         "pow": (False, "not measured"),
         "lt": (True, "as fast as PyTorch's on a toy"),
     }
+
+
+def test_names_of_nothing_are_told_to_who_keeps_the_lists(chip: Chip):
+    assert names_of_nothing(chip(quarantine=(WRONG,))) == ("an_op_of_another_version", "aten::gone")
+    assert names_of_nothing(CPU) == ()
 
 
 def test_white_list_stands_in_for_the_vendors(chip: Chip, monkeypatch: pytest.MonkeyPatch):

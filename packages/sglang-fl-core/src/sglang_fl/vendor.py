@@ -288,7 +288,7 @@ class AtenOffer:
 
     Raises
     ------
-    VendorError : a malformed target
+    VendorError : a malformed target, the same name in two choices
     """
 
     ops: str
@@ -300,6 +300,10 @@ class AtenOffer:
     def __post_init__(self) -> None:
         _check_target("AtenOffer: ops", self.ops)
         _check_target("AtenOffer: kernels", self.kernels)
+        names = [name for choice in self.choices for name in choice.names]
+        for name in names:
+            if names.count(name) > 1:
+                raise VendorError(f"AtenOffer: {name!r} stands twice in the choices")
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from sglang_fl.vendor import (
     load_target,
 )
 
-__all__ = ["Decision", "Plan", "load_kernels", "make_plan", "offered_ops", "plan_layer_1"]
+__all__ = ["Decision", "Plan", "load_kernels", "make_plan", "names_of_nothing", "offered_ops", "plan_layer_1"]
 
 NOT_MEASURED = "not measured"
 
@@ -111,6 +111,23 @@ def offered_ops(vendor: Vendor) -> tuple[AtenOp, ...]:
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise VendorError(f"the ATen ops of vendor {vendor} cannot be told: {what}") from error
+
+
+def names_of_nothing(vendor: Vendor) -> tuple[str, ...]:
+    """Return the names in a vendor's own lists that mean none of its ops: mistyped, or of another version.
+
+    They are of no account in a plan; a test of the vendor package should find none.
+
+    Raises
+    ------
+    VendorError : the vendor cannot tell its ops
+    """
+    if vendor.aten is None:
+        return ()
+    ops = offered_ops(vendor)
+    names = [name for choice in vendor.aten.choices for name in choice.names]
+    names += [name for entry in vendor.aten.quarantine for name in entry.names]
+    return tuple(name for name in names if not find(name, ops))
 
 
 def make_plan(settings: Settings, vendor: Vendor, ops: Sequence[AtenOp] | None = None) -> Plan:

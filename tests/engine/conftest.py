@@ -77,6 +77,14 @@ def run_offline(tiny_model: Path, tmp_path_factory, environment_of) -> Callable[
     return run
 
 
+@pytest.fixture(scope="session")
+def no_hook(run_offline) -> dict:
+    """SGLang on our platform with no plugin at all: SGLANG_PLATFORM overrides SGLANG_PLUGINS there."""
+    run = run_offline({"SGLANG_PLATFORM": "sglang_fl", "SGLANG_PLUGINS": "__none__"})
+    assert run.code == 0, run.output[-3000:]
+    return run.result
+
+
 def finish(command: list[str], environment: dict[str, str], timeout: float) -> Run:
     """Run a process in a group of its own to its end."""
     done = subprocess.run(

@@ -35,14 +35,6 @@ def rms_norm(x, weight, eps, residual=None):
 
 
 @pytest.fixture(scope="module")
-def no_hook(run_offline):
-    """SGLang on our platform with no plugin at all: SGLANG_PLATFORM overrides SGLANG_PLUGINS there."""
-    run = run_offline({"SGLANG_PLATFORM": "sglang_fl", "SGLANG_PLUGINS": "__none__"})
-    assert run.code == 0, run.output[-3000:]
-    return run.result
-
-
-@pytest.fixture(scope="module")
 def references(run_offline):
     """The plugin as it is on a CPU."""
     run = run_offline({})

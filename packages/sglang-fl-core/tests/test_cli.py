@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sglang_fl import __version__
 from sglang_fl.cli import app
 from sglang_fl.ops import OPS
+from sglang_fl.startup import configure
 
 Install = Callable[..., str]
 
@@ -34,6 +35,28 @@ CHIP = Vendor(
     impls=(OpImpl("rms_norm", BackendKind.FLAGOS, "flagos", "no_such_package.kernels:rms_norm"),),
     quarantine=(
         Quarantined("rms_norm", "flagos", "it returns zeros", "pydantic", "{versions}", "toy:proof"),
+    ),
+)
+"""
+
+
+ATEN = """
+from sglang_fl.vendor import AtenChoice, AtenOffer, AtenOp, AtenQuarantined, Vendor
+
+def ops():
+    names = {"mul.Tensor": "mul", "lt.Tensor": "lt", "sub.Tensor": "sub", "cos": "cos"}
+    return [AtenOp(overload, name) for overload, name in names.items()]
+
+def kernels():
+    raise AssertionError("a listing loaded me")
+
+CHIP = Vendor(
+    "toy", "cpu", 1, "sglang_fl.cpu:why_unavailable",
+    aten=AtenOffer(
+        __name__ + ":ops",
+        __name__ + ":kernels",
+        choices=(AtenChoice(("mul", "lt"), True, "fast"), AtenChoice(("sub",), False, "40 us of host time")),
+        quarantine=(AtenQuarantined(("lt",), "it compares in float32", "pydantic", ">=1", "toy:proof"),),
     ),
 )
 """
@@ -237,6 +260,52 @@ def test_why_tells_the_quarantine(
     assert is_skipped is (state == "in force")
     printed = run("why", "rms_norm").stdout.partition("Quarantine")[2]
     assert state in line_with("toy:proof", printed)
+
+
+def test_ops_aten_tells_what_is_replaced_and_why_not_the_rest(install: Install):
+    install("toy", ATEN)
+    rows = {row["op"]: (row["kernel"], row["replaced"], row["reason"]) for row in run_json("ops", "--aten")}
+    quarantine = "in quarantine: it compares in float32 (pydantic >=1)"
+    assert rows == {
+        "mul.Tensor": ("mul", True, "fast"),
+        "lt.Tensor": ("lt", False, f"{quarantine}; !lt in a list of SGLANG_FL_FLAGOS_* lifts it"),
+        "sub.Tensor": ("sub", False, "40 us of host time"),
+        "cos": ("cos", False, "not measured"),
+    }
+    settings = {row["variable"]: (row["value"], row["source"]) for row in run_json("env")}
+    assert settings["USE_FLAGGEMS"] == ("1", "vendor toy")
+
+
+def test_ops_aten_follows_the_users_list(install: Install, monkeypatch: pytest.MonkeyPatch):
+    install("toy", ATEN)
+    monkeypatch.setenv("SGLANG_FL_FLAGOS_WHITELIST", "cos,aten::sub")
+    assert [row["op"] for row in run_json("ops", "--aten") if row["replaced"]] == ["sub.Tensor", "cos"]
+    line = line_with(" sub.Tensor ", run("ops", "--aten").stdout)
+    assert [cell.strip() for cell in line.split("│")[1:5]] == [
+        "sub.Tensor",
+        "sub",
+        "yes",
+        "SGLANG_FL_FLAGOS_WHITELIST names aten::sub",
+    ]
+
+
+def test_ops_aten_says_that_layer_1_is_off(install: Install, monkeypatch: pytest.MonkeyPatch):
+    assert run_json("ops", "--aten") == []
+    assert run("ops", "--aten").stdout == "ATen ops: vendor cpu has no ATen kernels (layer 1)\n"
+    install("toy", ATEN)
+    monkeypatch.setenv("USE_FLAGGEMS", "0")
+    configure.cache_clear()
+    off = "USE_FLAGGEMS=0 switches layer 1 (ATen ops) off"
+    assert {(row["replaced"], row["reason"]) for row in run_json("ops", "--aten")} == {(False, off)}
+
+
+def test_name_of_no_aten_op_is_an_error_everywhere(install: Install, monkeypatch: pytest.MonkeyPatch):
+    install("toy", ATEN)
+    monkeypatch.setenv("SGLANG_FL_FLAGOS_BLACKLIST", "mull")
+    for words in (["env"], ["ops"], ["ops", "--aten"]):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("sglang-fl: SGLANG_FL_FLAGOS_BLACKLIST='mull': the vendor's kernels")
 
 
 @pytest.mark.parametrize(

@@ -6,23 +6,24 @@ from pathlib import Path
 import pytest
 
 from sglang_fl.contradictions import refuse_contradictions, without_effect
+from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError
 from sglang_fl.settings import Settings
-from sglang_fl.vendor import Vendor
+from sglang_fl.vendor import AtenOffer, Vendor
 
 
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """``read(environment, file)`` reads settings; ``FILE`` in what is expected stands for the file."""
 
-    def read(environment: dict[str, str], file: str = "") -> Settings:
+    def read(environment: dict[str, str], file: str = "", vendor: Vendor | None = None) -> Settings:
         monkeypatch.chdir(tmp_path)
         if file:
             Path("fl.yaml").write_text(file)
             monkeypatch.setenv("SGLANG_FL_CONFIG", "fl.yaml")
         for name, text in environment.items():
             monkeypatch.setenv(name, text)
-        return Settings.read()
+        return Settings.read(vendor)
 
     return read
 
@@ -86,6 +87,11 @@ REFUSED = {
             f"allowed ones (SGLANG_FL_ALLOW_VENDORS)."
         ),
     ),
+    "record-without-file": (
+        {"USE_FLAGGEMS": "1", "SGLANG_FLAGGEMS_RECORD": "1"},
+        "",
+        "SGLANG_FLAGGEMS_RECORD='1': SGLANG_FLAGGEMS_LOG_PATH names no file for the record. Set it.",
+    ),
     "lift": (
         {"SGLANG_FL_OOT_BLACKLIST": "RotaryEmbedding,!rms_nrom"},
         "",
@@ -110,6 +116,7 @@ ACCEPTED = {
     "other-filters": {"SGLANG_FL_ALLOW_VENDORS": "toy", "SGLANG_FL_DENY_VENDORS": "nvidia"},
     "all-vendors": {"SGLANG_FL_PER_OP": "rms_norm=vendor|reference", "SGLANG_FL_DENY_VENDORS": "toy"},
     "other-vendor": {"SGLANG_FL_PER_OP": "rms_norm=vendor:toy", "SGLANG_FL_DENY_VENDORS": "nvidia"},
+    "record-without-layer-1": {"SGLANG_FLAGGEMS_RECORD": "1"},
     "own-kernels": {"SGLANG_FL_PER_OP": "rms_norm=impl:flagos", "SGLANG_FL_ALLOW_VENDORS": "toy"},
 }
 
@@ -133,46 +140,65 @@ def test_all_contradictions_are_told_at_once(read: Callable[..., Settings]):
     assert len(str(error.value).splitlines()) == 2
 
 
-ABSENT = "layer 1 (ATen ops) is not in this version"
-OFF = "USE_FLAGGEMS=0 switches layer 1 (ATen ops) off"
-IDLE = {
-    "nothing": ({}, "", []),
-    "off": ({"USE_FLAGGEMS": "0", "SGLANG_FLAGGEMS_RECORD": "0", "SGLANG_FLAGGEMS_LOG_ONCE": "1"}, "", []),
-    "on": ({"USE_FLAGGEMS": "1"}, "", [f"USE_FLAGGEMS: no effect: {ABSENT}"]),
-    "all": (
-        {
-            "USE_FLAGGEMS": "1",
-            "SGLANG_FL_FLAGOS_WHITELIST": "mm",
-            "SGLANG_FLAGGEMS_RECORD": "1",
-            "SGLANG_FLAGGEMS_LOG_PATH": "aten.log",
-        },
-        "",
-        [
-            (
-                "USE_FLAGGEMS, SGLANG_FL_FLAGOS_WHITELIST, SGLANG_FLAGGEMS_RECORD, SGLANG_FLAGGEMS_LOG_PATH: "
-                f"no effect: {ABSENT}"
-            )
-        ],
+OFFER = AtenOffer("toy:ops", "toy:kernels")
+CHIPS = {
+    "offers": Vendor("toy", "cpu", 1, "toy:why", aten=OFFER),
+    "has-none": CPU,
+    "lacks-library": Vendor(
+        "toy", "cpu", 1, "toy:why", aten=AtenOffer("toy:ops", "toy:kernels", ("no_such_library",))
     ),
-    "list": ({"SGLANG_FL_FLAGOS_BLACKLIST": "mm"}, "", [f"SGLANG_FL_FLAGOS_BLACKLIST: no effect: {ABSENT}"]),
-    "lift": ({"SGLANG_FL_FLAGOS_BLACKLIST": "!mm"}, "", [f"SGLANG_FL_FLAGOS_BLACKLIST: no effect: {ABSENT}"]),
-    "file": ({}, "use_flaggems: 1", [f"{FILE}use_flaggems: no effect: {ABSENT}"]),
+}
+ABSENT = "vendor cpu has no ATen kernels (layer 1)"
+MISSING = "no_such_library is not installed, whose ATen kernels layer 1 needs"
+OFF = "USE_FLAGGEMS=0 switches layer 1 (ATen ops) off"
+EVERYTHING = {
+    "USE_FLAGGEMS": "1",
+    "SGLANG_FL_FLAGOS_WHITELIST": "mm",
+    "SGLANG_FLAGGEMS_RECORD": "1",
+    "SGLANG_FLAGGEMS_LOG_PATH": "aten.log",
+}
+NAMED = "USE_FLAGGEMS, SGLANG_FL_FLAGOS_WHITELIST, SGLANG_FLAGGEMS_RECORD, SGLANG_FLAGGEMS_LOG_PATH"
+IDLE = {
+    "nothing": ("has-none", {}, "", []),
+    "off": ("has-none", {"USE_FLAGGEMS": "0", "SGLANG_FLAGGEMS_RECORD": "0"}, "", []),
+    "on": ("has-none", {"USE_FLAGGEMS": "1"}, "", [f"USE_FLAGGEMS: no effect: {ABSENT}"]),
+    "all": ("has-none", EVERYTHING, "", [f"{NAMED}: no effect: {ABSENT}"]),
+    "all-without-library": ("lacks-library", EVERYTHING, "", [f"{NAMED}: no effect: {MISSING}"]),
+    "all-of-a-chip": ("offers", EVERYTHING, "", []),
+    "nothing-without-library": ("lacks-library", {}, "", []),
+    "list": (
+        "has-none",
+        {"SGLANG_FL_FLAGOS_BLACKLIST": "mm"},
+        "",
+        [f"SGLANG_FL_FLAGOS_BLACKLIST: no effect: {ABSENT}"],
+    ),
+    "lift": (
+        "has-none",
+        {"SGLANG_FL_FLAGOS_BLACKLIST": "!mm"},
+        "",
+        [f"SGLANG_FL_FLAGOS_BLACKLIST: no effect: {ABSENT}"],
+    ),
+    "file": ("has-none", {}, "use_flaggems: 1", [f"{FILE}use_flaggems: no effect: {ABSENT}"]),
     "list-while-off": (
+        "offers",
         {"USE_FLAGGEMS": "0", "SGLANG_FL_FLAGOS_WHITELIST": "mm"},
         "",
         [f"SGLANG_FL_FLAGOS_WHITELIST: no effect: {OFF}"],
     ),
     "record-while-off": (
+        "has-none",
         {"USE_FLAGGEMS": "0", "SGLANG_FLAGGEMS_RECORD": "1", "SGLANG_FLAGGEMS_LOG_PATH": "aten.log"},
         "",
         [f"SGLANG_FLAGGEMS_RECORD, SGLANG_FLAGGEMS_LOG_PATH: no effect: {OFF}"],
     ),
     "path-without-record": (
+        "offers",
         {"SGLANG_FLAGGEMS_LOG_PATH": "aten.log"},
         "",
         ["SGLANG_FLAGGEMS_LOG_PATH: no effect: SGLANG_FLAGGEMS_RECORD is not 1"],
     ),
     "layer-2-off": (
+        "offers",
         {"SGLANG_FL_OOT_ENABLED": "0", "SGLANG_FL_OOT_BLACKLIST": "RMSNorm", "SGLANG_FL_PREFER": "vendor"},
         "op_backends: {rms_norm: vendor}",
         [
@@ -185,13 +211,14 @@ IDLE = {
 }
 
 
-@pytest.mark.parametrize(("environment", "file", "lines"), IDLE.values(), ids=IDLE)
+@pytest.mark.parametrize(("chip", "environment", "file", "lines"), IDLE.values(), ids=IDLE)
 def test_setting_that_does_nothing_is_told_once(
-    read: Callable[..., Settings], environment: dict[str, str], file: str, lines: list[str]
+    read: Callable[..., Settings], chip: str, environment: dict[str, str], file: str, lines: list[str]
 ):
-    assert without_effect(read(environment, file)) == lines
+    vendor = CHIPS[chip]
+    assert without_effect(read(environment, file, vendor), vendor) == lines
 
 
 def test_default_of_a_vendor_is_not_told_as_the_users_wish():
     vendor = Vendor("toy", "cpu", 1, "toy:why", defaults={"use_flaggems": "1", "flagos_blacklist": "mm"})
-    assert without_effect(Settings.read(vendor)) == []
+    assert without_effect(Settings.read(vendor), vendor) == []

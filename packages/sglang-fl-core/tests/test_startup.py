@@ -278,7 +278,7 @@ def test_setting_without_effect_is_one_warning(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
-        "USE_FLAGGEMS, SGLANG_FL_FLAGOS_WHITELIST: no effect: layer 1 (ATen ops) is not in this version"
+        "USE_FLAGGEMS, SGLANG_FL_FLAGOS_WHITELIST: no effect: vendor cpu has no ATen kernels (layer 1)"
     )
 
 

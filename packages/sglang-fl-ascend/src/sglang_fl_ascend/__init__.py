@@ -1,6 +1,6 @@
 """Huawei Ascend NPUs for sglang-fl: FlagGems' Triton kernels."""
 
-from sglang_fl.vendor import Vendor, flag_gems_impl
+from sglang_fl.vendor import Vendor, flag_gems_aten, flag_gems_impl
 from sglang_fl_ascend._version import __version__
 
 __all__ = ["ASCEND", "__version__"]
@@ -20,4 +20,6 @@ ASCEND = Vendor(
     # FlagGems 5.0.2 leaves rows past 65535 of a fused add and norm unwritten here, and its rotary
     # embedding needs memory that grows with the square of the tokens: a user must ask for them.
     defaults={"prefer": "reference"},
+    aten=flag_gems_aten(),
+    environment={"GEMS_VENDOR": "ascend"},
 )

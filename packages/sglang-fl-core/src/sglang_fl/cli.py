@@ -57,8 +57,11 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
+    if not rows:
+        typer.echo(title)
+        return
     table = Table(title=title, title_justify="left", show_lines=False)
-    for column in rows[0] if rows else ():
+    for column in rows[0]:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
@@ -96,10 +99,23 @@ def vendors(as_json: Json = False) -> None:
 
 
 @app.command()
-def ops(as_json: Json = False) -> None:
+def ops(
+    as_json: Json = False,
+    aten: Annotated[
+        bool, typer.Option("--aten", help="PyTorch's ATen ops (layer 1) instead of the fused ones.")
+    ] = False,
+) -> None:
     """What would run each op here, and what would follow if that failed."""
     with _exit_on_error():
-        _print(report.ops(), as_json, "Ops")
+        if aten:
+            _print(report.aten_ops(), as_json, _aten_title())
+        else:
+            _print(report.ops(), as_json, "Ops")
+
+
+def _aten_title() -> str:
+    off = report.why_aten_is_off()
+    return f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
 
 
 @app.command()

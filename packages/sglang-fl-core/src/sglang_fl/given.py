@@ -84,7 +84,7 @@ def collect(
 
 
 def _from_vendor(names: list[str], vendor: Vendor | None) -> tuple[dict[str, Given], list[str]]:
-    defaults = vendor.defaults if vendor else {}
+    defaults = _defaults(vendor) if vendor else {}
     possible = {name for name in names if file_key(name)}
     complaints = [
         f"{name!r} (a default of the vendor package): no such setting. {choices(name, possible)}"
@@ -96,6 +96,12 @@ def _from_vendor(names: list[str], vendor: Vendor | None) -> tuple[dict[str, Giv
         if name in possible and text
     }
     return given, complaints
+
+
+def _defaults(vendor: Vendor) -> dict[str, str]:
+    """Return a vendor's defaults: layer 1 is on where it can run, unless the vendor says otherwise."""
+    can_run = vendor.aten is not None and not vendor.aten.missing
+    return {**({"use_flaggems": "1"} if can_run else {}), **vendor.defaults}
 
 
 def _from_file(names: list[str], path: str) -> dict[str, Given]:

@@ -6,15 +6,22 @@ worst outcome, so nothing is left to that.
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
+from sglang_fl.compile_monitor import CompileMonitor
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
-from sglang_fl.settings import Settings, SglangSettings
+from sglang_fl.layer_2_calls import marked
+from sglang_fl.ops import Kernel
+from sglang_fl.settings import Settings, SglangSettings, prepare_environment
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
 from sglang_fl.startup import Configuration, configure, warn_user
 
 __all__ = ["activate_platform", "load_plugin"]
@@ -65,7 +72,7 @@ def _platform(configuration: Configuration) -> str | None:
 
 
 def load_plugin() -> None:
-    """Hook layer 2 into SGLang.
+    """Hook layer 2, and in a process that runs a model layer 1, into SGLang.
 
     Raises
     ------
@@ -76,30 +83,74 @@ def load_plugin() -> None:
         from sglang_fl.sglang_adapter import server_args
 
         server_args.accept_former_flags()
-        lists = layer_lists(configuration.settings)
-        if configuration.settings.oot_enabled:
-            _install_layer_2(configuration, lists)
-        else:
+        layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
+        if not layers.has_layer_2:
             logger.info("layer 2 is off (SGLANG_FL_OOT_ENABLED=0)")
+        if layers.has_layer_1 or layers.has_layer_2:
+            _install(layers)
 
 
-def _install_layer_2(configuration: Configuration, lists: LayerLists) -> None:
-    from sglang_fl.sglang_adapter import hook, seams
+@dataclass(frozen=True)
+class _Layers:
+    """What was asked for in this process."""
 
-    version = seams.installed_version()
-    seam = seams.seam_of(version)
+    configuration: Configuration
+    lists: LayerLists
+    plan: Plan | None
+
+    @property
+    def has_layer_1(self) -> bool:
+        return self.plan is not None
+
+    @property
+    def has_layer_2(self) -> bool:
+        return self.configuration.settings.oot_enabled
+
+
+def _install(layers: _Layers) -> None:
+    configuration = layers.configuration
+    version = installed_version()
+    seam = seam_of(version)
     if seam is None:
-        _leave_unsupported(seams.why_unsupported(version), configuration)
+        _leave_unsupported(why_unsupported(version), configuration)
         return
+    prepare_environment(configuration.registry.vendor)
+    record = _open_record(configuration.settings) if layers.has_layer_1 else None
+    if layers.has_layer_2:
+        _install_layer_2(layers, seam, mark=marked if record else None)
+    _install_in_scheduler(layers, record)
+
+
+def _install_layer_2(layers: _Layers, seam: Seam, mark: Callable[[Kernel], Kernel] | None) -> None:
+    from sglang_fl.sglang_adapter import hook
+
+    configuration = layers.configuration
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)
-    layer_hook = hook.LayerHook(configuration.resolutions, log, lists)
+    layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, mark)
+    hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook))
 
-    def require_hooked() -> None:
+
+def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
+    """Have layer 1 registered once the weights are loaded, and compilations watched from then on."""
+    from sglang_fl.sglang_adapter import scheduler
+
+    settings, vendor = layers.configuration.settings, layers.configuration.registry.vendor
+    layer_1 = Layer1(settings, vendor, layers.plan, record) if layers.plan else None
+    monitor = CompileMonitor(vendor.device_type)
+
+    def models_loaded() -> None:
         with _exit_on_error():
-            seam.require_hooked(layer_hook)
+            monitor.watch()
+            if layer_1:
+                layer_1.register()
 
-    hook.install(seam, layer_hook, when_applied=require_hooked)
+    scheduler.install(models_loaded, monitor.expect_none, check=_require_hooked)
+
+
+def _require_hooked(seam: Seam, hooked: Callable[..., Any]) -> None:
+    with _exit_on_error():
+        seam.require_hooked(hooked)
 
 
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:
@@ -107,7 +158,7 @@ def _leave_unsupported(reason: str, configuration: Configuration) -> None:
         raise SettingsError(
             f"{configuration.settings.title('per_op')} is set, but {reason}: layer 2 cannot be switched on"
         )
-    warn_user(f"{reason}: layer 2 stays off, every op runs as SGLang chooses")
+    warn_user(f"{reason}: sglang-fl stays off, every op runs as SGLang chooses")
 
 
 def _warn_of_references(configuration: Configuration) -> None:
@@ -121,10 +172,24 @@ def _warn_of_references(configuration: Configuration) -> None:
 
 
 def _open_log(settings: Settings) -> DispatchLog:
-    try:
+    with _writable(settings, "dispatch_log"):
         return DispatchLog(settings.dispatch_log)
+
+
+def _open_record(settings: Settings) -> AtenRecord | None:
+    """Return the record of ATen ops, or None where none is to be made."""
+    if not settings.flaggems_record or settings.flaggems_log_path is None:
+        return None
+    with _writable(settings, "flaggems_log_path"):
+        return AtenRecord(settings.flaggems_log_path, settings.flaggems_log_once)
+
+
+@contextmanager
+def _writable(settings: Settings, name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise SettingsError(
-            f"{settings.quoted('dispatch_log')}: the file cannot be opened for "
+            f"{settings.quoted(name)}: the file cannot be opened for "
             f"appending ({error.strerror}). Valid: a file in an existing, writable folder."
         ) from error

@@ -15,7 +15,16 @@ from packaging.version import InvalidVersion, Version
 from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError, VendorError, choices
 from sglang_fl.ops import OPS, Op
-from sglang_fl.vendor import CORE_API, BackendKind, OpImpl, Quarantined, Vendor, is_installed, load_target
+from sglang_fl.vendor import (
+    CORE_API,
+    AtenQuarantined,
+    BackendKind,
+    OpImpl,
+    Quarantined,
+    Vendor,
+    is_installed,
+    load_target,
+)
 
 __all__ = [
     "InstalledVendor",
@@ -182,7 +191,7 @@ def why_not_installed(impl: OpImpl) -> str | None:
     return f"{', '.join(missing)} is not installed" if missing else None
 
 
-def is_in_force(entry: Quarantined) -> bool:
+def is_in_force(entry: Quarantined | AtenQuarantined) -> bool:
     """Whether the installed version of the library is one of those with the fault."""
     try:
         installed = Version(version(entry.library))

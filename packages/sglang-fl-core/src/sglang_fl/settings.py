@@ -25,7 +25,15 @@ from sglang_fl.names import NameList, parse_aten_names, parse_layer_names, parse
 from sglang_fl.policy import Order, Policy, parse_orders
 from sglang_fl.vendor import BackendKind, Vendor
 
-__all__ = ["Setting", "Settings", "SglangSettings", "explain", "markdown_table", "unknown_variables"]
+__all__ = [
+    "Setting",
+    "Settings",
+    "SglangSettings",
+    "explain",
+    "markdown_table",
+    "prepare_environment",
+    "unknown_variables",
+]
 
 PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 
@@ -77,15 +85,18 @@ class Settings(BaseSettings):
     )
 
     use_flaggems: bool = Field(
-        default=False, description="layer 1 (ATen ops) master switch. Layer 1 is not in this version"
+        default=False,
+        description="layer 1 (ATen ops) master switch; `1` by default where the vendor offers ATen kernels",
     )
     flagos_whitelist: AtenNames = Field(
-        default=NameList(), description="ATen ops that alone use FlagGems (layer 1)"
+        default=NameList(), description="ATen ops that alone are replaced (layer 1): `mul,aten::div.Tensor`"
     )
     flagos_blacklist: AtenNames = Field(
-        default=NameList(), description="ATen ops that do not use FlagGems (layer 1)"
+        default=NameList(), description="ATen ops that are left to PyTorch (layer 1)"
     )
-    flaggems_record: bool = Field(default=False, description="`1`: record the ATen ops replaced (layer 1)")
+    flaggems_record: bool = Field(
+        default=False, description="`1`: record the replaced ATen ops that are called (layer 1)"
+    )
     flaggems_log_path: File = Field(default=None, description="the file of that record (layer 1)")
     flaggems_log_once: bool = Field(
         default=True, description="`1`: record each ATen op once, `0`: every call (layer 1)"
@@ -292,3 +303,9 @@ def _reason(field: FieldInfo, text: str) -> str:
     if field.annotation is bool:
         return "neither 1 nor 0."
     return f"no such level. {choices(text.upper(), get_args(field.annotation))}"
+
+
+def prepare_environment(vendor: Vendor) -> None:
+    """Set the variables that a vendor's kernel libraries read, unless the user has set them."""
+    for name, text in vendor.environment.items():
+        os.environ.setdefault(name, text)

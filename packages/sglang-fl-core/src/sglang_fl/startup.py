@@ -52,11 +52,13 @@ def configure() -> Configuration:
     for found in installed:
         if found.fault:
             warn_user(f"vendor {found.name} ({found.distribution}) is left out: {found.fault}")
-    for complaint in (*settings_module.unknown_variables(), *without_effect(own)):
+    for complaint in settings_module.unknown_variables():
         warn_user(complaint)
     registry = Registry(choose_vendor(installed, own.platform, own.title("platform")), installed)
     settings = Settings.read(registry.vendor)
     logging.getLogger("sglang_fl").setLevel(settings.log_level)
+    for complaint in without_effect(settings, registry.vendor):
+        warn_user(complaint)
     refuse_contradictions(settings)
     _check_vendors(settings, registry)
     _check_names(settings.policy, registry)

@@ -1,6 +1,6 @@
 """Cambricon MLUs for sglang-fl: FlagGems' Triton kernels."""
 
-from sglang_fl.vendor import Vendor, flag_gems_impl
+from sglang_fl.vendor import Vendor, flag_gems_aten, flag_gems_impl
 from sglang_fl_mlu._version import __version__
 
 __all__ = ["MLU", "__version__"]
@@ -17,4 +17,6 @@ MLU = Vendor(
         flag_gems_impl("rms_norm"),
         flag_gems_impl("rotary_embedding"),
     ),
+    aten=flag_gems_aten(),
+    environment={"GEMS_VENDOR": "cambricon"},
 )

@@ -1,6 +1,6 @@
 """NVIDIA GPUs for sglang-fl: Triton kernels of our own, FlagGems', and SGLang's own CUDA kernels."""
 
-from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_impl
+from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_aten, flag_gems_impl
 from sglang_fl_nvidia._version import __version__
 
 __all__ = ["NVIDIA", "__version__"]
@@ -49,4 +49,6 @@ NVIDIA = Vendor(
         _vendor_impl("gemma_rms_norm", "sgl_kernel"),
         _vendor_impl("rotary_embedding", "flashinfer"),
     ),
+    aten=flag_gems_aten(),
+    environment={"GEMS_VENDOR": "nvidia"},
 )

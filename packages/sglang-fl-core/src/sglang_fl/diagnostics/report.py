@@ -6,6 +6,8 @@ from typing import Any
 
 from packaging.version import Version
 
+from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
+from sglang_fl.contradictions import why_no_layer_1
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import installed_vendors, is_in_force
@@ -15,12 +17,22 @@ from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.startup import Configuration, configure
 
-__all__ = ["coverage", "env", "ops", "vendors", "why", "why_layer_2_is_off"]
+__all__ = [
+    "aten_ops",
+    "coverage",
+    "env",
+    "ops",
+    "vendors",
+    "why",
+    "why_aten_is_off",
+    "why_layer_2_is_off",
+]
 
 
 def _configure() -> tuple[Configuration, LayerLists]:
     """Check all settings, as a start would."""
     configuration = configure()
+    plan_layer_1(configuration)
     return configuration, layer_lists(configuration.settings)
 
 
@@ -59,6 +71,35 @@ def ops() -> list[dict[str, Any]]:
         ids = ["sglang", off] if off else [impl.id for impl in configuration.resolutions[name].candidates]
         rows.append({"op": name, "runs": ids[0], "then": ids[1:]})
     return rows
+
+
+def aten_ops() -> list[dict[str, Any]]:
+    """Return each ATen op that the vendor has a kernel for: whether that runs, and why or why not.
+
+    No kernel library is imported.
+    """
+    configuration = configure()
+    settings, vendor = configuration.settings, configuration.registry.vendor
+    off = why_aten_is_off()
+    if off:
+        decisions = [Decision(op, is_replaced=False, reason=off) for op in offered_ops(vendor)]
+    else:
+        decisions = list(make_plan(settings, vendor).decisions)
+    return [
+        {
+            "op": decision.op.overload,
+            "kernel": decision.op.name,
+            "replaced": decision.is_replaced,
+            "reason": decision.reason,
+        }
+        for decision in decisions
+    ]
+
+
+def why_aten_is_off() -> str | None:
+    """Say why no ATen op is replaced, or None."""
+    configuration = configure()
+    return why_no_layer_1(configuration.settings, configuration.registry.vendor)
 
 
 def why_layer_2_is_off() -> str | None:

@@ -11,8 +11,9 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.first_call import Choice, FirstCall, Forward
+from sglang_fl.ops import Kernel
 from sglang_fl.resolution import Resolution
-from sglang_fl.sglang_adapter import ADAPTERS, gated_delta_rule
+from sglang_fl.sglang_adapter import ADAPTERS, applied, gated_delta_rule
 from sglang_fl.sglang_adapter.adapter import Adapter, covering
 from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.seams import Seam
@@ -34,14 +35,21 @@ class LayerHook:
     resolutions : what may run each op
     log : the dispatch log
     lists : the layers that the user leaves to SGLang
+    mark : returns a kernel with a mark that it belongs to layer 2, for the record of layer 1; None where
+        there is no such record
     """
 
     def __init__(
-        self, resolutions: dict[str, Resolution], log: DispatchLog, lists: LayerLists | None = None
+        self,
+        resolutions: dict[str, Resolution],
+        log: DispatchLog,
+        lists: LayerLists | None = None,
+        mark: Callable[[Kernel], Kernel] | None = None,
     ) -> None:
         self._resolutions = resolutions
         self._log = log
         self._lists = lists or LayerLists()
+        self._mark = mark
         self._reported: set[str] = set()
 
     def __call__(self, original: Callable[[Any], Forward], layer: Any) -> Forward:
@@ -86,9 +94,15 @@ class LayerHook:
                 if or_own:
                     resolution = _without_reference(resolution)
                 self._report(resolution)
-                return Choice(resolution, partial(adapter.bind, layer), or_own)
+                return Choice(resolution, self._bind(adapter, layer), or_own)
             logger.debug("%s does not run %s: %s", type(layer).__name__, adapter.op, reason)
         return None
+
+    def _bind(self, adapter: Adapter, layer: Any) -> Callable[[Kernel, Forward], Forward]:
+        mark = self._mark
+        if mark is None:
+            return partial(adapter.bind, layer)
+        return lambda kernel, fall_through: adapter.bind(layer, mark(kernel), fall_through)
 
     def _report(self, resolution: Resolution) -> None:
         """Say once for each op that what was asked for first is not to be had here."""
@@ -142,13 +156,4 @@ def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> No
     seam.require()
     HookRegistry.register(seam.target, hook, HookType.AROUND)
     HookRegistry.register(gated_delta_rule.TARGET, hook.replace_linear_attention, HookType.AFTER)
-    own = vars(HookRegistry)["apply_hooks"]
-
-    def apply_and_tell() -> None:
-        # SGLang applies hooks after all plugins have run and swallows what goes wrong there; it
-        # offers no later moment to a plugin. This stands for one call only.
-        HookRegistry.apply_hooks = own
-        HookRegistry.apply_hooks()
-        when_applied()
-
-    HookRegistry.apply_hooks = apply_and_tell
+    applied.when_applied(when_applied)

@@ -1,10 +1,14 @@
 """The seams of SGLang 0.5.15 to 0.5.23: where a layer resolves its kernel, and is it ours?
 
-This module alone asks for SGLang's version.
+This module alone asks for SGLang's version. Those of layer 2:
 
 - to 0.5.17: ``MultiPlatformOp.dispatch_forward``, asked in the layer's ``__init__``, before the layer has
   weights or attributes;
 - from 0.5.18 on: ``BaseFusedOp._resolve_forward_method``, asked in the first call.
+
+The two moments in the life of a scheduler are methods of ``Scheduler`` in all of them; both models, the
+target and a draft, are loaded when ``maybe_init_draft_worker`` returns, and nothing is warmed up or captured
+before.
 """
 
 import inspect
@@ -18,8 +22,11 @@ from packaging.version import Version
 from sglang_fl.errors import SeamError
 
 __all__ = [
+    "MODELS_LOADED",
     "OLDEST",
+    "SCHEDULER",
     "SEAMS",
+    "SERVING",
     "Seam",
     "installed_version",
     "routes_padded_tokens",
@@ -30,18 +37,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Seam:
-    """Where layer 2 enters SGLang.
+    """A method of SGLang that we hook.
 
     Parameters
     ----------
     last : the newest release with this seam
-    owner : the base class of the fused layers, as a dotted path
-    method : its method that resolves a layer's kernel
+    owner : its class, as a dotted path; for layer 2 the base class of the fused layers
+    method : its name; for layer 2 the method that resolves a layer's kernel
+    purpose : what for, in an error
     """
 
     last: Version
     owner: str
     method: str
+    purpose: str = "where layer 2 enters"
 
     @property
     def target(self) -> str:
@@ -74,13 +83,21 @@ class Seam:
         raise SeamError(f"{self._where()} was not hooked; SGLang's log above says why")
 
     def _where(self) -> str:
-        return f"SGLang {installed_version()}: {self.target}, where layer 2 enters,"
+        return f"SGLang {installed_version()}: {self.target}, {self.purpose},"
 
 
 OLDEST = Version("0.5.15")
 SEAMS = (
     Seam(Version("0.5.17"), "sglang.srt.layers.utils.multi_platform.MultiPlatformOp", "dispatch_forward"),
     Seam(Version("0.5.23"), "sglang.kernels.fused_op.BaseFusedOp", "_resolve_forward_method"),
+)
+
+SCHEDULER = "sglang.srt.managers.scheduler"
+MODELS_LOADED = Seam(
+    SEAMS[-1].last, f"{SCHEDULER}.Scheduler", "maybe_init_draft_worker", "where layer 1 enters"
+)
+SERVING = Seam(
+    SEAMS[-1].last, f"{SCHEDULER}.Scheduler", "run_event_loop", "after which nothing should be compiled"
 )
 
 

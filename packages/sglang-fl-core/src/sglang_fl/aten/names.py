@@ -1,0 +1,68 @@
+"""Which ATen ops a user means: both spellings, one overload or all of them.
+
+====================  ===========================================================================
+``mul.Tensor``        that overload
+``aten::mul.Tensor``  the same
+``mm.default``        the overload without a name of its own, as PyTorch calls it
+``aten::mul``         all overloads of ``mul``
+``mul``               what FlagGems' function ``mul`` replaces; where no function is called so, as
+                      ``aten::mul``
+====================  ===========================================================================
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from sglang_fl.errors import SettingsError
+from sglang_fl.vendor import AtenOp
+
+__all__ = ["find", "find_all"]
+
+_NAMESPACE = "aten::"
+
+
+def find(name: str, ops: Sequence[AtenOp]) -> tuple[AtenOp, ...]:
+    """Return the ops that a name means, in the order of ``ops``; none if there is none.
+
+    Parameters
+    ----------
+    name : in either spelling
+    ops : those that a vendor offers
+    """
+    bare = name.removeprefix(_NAMESPACE)
+    by_function = tuple(op for op in ops if op.name == name)
+    exact = tuple(op for op in ops if op.exact == f"{_NAMESPACE}{bare}")
+    every = tuple(op for op in ops if op.overload.partition(".")[0] == bare)
+    return by_function or (exact if "." in bare else every)
+
+
+def find_all(names: Iterable[str], ops: Sequence[AtenOp], quoted: str) -> dict[str, tuple[AtenOp, ...]]:
+    """Return what each name means.
+
+    Parameters
+    ----------
+    names : in either spelling
+    ops : those that a vendor offers
+    quoted : the setting they stand in, as an error quotes it: ``SGLANG_FL_FLAGOS_WHITELIST='mm'``
+
+    Raises
+    ------
+    SettingsError : a name that means nothing, with the nearest one
+    """
+    found = {name: find(name, ops) for name in names}
+    for name, meant in found.items():
+        if not meant:
+            raise SettingsError(
+                f"{quoted}: the vendor's kernels replace no ATen op {name!r}.{_nearest(name, ops)} "
+                f"`sglang-fl ops --aten` lists them."
+            )
+    return found
+
+
+def _nearest(name: str, ops: Sequence[AtenOp]) -> str:
+    namespace = _NAMESPACE if name.startswith(_NAMESPACE) else ""
+    bare = name.removeprefix(_NAMESPACE)
+    spelled = {op.name for op in ops} if not namespace else set[str]()
+    known = spelled | {op.overload for op in ops} | {op.overload.partition(".")[0] for op in ops}
+    near = difflib.get_close_matches(bare, sorted(known), n=1)
+    return f" Nearest: {namespace}{near[0]}." if near else ""

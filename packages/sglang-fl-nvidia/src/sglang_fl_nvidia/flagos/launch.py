@@ -33,7 +33,8 @@ Launches = tuple[tuple[Launch, int], tuple[Launch, int]]
 _IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 #: The compute capability from which on a kernel can overlap with the one before.
 _OVERLAP_SINCE = (9, 0)
-_stream_of: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+#: PyTorch without CUDA has none; there only Triton's interpreter runs.
+_stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def _itself(tensor: Tensor) -> Tensor:

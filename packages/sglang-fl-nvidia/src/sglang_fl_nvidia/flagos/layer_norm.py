@@ -71,8 +71,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     if x.dim() != 2 or x.stride(1) != 1:
         if x.dim() == 0:
             raise ContractError("layer_norm: x needs rows, got a number")
-        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
-        return layer_norm(rows, weight, bias, eps).view(x.shape)
+        dense = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
+        return layer_norm(dense, weight, bias, eps).view(x.shape)
     out = x.new_empty(x.shape)
     rows, width = x.shape
     if rows == 0:

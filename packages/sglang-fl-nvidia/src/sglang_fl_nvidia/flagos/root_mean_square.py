@@ -213,8 +213,8 @@ def _in_rows(
     if x.dim() == 0:
         raise ContractError("a norm needs rows, got a number")
     shape = (x.shape[:-1].numel(), x.shape[-1])
-    rows, added, added_too = (t if t is None else _dense_rows(t, shape) for t in (x, residual, post))
-    result = _norm_any(rows, weight, eps, added, added_too, style)
+    added, added_too = (t if t is None else _dense_rows(t, shape) for t in (residual, post))
+    result = _norm_any(_dense_rows(x, shape), weight, eps, added, added_too, style)
     if isinstance(result, Tensor):
         return result.view(x.shape)
     return tuple(part.view(x.shape) for part in result)

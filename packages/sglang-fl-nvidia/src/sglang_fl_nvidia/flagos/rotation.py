@@ -167,8 +167,10 @@ def rotate_heads(
         return query, key
     lies, key_lies = _layout(query, tokens, head_size), _layout(key, tokens, head_size)
     if lies is None or key_lies is None:
-        dense = (_dense(x, tokens, head_size) for x in (query, key))
-        turned = rotate_heads(positions, offsets, axes, *dense, cos_sin_cache, head_size, is_neox_style)
+        dense, dense_key = _dense(query, tokens, head_size), _dense(key, tokens, head_size)
+        turned = rotate_heads(
+            positions, offsets, axes, dense, dense_key, cos_sin_cache, head_size, is_neox_style
+        )
         return turned[0].view(query.shape), turned[1].view(key.shape)
     start = positions.data_ptr() | (0 if offsets is None else offsets.data_ptr())
     start |= query.data_ptr() | key.data_ptr() | cos_sin_cache.data_ptr()
@@ -253,7 +255,8 @@ def _compiled(
     def rotation(is_many: bool) -> _Rotation:
         blocks, block, key_block, tokens_each, warps = _blocks(lies[2], key_lies[2], lanes, is_many)
         launch = compiled(
-            *(rotation_kernel, positions, positions if offsets is None else offsets),
+            rotation_kernel,
+            *(positions, positions if offsets is None else offsets),
             *(positions if axes is None else axes, query, key, cos_sin_cache),
             *(positions.shape[-1], positions.stride(0)),
             is_aligned=is_aligned,

@@ -200,7 +200,8 @@ def _compiled(
     flags: tuple[bool, bool, bool],
 ) -> tuple[Launch, int]:
     return compiled(
-        *(routing_kernel, *arguments),
+        routing_kernel,
+        *arguments,
         is_aligned=is_aligned,
         num_warps=tokens_each,  # a warp for each token
         **constants,

@@ -133,6 +133,9 @@ class Settings(BaseSettings):
         default="INFO",
         description="level of the `sglang_fl` logger: `DEBUG`, `INFO`, `WARNING`, `ERROR`",
     )
+    bisect: File = Field(
+        default=None, description="set by `sglang-fl bisect` for the engine that it starts; not for users"
+    )
     dist_backend: Annotated[None, PlainValidator(_refuse)] = Field(
         default=None, description="layer 3 (communication). Not in this version: refused"
     )
@@ -309,3 +312,8 @@ def prepare_environment(vendor: Vendor) -> None:
     """Set the variables that a vendor's kernel libraries read, unless the user has set them."""
     for name, text in vendor.environment.items():
         os.environ.setdefault(name, text)
+
+
+def ask_for_bench(folder: Path) -> None:
+    """Have the processes that are started from now on load the plugin for ``sglang-fl bisect``."""
+    os.environ[variable("bisect")] = str(folder)

@@ -122,6 +122,11 @@ def why(op: str, as_json: Json = False) -> None:
 
 @app.command()
 def coverage(as_json: Json = False) -> None:
-    """Which of the installed SGLang's fused layers are dispatched, and why not the rest."""
+    """Which of the installed SGLang's fused layers are dispatched, and its own paths past them."""
     with _exit_on_error():
-        _print(report.coverage(), as_json, "Layer classes")
+        found = report.coverage()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print(found["layer_classes"], False, "Layer classes")
+    _print(found["shortcuts"], False, "Shortcuts of SGLang past them")

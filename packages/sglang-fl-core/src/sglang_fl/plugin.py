@@ -14,7 +14,7 @@ import torch
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.settings import Settings, SglangSettings
-from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.startup import Configuration, configure, warn_user
 
 __all__ = ["activate_platform", "load_plugin"]
@@ -84,22 +84,39 @@ def load_plugin() -> None:
 
 
 def _install_layer_2(configuration: Configuration, lists: LayerLists) -> None:
-    from sglang_fl.sglang_adapter import hook, seams
+    from sglang_fl.sglang_adapter import hook, loaded, seams
 
     version = seams.installed_version()
     seam = seams.seam_of(version)
     if seam is None:
         _leave_unsupported(seams.why_unsupported(version), configuration)
         return
+    named = named_ops(configuration.settings)
+    if seam.honours_forced_backend:
+        _refuse_forced_backend(named)
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)
     layer_hook = hook.LayerHook(configuration.resolutions, log, lists)
+    models = loaded.LoadedModels(named, log, version)
 
     def require_hooked() -> None:
         with _exit_on_error():
             seam.require_hooked(layer_hook)
 
-    hook.install(seam, layer_hook, when_applied=require_hooked)
+    def settle(model: torch.nn.Module) -> None:
+        with _exit_on_error():
+            models.settle(model)
+
+    hook.install(seam, layer_hook, when_applied=require_hooked, when_loaded=settle)
+
+
+def _refuse_forced_backend(named: dict[str, str]) -> None:
+    forced = SglangSettings().force_fused_op_backend
+    for op, title in named.items() if forced else ():
+        raise SettingsError(
+            f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes every layer from the plugin, and {title} names "
+            f"{op}. Unset one."
+        )
 
 
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:

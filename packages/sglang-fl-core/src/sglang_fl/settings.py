@@ -246,7 +246,7 @@ def _written(value: Any) -> str:
 
 
 class SglangSettings(BaseSettings):
-    """SGLang's own variables that decide whether and as what it asks us."""
+    """SGLang's own variables that decide whether it asks us, and as what."""
 
     model_config = SettingsConfigDict(
         env_prefix="SGLANG_", env_ignore_empty=True, extra="ignore", frozen=True
@@ -254,6 +254,7 @@ class SglangSettings(BaseSettings):
 
     platform: str | None = None
     use_cpu_engine: str = "0"
+    force_fused_op_backend: str | None = None
 
 
 def unknown_variables() -> list[str]:

@@ -17,7 +17,7 @@ silu_and_mul = OPS["silu_and_mul"].reference
 KEPT = []
 
 
-def why_unavailable():
+def why_unavailable() -> str | None:
     """Return None: this chip is everywhere."""
     return None
 

@@ -1,6 +1,7 @@
 """Run in a process of its own with one SGLang release first on PYTHONPATH: hook it, call its layers.
 
-Its argument is a folder for its logs. Prints one JSON object. No engine, no model: the layer classes themselves, on the CPU.
+Its argument is a folder for logs. Prints one JSON object. No engine, no model: the layer classes themselves,
+on the CPU.
 """
 
 import importlib

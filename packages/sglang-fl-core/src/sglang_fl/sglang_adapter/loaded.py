@@ -69,7 +69,8 @@ class LoadedModels:
             if call.op in self._named and call.owner in classes and call.is_in(self._version):
                 raise SettingsError(
                     f"{self._named[call.op]} names {call.op}, but {call.owner.partition(':')[2]} of SGLang "
-                    f"{self._version} calls {call.condition}, and cannot be kept from it. Leave {call.op} out."
+                    f"{self._version} calls {call.condition}, and nothing keeps it from that. Leave "
+                    f"{call.op} out."
                 )
 
     def _install(self) -> None:
@@ -86,8 +87,8 @@ class LoadedModels:
         not_hooked = _hook(watchers | switches)
         for target in not_hooked & switches.keys():
             raise SettingsError(
-                f"SGLang's {target} was not hooked, which {_listed(self._named.values())} needs; SGLang's log "
-                f"above says why"
+                f"{_listed(self._named.values())} needs a hook of SGLang's {target}, which was not put there; "
+                f"SGLang's log above says why"
             )
         if off:
             logger.info("%s: SGLang's %s never run", _listed(self._named.values()), _listed(off))

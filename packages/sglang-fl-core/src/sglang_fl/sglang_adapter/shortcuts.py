@@ -160,9 +160,7 @@ def _watch_all_reduce(
     return result, () if witness.was_called else (norm,)
 
 
-def _watch_silu_quant(
-    original: Callable[..., Any], *args: Any, **kwargs: Any
-) -> tuple[Any, tuple[Any, ...]]:
+def _watch_silu_quant(original: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
     # The quantised product and its scales; the activation alone returns one tensor.
     result = original(*args, **kwargs)
     return result, ("SiluAndMul",) if isinstance(result, tuple) else ()

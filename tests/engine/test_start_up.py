@@ -93,6 +93,10 @@ WRONG = {
         {"SGLANG_FL_PER_OP": "silu_and_mul=flagos;rms_norm=reference"},
         ["'silu_and_mul=flagos'", "vendor cpu has none", "Available for silu_and_mul: reference"],
     ),
+    "forced-backend": (
+        {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "SGLANG_FL_OOT_WHITELIST": "RMSNorm"},
+        ["SGLANG_FORCE_FUSED_OP_BACKEND='torch'", "SGLANG_FL_OOT_WHITELIST names rms_norm. Unset one."],
+    ),
 }
 
 

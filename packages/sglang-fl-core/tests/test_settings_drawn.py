@@ -38,7 +38,9 @@ KINDS = ("flagos", "vendor", "reference", "vendor:cpu", "vendor:nvidia", "impl:r
 
 def misspelt(words: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Return words, now and then with a letter too few or one too many."""
-    cut = st.tuples(words, st.integers(0, 8)).map(lambda drawn: drawn[0][: drawn[1]] + drawn[0][drawn[1] + 1 :])
+    cut = st.tuples(words, st.integers(0, 8)).map(
+        lambda drawn: drawn[0][: drawn[1]] + drawn[0][drawn[1] + 1 :]
+    )
     return st.one_of(words, words, words, cut, words.map(lambda word: f" {word} "), words.map(str.upper))
 
 
@@ -48,7 +50,9 @@ def joined(items: st.SearchStrategy[str], separator: str) -> st.SearchStrategy[s
 
 ORDER = joined(misspelt(st.sampled_from(KINDS)), "|")
 PAIR = st.tuples(misspelt(st.sampled_from(list(OPS))), ORDER).map("=".join)
-LAYERS = joined(misspelt(st.one_of(st.sampled_from(NAMES), st.sampled_from(list(OPS)).map("!{}".format))), ",")
+LAYERS = joined(
+    misspelt(st.one_of(st.sampled_from(NAMES), st.sampled_from(list(OPS)).map("!{}".format))), ","
+)
 ATEN = joined(misspelt(st.sampled_from(["mm", "add.Tensor", "aten::bmm", "!mm"])), ",")
 VENDORS = joined(misspelt(st.sampled_from(["cpu", "nvidia"])), ",")
 BOOL = st.sampled_from(["1", "0", "true", "no", "yes", "2", "-1", ""])
@@ -84,7 +88,7 @@ def test_every_setting_is_drawn():
 def one_search_for_vendors() -> Iterator[None]:
     """What is installed does not change meanwhile, and looking for it takes longest."""
     found = startup.installed_vendors()
-    with mock.patch.object(startup, "installed_vendors", lambda: found):
+    with mock.patch.object(startup, "installed_vendors", return_value=found):
         yield
 
 
@@ -184,12 +188,17 @@ def files(draw: st.DrawFn) -> tuple[bytes, dict[str, object] | None]:
     return raw[:at] + (middle + raw[at:] if how == "spliced" else b""), None
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file, written anew for each example."""
+    return tmp_path_factory.mktemp("drawn") / "fl.yaml"
+
+
 @settings(**STEADY)
 @given(file=files(), over=some({name: VALUE[name] for name in ("prefer", "strict", "oot_blacklist")}))
 def test_a_file_counts_in_full_or_is_one_error(
-    tmp_path_factory: pytest.TempPathFactory, file: tuple[bytes, dict[str, object] | None], over: dict[str, str]
+    path: Path, file: tuple[bytes, dict[str, object] | None], over: dict[str, str]
 ):
-    path = FOLDER.setdefault("path", tmp_path_factory.mktemp("drawn") / "fl.yaml")
     raw, says = file
     path.write_bytes(raw)
     environment = {variable(name): text for name, text in over.items()}
@@ -208,6 +217,3 @@ def test_a_file_counts_in_full_or_is_one_error(
             continue
         assert own.source(name) == str(path)
         assert counts(own, name, value if isinstance(value, (str, list, dict)) else str(value)), key
-
-
-FOLDER: dict[str, Path] = {}

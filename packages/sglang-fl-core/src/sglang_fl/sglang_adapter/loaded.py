@@ -42,6 +42,7 @@ class LoadedModels:
         self._log = log
         self._version = version
         self._seen: WeakSet[Any] = WeakSet()
+        self._is_installed = False
         self._said_silu_quant = False
 
     def settle(self, model: torch.nn.Module) -> None:
@@ -55,7 +56,8 @@ class LoadedModels:
         if model in self._seen:
             return
         self._refuse(model)
-        if not self._seen:
+        if not self._is_installed:
+            self._is_installed = True
             self._install()
         self._seen.add(model)
         for layer in model.modules():
@@ -87,7 +89,7 @@ class LoadedModels:
         not_hooked = _hook(watchers | switches)
         for target in not_hooked & switches.keys():
             raise SettingsError(
-                f"{_listed(self._named.values())} needs a hook of SGLang's {target}, which was not put there; "
+                f"{_listed(self._named.values())} needs SGLang's {target} to be hooked, and it was not; "
                 f"SGLang's log above says why"
             )
         if off:

@@ -166,6 +166,12 @@ def _watch_silu_quant(original: Callable[..., Any], *args: Any, **kwargs: Any) -
     return result, ("SiluAndMul",) if isinstance(result, tuple) else ()
 
 
+def _watch_lora_experts(
+    original: Callable[..., Any], layer: Any, *args: Any, **kwargs: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    return original(layer, *args, **kwargs), (layer.base_layer.quant_method,)
+
+
 def _watch_calls(name: str) -> Watch:
     """Return a watch for a function that always computes the op of this layer class."""
 
@@ -312,6 +318,15 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         (),
         "off by itself: SGLang looks whose forward SiluAndMul has",
         first=23,
+    ),
+    Shortcut(
+        "lora_experts",
+        ("fused_moe",),
+        f"{_SRT}.lora.layers.FusedMoEWithLoRA._forward_with_lora",
+        "LoRA on experts: what it adds stands between their two layers",
+        _watch_lora_experts,
+        (),
+        "never: the contract has no LoRA, such calls stay SGLang's",
     ),
     Shortcut(
         "fused_allreduce_norm",

@@ -129,4 +129,8 @@ def coverage(as_json: Json = False) -> None:
         typer.echo(json.dumps(found, indent=2))
         return
     _print(found["layer_classes"], False, "Layer classes")
-    _print(found["shortcuts"], False, "Shortcuts of SGLang past them")
+    typer.echo("Shortcuts of SGLang past them")
+    for row in found["shortcuts"]:
+        typer.echo(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
+        for key in ("where", "taken", "off_where_the_op_is_named"):
+            typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")

@@ -217,6 +217,8 @@ _SRT = "sglang.srt"
 _QWEN3_5 = f"{_SRT}.models.qwen3_5.Qwen3_5AttentionDecoderLayer"
 _FUSIONS = f"{_SRT}.layers.layer_boundary.fusions"
 _ADD_NORM = f"{_SRT}.layers.layer_boundary.residual.add_norm"
+_QWEN3_5_FUSION = f"{_SRT}.layers.moe.qwen35_flashinfer_fusion"
+_CUTEDSL = "CUDA, SM100, tensor parallel, --flashinfer-allreduce-fusion-backend cutedsl"
 _NPU_NORM_ROPE = "NPU: sgl_kernel_npu splits, norms and rotates in one kernel"
 _NATIVE = "forward_prepare_native runs instead"
 _GEMMA_ROPE = ("gemma_rms_norm", "rotary_embedding", "mrope")
@@ -343,9 +345,38 @@ SHORTCUTS: tuple[Shortcut, ...] = (
     ),
     Shortcut(
         "cutedsl_allreduce_norm",
+        ("gemma_rms_norm",),
+        f"{_QWEN3_5_FUSION}.Qwen35FlashInferFusionService.all_reduce_residual_rms_norm",
+        "CUDA, SM100, tensor parallel, Qwen3.5 with experts",
+        _watch_calls("GemmaRMSNorm"),
+        (
+            Switch(
+                f"{_QWEN3_5_FUSION}.Qwen35FlashInferLayerCommunicator._common_eligible",
+                _never,
+                first=19,
+                last=20,
+            ),
+        ),
+        "no batch is eligible",
+        first=19,
+        last=20,
+    ),
+    Shortcut(
+        "cutedsl_allreduce_norm",
+        ("rms_norm", "gemma_rms_norm"),
+        f"{_FUSIONS}.cutedsl.CuteDSLFusionService.all_reduce_residual_rms_norm",
+        _CUTEDSL,
+        None,
+        (Switch(f"{_FUSIONS}.cutedsl.CuteDSLFusion._common_eligible", _never, first=21, last=21),),
+        "no batch is eligible",
+        first=21,
+        last=21,
+    ),
+    Shortcut(
+        "cutedsl_allreduce_norm",
         ("rms_norm", "gemma_rms_norm"),
         f"{_FUSIONS}.cutedsl.CuteDSLWorkspace.all_reduce_residual_rms_norm",
-        "CUDA, SM100, tensor parallel, --flashinfer-allreduce-fusion-backend cutedsl",
+        _CUTEDSL,
         None,
         (Switch(f"{_FUSIONS}.cutedsl.CuteDSLFusion._eligible", _never, first=22),),
         "no batch is eligible",

@@ -1,5 +1,7 @@
 """What is refused or warned of once a model is loaded; ``tests/releases`` takes the shortcuts themselves."""
 
+import importlib
+import inspect
 import logging
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError
 from sglang_fl.sglang_adapter import loaded, seams
 from sglang_fl.sglang_adapter.loaded import LoadedModels
-from sglang_fl.sglang_adapter.shortcuts import SHORTCUTS
+from sglang_fl.sglang_adapter.shortcuts import SHORTCUTS, Shortcut
 
 PER_OP = "SGLANG_FL_PER_OP"
 
@@ -82,3 +84,67 @@ def test_nothing_is_imported_to_hook_it(tmp_path: Path):
     assert loaded._current(target) is None
     assert loaded._current("sglang.srt.layers.activation.SiluAndMul.forward_native") is not None
     assert loaded._current("sglang.srt.layers.activation.NoSuchLayer.forward") is None
+
+
+PROLOGUES = [
+    shortcut
+    for shortcut in SHORTCUTS
+    if ".forward_prepare_" in shortcut.target and shortcut.is_in(seams.installed_version())
+]
+
+
+def attention(shortcut: Shortcut) -> tuple[torch.nn.Module, str, list[object]]:
+    """Return a bare layer of the class that takes a shortcut, the method, and arguments for it."""
+    path, _, method = shortcut.target.rpartition(".")
+    module, _, name = path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    layer = cls.__new__(cls)
+    torch.nn.Module.__init__(layer)
+    layer.attn_output_gate = True
+    layer.rotary_emb = torch.nn.Module()
+    layer.rotary_emb.mrope_section = [1]
+    if "rotary_embedding" not in shortcut.ops or len(shortcut.ops) > 1:
+        layer.q_norm = RMSNorm(8)
+    return layer, method, list(inspect.signature(getattr(cls, method)).parameters)[1:]
+
+
+@pytest.mark.parametrize("shortcut", PROLOGUES, ids=lambda shortcut: shortcut.target)
+def test_a_named_op_is_computed_by_the_native_prologue(shortcut: Shortcut, monkeypatch):
+    layer, method, arguments = attention(shortcut)
+    native = list(inspect.signature(layer.forward_prepare_native).parameters)
+    monkeypatch.setattr(type(layer), method, getattr(type(layer), method))  # put back afterwards
+    models(shortcut.ops[0]).settle(torch.nn.Sequential(SiluAndMul()))
+    layer.forward_prepare_native = lambda *given: given
+    assert list(getattr(layer, method)(*arguments)) == native
+    assert list(getattr(layer, method)(**dict(zip(arguments, arguments, strict=True)))) == native
+
+
+@pytest.mark.parametrize("shortcut", PROLOGUES, ids=lambda shortcut: shortcut.target)
+def test_a_fused_prologue_that_ran_is_told_of(shortcut: Shortcut, monkeypatch, tmp_path: Path):
+    layer, method, arguments = attention(shortcut)
+    monkeypatch.setattr(type(layer), method, lambda self, *given: "fused")
+    HookRegistry.reset()
+    log = tmp_path / "dispatch.log"
+    LoadedModels({}, DispatchLog(log), seams.installed_version()).settle(torch.nn.Sequential(SiluAndMul()))
+    assert log.read_text() == ""
+    for _ in range(2):
+        assert getattr(layer, method)(*arguments) == "fused"
+    skipped = {line.partition(" → ")[0] for line in log.read_text().splitlines()}
+    assert {line.partition(" → ")[2] for line in log.read_text().splitlines()} == {f"sglang({shortcut.name})"}
+    assert ("[OOT-DISPATCH] RMSNorm" in skipped) == hasattr(layer, "q_norm")
+    assert ("[OOT-DISPATCH] Module" in skipped) == ("rotary_embedding" in shortcut.ops)
+
+
+def test_qwen3_5_norms_query_and_key_by_its_layers_where_they_are_named(monkeypatch):
+    qwen3_5 = importlib.import_module("sglang.srt.models.qwen3_5")
+    cls = qwen3_5.Qwen3_5AttentionDecoderLayer
+    monkeypatch.setattr(cls, "_apply_qk_norm", cls._apply_qk_norm)
+    models("gemma_rms_norm").settle(torch.nn.Sequential(SiluAndMul()))
+    layer = cls.__new__(cls)
+    torch.nn.Module.__init__(layer)
+    layer.head_dim, layer.q_norm, layer.k_norm = 8, RMSNorm(8), RMSNorm(8)
+    q, k = torch.randn(3, 16), torch.randn(3, 8)
+    with torch.no_grad():
+        normed = layer._apply_qk_norm(q, k)
+        expected = [layer.q_norm.forward_native(q.view(-1, 8)).view(3, 16), layer.k_norm.forward_native(k)]
+    assert all(map(torch.equal, normed, expected))

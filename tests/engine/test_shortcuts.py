@@ -122,17 +122,39 @@ def test_a_named_op_is_computed_by_the_native_prologue(shortcut: Shortcut, monke
 @pytest.mark.parametrize("shortcut", PROLOGUES, ids=lambda shortcut: shortcut.target)
 def test_a_fused_prologue_that_ran_is_told_of(shortcut: Shortcut, monkeypatch, tmp_path: Path):
     layer, method, arguments = attention(shortcut)
-    monkeypatch.setattr(type(layer), method, lambda self, *given: "fused")
+
+    def fused(self: object, *given: object) -> str:
+        return "fused"
+
+    monkeypatch.setattr(type(layer), method, fused)
     HookRegistry.reset()
     log = tmp_path / "dispatch.log"
     LoadedModels({}, DispatchLog(log), seams.installed_version()).settle(torch.nn.Sequential(SiluAndMul()))
     assert log.read_text() == ""
-    for _ in range(2):
-        assert getattr(layer, method)(*arguments) == "fused"
+    assert getattr(type(layer), method) is not fused
+    assert getattr(layer, method)(*arguments) == "fused"
+    assert getattr(type(layer), method) is fused  # from now on it costs nothing
     skipped = {line.partition(" → ")[0] for line in log.read_text().splitlines()}
     assert {line.partition(" → ")[2] for line in log.read_text().splitlines()} == {f"sglang({shortcut.name})"}
     assert ("[OOT-DISPATCH] RMSNorm" in skipped) == hasattr(layer, "q_norm")
     assert ("[OOT-DISPATCH] Module" in skipped) == ("rotary_embedding" in shortcut.ops)
+
+
+def test_a_function_that_was_watched_is_put_back_wherever_it_was_imported(monkeypatch, tmp_path: Path):
+    qwen3, utils = (importlib.import_module(f"sglang.srt.models.{name}") for name in ("qwen3", "utils"))
+
+    def fused(q, k, q_norm, k_norm, head_dim):
+        return q, k
+
+    for module in (qwen3, utils):
+        monkeypatch.setattr(module, "apply_qk_norm", fused)
+    HookRegistry.reset()
+    log = tmp_path / "dispatch.log"
+    LoadedModels({}, DispatchLog(log), seams.installed_version()).settle(torch.nn.Sequential(SiluAndMul()))
+    assert qwen3.apply_qk_norm is utils.apply_qk_norm is not fused
+    qwen3.apply_qk_norm("q", "k", q_norm=RMSNorm(8), k_norm=None, head_dim=8)
+    assert qwen3.apply_qk_norm is utils.apply_qk_norm is fused
+    assert log.read_text() == "[OOT-DISPATCH] RMSNorm → sglang(fused_qk_norm)\n"
 
 
 def test_qwen3_5_norms_query_and_key_by_its_layers_where_they_are_named(monkeypatch):

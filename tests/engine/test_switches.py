@@ -104,6 +104,15 @@ def test_strict_ends_at_a_kernel_that_fails(generate):
     assert NORM not in told(lines)
 
 
+def test_a_model_that_passes_over_a_named_op_is_refused_before_it_runs(run_offline, tmp_path: Path):
+    make_model(next(family for family in FAMILIES if family.name == "OLMo-2"), tmp_path / "model")
+    run = run_offline({"SGLANG_FL_PER_OP": "rms_norm=reference"}, model=tmp_path / "model")
+    assert run.code != 0
+    (message,) = (line for line in run.output.splitlines() if line.startswith("sglang-fl: "))
+    assert "SGLANG_FL_PER_OP names rms_norm, but Olmo2Attention of SGLang" in message
+    assert "exit code: 2" in run.output
+
+
 FILE = """
 prefer: vendor
 op_backends:

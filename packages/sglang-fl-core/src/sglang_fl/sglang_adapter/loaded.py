@@ -85,7 +85,8 @@ class LoadedModels:
                 switches.update(self._switches(shortcut))
                 off.add(shortcut.name)
             elif shortcut.watch and _current(shortcut.target) is not None:
-                watchers[shortcut.target] = _Watcher(shortcut.name, shortcut.watch, self._log)
+                facts = (shortcut.target, shortcut.name)
+                watchers[shortcut.target] = _Watcher(*facts, shortcut.watch, self._log)
         not_hooked = _hook(watchers | switches)
         for target in not_hooked & switches.keys():
             raise SettingsError(
@@ -129,9 +130,10 @@ class LoadedModels:
 
 
 class _Watcher:
-    """Calls a function of SGLang, and writes the log as soon as it has passed over a layer."""
+    """Calls a function of SGLang; once that has passed over a layer, writes the log and takes itself away."""
 
-    def __init__(self, name: str, watch: Watch, log: DispatchLog) -> None:
+    def __init__(self, target: str, name: str, watch: Watch, log: DispatchLog) -> None:
+        self._target = target
         self._ran = f"sglang({name})"
         self._watch = watch
         self._log = log
@@ -143,8 +145,21 @@ class _Watcher:
         result, passed = self._watch(original, *args, **kwargs)
         for layer in passed:
             self._log.write(layer if isinstance(layer, str) else type(layer).__name__, self._ran)
-            self._is_over = True
+        if passed:
+            self._is_over = True  # for whoever keeps the hooked function
+            _unhook(self._target, original)
         return result
+
+
+def _unhook(target: str, original: Callable[..., Any]) -> None:
+    """Put a function back wherever SGLang has put its wrapper; not where others have hooked it too."""
+    wrapper = _current(target)
+    if getattr(wrapper, "__wrapped__", None) is not original:
+        return
+    for holder in (_owner(target), *sys.modules.values()):
+        for key, value in list(getattr(holder, "__dict__", {}).items()):
+            if value is wrapper:
+                setattr(holder, key, original)
 
 
 def _telling_once(

@@ -159,6 +159,16 @@ def test_an_unsupported_release_refuses_a_backend_asked_for_by_name(environment_
     assert "SGLANG_FL_PER_OP is set, but SGLang 0.5.24 is not supported" in message
 
 
+LOAD = "from sglang.srt.plugins import load_plugins; load_plugins()"
+
+
+def test_a_forced_backend_is_warned_of(environment_of):
+    settings = {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch"}
+    run = finish([sys.executable, "-c", LOAD], environment_of(settings), timeout=60)
+    assert run.code == 0, run.output
+    assert run.output.count("SGLANG_FORCE_FUSED_OP_BACKEND='torch': layers that have this backend are") == 1
+
+
 def test_broken_vendor_packages_harm_nobody(run_offline, tmp_path: Path):
     install_vendor(tmp_path, "broken", "import no_such_library")
     install_vendor(tmp_path, "wrong", "VENDOR = 'a string'")

@@ -93,7 +93,7 @@ def _install_layer_2(configuration: Configuration, lists: LayerLists) -> None:
         return
     named = named_ops(configuration.settings)
     if seam.honours_forced_backend:
-        _refuse_forced_backend(named)
+        _heed_forced_backend(named)
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)
     layer_hook = hook.LayerHook(configuration.resolutions, log, lists)
@@ -110,13 +110,20 @@ def _install_layer_2(configuration: Configuration, lists: LayerLists) -> None:
     hook.install(seam, layer_hook, when_applied=require_hooked, when_loaded=settle)
 
 
-def _refuse_forced_backend(named: dict[str, str]) -> None:
+def _heed_forced_backend(named: dict[str, str]) -> None:
+    """Refuse SGLang's own force together with an op that the user named; warn of it otherwise."""
     forced = SglangSettings().force_fused_op_backend
-    for op, title in named.items() if forced else ():
+    if not forced:
+        return
+    for op, title in named.items():
         raise SettingsError(
             f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes every layer from the plugin, and {title} names "
             f"{op}. Unset one."
         )
+    warn_user(
+        f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r}: layers that have this backend are SGLang's; the dispatch "
+        f"log does not show them"
+    )
 
 
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:

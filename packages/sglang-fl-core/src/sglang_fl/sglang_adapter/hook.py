@@ -149,7 +149,9 @@ def install(
     HookRegistry.register(seam.target, hook, HookType.AROUND)
 
     def replace_linear_attention(backend: Any, runner: Any, *args: Any) -> None:
-        when_loaded(runner.model)
+        model = getattr(runner, "model", None)
+        if model is not None:
+            when_loaded(model)
         hook.replace_linear_attention(backend)
 
     HookRegistry.register(gated_delta_rule.TARGET, replace_linear_attention, HookType.AFTER)

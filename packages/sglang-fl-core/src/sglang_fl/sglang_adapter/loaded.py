@@ -124,7 +124,7 @@ class LoadedModels:
     def _tell_of_silu_quant(self, layer: torch.nn.Module) -> None:
         """Say once that SGLang's fused SiLU and FP8 quantisation ends where SiluAndMul is ours."""
         fused = vars(layer).get("activation_quant")
-        if fused is not None and fused.enabled and not self._said_silu_quant:
+        if getattr(fused, "enabled", False) and not self._said_silu_quant:
             self._said_silu_quant = True
             logger.info("SGLang's fused_silu_quant never runs where SiluAndMul is not left to SGLang")
 

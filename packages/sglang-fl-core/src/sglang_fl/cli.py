@@ -142,9 +142,18 @@ def why(op: str, as_json: Json = False) -> None:
 
 @app.command()
 def coverage(as_json: Json = False) -> None:
-    """Which of the installed SGLang's fused layers are dispatched, and why not the rest."""
+    """Which of the installed SGLang's fused layers are dispatched, and its own paths past them."""
     with _exit_on_error():
-        _print(report.coverage(), as_json, "Layer classes")
+        found = report.coverage()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print(found["layer_classes"], False, "Layer classes")
+    typer.echo("Shortcuts of SGLang past them")
+    for row in found["shortcuts"]:
+        typer.echo(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
+        for key in ("where", "taken", "off_where_the_op_is_named"):
+            typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -13,19 +13,16 @@ from typing import Any
 
 import torch
 
-from sglang_fl.aten import AtenRecord, Layer1, Plan, load_kernels, plan_layer_1
+from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
 from sglang_fl.compile_monitor import CompileMonitor
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.layer_2_calls import marked
-from sglang_fl.op_check import OpCheck
 from sglang_fl.ops import Kernel, Op
-from sglang_fl.resolution import reference_alone
-from sglang_fl.settings import Settings, SglangSettings, prepare_environment
-from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
+from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
 from sglang_fl.startup import Configuration, configure, warn_user
-from sglang_fl.vendor import AtenKernel
 
 __all__ = ["activate_platform", "load_plugin"]
 
@@ -86,8 +83,11 @@ def load_plugin() -> None:
         from sglang_fl.sglang_adapter import server_args
 
         server_args.accept_former_flags()
-        if configuration.settings.bisect:
-            _install_bench(configuration)
+        folder = bench_folder()
+        if folder is not None:
+            from sglang_fl.bisect.bench import install_bench
+
+            install_bench(configuration, folder, check=_require_hooked)
             return
         layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
         if not layers.has_layer_2:
@@ -132,13 +132,22 @@ def _mark(op: Op, layer: Any, kernel: Kernel) -> Kernel:
 
 
 def _install_layer_2(layers: _Layers, seam: Seam, wrap: Callable[[Op, Any, Kernel], Kernel] | None) -> None:
-    from sglang_fl.sglang_adapter import hook
+    from sglang_fl.sglang_adapter import hook, loaded
 
     configuration = layers.configuration
+    named = named_ops(configuration.settings)
+    if seam.honours_forced_backend:
+        _heed_forced_backend(named)
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)
     layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, wrap)
-    hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook))
+    models = loaded.LoadedModels(named, log, installed_version())
+
+    def settle(model: torch.nn.Module) -> None:
+        with _exit_on_error():
+            models.settle(model)
+
+    hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook), when_loaded=settle)
 
 
 def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
@@ -158,38 +167,25 @@ def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
     scheduler.install(models_loaded, monitor.expect_none, check=_require_hooked)
 
 
-def _install_bench(configuration: Configuration) -> None:
-    """Hook nothing but the moment at which a scheduler can be given the bench of ``sglang-fl bisect``."""
-    from sglang_fl.bisect.bench import Bench, checking
-    from sglang_fl.sglang_adapter import armed, hook, scheduler
-
-    settings, vendor = configuration.settings, configuration.registry.vendor
-    seam = seam_of(installed_version())
-    if seam is None or settings.bisect is None:
-        raise SettingsError(why_unsupported(installed_version()))
-    prepare_environment(vendor)
-    check = OpCheck(report=lambda violation: None)
-    plan = plan_layer_1(configuration)
-    wrap = checking(check, lambda: layers)
-    log, lists = DispatchLog(None), layer_lists(settings)
-    references = {name: reference_alone(resolution) for name, resolution in configuration.resolutions.items()}
-    layers = armed.ArmedLayers(
-        hook.LayerHook(configuration.resolutions, log, lists, wrap),
-        hook.LayerHook(references, log, lists),
-        seam,
-    )
-
-    def kernels() -> tuple[AtenKernel, ...]:
-        wanted = {op.overload for op in plan.replaced} if plan else set()
-        return tuple(kernel for kernel in load_kernels(vendor) if kernel.overload in wanted) if wanted else ()
-
-    bench = Bench(settings.bisect, layers, check, kernels, vendor.device_type)
-    scheduler.install(bench.attach, lambda: None, check=_require_hooked)
-
-
 def _require_hooked(seam: Seam, hooked: Callable[..., Any]) -> None:
     with _exit_on_error():
         seam.require_hooked(hooked)
+
+
+def _heed_forced_backend(named: dict[str, str]) -> None:
+    """Refuse SGLang's own force together with an op that the user named; warn of it otherwise."""
+    forced = SglangSettings().force_fused_op_backend
+    if not forced:
+        return
+    for op, title in named.items():
+        raise SettingsError(
+            f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes every layer from the plugin, and {title} names "
+            f"{op}. Unset one."
+        )
+    warn_user(
+        f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r}: layers that have this backend are SGLang's; the dispatch "
+        f"log does not show them"
+    )
 
 
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:

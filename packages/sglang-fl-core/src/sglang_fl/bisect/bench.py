@@ -13,14 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_fl.aten import load_kernels, plan_layer_1
 from sglang_fl.aten.call_check import AtenFault, CallBook
 from sglang_fl.aten.switchboard import AtenSwitchboard
+from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.errors import SettingsError
 from sglang_fl.op_check import OpCheck, Violation
 from sglang_fl.ops import Kernel, Op
+from sglang_fl.resolution import reference_alone
+from sglang_fl.settings import prepare_environment
+from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.armed import ArmedLayers
+from sglang_fl.sglang_adapter.layer_lists import layer_lists
+from sglang_fl.startup import Configuration
 from sglang_fl.vendor import AtenKernel
 
-__all__ = ["METHOD", "Bench"]
+__all__ = ["METHOD", "Bench", "install_bench"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,13 +144,56 @@ class Bench:
         path.write_text(json.dumps(answer, default=str))
 
 
-def checking(check: OpCheck, layers: Callable[[], ArmedLayers]) -> Callable[[Op, Any, Kernel], Kernel]:
-    """Return what binds a checked kernel to a layer."""
+def install_bench(configuration: Configuration, folder: Path, check: Callable[..., None]) -> None:
+    """Hook nothing but the moment at which a scheduler can be given its bench.
+
+    Parameters
+    ----------
+    configuration : what a start would do
+    folder : for answers
+    check : see ``sglang_adapter.scheduler.install``
+
+    Raises
+    ------
+    SettingsError : this SGLang is not supported
+    """
+    from sglang_fl.sglang_adapter import scheduler
+
+    version = seams.installed_version()
+    seam = seams.seam_of(version)
+    if seam is None:
+        raise SettingsError(seams.why_unsupported(version))
+    vendor = configuration.registry.vendor
+    prepare_environment(vendor)
+    calls = OpCheck(report=lambda violation: None)
+    layers = _armed(configuration, seam, calls)
+    bench = Bench(folder, layers, calls, _kernels(configuration), vendor.device_type)
+    scheduler.install(bench.attach, lambda: None, check)
+
+
+def _armed(configuration: Configuration, seam: seams.Seam, calls: OpCheck) -> ArmedLayers:
+    from sglang_fl.sglang_adapter.hook import LayerHook
 
     def wrap(op: Op, layer: Any, kernel: Kernel) -> Kernel:
-        return check.checking(op, lambda: layers().name_of(layer), kernel)
+        return calls.checking(op, lambda: layers.name_of(layer), kernel)
 
-    return wrap
+    log, lists = DispatchLog(None), layer_lists(configuration.settings)
+    references = {name: reference_alone(resolution) for name, resolution in configuration.resolutions.items()}
+    ours = LayerHook(configuration.resolutions, log, lists, wrap)
+    layers = ArmedLayers(ours, LayerHook(references, log, lists), seam)
+    return layers
+
+
+def _kernels(configuration: Configuration) -> Callable[[], tuple[AtenKernel, ...]]:
+    """Return what imports the kernels that layer 1 would register."""
+    plan = plan_layer_1(configuration)
+    wanted = {op.overload for op in plan.replaced} if plan else set()
+
+    def load() -> tuple[AtenKernel, ...]:
+        vendor = configuration.registry.vendor
+        return tuple(k for k in load_kernels(vendor) if k.overload in wanted) if wanted else ()
+
+    return load
 
 
 def _exact(overload: str) -> str:

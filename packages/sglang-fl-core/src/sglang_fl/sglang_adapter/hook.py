@@ -68,7 +68,7 @@ class LayerHook:
             return own
         return self._first_call(adapters, layer, layer_class.__name__, own, partial(_commit, layer))
 
-    def replace_linear_attention(self, backend: Any, *args: Any, **kwargs: Any) -> None:
+    def replace_linear_attention(self, backend: Any) -> None:
         """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""
         for kernel in gated_delta_rule.kernels_of(backend):
             for adapter in gated_delta_rule.ADAPTERS:
@@ -159,7 +159,12 @@ def _commit_method(kernel: Any, method: str, first: Forward, bound: Forward) -> 
     setattr(kernel, method, bound)
 
 
-def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> None:
+def install(
+    seam: Seam,
+    hook: LayerHook,
+    when_applied: Callable[[], None],
+    when_loaded: Callable[[Any], None] = lambda model: None,
+) -> None:
     """Register the hook.
 
     Parameters
@@ -167,6 +172,7 @@ def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> No
     seam : where
     hook : what
     when_applied : called as soon as SGLang has applied its hooks, in the same process
+    when_loaded : called with each model, in the process that has loaded it and before it runs
 
     Raises
     ------
@@ -174,5 +180,12 @@ def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> No
     """
     seam.require()
     HookRegistry.register(seam.target, hook, HookType.AROUND)
-    HookRegistry.register(gated_delta_rule.TARGET, hook.replace_linear_attention, HookType.AFTER)
+
+    def replace_linear_attention(backend: Any, runner: Any, *args: Any) -> None:
+        model = getattr(runner, "model", None)
+        if model is not None:
+            when_loaded(model)
+        hook.replace_linear_attention(backend)
+
+    HookRegistry.register(gated_delta_rule.TARGET, replace_linear_attention, HookType.AFTER)
     applied.when_applied(when_applied)

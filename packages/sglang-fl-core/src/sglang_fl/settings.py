@@ -265,6 +265,8 @@ class SglangSettings(BaseSettings):
 
     platform: str | None = None
     use_cpu_engine: str = "0"
+    force_fused_op_backend: str | None = None
+    plugins: str | None = None
 
 
 def unknown_variables() -> list[str]:

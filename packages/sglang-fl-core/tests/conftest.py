@@ -131,7 +131,7 @@ def install_vendor(install: Callable[..., str]) -> Callable[..., str]:
 
 @pytest.fixture
 def doctor() -> Callable[..., tuple[int, dict[str, dict[str, str]]]]:
-    """``doctor(*words)`` runs ``sglang-fl doctor --json`` and returns its exit code and its rows by subject."""
+    """``doctor(*words)`` runs ``sglang-fl doctor --json``; returns its exit code, and its rows by subject."""
 
     def run(*words: str) -> tuple[int, dict[str, dict[str, str]]]:
         configure.cache_clear()

@@ -125,8 +125,7 @@ def test_setting_that_a_start_would_refuse_is_found(doctor: Doctor, monkeypatch)
 
 def test_misspelt_variable_is_found(doctor: Doctor, monkeypatch):
     monkeypatch.setenv("SGLANG_FL_DISPATCH_LGO", "/tmp/x")
-    code, rows = doctor("--only", "settings")
-    assert code == 1
+    assert doctor("--only", "settings")[0] == 1
     told = examine(Launch(), ["settings"])[0].finding
     assert told.state is State.PROBLEM
     assert "Nearest: SGLANG_FL_DISPATCH_LOG" in told.text
@@ -148,7 +147,7 @@ def test_chip_that_is_not_seen_is_found(doctor: Doctor, install_vendor: Install)
     ("name", "text", "seen", "remedy"),
     [
         ("SGLANG_FL_OOT_ENABLED", "0", "SGLANG_FL_OOT_ENABLED=0 switches it off", "unset it"),
-        ("SGLANG_FORCE_FUSED_OP_BACKEND", "torch", "takes the layers from the plugin", "unset it"),
+        ("SGLANG_FORCE_FUSED_OP_BACKEND", "torch", "takes layers from the plugin", "unset it"),
     ],
 )
 def test_layer_2_that_is_off_is_found(

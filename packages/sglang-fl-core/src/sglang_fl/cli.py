@@ -147,7 +147,9 @@ def coverage(as_json: Json = False) -> None:
 
 @app.command()
 def doctor(
-    model: Annotated[Path | None, typer.Option("--model", "--model-path", help="Folder of the model.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", "--model-path", help="Folder of the model.")
+    ] = None,
     tp: Annotated[int, typer.Option("--tp", "--tp-size", min=1, help="As in the launch line.")] = 1,
     nnodes: Annotated[int, typer.Option(min=1, help="As in the launch line.")] = 1,
     mem_fraction_static: Annotated[
@@ -157,13 +159,13 @@ def doctor(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     dist_init_addr: Annotated[str | None, typer.Option(help="As in the launch line.")] = None,
     probe_seconds: Annotated[float, typer.Option(help="Time limit of the all-reduce over --tp ranks.")] = 60,
-    only: Annotated[list[str] | None, typer.Option(help="Only this check; may be given more than once.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this check; may be given more than once.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What is wrong on this machine, and what to do: exit code 0 well, 1 a problem, 2 cannot tell."""
-    launch = health.Launch(
-        model, tp, nnodes, mem_fraction_static, dtype, port, dist_init_addr, probe_seconds
-    )
+    launch = health.Launch(model, tp, nnodes, mem_fraction_static, dtype, port, dist_init_addr, probe_seconds)
     with _exit_on_error():
         found = health.examine(launch, only or ())
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
@@ -177,7 +179,9 @@ def _without_check(row: dict[str, Any]) -> dict[str, Any]:
     return {column: text for column, text in row.items() if column != "check"}
 
 
-Files = Annotated[list[Path] | None, typer.Option(help="A file of the first run; may be given more than once.")]
+Files = Annotated[
+    list[Path] | None, typer.Option(help="A file of the first run; may be given more than once.")
+]
 Against = Annotated[list[Path] | None, typer.Option(help="A file of another run, to compare with.")]
 
 

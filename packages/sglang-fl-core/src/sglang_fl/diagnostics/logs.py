@@ -1,4 +1,4 @@
-"""What dispatch logs and records of ATen ops say: what ran where, in which ranks it differs, what has changed.
+"""What dispatch logs and records of ATen ops say: what ran where, and what differs between ranks and runs.
 
 Several files count as one log, as those of several ranks do. A line in none of the two formats is not
 dropped: it is returned, because a log with foreign lines is not the log that one thinks it is.
@@ -44,7 +44,8 @@ class Log:
     def aten_ops(self) -> list[dict[str, Any]]:
         """Return each ATen op that was replaced and called, and the kernel that ran it."""
         return [
-            {"op": name, "kernels": sorted(ran), "lines": ran.total()} for name, ran in sorted(self.aten.items())
+            {"op": name, "kernels": sorted(ran), "lines": ran.total()}
+            for name, ran in sorted(self.aten.items())
         ]
 
 

@@ -45,8 +45,16 @@ def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         end(process)
-        return Child(None, *process.communicate())
+        return Child(None, *_rest(process))
     return Child(process.returncode, output, errors)
+
+
+def _rest(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Return what an ended process has written; a grandchild that fled its session may hold the pipes."""
+    try:
+        return process.communicate(timeout=2)
+    except subprocess.TimeoutExpired:
+        return "", ""
 
 
 def end(process: "subprocess.Popen[str]") -> None:

@@ -70,7 +70,8 @@ def collective(launch: Launch) -> Iterator[Finding]:
 
 
 def _start(number: int, ranks: int, port: int, device_type: str) -> _Rank:
-    output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+    output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by collective, when the rank has ended
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-m", RANK, str(number), str(ranks), str(port), device_type],
         env=child_environment({"OMP_NUM_THREADS": "1"}),
@@ -116,6 +117,6 @@ def _remedy(device_type: str) -> str:
     if device_type == "cpu":
         return "unset GLOO_SOCKET_IFNAME and NCCL_*, and see that 127.0.0.1 is not behind a firewall"
     return (
-        "set NCCL_DEBUG=INFO and ask again to see where it waits; try NCCL_P2P_DISABLE=1 (devices that cannot "
+        "ask again with NCCL_DEBUG=INFO to see where it waits; try NCCL_P2P_DISABLE=1 (devices that cannot "
         "reach each other), NCCL_SHM_DISABLE=1 (a small /dev/shm), NCCL_IB_DISABLE=1"
     )

@@ -5,6 +5,7 @@ Run as ``python -m``, by ``collective``: rank, ranks, port, device type.
 
 import sys
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ __all__ = ["main"]
 def main(rank: int, ranks: int, port: int, device_type: str) -> None:
     """Take part in an all-reduce over gloo, and over the device's own backend."""
     _say("started")
-    device = torch.device(device_type, None if device_type == "cpu" else rank)
+    device = torch.device(device_type if device_type == "cpu" else f"{device_type}:{rank}")
     if device_type != "cpu":
         getattr(torch, device_type).set_device(rank)
     backend = dist.get_default_backend_for_device(device_type)
@@ -33,7 +34,7 @@ def main(rank: int, ranks: int, port: int, device_type: str) -> None:
     _say("done")
 
 
-def _add_up(ranks: int, device: torch.device, group: "dist.ProcessGroup | None") -> None:
+def _add_up(ranks: int, device: torch.device, group: Any) -> None:
     number = torch.full((1024,), float(dist.get_rank() + 1), device=device)
     dist.all_reduce(number, group=group)
     expected = ranks * (ranks + 1) / 2

@@ -57,4 +57,6 @@ def _of_vendor(vendor: InstalledVendor, has_chip: bool) -> Finding:
         return problem(what, text, f"reinstall or upgrade {vendor.distribution.split()[0]}")
     if has_chip:
         return ok(what, f"not used: {vendor.why_not}")
-    return problem(what, f"its chip is not seen: {vendor.why_not}", "check the driver and this Python's torch")
+    return problem(
+        what, f"its chip is not seen: {vendor.why_not}", "check the driver and this Python's torch"
+    )

@@ -40,7 +40,9 @@ def entry_points(launch: Launch) -> Iterator[Finding]:
     """Are the entry points there by which SGLang and core find us?"""
     if not _is_installed():
         return  # told by the check before
-    missing = [group for group, name in ENTRY_POINTS.items() if not metadata.entry_points(group=group, name=name)]
+    missing = [
+        group for group, name in ENTRY_POINTS.items() if not metadata.entry_points(group=group, name=name)
+    ]
     if missing:
         yield problem(
             "entry points",

@@ -58,7 +58,9 @@ def _of_plan(configuration: Configuration) -> Finding:
     names = ("flagos_whitelist", "flagos_blacklist")
     lists = [settings.quoted(name) for name in names if getattr(settings, name).names]
     cause = f"{lists[0]} leaves none" if lists else "the vendor's list names none, or all are in quarantine"
-    return problem("layer 1", f"no ATen op is replaced: {cause}", "`sglang-fl ops --aten` says why for each op")
+    return problem(
+        "layer 1", f"no ATen op is replaced: {cause}", "`sglang-fl ops --aten` says why for each op"
+    )
 
 
 def aten_record(launch: Launch) -> Iterator[Finding]:

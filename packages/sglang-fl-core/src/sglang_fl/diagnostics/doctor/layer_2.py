@@ -24,7 +24,7 @@ def layer_2(launch: Launch) -> Iterator[Finding]:
     if forced:
         yield problem(
             "layer 2",
-            f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes the layers from the plugin, from SGLang 0.5.18 on",
+            f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes layers from the plugin (SGLang 0.5.18 on)",
             "unset it",
         )
     if not settings.oot_enabled:
@@ -58,12 +58,16 @@ def dispatch_log(launch: Launch) -> Iterator[Finding]:
     settings = configuration.settings
     path = settings.dispatch_log
     if path is None:
-        yield ok("dispatch log", "none is kept", "set SGLANG_FL_DISPATCH_LOG=FILE to see what runs each layer")
+        yield ok(
+            "dispatch log", "none is kept", "set SGLANG_FL_DISPATCH_LOG=FILE to see what runs each layer"
+        )
         return
     reason = why_no_file(path)
     if reason:
         remedy = "name a file in an existing, writable folder"
-        yield problem("dispatch log", f"{settings.quoted('dispatch_log')} cannot be written: {reason}", remedy)
+        yield problem(
+            "dispatch log", f"{settings.quoted('dispatch_log')} cannot be written: {reason}", remedy
+        )
     elif path.exists() and not path.stat().st_size:
         remedy = "send a request: a layer class is told when it runs for the first time"
         yield ok("dispatch log", f"{path} is writable, and empty so far", remedy)

@@ -1,4 +1,4 @@
-"""A ``forward_cuda`` error on another chip: which layer classes are not ours there, and which setting helps."""
+"""A ``forward_cuda`` error on another chip: which layer classes are not ours there, and what helps."""
 
 from collections.abc import Iterator
 from importlib import util
@@ -69,7 +69,9 @@ def layer_classes(launch: Launch) -> Iterator[Finding]:
     if device in _AT_HOME:
         yield ok(what, f"{text}; the rest is SGLang's", "`sglang-fl coverage` lists them")
         return
-    yield ok(what, f"{text}; a model with one of these runs SGLang's path on {device}: {_names(bare)}", _FORCE)
+    yield ok(
+        what, f"{text}; a model with one of these runs SGLang's path on {device}: {_names(bare)}", _FORCE
+    )
 
 
 def _names(layers: list[Coverage]) -> str:

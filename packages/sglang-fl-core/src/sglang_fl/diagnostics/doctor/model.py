@@ -92,7 +92,7 @@ class Model:
 def _bytes_on_device(path: Path, element_size: int) -> int:
     try:
         if path.suffix != ".safetensors":
-            return path.stat().st_size
+            return int(path.stat().st_size)
         return sum(_tensor_bytes(entry, element_size) for entry in _tensors(path))
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise SettingsError(f"{path.name}: {error}") from error
@@ -110,7 +110,7 @@ def _tensors(path: Path) -> Iterator[dict[str, Any]]:
 
 def _tensor_bytes(entry: dict[str, Any], element_size: int) -> int:
     if entry["dtype"] in _CAST:
-        return math.prod(entry["shape"]) * element_size
+        return int(math.prod(entry["shape"])) * element_size
     start, stop = entry["data_offsets"]
     return int(stop - start)
 
@@ -141,5 +141,7 @@ def read_model(folder: Path) -> Model:
     if not folder.is_dir():
         raise SettingsError(f"{folder} is no folder here: name the folder that holds config.json")
     config = _object(folder / "config.json")
-    text = next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), {})
+    text: dict[str, Any] = next(
+        (config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), {}
+    )
     return Model(folder, {**config, **text})

@@ -13,8 +13,17 @@ from sglang_fl.diagnostics.doctor.launch import Launch
 
 __all__ = ["copies", "flag_gems_pins", "shadow", "torch_pins"]
 
-MODULES = ("sglang", "sglang_fl", "torch", "triton", "flag_gems", "sgl_kernel", "sglang_fl_nvidia")
-MODULES += ("sglang_fl_ascend", "sglang_fl_mlu")
+MODULES = (
+    "sglang",
+    "sglang_fl",
+    "sglang_fl_nvidia",
+    "sglang_fl_ascend",
+    "sglang_fl_mlu",
+    "torch",
+    "triton",
+    "flag_gems",
+    "sgl_kernel",
+)
 #: These come together, and pip replaces them together.
 TORCH = ("torch", "torchvision", "torchaudio", "triton", "sglang-kernel", "flashinfer-python")
 
@@ -85,7 +94,9 @@ def flag_gems_pins(launch: Launch) -> Iterator[Finding]:
         return
     text = f"flag-gems {_version(name)}: {'; '.join(line for _, line in unmet)}"
     wanted = " ".join(f"'{pin}'" for pinned, pin in _pins(name) if pinned in dict(unmet))
-    remedy = f"if an import fails: {sys.executable} -m pip install {wanted}, and see that SGLang's pins still hold"
+    remedy = (
+        f"if an import fails: {sys.executable} -m pip install {wanted}, and see that SGLang's pins still hold"
+    )
     yield problem("FlagGems' pins", text, remedy)
 
 

@@ -59,11 +59,15 @@ def sglang_loads_the_plugin(launch: Launch) -> Iterator[Finding]:
 def _judged(child: Child) -> Finding:
     what = "loading"
     if child.code is None:
-        return unknown(what, f"`import sglang` is not done after {SECONDS} s", "see where it waits: py-spy dump")
+        return unknown(
+            what, f"`import sglang` is not done after {SECONDS} s", "see where it waits: py-spy dump"
+        )
     if child.code == 0 and "plugin called 1" in child.output:
         return ok(what, "SGLang imports, and calls the plugin")
     if child.code == 0:
-        return problem(what, "SGLang imports and does not call the plugin", "see the rows about plugins above")
+        return problem(
+            what, "SGLang imports and does not call the plugin", "see the rows about plugins above"
+        )
     ours = [line for line in child.errors.splitlines() if line.startswith("sglang-fl: ")]
     if ours:
         text = " ".join(line.removeprefix("sglang-fl: ") for line in ours)

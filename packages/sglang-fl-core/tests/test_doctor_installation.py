@@ -71,6 +71,15 @@ def test_platform_that_drops_the_plugin_is_found(doctor: Doctor, monkeypatch):
     assert "SGLANG_FL_PLATFORM" in row["remedy"]
 
 
+def test_platform_of_ours_where_sglang_has_its_own_is_found(
+    doctor: Doctor, install_vendor: Install, monkeypatch
+):
+    monkeypatch.setenv("SGLANG_PLATFORM", "sglang_fl")
+    assert doctor("--only", "selection")[0] == 0  # on a plain CPU we bring it
+    install_vendor("toy")
+    assert "is refused" in only_problem(doctor("--only", "selection"), "SGLANG_PLATFORM")["text"]
+
+
 @pytest.mark.parametrize(
     ("version", "text"), [("0.5.99", "0.5.99 is not supported"), ("0.4.1", "0.4.1 is not supported")]
 )

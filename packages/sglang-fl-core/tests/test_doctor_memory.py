@@ -47,7 +47,7 @@ def memory(doctor: Doctor, model: Path, *words: str) -> tuple[int, dict[str, str
 def test_share_that_leaves_no_room_for_the_weights_is_found(doctor: Doctor, model: Path):
     code, row = memory(doctor, model, "--mem-fraction-static", "0.000001")
     assert (code, row["state"]) == (1, "problem")
-    assert "weights 0.06 GiB, 0.06 GiB on each of 1 ranks" in row["text"]
+    assert "weights 64 MiB, 64 MiB on each of 1 ranks" in row["text"]
     assert "too little for the KV cache" in row["text"]
     value = re.fullmatch(r"try --mem-fraction-static (0\.\d\d)", row["remedy"])
     assert value, row["remedy"]
@@ -72,6 +72,13 @@ def test_model_that_fits_is_well(doctor: Doctor, model: Path):
     code, row = memory(doctor, model)
     assert code == 0, row
     assert "--mem-fraction-static 0.5 by default" in row["text"]
+
+
+def test_share_that_two_ranks_of_a_host_cannot_both_have_is_found(doctor: Doctor, model: Path):
+    """Each rank takes its share of all that is free."""
+    code, row = memory(doctor, model, "--tp", "2", "--mem-fraction-static", "0.6")
+    assert (code, "leaves 0 MiB for activations" in row["text"]) == (1, True), row
+    assert float(row["remedy"].split()[-1]) < 0.5
 
 
 def test_ranks_share_the_memory_of_a_host(doctor: Doctor, model: Path):

@@ -143,6 +143,7 @@ def test_table_shows_problems_with_their_remedies(monkeypatch):
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "nosuch0")
     result = CliRunner().invoke(app, ["doctor", "--only", "interfaces", "--only", "installation"])
     assert result.exit_code == 1
+    assert "1 to be changed, 0 that cannot be told, 2 findings in all" in result.stdout
     assert result.stdout.index("nosuch0") < result.stdout.index("sglang-fl-core")
 
 

@@ -60,7 +60,9 @@ def test_cores_that_are_not_given_to_each_rank_are_found(doctor: Doctor, monkeyp
     assert "1 lists of cores for 2 ranks" in row["text"]
     assert 'SGLANG_CPU_OMP_THREADS_BIND="' in row["remedy"]
     monkeypatch.delenv("SGLANG_CPU_OMP_THREADS_BIND")
-    assert "SGLANG_CPU_OMP_THREADS_BIND" in doctor("--tp", "2", "--only", "numa")[1]["cores"]["remedy"]
+    row = only_problem(doctor("--tp", "1024", "--only", "numa"), "cores")
+    assert "a NUMA node for each of 1024 ranks" in row["text"]
+    assert 'SGLANG_CPU_OMP_THREADS_BIND="' in row["remedy"]
 
 
 @pytest.mark.parametrize(("heads", "kv", "tp"), [(14, 2, 4), (12, 3, 2), (6, 4, 3)])

@@ -171,8 +171,15 @@ def doctor(
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
     columns = ("state", "what", "text", "remedy", "check")
     ordered = [{column: row[column] for column in columns} for row in rows]
-    _print(ordered if as_json else [_without_check(row) for row in ordered], as_json, "Doctor")
+    _print(ordered if as_json else [_without_check(row) for row in ordered], as_json, _summary(found))
     raise typer.Exit(health.exit_code(found))
+
+
+def _summary(found: list[health.Row]) -> str:
+    """Return the title of the table: how many rows are not well."""
+    states = [row.finding.state for row in found]
+    problems, unknown = states.count(health.State.PROBLEM), states.count(health.State.UNKNOWN)
+    return f"Doctor: {problems} to be changed, {unknown} that cannot be told, {len(found)} findings in all"
 
 
 def _without_check(row: dict[str, Any]) -> dict[str, Any]:

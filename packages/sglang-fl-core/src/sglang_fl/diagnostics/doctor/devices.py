@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -54,9 +55,14 @@ def numa(launch: Launch) -> Iterator[Finding]:
     given, ranks = variable(name), launch.local_ranks
     cores = sorted(os.sched_getaffinity(0))
     lists = "|".join(_share(cores, rank, ranks) for rank in range(ranks))
-    if given is None:
-        text = f"{name} is not set: SGLang then needs a NUMA node for each of {ranks} ranks"
-        yield ok("cores", text, f'with fewer nodes, give a list of cores to each: {name}="{lists}"')
+    nodes = max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))))
+    if given is None and nodes < ranks:
+        text = (
+            f"{name} is not set: SGLang then needs a NUMA node for each of {ranks} ranks, and {nodes} is here"
+        )
+        yield problem("cores", text, f'give a list of cores to each: {name}="{lists}"')
+    elif given is None:
+        yield ok("cores", f"{nodes} NUMA nodes for {ranks} ranks")
     elif len(given.split("|")) != ranks:
         text = f"{name}={given!r} has {len(given.split('|'))} lists of cores for {ranks} ranks"
         yield problem("cores", text, f'write one list for each rank: {name}="{lists}"')

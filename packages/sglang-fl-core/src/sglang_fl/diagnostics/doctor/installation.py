@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 import sglang_fl
+from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.settings import SglangSettings
@@ -53,6 +54,12 @@ def entry_points(launch: Launch) -> Iterator[Finding]:
         yield ok("entry points", f"all {len(ENTRY_POINTS)} are there")
 
 
+def _has_own_platform() -> bool:
+    """Whether SGLang has a platform for the device, so that the vendor brings none."""
+    configuration = configured()
+    return configuration is not None and configuration.registry.vendor.platform is None
+
+
 def selection(launch: Launch) -> Iterator[Finding]:
     """Do SGLang's own selectors let the plugin in?"""
     sglang = SglangSettings()
@@ -67,6 +74,12 @@ def selection(launch: Launch) -> Iterator[Finding]:
         yield problem(
             "SGLANG_PLATFORM",
             f"SGLANG_PLATFORM={sglang.platform!r} makes SGLang drop this plugin without a warning",
+            "unset it; to choose the chip's vendor, set SGLANG_FL_PLATFORM",
+        )
+    if sglang.platform == NAME and _has_own_platform():
+        yield problem(
+            "SGLANG_PLATFORM",
+            f"SGLANG_PLATFORM={NAME!r} is refused: on this device SGLang's own platform stays active",
             "unset it; to choose the chip's vendor, set SGLANG_FL_PLATFORM",
         )
     if not names and not sglang.platform:

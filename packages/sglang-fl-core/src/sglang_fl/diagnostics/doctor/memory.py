@@ -40,13 +40,15 @@ class _Budget:
 
     Parameters
     ----------
-    free : what is free now, on the device that has least
+    free : what SGLang will find free, on the device that has least
+    own : what of that this rank can have: the ranks of a CPU share the host's memory
     weights : its share of the weights
     kv : keys and values of as many tokens as make a useful server
     fraction : the share for weights and KV cache
     """
 
     free: int
+    own: int
     weights: int
     kv: int
     fraction: float
@@ -59,7 +61,8 @@ class _Budget:
     @property
     def most(self) -> float:
         """The largest share that leaves room for activations, in hundredths."""
-        return math.floor(100 * min(MOST, 1 - LEAST_REST / max(self.free, 1))) / 100
+        usable = max(0, min(MOST * self.own, self.own - LEAST_REST))
+        return math.floor(100 * usable / max(self.free, 1)) / 100
 
     @property
     def to_try(self) -> float:
@@ -88,26 +91,26 @@ def memory(launch: Launch) -> Iterator[Finding]:
         yield _judged(_budget(model, weights, free, launch, device_type), weights, launch)
 
 
-def _budget(model: Model, weights: int, free: int, launch: Launch, device_type: str) -> _Budget:
+def _budget(model: Model, weights: int, free: tuple[int, int], launch: Launch, device_type: str) -> _Budget:
     per_token = model.kv_bytes_per_token(launch.dtype, launch.tp) or 0
     default = MEM_FRACTION_STATIC if device_type == "cpu" else ACCELERATOR_FRACTION
     given = launch.mem_fraction_static
     tokens = min(USEFUL_TOKENS, model.context)
-    return _Budget(free, weights // launch.tp, per_token * tokens, default if given is None else given)
+    return _Budget(*free, weights // launch.tp, per_token * tokens, default if given is None else given)
 
 
 def _judged(budget: _Budget, weights: int, launch: Launch) -> Finding:
     text = (
         f"weights {_size(weights)}, {_size(budget.weights)} on each of {launch.tp} ranks; free for a rank "
-        f"{_size(budget.free)}; --mem-fraction-static {_fraction(launch, budget)}"
+        f"{_size(budget.own)}; --mem-fraction-static {_fraction(launch, budget)}"
     )
     if budget.least > budget.most:
-        return problem("memory", f"{text}: too little memory", _remedy_of_size(weights, budget.free))
+        return problem("memory", f"{text}: too little memory", _remedy_of_size(weights, budget.own))
     value = f"--mem-fraction-static {budget.to_try:.2f}"
     if budget.fraction * budget.free < budget.weights + budget.kv:
         return problem("memory", f"{text}: leaves too little for the KV cache", f"try {value}")
     if budget.fraction > budget.most:
-        rest = _size(int((1 - budget.fraction) * budget.free))
+        rest = _size(max(0, int(budget.own - budget.fraction * budget.free)))
         return problem("memory", f"{text}: leaves {rest} for activations and graphs", f"try {value}")
     return ok("memory", text, f"should a start still run out of memory, try {value}")
 
@@ -116,26 +119,27 @@ def _fraction(launch: Launch, budget: _Budget) -> str:
     return f"{budget.fraction:g}{' by default' if launch.mem_fraction_static is None else ''}"
 
 
-def _remedy_of_size(weights: int, free: int) -> str:
+def _remedy_of_size(weights: int, own: int) -> str:
     tp = 1
-    while tp < 1024 and weights / tp > MOST * free - LEAST_REST:
+    while tp < 1024 and weights / tp > MOST * own - LEAST_REST:
         tp *= 2
     spread = f"spread it over more devices (--tp {tp}), " if tp < 1024 else ""
     return f"{spread}end what else uses the memory, or take a quantized model"
 
 
 def _size(number: int) -> str:
-    return f"{number / GIB:.2f} GiB"
+    return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / 2**20:.0f} MiB"
 
 
-def _free(device_type: str, ranks: int) -> int | None:
-    """Return the bytes that one rank can have, or None where they cannot be asked for."""
+def _free(device_type: str, ranks: int) -> tuple[int, int] | None:
+    """Return the bytes that SGLang finds free and those that one rank can have; None if they are not told."""
     if device_type == "cpu":
-        return _free_of_host() // ranks  # all ranks share the host's
+        return int(psutil.virtual_memory().available), _free_of_host() // ranks
     module = getattr(torch, device_type, None)
     if module is None or not hasattr(module, "mem_get_info") or not count(device_type):
         return None
-    return min(int(module.mem_get_info(device)[0]) for device in range(min(ranks, count(device_type))))
+    free = min(int(module.mem_get_info(device)[0]) for device in range(min(ranks, count(device_type))))
+    return free, free
 
 
 def _free_of_host() -> int:

@@ -100,6 +100,8 @@ def test_port_in_use_is_found_with_its_holder(doctor: Doctor, taken: int):
     row = only_problem(doctor("--port", str(taken), "--only", "ports"), "--port")
     assert f"port {taken} cannot be had: Address already in use (process {os.getpid()}, " in row["text"]
     assert "--port" in row["remedy"]
+    row = only_problem(doctor("--nccl-port", str(taken), "--only", "ports", "--tp", "2"), "--nccl-port")
+    assert row["remedy"].startswith("leave it out")
 
 
 def test_master_port_in_use_is_found(doctor: Doctor, taken: int, monkeypatch):

@@ -157,6 +157,7 @@ def doctor(
     ] = None,
     dtype: Annotated[str, typer.Option(help="As in the launch line.")] = "auto",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
+    nccl_port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     dist_init_addr: Annotated[str | None, typer.Option(help="As in the launch line.")] = None,
     probe_seconds: Annotated[float, typer.Option(help="Time limit of the all-reduce over --tp ranks.")] = 60,
     only: Annotated[
@@ -165,7 +166,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """What is wrong on this machine, and what to do: exit code 0 well, 1 a problem, 2 cannot tell."""
-    launch = health.Launch(model, tp, nnodes, mem_fraction_static, dtype, port, dist_init_addr, probe_seconds)
+    launch = health.Launch(
+        model, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
+    )
     with _exit_on_error():
         found = health.examine(launch, only or ())
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]

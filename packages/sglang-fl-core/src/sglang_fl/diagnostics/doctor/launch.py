@@ -21,6 +21,7 @@ class Launch:
     mem_fraction_static : the share of the memory for weights and KV cache; None leaves it to SGLang
     dtype : ``auto``, ``bfloat16``, ...
     port : where the server listens, or None
+    nccl_port : where the ranks of this machine meet, or None
     dist_init_addr : ``host:port`` at which the ranks meet, or None
     probe_seconds : how long the ranks of the probe may take, start of Python included
     """
@@ -31,6 +32,7 @@ class Launch:
     mem_fraction_static: float | None = None
     dtype: str = "auto"
     port: int | None = None
+    nccl_port: int | None = None
     dist_init_addr: str | None = None
     probe_seconds: float = 60
 

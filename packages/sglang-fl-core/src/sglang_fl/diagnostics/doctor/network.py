@@ -14,9 +14,11 @@ __all__ = ["interfaces", "ports", "rendezvous", "variables_of_collectives"]
 
 
 def ports(launch: Launch) -> Iterator[Finding]:
-    """Is the port of the server free?"""
+    """Are the port of the server and that of its ranks free?"""
     if launch.is_described:
         yield _of_port("--port", launch.port or PORT, "choose another one with --port")
+    if launch.nccl_port is not None:
+        yield _of_port("--nccl-port", launch.nccl_port, "leave it out: SGLang finds a free port by itself")
 
 
 def _of_port(what: str, port: int, remedy: str) -> Finding:

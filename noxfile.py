@@ -59,6 +59,12 @@ def _on_stack(session: nox.Session, *packages: str) -> None:
     session.install("-q", "--no-deps", "--no-build-isolation", "--force-reinstall", *packages)
 
 
+def _in_parallel(session: nox.Session, *tests: str) -> None:
+    """Run tests that mostly wait for engines to start, two files at a time: a file shares its engines."""
+    session.install("-q", "pytest-xdist")
+    session.run("python", "-m", "pytest", *tests, "-n", "2", "--dist", "loadfile", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff, mypy --strict, import floors."""
@@ -105,14 +111,14 @@ def mlu(session: nox.Session) -> None:
 def engine(session: nox.Session) -> None:
     """The real SGLang engine and server on the CPU."""
     _on_stack(session, CORE)
-    session.run("python", "-m", "pytest", "tests/engine", *session.posargs)
+    _in_parallel(session, "tests/engine")
 
 
 @nox.session
 def releases(session: nox.Session) -> None:
     """The seams of all supported SGLang releases, in their own wheels."""
     _on_stack(session, CORE)
-    session.run("python", "-m", "pytest", "tests/releases", *session.posargs)
+    _in_parallel(session, "tests/releases")
 
 
 @nox.session

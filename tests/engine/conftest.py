@@ -21,7 +21,7 @@ import json, sys
 def main():
     import sglang as sgl
     engine = sgl.Engine(model_path=sys.argv[1], skip_tokenizer_init=True, max_total_tokens=2048,
-                        log_level="info", random_seed=1)
+                        log_level="info", random_seed=1, **json.loads(sys.argv[3]))
     rows = engine.generate(input_ids=json.loads(sys.argv[2]), return_logprob=True, logprob_start_len=0,
                            sampling_params={"temperature": 0, "max_new_tokens": 8, "ignore_eos": True})
     meta = rows["meta_info"]
@@ -66,12 +66,14 @@ def environment_of() -> Callable[[Mapping[str, str]], dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def run_offline(tiny_model: Path, tmp_path_factory, environment_of) -> Callable[..., Run]:
-    """Return a function that generates with ``sgl.Engine`` under given settings."""
+    """Return a function that generates with ``sgl.Engine`` under given settings and arguments."""
     script = tmp_path_factory.mktemp("offline") / "offline.py"
     script.write_text(_OFFLINE)
 
-    def run(settings: Mapping[str, str], timeout: float = 240) -> Run:
-        command = [sys.executable, str(script), str(tiny_model), json.dumps(PROMPT)]
+    def run(
+        settings: Mapping[str, str], timeout: float = 240, model: Path = tiny_model, **engine: object
+    ) -> Run:
+        command = [sys.executable, str(script), str(model), json.dumps(PROMPT), json.dumps(engine)]
         return finish(command, environment_of(settings), timeout)
 
     return run

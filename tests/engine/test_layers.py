@@ -44,6 +44,7 @@ from sglang_fl.sglang_adapter import gemma_rms_norm, rms_norm
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.rotary_embedding import bind
 from sglang_fl.startup import configure
+from tests.engine.native import native
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -343,38 +344,6 @@ def test_offsets_are_added_to_the_positions():
     shifted = layer(positions, query, key, offsets=torch.full_like(positions, 7))
     assert all(map(torch.equal, shifted, layer(positions + 7, query, key)))
 
-
-def native(op: str, arguments: dict) -> tuple[torch.Tensor, ...]:
-    """Call SGLang's ``forward_native`` with the arguments of the contract."""
-    if op in POINTWISE:
-        return outputs(POINTWISE[op]().forward_native(arguments["x"]))
-    if op == "gelu_and_mul":
-        return outputs(GeluAndMul(arguments["approximate"]).forward_native(arguments["x"]))
-    if op in ("rms_norm", "gemma_rms_norm"):
-        width, eps = arguments["x"].shape[-1], arguments["eps"]
-        if op == "rms_norm":
-            options = {name: arguments[name] for name in OPTIONS if name in arguments}
-            options["var_hidden_size"] = arguments.get("variance_size_override")
-            layer = RMSNorm(width, eps, weight_dtype=arguments["weight"].dtype, **options)
-        else:
-            layer = GemmaRMSNorm(width, eps)
-        layer.weight.data = arguments["weight"]
-        given = (arguments.get("residual"), arguments.get("post_residual_addition"))
-        return outputs(layer.forward_native(arguments["x"], *given))
-    layer = rope(arguments["head_size"], arguments["is_neox_style"])
-    layer.rotary_dim = arguments["cos_sin_cache"].shape[-1]
-    layer.cos_sin_cache = arguments["cos_sin_cache"]
-    keys = ("positions", "query", "key", "offsets")
-    return layer.forward_native(*(arguments.get(key) for key in keys))
-
-
-POINTWISE = {
-    "silu_and_mul": SiluAndMul,
-    "new_gelu": NewGELU,
-    "quick_gelu": QuickGELU,
-    "relu2": ReLU2,
-}
-OPTIONS = ("cast_x_before_out_mul", "fp32_residual")
 
 #: forward_native's bounds in units of the dtype's rounding, from its roundings: activation and
 #: product are rounded; the norm once; rotary rounds cosine or sine, each product, and their sum.

@@ -93,6 +93,10 @@ WRONG = {
         {"SGLANG_FL_PER_OP": "silu_and_mul=flagos;rms_norm=reference"},
         ["'silu_and_mul=flagos'", "vendor cpu has none", "Available for silu_and_mul: reference"],
     ),
+    "forced-backend": (
+        {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "SGLANG_FL_OOT_WHITELIST": "RMSNorm"},
+        ["SGLANG_FORCE_FUSED_OP_BACKEND='torch'", "SGLANG_FL_OOT_WHITELIST names rms_norm. Unset one."],
+    ),
 }
 
 
@@ -153,6 +157,16 @@ def test_an_unsupported_release_refuses_a_backend_asked_for_by_name(environment_
     settings = {"SGLANG_FL_PER_OP": "rms_norm=reference"}
     message = refused(finish([sys.executable, "-c", OTHER_RELEASE], environment_of(settings), timeout=60))
     assert "SGLANG_FL_PER_OP is set, but SGLang 0.5.24 is not supported" in message
+
+
+LOAD = "from sglang.srt.plugins import load_plugins; load_plugins()"
+
+
+def test_a_forced_backend_is_warned_of(environment_of):
+    settings = {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch"}
+    run = finish([sys.executable, "-c", LOAD], environment_of(settings), timeout=60)
+    assert run.code == 0, run.output
+    assert run.output.count("SGLANG_FORCE_FUSED_OP_BACKEND='torch': layers that have this backend are") == 1
 
 
 def test_broken_vendor_packages_harm_nobody(run_offline, tmp_path: Path):

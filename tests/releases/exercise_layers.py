@@ -1,13 +1,17 @@
 """Run in a process of its own with one SGLang release first on PYTHONPATH: hook it, call its layers.
 
-Prints one JSON object. No engine, no model: the layer classes themselves, on the CPU.
+Its argument is a folder for logs. Prints one JSON object. No engine, no model: the layer classes themselves,
+on the CPU.
 """
 
 import importlib
 import inspect
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import exercise_shortcuts
 import torch
 from sglang.srt.plugins import load_plugins
 from sglang.version import __version__
@@ -36,6 +40,7 @@ def main() -> None:
     facts["flag"] = former_flag()
     facts["platform"] = platform()
     facts["norm_before_linear"] = norm_before_linear()
+    facts["shortcuts"] = exercise_shortcuts.exercise(Path(sys.argv[1]))
     print("RESULT " + json.dumps(facts))
 
 

@@ -16,11 +16,11 @@ SCRIPT = Path(__file__).parent / "exercise_layers.py"
 
 
 @pytest.fixture(scope="module", params=RELEASES)
-def facts(request, environment_of_release) -> dict:
+def facts(request, environment_of_release, tmp_path_factory) -> dict:
     """What a process saw that hooked this release and called its layers."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
+        [sys.executable, str(SCRIPT), str(tmp_path_factory.mktemp("logs"))],
         env={**clean, **environment_of_release(request.param)},
         capture_output=True,
         text=True,
@@ -98,3 +98,35 @@ def test_the_cpu_platform_sets_its_defaults(facts):
         "mem_fraction_static": 0.5,
         "attention_backend": "torch_native",
     }
+
+
+TAKEN = {
+    "qk_norm": ["RMSNorm → sglang(fused_qk_norm)"],
+    "qk_norm_rope": [
+        "RMSNorm → sglang(fused_qk_norm_rope)",
+        "RotaryEmbedding → sglang(fused_qk_norm_rope)",
+    ],
+    "dual_gemm": ["SiluAndMul → sglang(dual_gemm)"],
+    "all_reduce": ["RMSNorm → sglang(fused_allreduce_norm)"],
+}
+FIRST_WITH_DUAL_GEMM = 22
+
+
+@pytest.mark.parametrize("path", TAKEN)
+def test_a_shortcut_that_sglang_takes_is_logged_and_taken(facts, path: str):
+    if path == "dual_gemm" and int(facts["release"].rpartition(".")[2]) < FIRST_WITH_DUAL_GEMM:
+        assert facts["shortcuts"]["watched"][path] == [None]
+    else:
+        assert facts["shortcuts"]["watched"][path] == ["fused", *TAKEN[path]]
+
+
+@pytest.mark.parametrize("path", TAKEN)
+def test_a_shortcut_past_an_op_that_is_named_is_not_taken(facts, path: str):
+    if path == "dual_gemm" and int(facts["release"].rpartition(".")[2]) < FIRST_WITH_DUAL_GEMM:
+        assert facts["shortcuts"]["off"][path] == [None]
+    else:
+        assert facts["shortcuts"]["off"][path] == ["layers"]
+
+
+def test_a_pinned_layer_is_logged_when_it_has_run_and_keeps_its_method(facts):
+    assert facts["shortcuts"]["watched"]["pinned"] == ["pinned", "SiluAndMul → sglang(pinned)"]

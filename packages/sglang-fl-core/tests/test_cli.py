@@ -418,7 +418,8 @@ def sglang(site: Path) -> Path:
 
 
 def test_coverage_tells_each_layer_class_its_op_or_the_reason(sglang: Path):
-    rows = {row["layer_class"].rpartition(":")[2]: row for row in run_json("coverage")}
+    classes = run_json("coverage")["layer_classes"]
+    rows = {row["layer_class"].rpartition(":")[2]: row for row in classes}
     assert rows["SiluAndMul"] == {
         "layer_class": "srt.layers.activation:SiluAndMul",
         "ops": ["silu_and_mul"],
@@ -428,10 +429,21 @@ def test_coverage_tells_each_layer_class_its_op_or_the_reason(sglang: Path):
     assert "unknown to this version" in rows["Newcomer"]["left_to_sglang"]
 
 
-def test_coverage_prints_a_table(sglang: Path):
+def test_coverage_tells_the_shortcuts_past_each_op_and_how_they_are_turned_off(sglang: Path):
+    rows = run_json("coverage")["shortcuts"]
+    dual_gemm = next(row for row in rows if row["shortcut"] == "dual_gemm")
+    assert dual_gemm["past"] == ["silu_and_mul"]
+    assert dual_gemm["releases"] == "0.5.22 to 0.5.23"
+    assert dual_gemm["off_where_the_op_is_named"] == "DualGemm.can_run says no"
+    refused = next(row for row in rows if row["where"] == "models.olmo2:Olmo2Attention")
+    assert "the start is refused" in refused["off_where_the_op_is_named"]
+
+
+def test_coverage_prints_both_tables(sglang: Path):
     result = run("coverage")
     assert result.exit_code == 0
     assert "silu_and_mul" in line_with("activation:SiluAndMul", result.stdout)
+    assert "Shortcuts of SGLang past them" in result.stdout
 
 
 def test_coverage_without_sglang_is_one_message_and_code_2(monkeypatch: pytest.MonkeyPatch):

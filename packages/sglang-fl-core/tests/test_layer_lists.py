@@ -1,12 +1,19 @@
 """Which layers the user leaves to SGLang."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
 from sglang_fl.sglang_adapter import ADAPTERS
-from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
+from sglang_fl.startup import configure
+
+Install = Callable[..., Any]
 
 
 class RMSNorm:
@@ -105,3 +112,41 @@ def test_order_for_an_op_that_is_not_left_out_is_accepted(monkeypatch: pytest.Mo
     monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=reference")
     monkeypatch.setenv("SGLANG_FL_OOT_BLACKLIST", "SiluAndMul,!rms_norm")
     assert layer_lists(Settings.read()).black == {"SiluAndMul"}
+
+
+def named(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, str]:
+    for name, text in variables.items():
+        monkeypatch.setenv(f"SGLANG_FL_{name}", text)
+    return named_ops(Settings.read())
+
+
+def test_an_order_and_a_whitelist_name_ops_and_a_blacklist_does_not(monkeypatch: pytest.MonkeyPatch):
+    assert named(monkeypatch, OOT_BLACKLIST="RMSNorm", PER_OP="mrope=reference;relu2=reference") == {
+        "mrope": "SGLANG_FL_PER_OP",
+        "relu2": "SGLANG_FL_PER_OP",
+    }
+
+
+def test_a_layer_class_names_each_op_that_it_may_compute(monkeypatch: pytest.MonkeyPatch):
+    assert named(monkeypatch, OOT_WHITELIST="TopK,rms_norm", PER_OP="rms_norm=reference") == {
+        "topk_softmax": "SGLANG_FL_OOT_WHITELIST",
+        "topk_sigmoid": "SGLANG_FL_OOT_WHITELIST",
+        "rms_norm": "SGLANG_FL_PER_OP",
+    }
+
+
+def test_what_a_file_names_is_called_by_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    file = tmp_path / "fl.yaml"
+    file.write_text("op_backends:\n  relu2: reference\n")
+    (title,) = named(monkeypatch, CONFIG=str(file)).values()
+    assert title == f"SGLANG_FL_CONFIG={str(file)!r}: op_backends"
+
+
+def test_preferring_a_kind_and_a_vendors_defaults_name_nothing(
+    monkeypatch: pytest.MonkeyPatch, install_vendor: Install
+):
+    assert named(monkeypatch, PREFER="vendor") == {}
+    install_vendor("toy", defaults={"per_op": "relu2=reference", "oot_whitelist": "ReLU2"})
+    settings = configure().settings
+    assert settings.per_op
+    assert named_ops(settings) == {}

@@ -301,11 +301,21 @@ def test_policy_is_what_was_set(monkeypatch: pytest.MonkeyPatch):
 def test_variables_of_sglang_are_read_apart_from_ours(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SGLANG_PLATFORM", raising=False)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
+    monkeypatch.delenv("SGLANG_FORCE_FUSED_OP_BACKEND", raising=False)
     monkeypatch.setenv("SGLANG_FL_PLATFORM", "toy")
-    assert dict(SglangSettings()) == {"platform": None, "use_cpu_engine": "0"}
+    assert dict(SglangSettings()) == {
+        "platform": None,
+        "use_cpu_engine": "0",
+        "force_fused_op_backend": None,
+    }
     monkeypatch.setenv("SGLANG_PLATFORM", "sglang_fl")
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
-    assert dict(SglangSettings()) == {"platform": "sglang_fl", "use_cpu_engine": "1"}
+    monkeypatch.setenv("SGLANG_FORCE_FUSED_OP_BACKEND", "torch")
+    assert dict(SglangSettings()) == {
+        "platform": "sglang_fl",
+        "use_cpu_engine": "1",
+        "force_fused_op_backend": "torch",
+    }
     assert Settings.read().platform == "toy"
 
 

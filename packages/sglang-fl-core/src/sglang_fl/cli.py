@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl import __version__
+from sglang_fl.bisect.reproduction import manual_steps
+from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.diagnostics import doctor as health
 from sglang_fl.diagnostics import logs, report
 from sglang_fl.errors import SglangFlError
@@ -140,9 +143,63 @@ def why(op: str, as_json: Json = False) -> None:
 
 @app.command()
 def coverage(as_json: Json = False) -> None:
-    """Which of the installed SGLang's fused layers are dispatched, and why not the rest."""
+    """Which of the installed SGLang's fused layers are dispatched, and its own paths past them."""
     with _exit_on_error():
-        _print(report.coverage(), as_json, "Layer classes")
+        found = report.coverage()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print(found["layer_classes"], False, "Layer classes")
+    typer.echo("Shortcuts of SGLang past them")
+    for row in found["shortcuts"]:
+        typer.echo(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
+        for key in ("where", "taken", "off_where_the_op_is_named"):
+            typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bisect(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="A text; several may be given.")] = None,
+    folder: Annotated[Path, typer.Option(help="For inputs, scripts and the verdict.")] = Path(
+        "sglang-fl-bisect"
+    ),
+    plan: Annotated[bool, typer.Option("--plan", help="Print the manual commands instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the layer, op or ATen op that makes a model's numbers differ, in one start of the engine.
+
+    What follows is passed on to SGLang's launch line (--tp 2 --device cpu ...). Exit code 0: nothing found,
+    1: found, 2: set-up broken, 3: cannot decide.
+    """
+    if plan:
+        typer.echo(manual_steps(model, shlex.join(context.args)), nl=False)
+        return
+    from sglang_fl.bisect import command
+
+    try:
+        verdict = command.bisect(
+            model, prompt or [], context.args, folder, lambda step: typer.echo(step, err=True)
+        )
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
+        verdict = command.broken(error)
+    if as_json:
+        typer.echo(json.dumps(verdict.as_json(), indent=2))
+    else:
+        _print_verdict(verdict)
+    raise typer.Exit(int(verdict.outcome))
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    typer.echo(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
+    for culprit in verdict.culprits:
+        rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
+        _print(rows, False, culprit.name)
+    numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
+    typer.echo(f"{numbers}. Inputs, versions and scripts: {verdict.folder}" if numbers else "")
 
 
 @app.command()

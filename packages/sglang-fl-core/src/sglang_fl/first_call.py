@@ -261,6 +261,18 @@ class FirstCall:
             self._log.write(self._layer_class, f"{attempt.impl.kind}({attempt.impl.id})")
         return result
 
+    @property
+    def op(self) -> Op | None:
+        """The op that the layer computes; None where it is SGLang's. The layer must be complete."""
+        if self._choice is None:
+            self._choice = self._choose()
+        return self._choice.resolution.op if self._choice else None
+
+    @property
+    def ran(self) -> OpImpl | None:
+        """The implementation that runs the layer, once that is decided."""
+        return self._attempt.impl if self._attempt and self._decided not in (None, self._own) else None
+
     def _started(self) -> _Attempt | None:
         """Return the attempt under way, a new one in the first call; None where there is nothing to try."""
         if self._attempt is None:

@@ -19,9 +19,9 @@ from sglang_fl.compile_monitor import CompileMonitor
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.layer_2_calls import marked
-from sglang_fl.ops import Kernel
-from sglang_fl.settings import Settings, SglangSettings, prepare_environment
-from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+from sglang_fl.ops import Kernel, Op
+from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
+from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
 from sglang_fl.startup import Configuration, configure, inform_user, warn_user
 
@@ -84,6 +84,12 @@ def load_plugin() -> None:
         from sglang_fl.sglang_adapter import server_args
 
         server_args.accept_former_flags()
+        folder = bench_folder()
+        if folder is not None:
+            from sglang_fl.bisect.bench import install_bench
+
+            install_bench(configuration, folder, check=_require_hooked)
+            return
         layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
         _announce(layers)
         if layers.has_layer_1 or layers.has_layer_2:
@@ -127,18 +133,31 @@ def _install(layers: _Layers) -> None:
     prepare_environment(configuration.registry.vendor)
     record = _open_record(configuration.settings) if layers.has_layer_1 else None
     if layers.has_layer_2:
-        _install_layer_2(layers, seam, mark=marked if record else None)
+        _install_layer_2(layers, seam, wrap=_mark if record else None)
     _install_in_scheduler(layers, record)
 
 
-def _install_layer_2(layers: _Layers, seam: Seam, mark: Callable[[Kernel], Kernel] | None) -> None:
-    from sglang_fl.sglang_adapter import hook
+def _mark(op: Op, layer: Any, kernel: Kernel) -> Kernel:
+    return marked(kernel)
+
+
+def _install_layer_2(layers: _Layers, seam: Seam, wrap: Callable[[Op, Any, Kernel], Kernel] | None) -> None:
+    from sglang_fl.sglang_adapter import hook, loaded
 
     configuration = layers.configuration
+    named = named_ops(configuration.settings)
+    if seam.honours_forced_backend:
+        _heed_forced_backend(named)
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)
-    layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, mark)
-    hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook))
+    layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, wrap)
+    models = loaded.LoadedModels(named, log, installed_version())
+
+    def settle(model: torch.nn.Module) -> None:
+        with _exit_on_error():
+            models.settle(model)
+
+    hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook), when_loaded=settle)
 
 
 def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
@@ -149,7 +168,7 @@ def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
     layer_1 = Layer1(settings, vendor, layers.plan, record) if layers.plan else None
     monitor = CompileMonitor(vendor.device_type)
 
-    def models_loaded() -> None:
+    def models_loaded(scheduler: Any) -> None:
         with _exit_on_error():
             monitor.watch()
             if layer_1:
@@ -161,6 +180,22 @@ def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
 def _require_hooked(seam: Seam, hooked: Callable[..., Any]) -> None:
     with _exit_on_error():
         seam.require_hooked(hooked)
+
+
+def _heed_forced_backend(named: dict[str, str]) -> None:
+    """Refuse SGLang's own force together with an op that the user named; warn of it otherwise."""
+    forced = SglangSettings().force_fused_op_backend
+    if not forced:
+        return
+    for op, title in named.items():
+        raise SettingsError(
+            f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes every layer from the plugin, and {title} names "
+            f"{op}. Unset one."
+        )
+    warn_user(
+        f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r}: layers that have this backend are SGLang's; the dispatch "
+        f"log does not show them"
+    )
 
 
 def _leave_unsupported(reason: str, configuration: Configuration) -> None:

@@ -175,9 +175,10 @@ def choose_vendor(
 
 def _why_not_chosen(by_name: dict[str, InstalledVendor], available: list[str], name: str) -> str:
     if name not in by_name:
+        package = f" (sglang-fl-{name})" if name.isidentifier() else ""  # it may hold what ends a line
         return (
             f"no such vendor is installed. {choices(name, by_name)} "
-            f"Install its package (sglang-fl-{name}), or unset the variable."
+            f"Install its package{package}, or unset the variable."
         )
     return (
         f"that vendor is installed but not available: {by_name[name].why_not}. "

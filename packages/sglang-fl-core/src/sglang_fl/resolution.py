@@ -20,7 +20,7 @@ from sglang_fl.policy import Policy, Token
 from sglang_fl.registry import Registry, why_not_installed
 from sglang_fl.vendor import BackendKind, OpImpl
 
-__all__ = ["Resolution", "Skipped", "resolve", "resolve_all"]
+__all__ = ["Resolution", "Skipped", "reference_alone", "resolve", "resolve_all"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ def _refusal(op: Op, registry: Registry, policy: Policy, skipped: list[Skipped])
         f"{policy.title('per_op')}: '{op}={asked}' cannot be had here: "
         f"{'; '.join(map(str, skipped))}. Available for {op}: {', '.join(available)}."
     )
+
+
+def reference_alone(resolution: Resolution) -> Resolution:
+    """Return the resolution of the same op by its reference and nothing else."""
+    op = resolution.op
+    return Resolution(op, (OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target),))
 
 
 def resolve_all(registry: Registry, policy: Policy) -> dict[str, Resolution]:

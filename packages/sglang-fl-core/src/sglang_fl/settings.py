@@ -29,6 +29,8 @@ __all__ = [
     "Setting",
     "Settings",
     "SglangSettings",
+    "ask_for_bench",
+    "bench_folder",
     "explain",
     "markdown_table",
     "prepare_environment",
@@ -257,7 +259,7 @@ def _written(value: Any) -> str:
 
 
 class SglangSettings(BaseSettings):
-    """SGLang's own variables that decide whether and as what it asks us."""
+    """SGLang's own variables that decide whether it asks us, and as what."""
 
     model_config = SettingsConfigDict(
         env_prefix="SGLANG_", env_ignore_empty=True, extra="ignore", frozen=True
@@ -269,9 +271,24 @@ class SglangSettings(BaseSettings):
     plugins: str | None = None
 
 
+#: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
+BENCH = "SGLANG_FL_BISECT"
+
+
+def bench_folder() -> Path | None:
+    """Return the folder where ``sglang-fl bisect`` awaits answers, if it has started this process."""
+    text = os.environ.get(BENCH)
+    return Path(text) if text else None
+
+
+def ask_for_bench(folder: Path) -> None:
+    """Have the processes that are started from now on load the plugin for ``sglang-fl bisect``."""
+    os.environ[BENCH] = str(folder)
+
+
 def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes that none of them is called so."""
-    known = {variable(name) for name in Settings.model_fields}
+    known = {BENCH, *map(variable, Settings.model_fields)}
     return [
         f"{name}: there is no such variable.{_nearest(name, known)}"
         for name in sorted(os.environ)

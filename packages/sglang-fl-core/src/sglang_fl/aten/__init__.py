@@ -1,7 +1,15 @@
 """Layer 1: PyTorch's ATen ops, replaced by a vendor's kernels (FlagGems' or its own)."""
 
 from sglang_fl.aten.layer_1 import Layer1, registered_layer_1
-from sglang_fl.aten.plan import Decision, Plan, make_plan, names_of_nothing, offered_ops, plan_layer_1
+from sglang_fl.aten.plan import (
+    Decision,
+    Plan,
+    load_kernels,
+    make_plan,
+    names_of_nothing,
+    offered_ops,
+    plan_layer_1,
+)
 from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.aten.switchboard import AtenSwitchboard
 
@@ -11,6 +19,7 @@ __all__ = [
     "Decision",
     "Layer1",
     "Plan",
+    "load_kernels",
     "make_plan",
     "names_of_nothing",
     "offered_ops",

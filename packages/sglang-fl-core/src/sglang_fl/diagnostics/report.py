@@ -15,6 +15,7 @@ from sglang_fl.resolution import resolve
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
+from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from sglang_fl.startup import Configuration, configure
 
 __all__ = [
@@ -155,16 +156,17 @@ def _state(lifted: bool, in_force: bool) -> str:
     return "lifted by the user" if lifted else "in force"
 
 
-def coverage() -> list[dict[str, Any]]:
-    """Return each fused layer class of the installed SGLang: its ops, or why it has none.
+def coverage() -> dict[str, list[dict[str, Any]]]:
+    """Return ``layer_classes`` and ``shortcuts``.
 
-    SGLang's source is read, not imported.
+    The first is each fused layer class of the installed SGLang, with its ops, or why it has none: SGLang's
+    source is read, not imported. The second is SGLang's paths past these layers, in all supported releases.
 
     Raises
     ------
     SettingsError : SGLang is not installed
     """
-    return [
+    classes = [
         {
             "layer_class": layer.layer_class.removeprefix("sglang."),
             "ops": list(layer.ops),
@@ -172,6 +174,37 @@ def coverage() -> list[dict[str, Any]]:
         }
         for layer in sglang_coverage.coverage(_sglang())
     ]
+    return {"layer_classes": classes, "shortcuts": _shortcuts()}
+
+
+def _shortcuts() -> list[dict[str, Any]]:
+    rows = [
+        {
+            "shortcut": shortcut.name if shortcut.watch else f"{shortcut.name} (not in the log)",
+            "past": list(shortcut.ops),
+            "where": shortcut.target.removeprefix("sglang.srt."),
+            "taken": shortcut.condition,
+            "off_where_the_op_is_named": shortcut.off,
+            "releases": _releases(shortcut.first, shortcut.last),
+        }
+        for shortcut in SHORTCUTS
+    ]
+    rows += [
+        {
+            "shortcut": "direct call (not in the log)",
+            "past": [call.op],
+            "where": call.owner.removeprefix("sglang.srt."),
+            "taken": call.condition,
+            "off_where_the_op_is_named": "no way: the start is refused",
+            "releases": _releases(call.first, call.last),
+        }
+        for call in DIRECT_CALLS
+    ]
+    return rows
+
+
+def _releases(first: int, last: int) -> str:
+    return f"0.5.{first}" if first == last else f"0.5.{first} to 0.5.{last}"
 
 
 def _sglang() -> Path:

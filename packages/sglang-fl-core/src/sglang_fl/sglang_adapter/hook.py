@@ -11,7 +11,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.first_call import Choice, FirstCall, Forward
-from sglang_fl.ops import Kernel
+from sglang_fl.ops import Kernel, Op
 from sglang_fl.resolution import Resolution
 from sglang_fl.sglang_adapter import ADAPTERS, applied, gated_delta_rule
 from sglang_fl.sglang_adapter.adapter import Adapter, covering
@@ -19,12 +19,15 @@ from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.seams import Seam
 from sglang_fl.vendor import BackendKind
 
-__all__ = ["LayerHook", "install"]
+__all__ = ["LayerHook", "Wrap", "install"]
 
 logger = logging.getLogger(__name__)
 
 #: SGLang's own forwards that are plain PyTorch, and no better than the reference.
 PYTORCH_PATHS = ("forward_native", "forward_cpu")
+
+
+Wrap = Callable[[Op, Any, Kernel], Kernel]
 
 
 class LayerHook:
@@ -35,8 +38,8 @@ class LayerHook:
     resolutions : what may run each op
     log : the dispatch log
     lists : the layers that the user leaves to SGLang
-    mark : returns a kernel with a mark that it belongs to layer 2, for the record of layer 1; None where
-        there is no such record
+    wrap : ``wrap(op, layer, kernel)`` returns what is bound to a layer instead of a kernel: one that is
+        marked for the record of layer 1, or checked; None binds the kernel itself
     """
 
     def __init__(
@@ -44,12 +47,12 @@ class LayerHook:
         resolutions: dict[str, Resolution],
         log: DispatchLog,
         lists: LayerLists | None = None,
-        mark: Callable[[Kernel], Kernel] | None = None,
+        wrap: Wrap | None = None,
     ) -> None:
         self._resolutions = resolutions
         self._log = log
         self._lists = lists or LayerLists()
-        self._mark = mark
+        self._wrap = wrap
         self._reported: set[str] = set()
 
     def __call__(self, original: Callable[[Any], Forward], layer: Any) -> Forward:
@@ -65,7 +68,7 @@ class LayerHook:
             return own
         return self._first_call(adapters, layer, layer_class.__name__, own, partial(_commit, layer))
 
-    def replace_linear_attention(self, backend: Any, *args: Any, **kwargs: Any) -> None:
+    def replace_linear_attention(self, backend: Any) -> None:
         """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""
         for kernel in gated_delta_rule.kernels_of(backend):
             for adapter in gated_delta_rule.ADAPTERS:
@@ -73,6 +76,22 @@ class LayerHook:
                 own, commit = getattr(kernel, method), partial(_commit_method, kernel, method)
                 name = f"{type(kernel).__name__}.{method}"
                 setattr(kernel, method, self._first_call((adapter,), kernel, name, own, commit))
+
+    def take_over(self, layer: Any, own: Forward) -> FirstCall | None:
+        """Return what would run a layer that is complete, or None where it is SGLang's; it is not put there.
+
+        Parameters
+        ----------
+        layer : of a loaded model
+        own : SGLang's own forward of the layer
+        """
+        layer_class: type = type(layer)
+        adapters = _adapters_of(layer_class)
+        choice = self._choose(adapters, layer, own) if adapters else None
+        if choice is None:
+            return None
+        commit = partial(_commit, layer)
+        return FirstCall(lambda: choice, layer_class.__name__, own, commit, self._log)
 
     def _first_call(
         self,
@@ -99,10 +118,10 @@ class LayerHook:
         return None
 
     def _bind(self, adapter: Adapter, layer: Any) -> Callable[[Kernel, Forward], Forward]:
-        mark = self._mark
-        if mark is None:
+        wrap = self._wrap
+        if wrap is None:
             return partial(adapter.bind, layer)
-        return lambda kernel, fall_through: adapter.bind(layer, mark(kernel), fall_through)
+        return lambda kernel, fall_through: adapter.bind(layer, wrap(adapter.op, layer, kernel), fall_through)
 
     def _report(self, resolution: Resolution) -> None:
         """Say once for each op that what was asked for first is not to be had here."""
@@ -140,7 +159,12 @@ def _commit_method(kernel: Any, method: str, first: Forward, bound: Forward) -> 
     setattr(kernel, method, bound)
 
 
-def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> None:
+def install(
+    seam: Seam,
+    hook: LayerHook,
+    when_applied: Callable[[], None],
+    when_loaded: Callable[[Any], None] = lambda model: None,
+) -> None:
     """Register the hook.
 
     Parameters
@@ -148,6 +172,7 @@ def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> No
     seam : where
     hook : what
     when_applied : called as soon as SGLang has applied its hooks, in the same process
+    when_loaded : called with each model, in the process that has loaded it and before it runs
 
     Raises
     ------
@@ -155,5 +180,12 @@ def install(seam: Seam, hook: LayerHook, when_applied: Callable[[], None]) -> No
     """
     seam.require()
     HookRegistry.register(seam.target, hook, HookType.AROUND)
-    HookRegistry.register(gated_delta_rule.TARGET, hook.replace_linear_attention, HookType.AFTER)
+
+    def replace_linear_attention(backend: Any, runner: Any, *args: Any) -> None:
+        model = getattr(runner, "model", None)
+        if model is not None:
+            when_loaded(model)
+        hook.replace_linear_attention(backend)
+
+    HookRegistry.register(gated_delta_rule.TARGET, replace_linear_attention, HookType.AFTER)
     applied.when_applied(when_applied)

@@ -11,7 +11,7 @@ from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
 from sglang_fl.sglang_adapter import ADAPTERS
 
-__all__ = ["LayerLists", "layer_lists"]
+__all__ = ["LayerLists", "layer_lists", "named_ops"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,20 @@ def layer_lists(settings: Settings) -> LayerLists:
     if complaints:
         raise SettingsError("\n".join(complaints))
     return lists
+
+
+def named_ops(settings: Settings) -> dict[str, str]:
+    """Return the ops whose backend the user named, each with how: the variable, or the key in a file.
+
+    An order for the op names it, and so does a whitelist that has it or its layer class. What a vendor
+    package sets by default names nothing.
+    """
+    named = {}
+    if settings.is_users("oot_whitelist"):
+        listed = settings.oot_whitelist.names
+        for adapter in (adapter for adapters in ADAPTERS.values() for adapter in adapters):
+            if adapter.op.name in listed or _class_name(adapter.layer_class) in listed:
+                named[adapter.op.name] = settings.title("oot_whitelist")
+    if settings.is_users("per_op"):
+        named |= dict.fromkeys(settings.per_op, settings.title("per_op"))
+    return named

@@ -13,7 +13,7 @@ __all__ = ["install"]
 
 
 def install(
-    models_loaded: Callable[[], None], serving: Callable[[], None], check: Callable[..., None]
+    models_loaded: Callable[[Any], None], serving: Callable[[], None], check: Callable[..., None]
 ) -> bool:
     """Hook both, where a scheduler can run at all.
 
@@ -22,7 +22,7 @@ def install(
 
     Parameters
     ----------
-    models_loaded : called once, before anything is warmed up or captured
+    models_loaded : called once with SGLang's scheduler, before anything is warmed up or captured
     serving : called once, before the first request
     check : called for each seam with what was hooked there, as soon as SGLang has applied its hooks
 
@@ -38,7 +38,7 @@ def install(
         return False
 
     def after(result: Any, scheduler: Any) -> None:
-        models_loaded()
+        models_loaded(scheduler)
 
     def before(scheduler: Any) -> None:
         serving()

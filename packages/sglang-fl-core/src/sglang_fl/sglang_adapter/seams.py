@@ -60,6 +60,11 @@ class Seam:
     def _current(self) -> Any:
         return getattr(pkgutil.resolve_name(self.owner), self.method, None)
 
+    @property
+    def honours_forced_backend(self) -> bool:
+        """Whether SGLANG_FORCE_FUSED_OP_BACKEND reaches the layers."""
+        return self is SEAMS[-1]
+
     def require(self) -> None:
         """Raise ``SeamError`` unless SGLang has the method."""
         try:

@@ -1,0 +1,204 @@
+"""Hold calls of a replaced ATen op, kept while a model ran, against PyTorch's own kernel."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as tree
+
+from sglang_fl.conformance import error_in_units
+from sglang_fl.vendor import AtenKernel
+
+__all__ = ["AtenFault", "CallBook", "compare"]
+
+#: Calls of one op that are kept, of different shapes and dtypes, and bytes of all.
+MOST_CALLS, MOST_BYTES = 24, 1 << 28
+#: Units of the dtype's rounding, over PyTorch's own error, that a kernel may be from float64: two kernels
+#: that sum in another order are some units apart.
+ALLOWED = 16.0
+#: Added to integer arguments for a second look: float32 counts no further without gaps.
+BEYOND_FLOAT32 = 1 << 24
+
+
+@dataclass(frozen=True)
+class AtenFault:
+    """One kept call in which a kernel is wrong.
+
+    Parameters
+    ----------
+    overload : the op as ATen calls it
+    what : half a sentence
+    error, reference_error : units of the dtype's rounding from float64, of the kernel and of PyTorch's own
+    dtype, shapes : of the tensor arguments
+    call : ``(args, kwargs)`` before the call
+    """
+
+    overload: str
+    what: str
+    error: float
+    reference_error: float
+    dtype: str
+    shapes: tuple[tuple[int, ...], ...]
+    call: tuple[Any, Any]
+
+    def __str__(self) -> str:
+        return (
+            f"aten::{self.overload}: {self.what}: {self.error:.3g} units of {self.dtype} from float64 "
+            f"(PyTorch's own {self.reference_error:.3g})"
+        )
+
+
+class CallBook:
+    """Keeps copies of the arguments of calls, one for each combination of shapes and dtypes."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, dict[object, tuple[Any, Any]]] = {}
+        self._bytes = 0
+
+    def keeping(self, kernel: AtenKernel) -> AtenKernel:
+        """Return the kernel, which now keeps its arguments."""
+        calls = self._calls.setdefault(kernel.overload, {})
+
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            self._keep(calls, args, kwargs)
+            return kernel.function(*args, **kwargs)
+
+        return replace(kernel, function=kept, module=kernel.module or kernel.function.__module__)
+
+    def _keep(self, calls: dict[object, tuple[Any, Any]], args: Any, kwargs: Any) -> None:
+        tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        kind = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
+        size = sum(t.nbytes for t in tensors)
+        if kind in calls or len(calls) >= MOST_CALLS or self._bytes + size > MOST_BYTES:
+            return
+        self._bytes += size
+        calls[kind] = _copied((args, kwargs))
+
+    def faults(self, kernel: AtenKernel) -> Iterator[AtenFault]:
+        """Run the kept calls of an op by the kernel and by PyTorch, which must have the op back by now."""
+        for call in self._calls.get(kernel.overload, {}).values():
+            yield from compare(kernel, call)
+
+
+def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
+    """Run a call by a kernel and by PyTorch, and once more with its integers moved past 2^24.
+
+    Parameters
+    ----------
+    kernel : it must not be registered
+    call : ``(args, kwargs)``; not written
+    """
+    own = _overload(kernel.overload)
+    if torch.Tag.nondeterministic_seeded in own.tags or "empty" in kernel.overload:
+        return  # random numbers and memory as it is: any two calls differ
+    yield from _compare(kernel, own, call, "")
+    beyond = _beyond_float32(call)
+    if beyond is not None:
+        yield from _compare(kernel, own, beyond, " (integers from 2^24 on)")
+
+
+def _overload(name: str) -> torch._ops.OpOverload:
+    packet, _, overload = name.partition(".")
+    found: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    return found
+
+
+def _copied(call: tuple[Any, Any]) -> tuple[Any, Any]:
+    copied: tuple[Any, Any] = tree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, call)
+    return copied
+
+
+def _compare(
+    kernel: AtenKernel, own: Callable[..., Any], call: tuple[Any, Any], note: str
+) -> Iterator[AtenFault]:
+    theirs, exact = _copied(call), _as_float64(_copied(call))
+    try:
+        wanted, truth = own(*theirs[0], **theirs[1]), own(*exact[0], **exact[1])
+    except Exception:  # noqa: BLE001 - PyTorch itself cannot run this variant, so it says nothing
+        return
+    first, second = _copied(call), _copied(call)
+    got = _run(kernel, first)
+    if isinstance(got, Exception):
+        yield _fault(kernel, f"it raised {type(got).__name__}: {got}{note}", call)
+        return
+    # What a call wrote to its arguments counts as well.
+    mine, his, real = (tree.tree_leaves(x) for x in ((got, first), (wanted, theirs), (truth, exact)))
+    if len(mine) != len(his):
+        yield _fault(kernel, f"{len(mine)} results and arguments instead of {len(his)}{note}", call)
+        return
+    for result, other, true in zip(mine, his, real, strict=True):
+        if isinstance(result, Tensor):
+            yield from _differs(kernel, result, other, true, call, note)
+    again = _run(kernel, second)
+    if not all(map(_equal, mine, tree.tree_leaves((again, second)))):
+        yield _fault(kernel, f"two calls with the same arguments differ{note}", call)
+
+
+def _run(kernel: AtenKernel, call: tuple[Any, Any]) -> Any:
+    try:
+        return kernel.function(*call[0], **call[1])
+    except Exception as error:  # noqa: BLE001 - it is the finding
+        return error
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return True
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _differs(
+    kernel: AtenKernel, got: Tensor, own: Tensor, true: Tensor, call: tuple[Any, Any], note: str
+) -> Iterator[AtenFault]:
+    if (got.shape, got.dtype) != (own.shape, own.dtype):
+        yield _fault(
+            kernel, f"{tuple(got.shape)} {got.dtype} instead of {tuple(own.shape)} {own.dtype}", call
+        )
+    elif not got.is_floating_point():
+        if not torch.equal(got, own):
+            count = int((got != own).sum())
+            yield _fault(kernel, f"{count} of {got.numel()} elements differ{note}", call)
+    else:
+        error, own_error = (error_in_units(x, true.double(), _size(true)) for x in (got, own))
+        if error > own_error + ALLOWED:
+            yield _fault(kernel, f"inexact{note}", call, error, own_error)
+
+
+def _size(true: Tensor) -> Tensor:
+    """Return the magnitude that errors are counted in: of a result that cancelled, that of its neighbours."""
+    finite = true.double().abs().nan_to_num(0.0, 0.0, 0.0)
+    scale = finite.mean() if finite.numel() else finite.sum()
+    return finite.clamp_min(float(scale))
+
+
+def _fault(
+    kernel: AtenKernel, what: str, call: tuple[Any, Any], error: float = torch.inf, own: float = 0.0
+) -> AtenFault:
+    tensors = [leaf for leaf in tree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else "none"
+    return AtenFault(kernel.overload, what, error, own, dtype, tuple(tuple(t.shape) for t in tensors), call)
+
+
+def _as_float64(call: tuple[Any, Any]) -> tuple[Any, Any]:
+    def exact(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    changed: tuple[Any, Any] = tree.tree_map(exact, call)
+    return changed
+
+
+def _beyond_float32(call: tuple[Any, Any]) -> tuple[Any, Any] | None:
+    """Return the call with its integers moved past 2^24, or None if it has no integer tensor."""
+    wide = (torch.int32, torch.int64)
+    if not any(isinstance(leaf, Tensor) and leaf.dtype in wide for leaf in tree.tree_leaves(call)):
+        return None
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype in wide:
+            return value + BEYOND_FLOAT32
+        return value + BEYOND_FLOAT32 if type(value) is int else value
+
+    args, kwargs = call
+    return tree.tree_map(moved, args), kwargs

@@ -1,0 +1,226 @@
+"""What ``sglang-fl bisect`` asks of a process that runs the model.
+
+It arrives through ``Engine.collective_rpc``, which every rank carries out and which returns no more than
+success: answers go into a folder, one file for each rank.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sglang_fl.aten import load_kernels, plan_layer_1
+from sglang_fl.aten.call_check import AtenFault, CallBook
+from sglang_fl.aten.switchboard import AtenSwitchboard
+from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.errors import SettingsError
+from sglang_fl.op_check import OpCheck, Violation
+from sglang_fl.ops import Kernel, Op
+from sglang_fl.resolution import reference_alone
+from sglang_fl.settings import prepare_environment
+from sglang_fl.sglang_adapter import seams
+from sglang_fl.sglang_adapter.armed import ArmedLayers
+from sglang_fl.sglang_adapter.layer_lists import layer_lists
+from sglang_fl.startup import Configuration
+from sglang_fl.vendor import AtenKernel
+
+__all__ = ["METHOD", "Bench", "install_bench"]
+
+logger = logging.getLogger(__name__)
+
+#: The name of the scheduler's attribute that ``collective_rpc`` calls.
+METHOD = "sglang_fl_bisect"
+
+
+class Bench:
+    """The switches of one rank.
+
+    Parameters
+    ----------
+    folder : for answers
+    layers : of layer 2, armed by the first request
+    check : the checks around the kernels of ``layers``
+    kernels : imports the kernels of layer 1 that are to be replaced
+    device_type : PyTorch's string
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layers: ArmedLayers,
+        check: OpCheck,
+        kernels: Callable[[], tuple[AtenKernel, ...]],
+        device_type: str,
+    ) -> None:
+        self._folder = folder
+        self._layers = layers
+        self._check = check
+        self._load = kernels
+        self._device_type = device_type
+        self._book = CallBook()
+        self._kernels: tuple[AtenKernel, ...] = ()
+        self._plain: AtenSwitchboard
+        self._keeping: AtenSwitchboard
+        self._violations: list[Violation] = []
+        check.is_on = False
+        check.report = self._violations.append
+
+    def attach(self, scheduler: Any) -> None:
+        """Let ``collective_rpc`` reach this bench in the scheduler."""
+        self._model = scheduler.tp_worker.model_runner.model
+        setattr(scheduler, METHOD, self.do)
+
+    def do(self, step: str, **parameters: Any) -> None:
+        """Carry out one step; the names of steps are the methods below."""
+        getattr(self, f"_{step}")(**parameters)
+
+    def _arm(self) -> None:
+        self._book = CallBook()
+        self._layers.arm(self._model)
+        self._kernels = self._load()
+        self._plain = AtenSwitchboard(self._kernels, self._device_type)
+        self._keeping = AtenSwitchboard(tuple(map(self._book.keeping, self._kernels)), self._device_type)
+        self._answer(
+            "units", {"layer_2": self._layers.ops, "layer_1": [kernel.overload for kernel in self._kernels]}
+        )
+
+    def _switch(self, layer_2: list[str], layer_1: list[str], layers: list[str] | None = None) -> None:
+        self._layers.switch(layer_2, layers)
+        self._aten(self._plain, layer_1)
+
+    def _aten(self, board: AtenSwitchboard, wanted: list[str]) -> None:
+        for other in (self._plain, self._keeping):
+            other.switch_off(op for op in map(_exact, other.is_on))
+        refused = board.switch_on(map(_exact, wanted))
+        if refused:
+            logger.warning("cannot be switched: %s", refused)
+
+    def _use_references(self) -> None:
+        self._switch([], [])
+        self._layers.use_references()
+
+    def _plant(self) -> None:
+        self._answer("planted", self._layers.plant(_spoiled))
+
+    def _watch(self, layer_2: list[str], layer_1: list[str]) -> None:
+        """Switch these on, and check or keep each of their calls."""
+        self._violations.clear()
+        self._check.is_on = True
+        self._layers.switch(layer_2)
+        self._aten(self._keeping, layer_1)
+
+    def _findings(self, layer_1: list[str]) -> None:
+        """End the watch and answer what it found, worst last; the inputs of each go into a file."""
+        self._check.is_on = False
+        self._switch([], [])
+        faults = [
+            fault
+            for kernel in self._kernels
+            if kernel.overload in layer_1
+            for fault in self._book.faults(kernel)
+        ]
+        self._answer(
+            "findings",
+            {
+                "implementations": self._layers.implementations(),
+                "violations": [self._saved(v, i) for i, v in enumerate(_worst(self._violations))],
+                "faults": [self._saved(f, i) for i, f in enumerate(faults[:8])],
+            },
+        )
+
+    def _saved(self, found: Violation | AtenFault, number: int) -> dict[str, Any]:
+        kind = "violation" if isinstance(found, Violation) else "fault"
+        path = self._folder / f"{kind}-{number}.rank{_rank()}.pt"
+        torch.save(_on_cpu(found.call), path)
+        said = {name: value for name, value in vars(found).items() if name != "call"}
+        return {**said, "text": str(found), "inputs": path.name}
+
+    def _answer(self, name: str, answer: Any) -> None:
+        path = self._folder / f"{name}.rank{_rank()}.json"
+        path.write_text(json.dumps(answer, default=str))
+
+
+def install_bench(configuration: Configuration, folder: Path, check: Callable[..., None]) -> None:
+    """Hook nothing but the moment at which a scheduler can be given its bench.
+
+    Parameters
+    ----------
+    configuration : what a start would do
+    folder : for answers
+    check : see ``sglang_adapter.scheduler.install``
+
+    Raises
+    ------
+    SettingsError : this SGLang is not supported
+    """
+    from sglang_fl.sglang_adapter import scheduler
+
+    version = seams.installed_version()
+    seam = seams.seam_of(version)
+    if seam is None:
+        raise SettingsError(seams.why_unsupported(version))
+    vendor = configuration.registry.vendor
+    prepare_environment(vendor)
+    calls = OpCheck(report=lambda violation: None)
+    layers = _armed(configuration, seam, calls)
+    bench = Bench(folder, layers, calls, _kernels(configuration), vendor.device_type)
+    scheduler.install(bench.attach, lambda: None, check)
+
+
+def _armed(configuration: Configuration, seam: seams.Seam, calls: OpCheck) -> ArmedLayers:
+    from sglang_fl.sglang_adapter.hook import LayerHook
+
+    def wrap(op: Op, layer: Any, kernel: Kernel) -> Kernel:
+        return calls.checking(op, lambda: layers.name_of(layer), kernel)
+
+    log, lists = DispatchLog(None), layer_lists(configuration.settings)
+    references = {name: reference_alone(resolution) for name, resolution in configuration.resolutions.items()}
+    ours = LayerHook(configuration.resolutions, log, lists, wrap)
+    layers = ArmedLayers(ours, LayerHook(references, log, lists), seam)
+    return layers
+
+
+def _kernels(configuration: Configuration) -> Callable[[], tuple[AtenKernel, ...]]:
+    """Return what imports the kernels that layer 1 would register."""
+    plan = plan_layer_1(configuration)
+    wanted = {op.overload for op in plan.replaced} if plan else set()
+
+    def load() -> tuple[AtenKernel, ...]:
+        vendor = configuration.registry.vendor
+        return tuple(k for k in load_kernels(vendor) if k.overload in wanted) if wanted else ()
+
+    return load
+
+
+def _exact(overload: str) -> str:
+    return f"aten::{overload}" if "." in overload else f"aten::{overload}.default"
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _spoiled(result: Any) -> Any:
+    """Return the first half of the first result a tenth too large: as a whole, a norm would mend it."""
+    first, *others = (result,) if isinstance(result, Tensor) else result
+    wrong = first.clone()
+    wrong[..., : first.shape[-1] // 2] *= 1.1
+    return (wrong, *others) if others else wrong
+
+
+def _worst(found: list[Violation]) -> list[Violation]:
+    """Return the first violation of each op, then the largest ones; few enough to be kept on disk."""
+    firsts = {v.op: v for v in reversed(found)}
+    rest = sorted((v for v in found if v is not firsts[v.op]), key=lambda v: -v.error)
+    return [*firsts.values(), *rest][:8]
+
+
+def _on_cpu(call: Any) -> Any:
+    from torch.utils import _pytree as tree
+
+    plain = dict(call) if not isinstance(call, tuple) else call
+    return tree.tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, plain)

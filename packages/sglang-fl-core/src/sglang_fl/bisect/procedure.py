@@ -1,0 +1,251 @@
+"""The steps of a bisection, each of which rules something out before the next is believed.
+
+1. The same batch twice: is the model deterministic?
+2. Armed, with everything off: is it still bit for bit what SGLang computes? Else the plugin is to blame.
+3. A mistake planted on purpose must be seen, or nothing can be decided here.
+4. Everything on: do the numbers differ by more than rounding makes them?
+5. If so, the smallest set of ops that makes them; if not, each call of each op by itself.
+6. Each call of the guilty ops against float64: where, how far, with which inputs.
+
+The signal is the log-probability of recorded tokens, position by position, in nats.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from sglang_fl.bisect.delta import smallest_failing
+from sglang_fl.bisect.readings import Distance, Reading, distance, reading
+from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
+
+__all__ = ["Bisection", "Engine"]
+
+#: Tokens that the baseline generates and all passes are forced along, and steps that each pass decodes.
+RECORDED, DECODED = 16, 4
+#: How many times what the references make of the same model counts as rounding.
+ROUNDING = 3.0
+#: How many times the difference of two equal passes counts as noise.
+NOISE = 4.0
+#: Nats below which nothing is told: logits of 10 to 100 in float32 round by as much.
+LEAST = 3e-5
+
+
+class Engine(Protocol):
+    """An engine with switches, ``sglang_adapter.offline.OfflineEngine``."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, *, logprobs: bool
+    ) -> list[dict[str, Any]]:
+        """Run one batch."""
+
+    def call(self, method: str, step: str, **parameters: Any) -> None:
+        """Have every rank carry out a step."""
+
+    def answers(self, name: str) -> list[Any]:
+        """Return what each rank has answered."""
+
+
+class Bisection:
+    """Runs the steps on one engine.
+
+    Parameters
+    ----------
+    engine : with graphs and prefix cache off
+    method : under which ranks can be called
+    prompts : tokens
+    say : told of each step, for people
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        method: str,
+        prompts: Sequence[Sequence[int]],
+        say: Callable[[str], None],
+    ) -> None:
+        self._engine = engine
+        self._method = method
+        self._prompts = prompts
+        self._say = say
+        self._begun = time.perf_counter()
+        self._passes = 0
+        self._numbers: dict[str, float] = {}
+        self._baseline: Reading
+        self._sequences: list[list[int]] = []
+        self._layer_2: dict[str, list[str]] = {}
+        self._layer_1: list[str] = []
+
+    def run(self) -> Verdict:
+        """Carry out the steps until one decides."""
+        for step in (self._null_test, self._positive_control, self._everything_on):
+            verdict = step()
+            if verdict is not None:
+                return verdict
+        verdict = self._guilty()
+        self._switch(())
+        return verdict
+
+    def _read(self) -> Reading:
+        self._passes += 1
+        return reading(self._engine.generate(self._sequences, DECODED, logprobs=True))
+
+    def _do(self, step: str, **parameters: Any) -> None:
+        self._engine.call(self._method, step, **parameters)
+
+    def _switch(self, units: Sequence[str]) -> None:
+        layer_2, layer_1 = self._split(units)
+        self._do("switch", layer_2=layer_2, layer_1=layer_1)
+
+    def _split(self, units: Sequence[str]) -> tuple[list[str], list[str]]:
+        aten = [unit.removeprefix("aten::") for unit in units if unit.startswith("aten::")]
+        return [unit for unit in units if not unit.startswith("aten::")], aten
+
+    @property
+    def _units(self) -> tuple[str, ...]:
+        return (*self._layer_2, *(f"aten::{overload}" for overload in self._layer_1))
+
+    def _null_test(self) -> Verdict | None:
+        recorded = self._engine.generate(self._prompts, RECORDED, logprobs=False)
+        self._sequences = [
+            [*prompt, *row["output_ids"]] for prompt, row in zip(self._prompts, recorded, strict=True)
+        ]
+        self._baseline = self._read()
+        noise = distance(self._read(), self._baseline)
+        self._numbers["noise"] = noise.largest
+        self._say(f"the same batch twice: {_said(noise)}")
+        self._do("arm")
+        (units, *_) = self._engine.answers("units")
+        self._layer_2, self._layer_1 = units["layer_2"], units["layer_1"]
+        off = distance(self._read(), self._baseline)
+        self._say(f"{len(self._layer_2)} fused ops and {len(self._layer_1)} ATen ops, all off: {_said(off)}")
+        if off.largest > NOISE * noise.largest or (noise.is_zero and not off.is_zero):
+            return self._verdict(
+                Outcome.FOUND, f"the plugin itself: with everything off the model differs ({_said(off)})"
+            )
+        if not self._units:
+            return self._verdict(
+                Outcome.CANNOT_DECIDE, "there is nothing to switch: no op runs on our kernels"
+            )
+        return None
+
+    def _positive_control(self) -> Verdict | None:
+        self._do("use_references")
+        references = distance(self._read(), self._baseline)
+        self._numbers["references"] = references.largest
+        self._numbers["threshold"] = max(ROUNDING * references.largest, NOISE * self._numbers["noise"], LEAST)
+        self._switch(())
+        self._do("plant")
+        if self._engine.answers("planted")[0] is None:
+            self._say("no fused layer to plant a mistake in; the control is left out")
+            return None
+        control = distance(self._read(), self._baseline)
+        self._switch(())
+        self._numbers["planted mistake"] = control.largest
+        self._say(f"threshold {self._numbers['threshold']:.3g}; a planted mistake: {_said(control)}")
+        if not self._deviates(control):
+            summary = f"a mistake planted on purpose is not seen ({_said(control)}): use other prompts"
+            return self._verdict(Outcome.CANNOT_DECIDE, summary)
+        return None
+
+    def _deviates(self, found: Distance) -> bool:
+        threshold = self._numbers["threshold"]
+        return found.largest > threshold or any(margin > threshold for _, _, margin in found.flips)
+
+    def _fails(self, units: Sequence[str]) -> bool:
+        self._switch(units)
+        found = distance(self._read(), self._baseline)
+        self._say(f"{len(units)} on: {_said(found)}" + (f" ({', '.join(units)})" if len(units) < 4 else ""))
+        return self._deviates(found)
+
+    def _everything_on(self) -> Verdict | None:
+        self._switch(self._units)
+        found = distance(self._read(), self._baseline)
+        self._numbers["everything on"] = found.largest
+        self._say(f"everything on: {_said(found)}")
+        if self._deviates(found):
+            return None
+        culprits = self._watch(self._units)
+        if not culprits:
+            return self._verdict(Outcome.NOTHING_FOUND, "no op makes the model differ by more than rounding")
+        summary = "the model's numbers hold, but calls of these ops are wrong by themselves"
+        return self._verdict(Outcome.FOUND, summary, culprits)
+
+    def _guilty(self) -> Verdict:
+        units = smallest_failing(self._units, self._fails)
+        found = {culprit.name: culprit for culprit in self._watch(units)}
+        culprits = [found.get(unit) or self._by_deviation(unit) for unit in units]
+        several = "" if len(culprits) == 1 else " together; each alone does not"
+        names = " and ".join(culprit.name for culprit in culprits)
+        return self._verdict(Outcome.FOUND, f"{names}{several}", culprits)
+
+    def _by_deviation(self, unit: str) -> Culprit:
+        """Describe a unit none of whose calls is wrong by itself."""
+        where = ""
+        layers = self._layer_2.get(unit, [])
+        if len(layers) > 1:
+            where = smallest_failing(layers, lambda names: self._layers_fail(unit, names))[0]
+        return Culprit(*_named(unit), where=where, what="the model's numbers differ while it is on")
+
+    def _layers_fail(self, op: str, layers: Sequence[str]) -> bool:
+        self._do("switch", layer_2=[op], layer_1=[], layers=list(layers))
+        return self._deviates(distance(self._read(), self._baseline))
+
+    def _watch(self, units: Sequence[str]) -> list[Culprit]:
+        """Hold each call of these units against float64; return those with a wrong call."""
+        layer_2, layer_1 = self._split(units)
+        self._do("watch", layer_2=layer_2, layer_1=layer_1)
+        self._read()
+        self._do("findings", layer_1=layer_1)
+        found: dict[str, Culprit] = {}
+        for answer in self._engine.answers("findings"):
+            for said in answer["violations"]:
+                found.setdefault(said["op"], _of_violation(said, answer["implementations"]))
+            for said in answer["faults"]:
+                found.setdefault(f"aten::{said['overload']}", _of_fault(said))
+        return [culprit for name, culprit in found.items() if name in units]
+
+    def _verdict(self, outcome: Outcome, summary: str, culprits: Sequence[Culprit] = ()) -> Verdict:
+        seconds = round(time.perf_counter() - self._begun, 1)
+        numbers = {**self._numbers, "passes": self._passes, "seconds": seconds}
+        return Verdict(outcome, summary, tuple(culprits), numbers)
+
+
+def _named(unit: str) -> tuple[int, str]:
+    return (1 if unit.startswith("aten::") else 2), unit
+
+
+def _of_violation(said: dict[str, Any], implementations: dict[str, dict[str, str]]) -> Culprit:
+    ran = implementations.get(said["op"], {})
+    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in said["shapes"].items())
+    return Culprit(
+        layer=2,
+        name=said["op"],
+        implementation=f"{ran.get('kind', '')}({ran.get('id', '')}) {ran.get('target', '')}",
+        where=said["layer"],
+        what=said["text"].partition(": ")[2],
+        dtype=said["dtype"],
+        shapes=shapes,
+        exclude=f"SGLANG_FL_PER_OP={said['op']}=reference",
+        inputs=said["inputs"],
+    )
+
+
+def _of_fault(said: dict[str, Any]) -> Culprit:
+    name = f"aten::{said['overload']}"
+    return Culprit(
+        layer=1,
+        name=name,
+        implementation="layer 1",
+        what=said["text"].partition(": ")[2],
+        dtype=said["dtype"],
+        shapes=", ".join(str(tuple(shape)) for shape in said["shapes"]),
+        exclude=f"SGLANG_FL_FLAGOS_BLACKLIST={name}",
+        inputs=said["inputs"],
+    )
+
+
+def _said(found: Distance) -> str:
+    if found.is_zero:
+        return "equal"
+    flips = f", {len(found.flips)} likeliest tokens differ" if found.flips else ""
+    return f"{found.largest:.3g} nats at most{flips}"

@@ -1,0 +1,108 @@
+"""A script for each culprit that repeats its wrong call without SGLang."""
+
+import json
+import platform
+import textwrap
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from sglang_fl.bisect.verdict import Culprit, Verdict
+
+__all__ = ["manual_steps", "write_report"]
+
+LAYER_2 = '''\
+"""Repeats a call of {name} that went wrong in {where}: python {script}"""
+
+from pathlib import Path
+
+import torch
+
+from sglang_fl.op_check import violations
+from sglang_fl.ops import OPS
+from sglang_fl.vendor import load_target
+
+call = torch.load(Path(__file__).with_name("{inputs}"), weights_only=True)
+call = {{k: v.to("{device}") if isinstance(v, torch.Tensor) else v for k, v in call.items()}}
+before = {{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.items()}}
+results = load_target("{target}")(**call)
+for violation in violations(OPS["{name}"], "{where}", before, results, call):
+    print(violation)
+'''
+
+LAYER_1 = '''\
+"""Repeats a call of {name} that went wrong: python {script}"""
+
+from pathlib import Path
+
+import torch
+
+from sglang_fl.aten.call_check import compare
+from sglang_fl.aten.plan import load_kernels
+from sglang_fl.startup import configure
+
+call = torch.load(Path(__file__).with_name("{inputs}"), weights_only=True)
+call = torch.utils._pytree.tree_map(lambda v: v.to("{device}") if isinstance(v, torch.Tensor) else v, call)
+(kernel,) = (k for k in load_kernels(configure().registry.vendor) if str(k) == "{name}")
+for fault in compare(kernel, call):
+    print(fault)
+'''
+
+PACKAGES = ("sglang-fl-core", "sglang", "torch", "triton", "flag_gems", "transformers")
+
+
+def write_report(verdict: Verdict, folder: Path, device: str) -> None:
+    """Write the verdict, the versions, and a script for each culprit beside its inputs.
+
+    Parameters
+    ----------
+    verdict : what was found
+    folder : where the inputs lie
+    device : PyTorch's string
+    """
+    (folder / "verdict.json").write_text(json.dumps(verdict.as_json(), indent=2) + "\n")
+    (folder / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n")
+    for number, culprit in enumerate(verdict.culprits):
+        if culprit.inputs:
+            script = f"reproduce-{number}.py"
+            (folder / script).write_text(_script(culprit, script, device))
+
+
+def _script(culprit: Culprit, script: str, device: str) -> str:
+    template = LAYER_2 if culprit.layer == 2 else LAYER_1
+    return template.format(
+        name=culprit.name,
+        where=culprit.where,
+        script=script,
+        inputs=culprit.inputs,
+        device=device,
+        target=culprit.implementation.rpartition(" ")[2],
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def manual_steps(model: str, arguments: str) -> str:
+    """Return the commands by which a user would find the same by hand, step by step."""
+    launch = f"python -m sglang.launch_server --model-path {model} {arguments}".rstrip()
+    return textwrap.dedent(f"""\
+        # 1. Vanilla SGLang: wrong already means that it is not us.
+        SGLANG_PLUGINS=__none__ {launch}
+        # 2. Layer 2 alone (fused ops); the log says what runs.
+        USE_FLAGGEMS=0 SGLANG_FL_DISPATCH_LOG=dispatch.log {launch}
+        # 3. One fused op after the other, as the log names them.
+        USE_FLAGGEMS=0 SGLANG_FL_PREFER=reference SGLANG_FL_PER_OP=rms_norm=flagos {launch}
+        # 4. Layer 1 alone (ATen ops); the record says which were called.
+        SGLANG_FL_OOT_ENABLED=0 SGLANG_FLAGGEMS_RECORD=1 SGLANG_FLAGGEMS_LOG_PATH=aten.log {launch}
+        # 5. Half of the recorded ATen ops, then half of the guilty half, and so on.
+        SGLANG_FL_OOT_ENABLED=0 SGLANG_FL_FLAGOS_WHITELIST=mul,add {launch}
+        """)

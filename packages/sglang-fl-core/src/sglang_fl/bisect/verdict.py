@@ -1,0 +1,67 @@
+"""What a bisection has found, for people and for machines."""
+
+import enum
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Culprit", "Outcome", "Verdict"]
+
+
+class Outcome(enum.IntEnum):
+    """How a bisection ended; the value is the exit code."""
+
+    NOTHING_FOUND = 0
+    FOUND = 1
+    SET_UP_BROKEN = 2
+    CANNOT_DECIDE = 3
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """One guilty unit.
+
+    Parameters
+    ----------
+    layer : 1 for an ATen op, 2 for a fused op
+    name : ``rms_norm``, ``aten::mul.Tensor``
+    implementation : its id and target, or ``layer 1``
+    where : the first layer of the model in which a call of it was wrong; empty where none was by itself
+    what : the error of that call, or how the model's numbers differ
+    dtype, shapes : of that call
+    exclude : the variable that leaves it out
+    inputs : file with the call's arguments, in the folder of the report
+    """
+
+    layer: int
+    name: str
+    implementation: str = ""
+    where: str = ""
+    what: str = ""
+    dtype: str = ""
+    shapes: str = ""
+    exclude: str = ""
+    inputs: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of a bisection.
+
+    Parameters
+    ----------
+    outcome : see ``Outcome``
+    summary : one sentence
+    culprits : none, one, or several that fail only together
+    numbers : noise, threshold, deviation, passes, seconds
+    folder : where inputs and script lie
+    """
+
+    outcome: Outcome
+    summary: str
+    culprits: tuple[Culprit, ...] = ()
+    numbers: dict[str, float] = field(default_factory=dict)
+    folder: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the verdict as plain data."""
+        return {**asdict(self), "outcome": self.outcome.name.lower(), "exit_code": int(self.outcome)}

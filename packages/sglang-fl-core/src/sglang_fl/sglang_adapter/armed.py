@@ -1,0 +1,105 @@
+"""The fused layers of a loaded model, each of which can be switched to its kernel and back."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_fl.first_call import FirstCall, Forward
+from sglang_fl.sglang_adapter.hook import LayerHook
+from sglang_fl.sglang_adapter.seams import Seam
+
+__all__ = ["ArmedLayers"]
+
+
+@dataclass(frozen=True)
+class _Armed:
+    """One layer.
+
+    Parameters
+    ----------
+    name : in the model
+    layer : the ``nn.Module``
+    own : SGLang's own forward of it
+    ours : what would run it instead
+    reference : the op's reference in its place
+    op : the op's name
+    """
+
+    name: str
+    layer: Any
+    own: Forward
+    ours: FirstCall
+    reference: FirstCall
+    op: str
+
+
+class ArmedLayers:
+    """Switches layers by swapping the callable that SGLang keeps for each; off at first.
+
+    Only for an engine without CUDA graphs, which replay what was captured, and without ``torch.compile``.
+
+    Parameters
+    ----------
+    hook : knows what would run a layer
+    reference_hook : the same, with the references alone
+    seam : of this SGLang
+    """
+
+    def __init__(self, hook: LayerHook, reference_hook: LayerHook, seam: Seam) -> None:
+        self._hook = hook
+        self._reference_hook = reference_hook
+        self._seam = seam
+        self._armed: list[_Armed] = []
+        self._names: dict[int, str] = {}
+
+    def arm(self, model: Any) -> None:
+        """Find the layers that an adapter covers. The model has run, so each holds SGLang's own forward."""
+        self._armed = []
+        self._names = {id(layer): name for name, layer in model.named_modules()}
+        for name, layer in model.named_modules():
+            if not hasattr(type(layer), self._seam.method):
+                continue
+            own = layer._forward_method or getattr(layer, self._seam.method)()
+            ours, plain = (hook.take_over(layer, own) for hook in (self._hook, self._reference_hook))
+            if ours is not None and ours.op is not None and plain is not None:
+                self._armed.append(_Armed(name, layer, own, ours, plain, ours.op.name))
+
+    def name_of(self, layer: Any) -> str:
+        """Return a layer's name in the model."""
+        return self._names.get(id(layer), type(layer).__name__)
+
+    @property
+    def ops(self) -> dict[str, list[str]]:
+        """The names of the layers of each op, in the model's order."""
+        found: dict[str, list[str]] = {}
+        for armed in self._armed:
+            found.setdefault(armed.op, []).append(armed.name)
+        return found
+
+    def implementations(self) -> dict[str, dict[str, str]]:
+        """Return for each op that has run the implementation that runs it: its id, kind and target."""
+        ran = {armed.op: armed.ours.ran for armed in self._armed if armed.ours.ran is not None}
+        return {op: {"id": i.id, "kind": str(i.kind), "target": i.target} for op, i in ran.items()}
+
+    def use_references(self) -> None:
+        """Let the references run all layers."""
+        for armed in self._armed:
+            armed.layer._forward_method = armed.reference
+
+    def switch(self, ops: Collection[str], layers: Collection[str] | None = None) -> None:
+        """Let our kernels run these ops, in these layers or in all, and SGLang run the rest."""
+        for armed in self._armed:
+            on = armed.op in ops and (layers is None or armed.name in layers)
+            armed.layer._forward_method = armed.ours if on else armed.own
+
+    def plant(self, spoil: Callable[[Any], Any]) -> str | None:
+        """Let the first layer's own results be spoiled until the next switch; return its name, if any."""
+        if not self._armed:
+            return None
+        armed = self._armed[0]
+
+        def spoiled(*args: Any, **kwargs: Any) -> Any:
+            return spoil(armed.own(*args, **kwargs))
+
+        armed.layer._forward_method = spoiled
+        return armed.name

@@ -1,0 +1,100 @@
+"""SGLang's engine in this process, for diagnostics that ask one model many times."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["OfflineEngine", "offline_engine"]
+
+#: Graphs replay what was captured, and a cached prefix is not computed again: neither can be switched.
+FLAGS = ("--disable-cuda-graph", "--disable-radix-cache", "--skip-server-warmup")
+#: Tokens whose log-probabilities are returned for each position.
+TOP = 8
+
+
+class OfflineEngine:
+    """An engine whose schedulers carry out remote calls and answer in files.
+
+    Parameters
+    ----------
+    engine : ``sglang.Engine``
+    folder : where ranks answer
+    """
+
+    def __init__(self, engine: Any, folder: Path) -> None:
+        self._engine = engine
+        self._folder = folder
+        self.requests = 0
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, *, logprobs: bool
+    ) -> list[dict[str, Any]]:
+        """Generate greedily for all prompts in one batch, with log-probabilities if asked for."""
+        self.requests += 1
+        asked: dict[str, Any] = {}
+        if logprobs:
+            asked = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": TOP}
+        rows: list[dict[str, Any]] = self._engine.generate(
+            input_ids=[list(prompt) for prompt in prompts],
+            sampling_params={"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True},
+            **asked,
+        )
+        return rows
+
+    def call(self, method: str, step: str, **parameters: Any) -> None:
+        """Have every rank carry out a step.
+
+        Raises
+        ------
+        RuntimeError : a rank failed; with its message
+        """
+        try:
+            self._engine.collective_rpc(method, step=step, **parameters)
+        except AssertionError as error:  # how SGLang reports a failed call
+            raise RuntimeError(f"{step}: {error}") from error
+
+    def answers(self, name: str) -> list[Any]:
+        """Return what each rank has answered under a name."""
+        paths = sorted(self._folder.glob(f"{name}.rank*.json"))
+        return [json.loads(path.read_text()) for path in paths]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text.
+
+        Raises
+        ------
+        RuntimeError : the model has no tokenizer
+        """
+        tokenizer = getattr(self._engine.tokenizer_manager, "tokenizer", None)
+        if tokenizer is None:
+            raise RuntimeError("the model has no tokenizer; give tokens instead of texts")
+        tokens: list[int] = tokenizer.encode(text)
+        return tokens
+
+
+@contextmanager
+def offline_engine(arguments: Sequence[str], folder: Path) -> Iterator[OfflineEngine]:
+    """Start an engine with SGLang's own launch arguments; it is gone at the end, whatever happens.
+
+    Parameters
+    ----------
+    arguments : as of ``python -m sglang.launch_server``
+    folder : where ranks answer
+    """
+    import sglang
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()  # before the arguments are parsed, as the server does
+    engine = None
+    try:
+        engine = sglang.Engine(server_args=prepare_server_args([*arguments, *FLAGS]))
+        yield OfflineEngine(engine, folder)
+    finally:
+        if engine is not None:
+            engine.shutdown()
+        kill_process_tree(os.getpid(), include_parent=False)

@@ -1,0 +1,172 @@
+"""What is refused or warned of once a model is loaded; ``tests/releases`` takes the shortcuts themselves."""
+
+import importlib
+import inspect
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.version import Version
+from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.errors import SettingsError
+from sglang_fl.sglang_adapter import loaded, seams
+from sglang_fl.sglang_adapter.loaded import LoadedModels
+from sglang_fl.sglang_adapter.shortcuts import SHORTCUTS, Shortcut
+
+PER_OP = "SGLANG_FL_PER_OP"
+
+
+def models(*named: str, version: Version | None = None) -> LoadedModels:
+    HookRegistry.reset()
+    release = version or seams.installed_version()
+    return LoadedModels(dict.fromkeys(named, PER_OP), DispatchLog(None), release)
+
+
+def of_class(owner: str) -> torch.nn.Module:
+    """Return a model that holds a layer of an SGLang class of that name."""
+    module, _, name = owner.partition(":")
+    layer = type(name, (torch.nn.Module,), {"__module__": module})()
+    return torch.nn.Sequential(layer)
+
+
+def test_a_model_that_calls_a_method_of_a_named_op_is_refused_with_the_reason():
+    with pytest.raises(
+        SettingsError, match=f"{PER_OP} names rms_norm, but Olmo2Attention of SGLang"
+    ) as error:
+        models("rms_norm").settle(of_class("sglang.srt.models.olmo2:Olmo2Attention"))
+    assert "calls q_norm and k_norm by forward_native" in str(error.value)
+    assert "Leave rms_norm out." in str(error.value)
+
+
+def test_it_is_not_refused_where_another_op_is_named_or_the_release_has_no_such_call():
+    models("silu_and_mul").settle(of_class("sglang.srt.models.olmo2:Olmo2Attention"))
+    models("topk_softmax", version=Version("0.5.19")).settle(
+        of_class("sglang.srt.models.xllm:XllmSparseMoeBlock")
+    )
+
+
+def test_a_named_op_whose_layer_is_pinned_is_warned_of_once(caplog):
+    loaded._warn_once.cache_clear()
+    pinned = [RMSNorm(8, force_native=True) for _ in range(2)]
+    with caplog.at_level(logging.WARNING, "sglang_fl"):
+        models("rms_norm").settle(torch.nn.ModuleList([*pinned, SiluAndMul()]))
+    assert caplog.messages == [
+        f"{PER_OP} names rms_norm, but SGLang has pinned RMSNorm layers to forward_native"
+    ]
+
+
+def test_what_is_turned_off_is_said_in_one_line(caplog):
+    with caplog.at_level(logging.INFO, "sglang_fl"):
+        several = models("rms_norm", "silu_and_mul")
+        several.settle(torch.nn.ModuleList([SiluAndMul()]))
+        several.settle(torch.nn.ModuleList([SiluAndMul()]))
+    (line,) = (message for message in caplog.messages if "never run" in message)
+    assert line.startswith(f"{PER_OP}: SGLang's ")
+    for name in ("fused_qk_norm", "dual_gemm", "fused_allreduce_norm"):
+        assert name in line
+
+
+def test_a_switch_that_sglang_did_not_hook_is_refused(monkeypatch):
+    monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
+    (shortcut,) = (known for known in SHORTCUTS if known.name == "fused_allreduce_norm")
+    __import__("sglang.srt.layers.layer_boundary.residual.add_norm")
+    with pytest.raises(SettingsError, match=f"{PER_OP} needs SGLang's .* to be hooked, and it was not"):
+        models(*shortcut.ops).settle(torch.nn.ModuleList([SiluAndMul()]))
+
+
+def test_nothing_is_imported_to_hook_it(tmp_path: Path):
+    target = "sglang.srt.models.no_such_model.Attention.forward"
+    assert loaded._current(target) is None
+    assert loaded._current("sglang.srt.layers.activation.SiluAndMul.forward_native") is not None
+    assert loaded._current("sglang.srt.layers.activation.NoSuchLayer.forward") is None
+
+
+PROLOGUES = [
+    shortcut
+    for shortcut in SHORTCUTS
+    if ".forward_prepare_" in shortcut.target and shortcut.is_in(seams.installed_version())
+]
+
+
+def attention(shortcut: Shortcut) -> tuple[torch.nn.Module, str, list[object]]:
+    """Return a bare layer of the class that takes a shortcut, the method, and arguments for it."""
+    path, _, method = shortcut.target.rpartition(".")
+    module, _, name = path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    layer = cls.__new__(cls)
+    torch.nn.Module.__init__(layer)
+    layer.attn_output_gate = True
+    layer.rotary_emb = torch.nn.Module()
+    layer.rotary_emb.mrope_section = [1]
+    if "rotary_embedding" not in shortcut.ops or len(shortcut.ops) > 1:
+        layer.q_norm = RMSNorm(8)
+    return layer, method, list(inspect.signature(getattr(cls, method)).parameters)[1:]
+
+
+@pytest.mark.parametrize("shortcut", PROLOGUES, ids=lambda shortcut: shortcut.target)
+def test_a_named_op_is_computed_by_the_native_prologue(shortcut: Shortcut, monkeypatch):
+    layer, method, arguments = attention(shortcut)
+    native = list(inspect.signature(layer.forward_prepare_native).parameters)
+    monkeypatch.setattr(type(layer), method, getattr(type(layer), method))  # put back afterwards
+    models(shortcut.ops[0]).settle(torch.nn.Sequential(SiluAndMul()))
+    layer.forward_prepare_native = lambda *given: given
+    assert list(getattr(layer, method)(*arguments)) == native
+    assert list(getattr(layer, method)(**dict(zip(arguments, arguments, strict=True)))) == native
+
+
+@pytest.mark.parametrize("shortcut", PROLOGUES, ids=lambda shortcut: shortcut.target)
+def test_a_fused_prologue_that_ran_is_told_of(shortcut: Shortcut, monkeypatch, tmp_path: Path):
+    layer, method, arguments = attention(shortcut)
+
+    def fused(self: object, *given: object) -> str:
+        return "fused"
+
+    monkeypatch.setattr(type(layer), method, fused)
+    HookRegistry.reset()
+    log = tmp_path / "dispatch.log"
+    LoadedModels({}, DispatchLog(log), seams.installed_version()).settle(torch.nn.Sequential(SiluAndMul()))
+    assert log.read_text() == ""
+    assert getattr(type(layer), method) is not fused
+    assert getattr(layer, method)(*arguments) == "fused"
+    assert getattr(type(layer), method) is fused  # from now on it costs nothing
+    skipped = {line.partition(" → ")[0] for line in log.read_text().splitlines()}
+    assert {line.partition(" → ")[2] for line in log.read_text().splitlines()} == {f"sglang({shortcut.name})"}
+    assert ("[OOT-DISPATCH] RMSNorm" in skipped) == hasattr(layer, "q_norm")
+    assert ("[OOT-DISPATCH] Module" in skipped) == ("rotary_embedding" in shortcut.ops)
+
+
+def test_a_function_that_was_watched_is_put_back_wherever_it_was_imported(monkeypatch, tmp_path: Path):
+    qwen3, utils = (importlib.import_module(f"sglang.srt.models.{name}") for name in ("qwen3", "utils"))
+
+    def fused(q, k, q_norm, k_norm, head_dim):
+        return q, k
+
+    for module in (qwen3, utils):
+        monkeypatch.setattr(module, "apply_qk_norm", fused)
+    HookRegistry.reset()
+    log = tmp_path / "dispatch.log"
+    LoadedModels({}, DispatchLog(log), seams.installed_version()).settle(torch.nn.Sequential(SiluAndMul()))
+    assert qwen3.apply_qk_norm is utils.apply_qk_norm is not fused
+    qwen3.apply_qk_norm("q", "k", q_norm=RMSNorm(8), k_norm=None, head_dim=8)
+    assert qwen3.apply_qk_norm is utils.apply_qk_norm is fused
+    assert log.read_text() == "[OOT-DISPATCH] RMSNorm → sglang(fused_qk_norm)\n"
+
+
+def test_qwen3_5_norms_query_and_key_by_its_layers_where_they_are_named(monkeypatch):
+    qwen3_5 = importlib.import_module("sglang.srt.models.qwen3_5")
+    cls = qwen3_5.Qwen3_5AttentionDecoderLayer
+    monkeypatch.setattr(cls, "_apply_qk_norm", cls._apply_qk_norm)
+    models("gemma_rms_norm").settle(torch.nn.Sequential(SiluAndMul()))
+    layer = cls.__new__(cls)
+    torch.nn.Module.__init__(layer)
+    layer.head_dim, layer.q_norm, layer.k_norm = 8, RMSNorm(8), RMSNorm(8)
+    q, k = torch.randn(3, 16), torch.randn(3, 8)
+    with torch.no_grad():
+        normed = layer._apply_qk_norm(q, k)
+        expected = [layer.q_norm.forward_native(q.view(-1, 8)).view(3, 16), layer.k_norm.forward_native(k)]
+    assert all(map(torch.equal, normed, expected))

@@ -1,0 +1,115 @@
+"""Each shortcut of the catalogue is there in the releases that it claims, and in no other.
+
+The source is read, nothing of a release is imported: names that only a GPU's process defines count too.
+"""
+
+import ast
+import functools
+
+import pytest
+from packaging.version import Version
+
+from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
+from tests.releases.test_coverage import package
+from tests.releases.test_releases import RELEASES
+
+pytestmark = pytest.mark.timeout(300)
+
+SWITCHES = {switch.target: switch for shortcut in SHORTCUTS for switch in shortcut.switches}
+TARGETS = {shortcut.target: shortcut for shortcut in SHORTCUTS}
+
+
+@functools.cache
+def source(release: str, module: str) -> str:
+    """Return the text of a module; empty where the release has none."""
+    path = package(release).parent / (module.replace(".", "/") + ".py")
+    return path.read_text() if path.exists() else ""
+
+
+def body(release: str, target: str) -> str | None:
+    """Return the text of a function, of a method of a class, or of an imported name; None: there is none."""
+    path, _, name = target.rpartition(".")
+    text = source(release, path)
+    if text:
+        return found_in(ast.walk(ast.parse(text)), name, text)
+    module, _, owner = path.rpartition(".")
+    text = source(release, module)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and node.name == owner:
+            return found_in(node.body, name, text)
+    return None
+
+
+def found_in(nodes, name: str, text: str) -> str | None:
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return ast.get_source_segment(text, node)
+        if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
+            return ast.unparse(node)
+    return None
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("known", [*TARGETS.values(), *SWITCHES.values()], ids=lambda known: known.target)
+def test_a_target_is_there_in_the_releases_that_it_claims_and_in_no_other(known, release: str):
+    assert (body(release, known.target) is not None) == known.is_in(Version(release))
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("call", DIRECT_CALLS, ids=lambda call: f"{call.owner}-{call.op}")
+def test_a_direct_call_is_there_in_the_releases_that_it_claims_and_in_no_other(call, release: str):
+    module, _, owner = call.owner.partition(":")
+    text = source(release, module)
+    classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    calls = [ast.get_source_segment(text, node) for node in classes if node.name == owner]
+    assert any(".forward_native(" in found for found in calls) == call.is_in(Version(release))
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("shortcut", [s for s in SHORTCUTS if s.switches], ids=lambda s: s.target)
+def test_a_shortcut_has_one_switch_in_each_release_that_has_it(shortcut, release: str):
+    version = Version(release)
+    assert sum(switch.is_in(version) for switch in shortcut.switches) == shortcut.is_in(version)
+
+
+#: What the code that takes a path must say for our reading of it to hold.
+PREMISES = {
+    "sglang.srt.models.utils.apply_qk_norm": [
+        "alt_stream: Optional[torch.cuda.Stream] = None,\n    allow_inplace: bool = True,\n)",
+        "and allow_inplace",
+        "q = q_by_head.view(q.shape)",
+    ],
+    "sglang.srt.models.qwen3_moe.Qwen3MoeAttention.apply_qk_norm_rope": [
+        "self.use_fused_qk_norm_rope and qkv.dtype == torch.bfloat16",
+        "self._used_fused_qk_norm_rope_last_call = True",
+        "self._used_fused_qk_norm_rope_last_call = False",
+    ],
+    "sglang.srt.models.mellum.MellumAttention.apply_qk_norm_rope": [
+        "self.use_fused_qk_norm_rope and qkv.dtype == torch.bfloat16",
+        "self._used_fused_qk_norm_rope_last_call = True",
+        "self._used_fused_qk_norm_rope_last_call = False",
+    ],
+    "sglang.srt.layers.layernorm._forward_with_allreduce_fusion": [
+        "norm_module.variance_epsilon",
+        "return norm_module.forward(x, residual, post_residual_addition)",
+    ],
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("target", PREMISES)
+def test_the_code_of_a_shortcut_is_as_it_was_read(target: str, release: str):
+    if TARGETS[target].is_in(Version(release)):
+        text = body(release, target)
+        assert [premise for premise in PREMISES[target] if premise not in text] == []
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_nobody_passes_what_allows_a_fused_norm_by_its_place(release: str):
+    for path in (package(release) / "srt").rglob("*.py"):
+        text = path.read_text()
+        if "import apply_qk_norm" not in text and "    apply_qk_norm,\n" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "apply_qk_norm":
+                assert len(node.args) <= 6, f"{path}:{node.lineno}"

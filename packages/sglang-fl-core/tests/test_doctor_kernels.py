@@ -164,6 +164,7 @@ def test_op_without_a_kernel_on_another_chip_is_found(doctor: Doctor, chip):
     code, rows = doctor("--only", "operators")
     row = only_problem((code, rows), "op rms_norm")
     assert "flagos: flag_gems is not installed" in row["text"]
+    assert " RMSNorm" in row["text"]
     assert "SGLANG_FL_PER_OP=rms_norm=reference" in row["remedy"]
     assert rows["op silu_and_mul"]["state"] == "problem"
 
@@ -179,6 +180,7 @@ def test_op_left_to_sglang_on_another_chip_is_found(doctor: Doctor, chip, monkey
     assert doctor("--only", "operators")[0] == 0
     monkeypatch.setenv("SGLANG_FL_OOT_BLACKLIST", "silu_and_mul")
     row = only_problem(doctor("--only", "operators"), "op silu_and_mul")
+    assert "left to SGLang, whose path may be made for CUDA: SiluAndMul (" in row["text"]
     assert "SGLANG_FL_OOT_BLACKLIST names silu_and_mul" in row["text"]
     assert "off that list" in row["remedy"]
     monkeypatch.delenv("SGLANG_FL_OOT_BLACKLIST")

@@ -8,6 +8,7 @@ from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.errors import SglangFlError
+from sglang_fl.sglang_adapter import ADAPTERS
 from sglang_fl.sglang_adapter.coverage import Coverage, coverage
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.startup import Configuration
@@ -39,7 +40,9 @@ def _without_kernel(configuration: Configuration) -> Iterator[Finding]:
         if kernels or not resolution.prefers_sglang:
             continue
         reasons = "; ".join(map(str, resolution.skipped)) or "the vendor has none"
-        text = f"no kernel is available ({reasons}): SGLang's own path runs, if it has one for this chip"
+        text = (
+            f"no kernel is available ({reasons}): SGLang's path, if it has one here, runs {_classes_of(name)}"
+        )
         yield problem(f"op {name}", text, f"SGLANG_FL_PER_OP={name}=reference runs it in plain PyTorch")
 
 
@@ -51,8 +54,14 @@ def _left_out(configuration: Configuration) -> Iterator[Finding]:
     for name in configuration.resolutions:
         reason = lists.why_op_left_out(name)
         if reason:
-            text = f"left to SGLang, whose path is made for CUDA: {reason}"
+            text = f"left to SGLang, whose path may be made for CUDA: {_classes_of(name)} ({reason})"
             yield problem(f"op {name}", text, f"take {name} and its layer classes off that list, or on it")
+
+
+def _classes_of(op_name: str) -> str:
+    """Return the names of the layer classes that an op computes."""
+    found = [path for path, adapters in ADAPTERS.items() if any(a.op.name == op_name for a in adapters)]
+    return ", ".join(sorted({path.rpartition(":")[2] for path in found}))
 
 
 def layer_classes(launch: Launch) -> Iterator[Finding]:

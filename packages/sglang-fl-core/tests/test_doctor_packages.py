@@ -94,6 +94,8 @@ def test_pins_of_flag_gems_that_hold_are_well(doctor: Doctor, metadata_of):
 
 @pytest.mark.parametrize("name", ["TRITON_CACHE_DIR", "TRITON_HOME"])
 def test_triton_cache_that_cannot_be_written_is_found(doctor: Doctor, tmp_path: Path, monkeypatch, name: str):
+    for other in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "/proc/cache")
     row = only_problem(doctor("--only", "triton-cache"), "Triton cache")
     assert row["text"].startswith("/proc/cache")

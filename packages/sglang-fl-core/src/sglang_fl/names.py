@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["NameList", "parse_aten_names", "parse_layer_names", "parse_vendor_names"]
+__all__ = ["NameList", "parse_aten_names", "parse_layer_names", "parse_op_names", "parse_vendor_names"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: ATen's spelling, with or without overload and namespace, and FlagGems': its function's name.
@@ -53,6 +53,16 @@ def _with_lifts(names: tuple[str, ...]) -> NameList:
         names=tuple(name for name in names if not name.startswith("!")),
         lifted=tuple(name.removeprefix("!") for name in names if name.startswith("!")),
     )
+
+
+def parse_op_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Parse op names.
+
+    Raises
+    ------
+    ValueError : an empty, malformed or repeated name
+    """
+    return _parse(value, _IDENTIFIER, "rms_norm,silu_and_mul")
 
 
 def parse_layer_names(value: str | Sequence[str]) -> NameList:

@@ -61,12 +61,14 @@ class OpCheck:
     every : one call in so many of each layer is checked
     is_on : whether calls are checked now
     skip : asked before a check: True leaves the call alone (a graph is being captured)
+    look : ``look(op, layer, arguments, results)``, told of each checked call
     """
 
     report: Callable[[Violation], None]
     every: int = 1
     is_on: bool = True
     skip: Callable[[], bool] = lambda: False
+    look: Callable[[Op, str, Mapping[str, Any], Any], None] | None = None
 
     def checking(self, op: Op, layer: Callable[[], str], kernel: Kernel) -> Kernel:
         """Return the kernel with the check around it; its signature stays the same.
@@ -87,6 +89,8 @@ class OpCheck:
                 return kernel(*args, **kwargs)
             before = _kept(op.signature.bind(*args, **kwargs).arguments)
             results = kernel(*args, **kwargs)
+            if self.look is not None:
+                self.look(op, layer(), before, results)
             after = op.signature.bind(*args, **kwargs).arguments
             for violation in violations(op, layer(), before, results, after):
                 self.report(violation)

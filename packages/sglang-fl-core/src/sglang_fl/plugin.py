@@ -19,6 +19,7 @@ from sglang_fl.compile_monitor import CompileMonitor
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.layer_2_calls import marked
+from sglang_fl.live_check import LiveCheck
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
@@ -133,15 +134,24 @@ def _install(layers: _Layers) -> None:
     prepare_environment(configuration.registry.vendor)
     record = _open_record(configuration.settings) if layers.has_layer_1 else None
     if layers.has_layer_2:
-        _install_layer_2(layers, seam, wrap=_mark if record else None)
+        _install_layer_2(layers, seam, has_record=record is not None)
     _install_in_scheduler(layers, record)
 
 
-def _mark(op: Op, layer: Any, kernel: Kernel) -> Kernel:
-    return marked(kernel)
+def _wrap(live: LiveCheck | None, has_record: bool) -> Callable[[Op, Any, Kernel], Kernel] | None:
+    """Return what is put around kernels: a mark for the record of layer 1, a check; mostly nothing."""
+    if live is None and not has_record:
+        return None
+
+    def wrap(op: Op, layer: Any, kernel: Kernel) -> Kernel:
+        if has_record:
+            kernel = marked(kernel)
+        return kernel if live is None else live.wrap(op, layer, kernel)
+
+    return wrap
 
 
-def _install_layer_2(layers: _Layers, seam: Seam, wrap: Callable[[Op, Any, Kernel], Kernel] | None) -> None:
+def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
     from sglang_fl.sglang_adapter import hook, loaded
 
     configuration = layers.configuration
@@ -150,12 +160,18 @@ def _install_layer_2(layers: _Layers, seam: Seam, wrap: Callable[[Op, Any, Kerne
         _heed_forced_backend(named)
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)
-    layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, wrap)
+    settings, vendor = configuration.settings, configuration.registry.vendor
+    live = None
+    if settings.verify:
+        live = LiveCheck(settings.verify, settings.verify_rate.denominator, vendor.device_type)
+    layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, _wrap(live, has_record))
     models = loaded.LoadedModels(named, log, installed_version())
 
     def settle(model: torch.nn.Module) -> None:
         with _exit_on_error():
             models.settle(model)
+            if live is not None:
+                live.learn_names(model)
 
     hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook), when_loaded=settle)
 

@@ -5,8 +5,10 @@ vendor, then those declared here.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,7 +23,14 @@ from pydantic_settings import (
 
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.given import ENVIRONMENT, Given, as_text, collect, file_key, quoted, variable
-from sglang_fl.names import NameList, parse_aten_names, parse_layer_names, parse_vendor_names
+from sglang_fl.names import (
+    NameList,
+    parse_aten_names,
+    parse_layer_names,
+    parse_op_names,
+    parse_vendor_names,
+)
+from sglang_fl.ops import OPS
 from sglang_fl.policy import Order, Policy, parse_orders
 from sglang_fl.vendor import BackendKind, Vendor
 
@@ -37,6 +46,8 @@ __all__ = [
     "unknown_variables",
 ]
 
+#: Stands for all ops in ``SGLANG_FL_VERIFY``.
+ALL = "all"
 PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -61,6 +72,20 @@ def _parse_path(text: str) -> Path:
     except UnicodeEncodeError:
         raise ValueError("no file system can hold this name") from None
     return Path(text)
+
+
+def _parse_verify(value: str | Sequence[str]) -> tuple[str, ...]:
+    names = parse_op_names(value)
+    for name in names:
+        if name not in OPS and name != ALL:
+            raise ValueError(f"there is no op {name!r}. {choices(name, [*OPS, ALL])}")
+    return tuple(OPS) if ALL in names else names
+
+
+def _parse_rate(text: str) -> Fraction:
+    if not re.fullmatch(r"1(/[1-9][0-9]{0,8})?", text):
+        raise ValueError("write 1 for every call, or 1/64 for one in so many")
+    return Fraction(text)
 
 
 def _refuse(text: str) -> None:
@@ -128,6 +153,13 @@ class Settings(BaseSettings):
         default=(), description="vendors whose native kernels alone may run: `nvidia`"
     )
     deny_vendors: VendorNames = Field(default=(), description="vendors whose native kernels do not run")
+    verify: Annotated[tuple[str, ...], NoDecode, PlainValidator(_parse_verify)] = Field(
+        default=(),
+        description="ops whose calls a live server samples and holds against float64: `rms_norm`, `all`",
+    )
+    verify_rate: Annotated[Fraction, PlainValidator(_parse_rate)] = Field(
+        default=Fraction(1, 64), description="how many calls are sampled: `1/64`, or `1` for each"
+    )
     dispatch_log: File = Field(default=None, description="file that tells what each op ran on")
     config: File = Field(default=None, description="YAML file with these settings")
     platform: str | None = Field(default=None, description="the vendor, where it is not found by itself")

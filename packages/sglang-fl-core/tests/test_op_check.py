@@ -1,0 +1,118 @@
+"""Checks around kernels, live and in a bisection: what they see, what they leave alone, what they cost."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sglang_fl.live_check import LiveCheck
+from sglang_fl.op_check import OpCheck, Violation
+from sglang_fl.ops import OPS, Kernel
+
+SILU, NORM = OPS["silu_and_mul"], OPS["rms_norm"]
+
+
+def found_by(kernel: Kernel, op: str = "silu_and_mul", **options: object) -> tuple[list[Violation], Kernel]:
+    found: list[Violation] = []
+    check = OpCheck(found.append, **options)  # type: ignore[arg-type]
+    return found, check.checking(OPS[op], lambda: "layers.3.act", kernel)
+
+
+def test_a_right_kernel_is_not_told_of():
+    found, kernel = found_by(SILU.reference)
+    x = torch.randn(5, 64)
+    assert torch.equal(kernel(x), SILU.reference(x))
+    assert found == []
+
+
+def test_a_wrong_result_is_told_of_with_its_size_and_served():
+    found, kernel = found_by(lambda x: SILU.reference(x) * 1.05)
+    x = torch.randn(5, 64).bfloat16()
+    assert torch.equal(kernel(x), SILU.reference(x) * 1.05)
+    (violation,) = found
+    assert (violation.op, violation.layer, violation.dtype) == ("silu_and_mul", "layers.3.act", "bfloat16")
+    assert 2.2 < violation.error < 14  # 5 % are 0.05 / 2**-7 = 6.4 units, and the roundings
+    assert violation.shapes == {"x": (5, 64)}
+    assert torch.equal(violation.call["x"], x)
+
+
+def test_what_may_not_be_written_is_compared():
+    def kernel(x: Tensor) -> Tensor:
+        result = SILU.reference(x)
+        x[0, 0] += 1
+        return result
+
+    found, checked = found_by(kernel)
+    checked(torch.randn(2, 8))
+    assert [v.what for v in found] == ["it wrote x, which the contract does not allow"]
+
+
+def test_a_kernel_in_place_is_checked_by_the_arguments_it_was_given():
+    def in_place(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> object:
+        normed, total = NORM.reference(x, weight, eps, residual)
+        return x.copy_(normed), residual.copy_(total)
+
+    found, checked = found_by(in_place, "rms_norm")
+    checked(torch.randn(3, 16), torch.ones(16), 1e-6, torch.randn(3, 16))
+    assert found == []
+
+
+def test_one_call_in_so_many_is_checked():
+    found, kernel = found_by(lambda x: SILU.reference(x) * 1.05, every=3)
+    for _ in range(7):
+        kernel(torch.randn(2, 8))
+    assert len(found) == 3  # the first, the fourth, the seventh
+
+
+def test_nothing_is_checked_while_a_graph_is_captured():
+    found, kernel = found_by(lambda x: SILU.reference(x) * 1.05, skip=lambda: True)
+    kernel(torch.randn(2, 8))
+    assert found == []
+
+
+@pytest.fixture
+def live(caplog: pytest.LogCaptureFixture) -> Callable[..., list[str]]:
+    """``live(kernel, *inputs)`` runs a live check over calls and returns its warnings."""
+
+    def run(kernel: Kernel, *inputs: Tensor) -> list[str]:
+        caplog.set_level(logging.INFO, "sglang_fl")
+        layer = torch.nn.Identity()
+        check = LiveCheck(["silu_and_mul"], 1, "cpu")
+        check.learn_names(torch.nn.Sequential(layer))
+        wrapped = check.wrap(SILU, layer, kernel)
+        for x in inputs:
+            wrapped(x)
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    return run
+
+
+def test_an_op_that_is_not_asked_for_keeps_its_kernel():
+    assert LiveCheck(["rms_norm"], 1, "cpu").wrap(SILU, None, SILU.reference) is SILU.reference
+
+
+def test_a_live_violation_is_told_once_for_each_shape_with_the_layers_name(live):
+    x, other = torch.randn(2, 8), torch.randn(3, 8)
+    told = live(lambda x: SILU.reference(x) * 1.05, x, x, other)
+    assert len(told) == 2
+    assert all(line.startswith("silu_and_mul in 0: result 0: ") for line in told)
+
+
+def test_the_first_number_that_is_not_finite_trips_the_wire(live):
+    def kernel(x: Tensor) -> Tensor:
+        result = SILU.reference(x)
+        result[0, 0] = torch.nan
+        return result
+
+    told = live(kernel, torch.randn(2, 8), torch.randn(2, 8))
+    assert told[0] == "silu_and_mul in 0 returned numbers that are not finite, although its arguments are"
+    assert sum("not finite" in line for line in told) == 1
+
+
+def test_numbers_that_come_in_not_finite_are_no_fault_of_the_kernel(live):
+    x = torch.randn(2, 8)
+    x[0, 0] = torch.inf
+    told = live(SILU.reference, x)
+    assert told == ["silu_and_mul in 0 returned numbers that are not finite, nor are its arguments"]

@@ -59,8 +59,8 @@ def _layer_2(settings: Settings) -> str:
 
 
 def _choices(settings: Settings) -> list[str]:
-    """Return what pins ops to implementations, or takes them from layer 2."""
-    found = [settings.quoted("per_op")] if settings.per_op else []
+    """Return what pins ops to implementations, takes them from layer 2, or samples their calls."""
+    found = [settings.quoted(name) for name in ("per_op", "verify") if getattr(settings, name)]
     found += [
         settings.quoted(name) for name in ("oot_whitelist", "oot_blacklist") if getattr(settings, name).names
     ]

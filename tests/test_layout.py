@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_fl.diagnostics.doctor import CHECKS
 from sglang_fl.ops import OPS
 from sglang_fl.settings import markdown_table
 from sglang_fl.sglang_adapter import ADAPTERS
@@ -63,7 +64,14 @@ def test_only_settings_reads_the_environment():
         for path in ROOT.glob("packages/*/src/**/*.py")
         if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    assert readers == {"settings.py"}
+    # foreign.py looks at what NCCL, Gloo, Triton and the drivers will read; of ours it reads none.
+    assert readers == {"settings.py", "foreign.py"}
+
+
+def test_each_check_of_doctor_is_in_the_table_of_symptoms():
+    table = (ROOT / "docs" / "debugging.md").read_text()
+    names = [check.__name__.replace("_", "-") for check in CHECKS]
+    assert [name for name in names if f"`{name}`" not in table] == []
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("packages/*/src/**/*.py")), ids=lambda path: path.stem)

@@ -60,6 +60,17 @@ def test_an_op_that_is_not_on_the_preferred_kind_says_why_once(served):
     assert log.count("rms_norm runs on reference (flagos: vendor cpu has none") == 1
 
 
+def test_the_banner_and_every_other_line_of_ours_is_logged_once(served):
+    server, _ = served
+    lines = [line.partition("] ")[2] for line in server.log.read_text(errors="replace").splitlines()]
+    banners = [line for line in lines if line.startswith("sglang-fl-core ")]
+    assert len(banners) == 1
+    assert "vendor cpu" in banners[0]
+    assert "layer 2 on, told in " in banners[0]
+    ours = [line for line in lines if "sglang-fl" in line or "SGLANG_FL" in line or " runs on " in line]
+    assert len(ours) == len(set(ours)), ours
+
+
 def test_a_port_in_use_is_refused_by_name(served, tiny_model: Path, tmp_path: Path):
     server, _ = served
     port = int(server.url.rpartition(":")[2])

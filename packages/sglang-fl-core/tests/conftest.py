@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import logging
 import os
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from sglang_fl.cli import app
 from sglang_fl.startup import configure
 
 torch.set_num_threads(1)  # the tensors here are small: more threads only wait for each other
@@ -124,3 +127,31 @@ def install_vendor(install: Callable[..., str]) -> Callable[..., str]:
         return install(claims or name, source, distribution=distribution)
 
     return install_vendor
+
+
+@pytest.fixture
+def doctor() -> Callable[..., tuple[int, dict[str, dict[str, str]]]]:
+    """``doctor(*words)`` runs ``sglang-fl doctor --json``; returns its exit code, and its rows by subject."""
+
+    def run(*words: str) -> tuple[int, dict[str, dict[str, str]]]:
+        configure.cache_clear()
+        result = CliRunner().invoke(app, ["doctor", "--json", *words])
+        assert isinstance(result.exception, SystemExit | None), result.output
+        return result.exit_code, {row["what"]: row for row in json.loads(result.stdout)}
+
+    return run
+
+
+@pytest.fixture
+def metadata_of(site: Path) -> Callable[..., None]:
+    """``metadata_of(name, version, *requires)`` installs the metadata of a package and nothing else."""
+
+    def write(name: str, version: str, *requires: str) -> None:
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {line}" for line in requires]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+        importlib.invalidate_caches()
+
+    return write

@@ -91,7 +91,7 @@ def test_version_is_told():
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("env", "vendors", "ops", "why", "coverage"):
+    for command in ("env", "vendors", "ops", "why", "coverage", "doctor", "report"):
         assert command in result.stdout
 
 

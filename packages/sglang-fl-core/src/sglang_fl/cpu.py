@@ -2,7 +2,11 @@
 
 from sglang_fl.vendor import CORE_API, Vendor
 
-__all__ = ["CPU"]
+__all__ = ["CPU", "MEM_FRACTION_STATIC"]
+
+#: Share of the memory for weights and KV cache. On a CPU it is the host's memory, which other
+#: processes need too; SGLang's own guess, made for dedicated accelerators, takes nearly all of it.
+MEM_FRACTION_STATIC = 0.5
 
 
 def why_unavailable() -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
+from sglang_fl.banner import banner
 from sglang_fl.compile_monitor import CompileMonitor
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
@@ -23,7 +24,7 @@ from sglang_fl.ops import Kernel, Op
 from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
-from sglang_fl.startup import Configuration, configure, warn_user
+from sglang_fl.startup import Configuration, configure, inform_user, warn_user
 
 __all__ = ["activate_platform", "load_plugin"]
 
@@ -91,8 +92,7 @@ def load_plugin() -> None:
             install_bench(configuration, folder, check=_require_hooked)
             return
         layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
-        if not layers.has_layer_2:
-            logger.info("layer 2 is off (SGLANG_FL_OOT_ENABLED=0)")
+        _announce(layers)
         if layers.has_layer_1 or layers.has_layer_2:
             _install(layers)
 
@@ -112,6 +112,16 @@ class _Layers:
     @property
     def has_layer_2(self) -> bool:
         return self.configuration.settings.oot_enabled
+
+
+def _announce(layers: _Layers) -> None:
+    """Have the banner told, also where all layers are off; of an unsupported SGLang a warning tells."""
+    from sglang_fl.sglang_adapter import log_ready
+
+    version = installed_version()
+    if seam_of(version):
+        text = banner(layers.configuration, layers.plan, version)
+        log_ready.when_log_is_ready(lambda: inform_user(text))
 
 
 def _install(layers: _Layers) -> None:

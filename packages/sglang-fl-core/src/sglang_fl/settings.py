@@ -300,6 +300,7 @@ class SglangSettings(BaseSettings):
     platform: str | None = None
     use_cpu_engine: str = "0"
     force_fused_op_backend: str | None = None
+    plugins: str | None = None
 
 
 #: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.

@@ -13,7 +13,7 @@ from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, install
 from sglang_fl.resolution import Resolution, resolve_all
 from sglang_fl.settings import Setting, Settings
 
-__all__ = ["Configuration", "configure", "warn_user"]
+__all__ = ["Configuration", "configure", "inform_user", "warn_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,18 @@ def configure() -> Configuration:
 
 def warn_user(complaint: str) -> None:
     """Warn in the process that a user started; those that SGLang spawns would only say it again."""
+    _tell_user(logging.WARNING, complaint)
+
+
+def inform_user(text: str) -> None:
+    """Say at INFO what concerns the whole server; as ``warn_user``."""
+    _tell_user(logging.INFO, text)
+
+
+def _tell_user(level: int, text: str) -> None:
     # By name: we may be imported while a spawned process does not know its parent yet.
     is_spawned = multiprocessing.current_process().name != "MainProcess"
-    logger.log(logging.DEBUG if is_spawned else logging.WARNING, "%s", complaint)
+    logger.log(logging.DEBUG if is_spawned else level, "%s", text)
 
 
 def _names(installed: tuple[InstalledVendor, ...]) -> set[str]:

@@ -12,11 +12,9 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-__all__ = ["CpuPlatform"]
+from sglang_fl.cpu import MEM_FRACTION_STATIC
 
-#: Share of the memory for weights and KV cache. On a CPU it is the host's memory, which other
-#: processes need too; SGLang's own guess, made for dedicated accelerators, takes nearly all of it.
-MEM_FRACTION_STATIC = 0.5
+__all__ = ["CpuPlatform"]
 
 
 class CpuPlatform(SRTPlatform):  # type: ignore[misc]

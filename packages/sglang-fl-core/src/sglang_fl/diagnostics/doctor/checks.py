@@ -1,0 +1,129 @@
+"""``CHECKS``, the catalogue: what doctor looks at, in the order of a table of symptoms."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from sglang_fl.diagnostics.doctor.collective import collective
+from sglang_fl.diagnostics.doctor.configured import settings, vendors
+from sglang_fl.diagnostics.doctor.devices import devices, numa
+from sglang_fl.diagnostics.doctor.finding import Finding, State, unknown
+from sglang_fl.diagnostics.doctor.foreign import redacted
+from sglang_fl.diagnostics.doctor.heads import heads
+from sglang_fl.diagnostics.doctor.installation import entry_points, installation, selection
+from sglang_fl.diagnostics.doctor.launch import Launch
+from sglang_fl.diagnostics.doctor.layer_1 import aten_record, flag_gems, layer_1
+from sglang_fl.diagnostics.doctor.layer_2 import dispatch_log, layer_2
+from sglang_fl.diagnostics.doctor.layer_classes import layer_classes, operators
+from sglang_fl.diagnostics.doctor.memory import memory
+from sglang_fl.diagnostics.doctor.network import interfaces, ports, rendezvous, variables_of_collectives
+from sglang_fl.diagnostics.doctor.packages import copies, flag_gems_pins, shadow, torch_pins
+from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
+from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
+from sglang_fl.diagnostics.doctor.triton_cache import triton_cache
+from sglang_fl.errors import SettingsError, choices
+
+__all__ = ["CHECKS", "Row", "examine", "exit_code"]
+
+Check = Callable[[Launch], Iterable[Finding]]
+
+CHECKS: tuple[Check, ...] = (
+    # The dispatch log is empty.
+    installation,
+    entry_points,
+    selection,
+    sglang_release,
+    settings,
+    vendors,
+    layer_2,
+    dispatch_log,
+    sglang_loads_the_plugin,
+    # The record of ATen ops is empty.
+    layer_1,
+    aten_record,
+    flag_gems,
+    # A forward_cuda error on another chip; ImportError: sgl_kernel.
+    operators,
+    layer_classes,
+    sgl_kernel,
+    # tp > 1 hangs at start-up.
+    devices,
+    numa,
+    heads,
+    ports,
+    rendezvous,
+    interfaces,
+    variables_of_collectives,
+    collective,
+    # Out of memory at start.
+    memory,
+    # What else has been met.
+    copies,
+    shadow,
+    torch_pins,
+    flag_gems_pins,
+    triton_cache,
+)
+
+_URGENCY = (State.PROBLEM, State.UNKNOWN, State.OK)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finding and the check that made it.
+
+    Parameters
+    ----------
+    check : the check's name on the command line
+    finding : no secret of the environment stands in it
+    """
+
+    check: str
+    finding: Finding
+
+
+def _name(check: Check) -> str:
+    return getattr(check, "__name__", str(check)).replace("_", "-")
+
+
+def examine(launch: Launch, only: Sequence[str] = ()) -> list[Row]:
+    """Run the checks; problems come first, then what could not be told.
+
+    Parameters
+    ----------
+    launch : the start that is asked about
+    only : the names of the checks to run; all if empty
+
+    Raises
+    ------
+    SettingsError : a name of no check
+    """
+    by_name = {_name(check): check for check in CHECKS}
+    for name in only:
+        if name not in by_name:
+            raise SettingsError(f"there is no check {name!r}. {choices(name, by_name)}")
+    rows = [
+        Row(name, _redacted(finding))
+        for name, check in by_name.items()
+        if not only or name in only
+        for finding in _findings(name, check, launch)
+    ]
+    return sorted(rows, key=lambda row: _URGENCY.index(row.finding.state))
+
+
+def _findings(name: str, check: Check, launch: Launch) -> Iterator[Finding]:
+    try:
+        yield from check(launch)
+    except Exception as error:  # noqa: BLE001 - a broken machine raises anything; the other checks still count
+        yield unknown(name, f"the check itself failed: {type(error).__name__}: {error}")
+
+
+def _redacted(finding: Finding) -> Finding:
+    return Finding(finding.what, finding.state, redacted(finding.text), redacted(finding.remedy))
+
+
+def exit_code(rows: Iterable[Row]) -> int:
+    """Return 1 where there is a problem, 2 where something could not be told, else 0."""
+    states = {row.finding.state for row in rows}
+    if State.PROBLEM in states:
+        return 1
+    return 2 if State.UNKNOWN in states else 0

@@ -1,0 +1,69 @@
+"""Try something in a Python process of its own, which can neither hang doctor nor bring it down."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sglang_fl.diagnostics.doctor.foreign import child_environment
+
+__all__ = ["Child", "end", "last_line", "run_python"]
+
+
+@dataclass(frozen=True)
+class Child:
+    """How a process ended.
+
+    Parameters
+    ----------
+    code : its exit code, or None where it was ended because its time was over
+    output : standard output
+    errors : standard error
+    """
+
+    code: int | None
+    output: str
+    errors: str
+
+
+def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None) -> Child:
+    """Run Python code as ``python -c`` in the working directory, for so many seconds at most."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=child_environment(extra),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        end(process)
+        return Child(None, *_rest(process))
+    return Child(process.returncode, output, errors)
+
+
+def _rest(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Return what an ended process has written; a grandchild that fled its session may hold the pipes."""
+    try:
+        return process.communicate(timeout=2)
+    except subprocess.TimeoutExpired:
+        return "", ""
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """End a process and all that it has started; it must lead a session of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def last_line(text: str) -> str:
+    """Return the last line with anything on it: of a traceback, the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("- ")[:300] if lines else "no message"

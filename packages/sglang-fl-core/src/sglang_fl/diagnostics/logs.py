@@ -1,0 +1,104 @@
+"""What dispatch logs and records of ATen ops say: what ran where, and what differs between ranks and runs.
+
+Several files count as one log, as those of several ranks do. A line in none of the two formats is not
+dropped: it is returned, because a log with foreign lines is not the log that one thinks it is.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sglang_fl.errors import SettingsError
+
+__all__ = ["Log", "compared", "read_log"]
+
+_DISPATCH = re.compile(r"\[OOT-DISPATCH\] (?P<what>\S+) → (?P<ran>\S+\(.+\))")
+_ATEN = re.compile(r"\[DEBUG\] (?P<ran>[\w.]+): GEMS \w+ aten::(?P<what>[\w.]+)")
+
+
+@dataclass
+class Log:
+    """What one run has written.
+
+    Parameters
+    ----------
+    dispatch : layer class -> what ran it, ``flagos(flagos)`` -> number of lines
+    aten : ATen op -> the kernel that ran it -> number of lines
+    foreign : the lines in neither format: file, number, text
+    """
+
+    dispatch: dict[str, Counter[str]] = field(default_factory=dict)
+    aten: dict[str, Counter[str]] = field(default_factory=dict)
+    foreign: list[dict[str, Any]] = field(default_factory=list)
+
+    def layer_classes(self) -> list[dict[str, Any]]:
+        """Return what ran each layer class; more than one where ranks or instances disagree."""
+        return [
+            {"layer_class": name, "runs": sorted(ran), "lines": ran.total(), "disagree": len(ran) > 1}
+            for name, ran in sorted(self.dispatch.items())
+        ]
+
+    def aten_ops(self) -> list[dict[str, Any]]:
+        """Return each ATen op that was replaced and called, and the kernel that ran it."""
+        return [
+            {"op": name, "kernels": sorted(ran), "lines": ran.total()}
+            for name, ran in sorted(self.aten.items())
+        ]
+
+
+def read_log(dispatch: Iterable[Path], aten: Iterable[Path]) -> Log:
+    """Read the files of one run.
+
+    Raises
+    ------
+    SettingsError : a file cannot be read
+    """
+    log = Log()
+    for path in dispatch:
+        _read(path, _DISPATCH, log.dispatch, log.foreign)
+    for path in aten:
+        _read(path, _ATEN, log.aten, log.foreign)
+    return log
+
+
+def _read(
+    path: Path, pattern: re.Pattern[str], into: dict[str, Counter[str]], foreign: list[dict[str, Any]]
+) -> None:
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        found = pattern.fullmatch(line.rstrip("\r"))
+        if found:
+            into.setdefault(found["what"], Counter())[found["ran"]] += 1
+        elif line.strip():
+            foreign.append({"file": str(path), "line": number, "text": _printable(line)})
+
+
+def _printable(line: str) -> str:
+    """Return the head of a line; what would steer a terminal, escaped."""
+    return line[:200].encode("unicode_escape").decode() if not line.isprintable() else line[:200]
+
+
+def compared(first: Log, second: Log) -> list[dict[str, Any]]:
+    """Return what did not run alike in two runs: layer classes first, then ATen ops.
+
+    How often a line was written is no difference: that depends on the number of ranks.
+    """
+    rows = _compared("layer class", first.dispatch, second.dispatch)
+    return rows + _compared("ATen op", first.aten, second.aten)
+
+
+def _compared(
+    kind: str, first: dict[str, Counter[str]], second: dict[str, Counter[str]]
+) -> list[dict[str, Any]]:
+    rows = []
+    for name in sorted(first.keys() | second.keys()):
+        ran: Sequence[list[str]] = [sorted(log.get(name, ())) for log in (first, second)]
+        if ran[0] != ran[1]:
+            rows.append({"kind": kind, "what": name, "first": ran[0], "second": ran[1]})
+    return rows

@@ -71,6 +71,16 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def api(session: nox.Session) -> None:
+    """Core's public modules against the last release."""
+    session.install("-q", "griffe==1.14.0", "pytest>=8", "packaging")
+    session.run("python", "-m", "release.public_api")
+    session.run(
+        "python", "-m", "pytest", "tests/release/test_public_api.py", "--noconftest", *session.posargs
+    )
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Core's own tests, and what the layout promises."""
     _on_stack(session, CORE)

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl import __version__
-from sglang_fl.diagnostics import report
+from sglang_fl.diagnostics import report, verification
 from sglang_fl.errors import SglangFlError
 from sglang_fl.settings import markdown_table
 
@@ -141,3 +142,28 @@ def coverage(as_json: Json = False) -> None:
     """Which of the installed SGLang's fused layers are dispatched, and why not the rest."""
     with _exit_on_error():
         _print(report.coverage(), as_json, "Layer classes")
+
+
+@app.command()
+def verify(
+    op: Annotated[str | None, typer.Argument(help="One op alone.")] = None,
+    as_json: Json = False,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="Write the result here, for --compare.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", help="Compare the certificates of two machines.")
+    ] = None,
+) -> None:
+    """Hold every implementation of this machine's vendor against its contract; code 1 where one fails."""
+    with _exit_on_error():
+        rows, is_good = verification.compare(*compare) if compare else verification.verify(op, certificate)
+    _print(rows, as_json, _verify_title(bool(compare), bool(rows)))
+    if not is_good:
+        raise typer.Exit(1)
+
+
+def _verify_title(compared: bool, any_rows: bool) -> str:
+    if not compared:
+        return "Conformance"
+    return "Differences" if any_rows else "The two machines agree in all"

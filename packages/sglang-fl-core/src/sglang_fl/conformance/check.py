@@ -43,7 +43,7 @@ def check_impl(impl: OpImpl, device: str) -> list[str]:
 
 
 def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: str) -> list[str] | None:
-    """Check one call: shapes, dtypes, device, values against float64, what is written, whose memory comes back.
+    """Check one call: shapes, dtypes, device, values against float64, what is written, whose memory it is.
 
     Returns
     -------

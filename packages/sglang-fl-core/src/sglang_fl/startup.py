@@ -48,6 +48,7 @@ def configure() -> Configuration:
     """
     own = Settings.read()
     logging.getLogger("sglang_fl").setLevel(own.log_level)
+    _simulate(own)
     installed = installed_vendors()
     for found in installed:
         if found.fault:
@@ -64,6 +65,16 @@ def configure() -> Configuration:
     # Off is off: what cannot be met is of no account then.
     resolutions = resolve_all(registry, settings.policy) if settings.oot_enabled else {}
     return Configuration(settings, registry, resolutions)
+
+
+def _simulate(settings: Settings) -> None:
+    """Bring the simulated chip that the user asked for into this process, before anybody looks for chips."""
+    if settings.simulated is None:
+        return
+    from sglang_fl.conformance import simulated
+
+    simulated.load(simulated.find_chip(settings.simulated), settings.simulated_record)
+    warn_user(f"{settings.quoted('simulated')}: this chip is simulated, with the speed of a CPU")
 
 
 def warn_user(complaint: str) -> None:

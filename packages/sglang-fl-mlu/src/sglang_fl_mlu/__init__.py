@@ -10,6 +10,7 @@ MLU = Vendor(
     device_type="mlu",
     core_api=1,
     probe="sglang_fl_mlu.probe:why_unavailable",
+    platform="sglang_fl_mlu.platform.MluPlatform",
     impls=(
         flag_gems_impl("silu_and_mul"),
         flag_gems_impl("gelu_and_mul"),

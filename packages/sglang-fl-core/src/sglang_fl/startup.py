@@ -13,7 +13,7 @@ from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, install
 from sglang_fl.resolution import Resolution, resolve_all
 from sglang_fl.settings import Setting, Settings
 
-__all__ = ["Configuration", "configure", "warn_user"]
+__all__ = ["Configuration", "configure", "simulate", "warn_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def configure() -> Configuration:
     """
     own = Settings.read()
     logging.getLogger("sglang_fl").setLevel(own.log_level)
-    _simulate(own)
+    simulate(own)
     installed = installed_vendors()
     for found in installed:
         if found.fault:
@@ -67,8 +67,13 @@ def configure() -> Configuration:
     return Configuration(settings, registry, resolutions)
 
 
-def _simulate(settings: Settings) -> None:
-    """Bring the simulated chip that the user asked for into this process, before anybody looks for chips."""
+def simulate(settings: Settings) -> None:
+    """Bring the simulated chip that the user asked for into this process, before anybody looks for chips.
+
+    Raises
+    ------
+    SettingsError : no package offers it, or it cannot be had here
+    """
     if settings.simulated is None:
         return
     from sglang_fl.conformance import simulated

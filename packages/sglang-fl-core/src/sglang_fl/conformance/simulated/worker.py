@@ -11,7 +11,6 @@ A test's parameters and fixtures are sent there, so they must be picklable.
 import functools
 import importlib.util
 import multiprocessing
-import os
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -44,12 +43,7 @@ def pytest_pyfunc_call(pyfuncitem: Any) -> bool | None:
 @functools.cache
 def _worker(chip: SimulatedChip) -> ProcessPoolExecutor:
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin, initargs=(chip,))
-
-
-def _begin(chip: SimulatedChip) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # one accelerator in a process is enough
-    load(chip)
+    return ProcessPoolExecutor(1, mp_context=spawn, initializer=load, initargs=(chip,))
 
 
 @functools.cache

@@ -7,5 +7,5 @@ __all__ = ["CHIP"]
 CHIP = SimulatedChip(
     "mlu",
     process_group="cncl",
-    stand_ins={"torch_mlu": None},
+    stand_ins={"torch_mlu": None, "torch_mlu_ops": "sglang_fl_mlu.simulated.torch_mlu_ops"},
 )

@@ -49,7 +49,7 @@ def a_missing_result(library: Library) -> Library:
 
 
 def in_place_where_it_is_not(library: Library) -> Library:
-    def call(x, residual, *rest):  # the kernel's results are dropped for what was passed
+    def call(x: Any, residual: Any, *rest: Any):  # the kernel's results are dropped for what was passed
         library(x, residual, *rest)
         return x if residual is None else (x, residual)
 
@@ -93,7 +93,7 @@ def weights_and_ids_swapped(library: Library) -> Library:
 
 
 def expand_for_combine(library: Library) -> Library:
-    def call(*arguments):
+    def call(*arguments: Any):
         expand, combine, count, total = library(*arguments)
         return combine, expand, count, total
 
@@ -101,8 +101,8 @@ def expand_for_combine(library: Library) -> Library:
 
 
 def sums_for_counts(library: Library) -> Library:
-    def call(*arguments):
-        expand, combine, count, total = library(*arguments)
+    def call(*arguments: Any):
+        expand, combine, _, total = library(*arguments)
         return expand, combine, total[:-1].contiguous(), total
 
     return call

@@ -1,0 +1,11 @@
+"""What core needs to know to simulate an Ascend NPU: ``SGLANG_FL_SIMULATED=ascend``."""
+
+from sglang_fl.conformance.simulated import SimulatedChip
+
+__all__ = ["CHIP"]
+
+CHIP = SimulatedChip(
+    "npu",
+    process_group="hccl",
+    stand_ins={"torch_npu": "sglang_fl_ascend.simulated.torch_npu"},
+)

@@ -91,8 +91,8 @@ def nvidia(session: nox.Session) -> None:
 
 @nox.session
 def ascend(session: nox.Session) -> None:
-    """The Ascend package with core and nothing else."""
-    _vendor(session, "ascend")
+    """The Ascend package with core and nothing else: its tests, and SGLang's engine on the simulated chip."""
+    _vendor(session, "ascend", "tests/simulated/test_ascend.py")
 
 
 @nox.session
@@ -110,8 +110,8 @@ def engine(session: nox.Session) -> None:
 
 @nox.session
 def releases(session: nox.Session) -> None:
-    """The seams of all supported SGLang releases, in their own wheels."""
-    _on_stack(session, CORE)
+    """The seams and platforms of all supported SGLang releases, in their own wheels."""
+    _on_stack(session, CORE, "packages/sglang-fl-mlu")
     session.run("python", "-m", "pytest", "tests/releases", *session.posargs)
 
 
@@ -134,6 +134,12 @@ def demo(session: nox.Session) -> None:
 def conformance_mlu(session: nox.Session) -> None:
     """On an MLU, in the environment that serves on it: what only a chip can tell, in conformance-mlu/."""
     _conformance(session, "mlu", "mlu")
+
+
+@nox.session(name="conformance-ascend", default=False, venv_backend="none")
+def conformance_ascend(session: nox.Session) -> None:
+    """On an NPU, in the environment that serves on it: what only a chip can tell, in conformance-ascend/."""
+    _conformance(session, "ascend", "npu")
 
 
 def _conformance(session: nox.Session, name: str, marker: str) -> None:

@@ -22,6 +22,10 @@ WRITTEN = PACKAGE / "simulated/schemas.txt"
 MEMBERS = ("torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml", "torch_npu/op_plugin/meta/")
 
 
+#: For the weights of experts, and in a function that models call beside their layers.
+CALLED_BY_SGLANG = {"npu_format_cast", "npu_rotary_mul"}
+
+
 @pytest.fixture(scope="session")
 def wheel() -> Path:
     """A folder with what of the wheel is read here, downloaded once."""
@@ -60,7 +64,7 @@ def test_the_schemas_that_are_emulated_are_the_wheels(wheel):
 def test_exactly_the_operators_that_are_called_are_written_down():
     sources = (PACKAGE / "vendor").glob("*.py")
     called = {name for path in sources for name in re.findall(r"torch_npu\.(npu_\w+)\(", path.read_text())}
-    assert called == written().keys()
+    assert called | CALLED_BY_SGLANG == written().keys()
 
 
 def meta_calls(wheel: Path, *ops: str, sources: Path | None = None) -> list[str]:

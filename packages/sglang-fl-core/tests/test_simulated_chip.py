@@ -9,7 +9,14 @@ import torch.nn.functional as F
 
 from sglang_fl.conformance.simulated import SimulatedChip
 
-CHIP = SimulatedChip("toychip", "toyccl", stand_ins={"toy_driver": None}, devices=2, memory=1 << 30)
+CHIP = SimulatedChip(
+    "toychip",
+    "toyccl",
+    stand_ins={"toy_driver": None},
+    importable=("toy_kernels",),
+    devices=2,
+    memory=1 << 30,
+)
 DEVICE = CHIP.device_type
 
 pytestmark = pytest.mark.on_chip(CHIP)
@@ -287,3 +294,15 @@ def test_an_empty_stand_in_has_the_chips_module_and_nothing_else():
     assert toy_driver.toychip is torch.toychip
     with pytest.raises(AttributeError, match=r"toy_driver.rms_norm: the stand-in of toy_driver"):
         _ = toy_driver.rms_norm
+
+
+def test_an_importable_package_has_every_name_and_refuses_every_call():
+    import toy_kernels.norm.fused
+    from toy_kernels.norm.fused import rms_norm
+
+    assert toy_kernels.toychip is torch.toychip
+    assert toy_kernels.norm.fused.anything.more is not None
+    with pytest.raises(
+        NotImplementedError, match=r"toy_kernels.norm.fused.rms_norm is not there on a simulated"
+    ):
+        rms_norm(1, eps=2)

@@ -104,14 +104,20 @@ def npu_moe_finalize_routing(
     drop_pad_mode: int | None = 0,
     k: int | None = 1,
 ) -> Tensor:
-    """Add up the rows of each token by its weights; places slot by slot."""
+    """Add up the rows of each token by its weights.
+
+    Places come slot by slot in mode 0, as documented, and token by token in mode 2, as SGLang passes them.
+    """
     rows = expanded_permuted_rows
     demand(
         skip1 is None and skip2 is None and bias is None, "npu_moe_finalize_routing: skips are not emulated"
     )
-    demand(drop_pad_mode == 0, "npu_moe_finalize_routing: drop_pad_mode 0 alone is emulated")
+    demand(
+        drop_pad_mode in (0, 2), f"npu_moe_finalize_routing: drop_pad_mode {drop_pad_mode} is not emulated"
+    )
     demand(expanded_src_to_dst_row.dtype is torch.int32, "npu_moe_finalize_routing: places in int32")
     assert scales is not None
     demand(scales.dtype is rows.dtype, f"npu_moe_finalize_routing: rows {rows.dtype}, scales {scales.dtype}")
-    by_token = expanded_src_to_dst_row.long().view(scales.shape[1], -1).t()
+    places = expanded_src_to_dst_row.long()
+    by_token = places.view(scales.shape[1], -1).t() if drop_pad_mode == 0 else places.view(scales.shape)
     return (rows[by_token].float() * scales.float().unsqueeze(-1)).sum(1).to(rows.dtype)

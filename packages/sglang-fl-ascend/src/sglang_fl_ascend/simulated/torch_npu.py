@@ -6,6 +6,7 @@ rounded once; how a chip rounds is not known. What the documentation demands is 
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -131,6 +132,38 @@ def _rotated(heads: Tensor, rows: Tensor, is_half: bool) -> Tensor:
     return torch.cat((joined.to(heads.dtype), heads[..., width:]), dim=-1)
 
 
+def npu_rotary_mul(
+    x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
+) -> Tensor:
+    """Rotate by cosines and sines as wide as the heads."""
+    experts.demand(rotary_mode == "half" and rotate is None, "npu_rotary_mul: only halves are emulated")
+    experts.demand(
+        x.dim() == 4 and r1.shape[-1] == x.shape[-1], "npu_rotary_mul: four axes, tables of full width"
+    )
+    first, second = x.float().chunk(2, dim=-1)
+    return (x.float() * r1.float() + torch.cat((-second, first), -1) * r2.float()).to(x.dtype)
+
+
+def npu_format_cast(x: Tensor, acl_format: int, **dtypes: int | None) -> Tensor:
+    """Return a copy: a format of the chip's memory has the same values."""
+    return x.clone()
+
+
+def _apply_patches(patches: object) -> None:
+    """Do nothing: what the real package patches in PyTorch is its own."""
+
+
+class _Options:
+    """The options of a process group; nothing here reads them."""
+
+
+#: Asked for by SGLang wherever there is ``torch.npu``.
+_C = SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=_Options)))
+npu: Any = torch.get_device_module("npu")
+npu.config = SimpleNamespace()
+npu.set_compile_mode = lambda **options: None
+
+
 EMULATIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -143,6 +176,8 @@ EMULATIONS: dict[str, Callable[..., Any]] = {
         npu_gemma_rms_norm,
         npu_layer_norm_eval,
         npu_mrope,
+        npu_rotary_mul,
+        npu_format_cast,
         experts.npu_moe_gating_top_k_softmax,
         experts.npu_moe_gating_top_k,
         experts.npu_moe_init_routing_v2,
@@ -156,4 +191,4 @@ for _name, _schema in SCHEMAS.items():
     LIBRARY.impl(_name, emulated(EMULATIONS[_name]), "PrivateUse1")  # type: ignore[no-untyped-call]
     globals()[_name] = getattr(torch.ops.npu, _name)  # from here on the name is the operator
 
-__all__ = list(SCHEMAS)
+__all__ = ["_C", "_apply_patches", "npu", *SCHEMAS]

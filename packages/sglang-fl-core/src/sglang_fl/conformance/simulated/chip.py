@@ -33,6 +33,8 @@ class SimulatedChip:
     process_group : the name of its backend of ``torch.distributed``, ``cncl``; gloo serves it
     stand_ins : packages of the vendor that can be imported while the chip is simulated, ``torch_mlu``; each
         with the module that stands in for it, or None for an empty one. One that is really installed wins
+    importable : packages of which every module and name can be imported and nothing can be called; for
+        names that SGLang imports wherever it sees this device
     devices : how many of them a process sees
     memory : bytes of each; more cannot be allocated
     """
@@ -40,6 +42,7 @@ class SimulatedChip:
     device_type: str
     process_group: str
     stand_ins: Mapping[str, str | None] = field(default_factory=dict, hash=False)
+    importable: tuple[str, ...] = ()
     devices: int = 2
     memory: int = 4 << 30
 
@@ -112,7 +115,7 @@ def load(chip: SimulatedChip, record: Path | None = None) -> None:
     torch._register_device_module(chip.device_type, torch_module.make(chip.device_type))
     generate_methods_for_privateuse1_backend()
     process_group.register(chip.process_group, chip.device_type)
-    stand_ins.install(chip.device_type, chip.stand_ins)
+    stand_ins.install(chip.stand_ins, chip.importable)
     _loaded.append(chip)
     importlib.invalidate_caches()
 

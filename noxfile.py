@@ -87,10 +87,10 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", f"{CORE}/tests", "tests/test_layout.py", *session.posargs)
 
 
-def _vendor(session: nox.Session, name: str) -> None:
+def _vendor(session: nox.Session, name: str, *more_tests: str) -> None:
     package = f"packages/sglang-fl-{name}"
     _on_stack(session, CORE, package)
-    session.run("python", "-m", "pytest", f"{package}/tests", *session.posargs)
+    session.run("python", "-m", "pytest", f"{package}/tests", *more_tests, *session.posargs)
 
 
 @nox.session
@@ -101,14 +101,14 @@ def nvidia(session: nox.Session) -> None:
 
 @nox.session
 def ascend(session: nox.Session) -> None:
-    """The Ascend package with core and nothing else."""
-    _vendor(session, "ascend")
+    """The Ascend package with core and nothing else: its tests, and SGLang's engine on the simulated chip."""
+    _vendor(session, "ascend", "tests/simulated/test_ascend.py")
 
 
 @nox.session
 def mlu(session: nox.Session) -> None:
-    """The MLU package with core and nothing else."""
-    _vendor(session, "mlu")
+    """The MLU package with core and nothing else: its tests, and SGLang's engine on the simulated chip."""
+    _vendor(session, "mlu", "tests/simulated/test_mlu.py", "tests/simulated/test_demo.py")
 
 
 @nox.session
@@ -120,8 +120,8 @@ def engine(session: nox.Session) -> None:
 
 @nox.session
 def releases(session: nox.Session) -> None:
-    """The seams of all supported SGLang releases, in their own wheels."""
-    _on_stack(session, CORE)
+    """The seams and platforms of all supported SGLang releases, in their own wheels."""
+    _on_stack(session, CORE, "packages/sglang-fl-mlu")
     session.run("python", "-m", "pytest", "tests/releases", *session.posargs)
 
 
@@ -134,9 +134,35 @@ def install(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Serve a tiny model with SGLang on this CPU and show what ran each op."""
-    _on_stack(session, CORE)
+    """Serve a tiny model with SGLang and show what ran each op: on this CPU, or ``--simulated mlu``."""
+    simulated = [name for name in VENDORS if name in session.posargs]
+    _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in simulated))
     session.run("python", "-m", "demo", *session.posargs)
+
+
+@nox.session(name="conformance-mlu", default=False, venv_backend="none")
+def conformance_mlu(session: nox.Session) -> None:
+    """On an MLU, in the environment that serves on it: what only a chip can tell, in conformance-mlu/."""
+    _conformance(session, "mlu", "mlu")
+
+
+@nox.session(name="conformance-ascend", default=False, venv_backend="none")
+def conformance_ascend(session: nox.Session) -> None:
+    """On an NPU, in the environment that serves on it: what only a chip can tell, in conformance-ascend/."""
+    _conformance(session, "ascend", "npu")
+
+
+def _conformance(session: nox.Session, name: str, marker: str) -> None:
+    folder = ROOT / f"conformance-{name}"
+    folder.mkdir(exist_ok=True)
+    for question in ("env", "vendors", "ops"):
+        with (folder / f"{question}.json").open("w") as answer:
+            session.run("sglang-fl", question, "--json", stdout=answer, external=True)
+    with (folder / "packages.txt").open("w") as answer:
+        session.run("python", "-m", "pip", "freeze", stdout=answer, external=True)
+    report = f"--junitxml={folder / 'conformance.xml'}"
+    tests = f"packages/sglang-fl-{name}/tests"
+    session.run("python", "-m", "pytest", tests, "-m", marker, report, *session.posargs, external=True)
 
 
 @nox.session(default=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
 from sglang_fl.startup import configure
 
 torch.set_num_threads(1)  # the tensors here are small: more threads only wait for each other

@@ -68,7 +68,15 @@ def _platform(configuration: Configuration) -> str | None:
         torch.accelerator.is_available() or SglangSettings().use_cpu_engine == "1"
     ):
         return None  # the device is not a plain CPU, and SGLang has a platform for it
+    if vendor.platform is None or (vendor.device_type != "cpu" and _is_in_tree(vendor.device_type)):
+        return None
     return vendor.platform
+
+
+def _is_in_tree(device_type: str) -> bool:
+    from sglang_fl.sglang_adapter import seams
+
+    return seams.has_platform(device_type)
 
 
 def load_plugin() -> None:

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from sglang_fl import __version__
 from sglang_fl.diagnostics import report, verification
-from sglang_fl.errors import SglangFlError
+from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.scaffold import write_package
 from sglang_fl.settings import markdown_table
 
 __all__ = ["app"]
@@ -167,3 +168,21 @@ def _verify_title(compared: bool, any_rows: bool) -> str:
     if not compared:
         return "Conformance"
     return "Differences" if any_rows else "The two machines agree in all"
+
+
+@app.command("new-vendor")
+def new_vendor(
+    name: Annotated[str, typer.Argument(help="The vendor's name, in lower case.")],
+    device_type: Annotated[str, typer.Option("--device-type", help="PyTorch's name of the device.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help="flag_gems: list what FlagGems has for the chip too.")
+    ] = None,
+    into: Annotated[Path, typer.Option("--into", help="The folder to write the package in.")] = Path(),
+) -> None:
+    """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is."""
+    folder = into / f"sglang-fl-{name}"
+    with _exit_on_error():
+        if source not in (None, "flag_gems"):
+            raise SettingsError(f"--from {source!r}: valid is flag_gems")
+        files = write_package(name, device_type, folder, with_flag_gems=source is not None)
+    typer.echo(f"{folder}: {len(files)} files. Next: pip install -e {folder} && sglang-fl verify")

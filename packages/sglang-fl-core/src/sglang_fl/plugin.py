@@ -15,6 +15,7 @@ import torch
 
 from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
 from sglang_fl.compile_monitor import CompileMonitor
+from sglang_fl.cpu import CPU
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.layer_2_calls import marked
@@ -70,7 +71,7 @@ def _platform(configuration: Configuration) -> str | None:
         return None  # the device is not a plain CPU, and SGLang has a platform for it
     if vendor.platform is None or (vendor.device_type != "cpu" and _is_in_tree(vendor.device_type)):
         return None
-    return vendor.platform
+    return vendor.platform or (CPU.platform if vendor.device_type == "cpu" else None)
 
 
 def _is_in_tree(device_type: str) -> bool:

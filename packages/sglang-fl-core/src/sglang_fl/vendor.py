@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
@@ -432,6 +432,11 @@ class Vendor:
                     f"vendor {self.name}: the quarantine of {entry.op} names {entry.impl!r}. "
                     f"{choices(entry.impl, [impl.id for impl in self.impls if impl.op == entry.op])}"
                 )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the read-only mappings as what they were given as: tests send vendors to other processes."""
+        values = (getattr(self, entry.name) for entry in fields(self))
+        return Vendor, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
 
     def _check_kind(self, impl: OpImpl) -> None:
         if impl.kind is BackendKind.VENDOR and impl.id.split(".")[1:2] != [self.name]:

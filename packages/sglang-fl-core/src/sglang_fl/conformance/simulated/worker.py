@@ -21,6 +21,8 @@ from sglang_fl.conformance.simulated.chip import SimulatedChip, find_chip, load
 
 __all__ = ["pytest_pyfunc_call"]
 
+_SKIPPED = "skipped: "
+
 
 def pytest_pyfunc_call(pyfuncitem: Any) -> bool | None:
     """Run a test that is marked ``on_chip(chip)``, a ``SimulatedChip`` or the name of an installed one."""
@@ -35,6 +37,8 @@ def pytest_pyfunc_call(pyfuncitem: Any) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     function = pyfuncitem.function.__name__
     failure = _worker(chip).submit(_run, pyfuncitem.path, function, arguments).result()
+    if failure is not None and failure.startswith(_SKIPPED):
+        pytest.skip(failure.removeprefix(_SKIPPED))
     if failure is not None:
         pytest.fail(failure, pytrace=False)
     return True
@@ -60,6 +64,8 @@ def _run(path: Path, function: str, arguments: Mapping[str, Any]) -> str | None:
     """Run a test function; return what went wrong, as text: not every exception can be sent."""
     try:
         getattr(_module(path), function)(**arguments)
-    except BaseException:  # noqa: BLE001 - pytest's own failures are no Exceptions; all are reported
+    except BaseException as error:  # noqa: BLE001 - pytest's own failures are no Exceptions; all are reported
+        if type(error).__name__ == "Skipped":
+            return f"{_SKIPPED}{error}"
         return traceback.format_exc()
     return None

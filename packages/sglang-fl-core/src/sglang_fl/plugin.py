@@ -69,9 +69,9 @@ def _platform(configuration: Configuration) -> str | None:
         torch.accelerator.is_available() or SglangSettings().use_cpu_engine == "1"
     ):
         return None  # the device is not a plain CPU, and SGLang has a platform for it
-    if vendor.platform is None or (vendor.device_type != "cpu" and _is_in_tree(vendor.device_type)):
-        return None
-    return vendor.platform or (CPU.platform if vendor.device_type == "cpu" else None)
+    if vendor.device_type == "cpu":
+        return vendor.platform or CPU.platform
+    return None if vendor.platform is None or _is_in_tree(vendor.device_type) else vendor.platform
 
 
 def _is_in_tree(device_type: str) -> bool:

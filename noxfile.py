@@ -5,6 +5,7 @@ of third-party packages that all sessions share. Each session has a small enviro
 top of it, with the packages of this repository that it is about, and no others.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +15,8 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
-#: The newest supported release.
-SGLANG = "0.5.23"
+#: The newest supported release; the weekly run tries newer ones.
+SGLANG = os.environ.get("SGLANG_RELEASE", "0.5.23")
 ROOT = Path(__file__).parent
 STACK = ROOT / ".nox" / f"stack-sglang-{SGLANG}"
 REQUIREMENTS = [
@@ -56,7 +57,8 @@ def _on_stack(session: nox.Session, *packages: str) -> None:
     own = _site_packages(Path(session.bin) / "python")
     # addsitedir also reads the .pth files of the stack; a plain path in ours would not.
     (own / "stack.pth").write_text(f"import site; site.addsitedir({str(site)!r})\n")
-    session.install("-q", "--no-deps", "--no-build-isolation", "--force-reinstall", *packages)
+    if packages:
+        session.install("-q", "--no-deps", "--no-build-isolation", "--force-reinstall", *packages)
 
 
 @nox.session
@@ -84,7 +86,8 @@ def api(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Core's own tests, and what the layout promises."""
     _on_stack(session, CORE)
-    session.run("python", "-m", "pytest", f"{CORE}/tests", "tests/test_layout.py", *session.posargs)
+    beside = ("tests/test_layout.py", "tests/test_scaffold.py", "tests/release/test_distribution.py")
+    session.run("python", "-m", "pytest", f"{CORE}/tests", *beside, *session.posargs)
 
 
 def _vendor(session: nox.Session, name: str, *more_tests: str) -> None:
@@ -163,6 +166,14 @@ def _conformance(session: nox.Session, name: str, marker: str) -> None:
     report = f"--junitxml={folder / 'conformance.xml'}"
     tests = f"packages/sglang-fl-{name}/tests"
     session.run("python", "-m", "pytest", tests, "-m", marker, report, *session.posargs, external=True)
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build one package for release and check it: ``nox -s release -- nvidia``; uploads nothing."""
+    _on_stack(session)
+    session.install("-q", "build==1.3.0", "twine==7.0.0", "towncrier==25.8.0")
+    session.run("python", "-m", "release.distribution", *session.posargs)
 
 
 @nox.session(default=False)

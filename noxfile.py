@@ -5,6 +5,7 @@ of third-party packages that all sessions share. Each session has a small enviro
 top of it, with the packages of this repository that it is about, and no others.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +15,8 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
-#: The newest supported release.
-SGLANG = "0.5.23"
+#: The newest supported release; the weekly run tries newer ones.
+SGLANG = os.environ.get("SGLANG_RELEASE", "0.5.23")
 ROOT = Path(__file__).parent
 STACK = ROOT / ".nox" / f"stack-sglang-{SGLANG}"
 REQUIREMENTS = [
@@ -56,7 +57,8 @@ def _on_stack(session: nox.Session, *packages: str) -> None:
     own = _site_packages(Path(session.bin) / "python")
     # addsitedir also reads the .pth files of the stack; a plain path in ours would not.
     (own / "stack.pth").write_text(f"import site; site.addsitedir({str(site)!r})\n")
-    session.install("-q", "--no-deps", "--no-build-isolation", "--force-reinstall", *packages)
+    if packages:
+        session.install("-q", "--no-deps", "--no-build-isolation", "--force-reinstall", *packages)
 
 
 def _in_parallel(session: nox.Session, *tests: str) -> None:
@@ -77,16 +79,27 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def api(session: nox.Session) -> None:
+    """Core's public modules against the last release."""
+    session.install("-q", "griffe==1.14.0", "pytest>=8", "packaging")
+    session.run("python", "-m", "release.public_api")
+    session.run(
+        "python", "-m", "pytest", "tests/release/test_public_api.py", "--noconftest", *session.posargs
+    )
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Core's own tests, and what the layout promises."""
     _on_stack(session, CORE)
-    session.run("python", "-m", "pytest", f"{CORE}/tests", "tests/test_layout.py", *session.posargs)
+    beside = ("tests/test_layout.py", "tests/test_scaffold.py", "tests/release/test_distribution.py")
+    session.run("python", "-m", "pytest", f"{CORE}/tests", *beside, *session.posargs)
 
 
-def _vendor(session: nox.Session, name: str) -> None:
+def _vendor(session: nox.Session, name: str, *more_tests: str) -> None:
     package = f"packages/sglang-fl-{name}"
     _on_stack(session, CORE, package)
-    session.run("python", "-m", "pytest", f"{package}/tests", *session.posargs)
+    session.run("python", "-m", "pytest", f"{package}/tests", *more_tests, *session.posargs)
 
 
 @nox.session
@@ -97,14 +110,14 @@ def nvidia(session: nox.Session) -> None:
 
 @nox.session
 def ascend(session: nox.Session) -> None:
-    """The Ascend package with core and nothing else."""
-    _vendor(session, "ascend")
+    """The Ascend package with core and nothing else: its tests, and SGLang's engine on the simulated chip."""
+    _vendor(session, "ascend", "tests/simulated/test_ascend.py")
 
 
 @nox.session
 def mlu(session: nox.Session) -> None:
-    """The MLU package with core and nothing else."""
-    _vendor(session, "mlu")
+    """The MLU package with core and nothing else: its tests, and SGLang's engine on the simulated chip."""
+    _vendor(session, "mlu", "tests/simulated/test_mlu.py", "tests/simulated/test_demo.py")
 
 
 @nox.session
@@ -116,8 +129,8 @@ def engine(session: nox.Session) -> None:
 
 @nox.session
 def releases(session: nox.Session) -> None:
-    """The seams of all supported SGLang releases, in their own wheels."""
-    _on_stack(session, CORE)
+    """The seams and platforms of all supported SGLang releases, in their own wheels."""
+    _on_stack(session, CORE, "packages/sglang-fl-mlu")
     _in_parallel(session, "tests/releases")
 
 
@@ -130,9 +143,43 @@ def install(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Serve a tiny model with SGLang on this CPU and show what ran each op."""
-    _on_stack(session, CORE)
+    """Serve a tiny model with SGLang and show what ran each op: on this CPU, or ``--simulated mlu``."""
+    simulated = [name for name in VENDORS if name in session.posargs]
+    _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in simulated))
     session.run("python", "-m", "demo", *session.posargs)
+
+
+@nox.session(name="conformance-mlu", default=False, venv_backend="none")
+def conformance_mlu(session: nox.Session) -> None:
+    """On an MLU, in the environment that serves on it: what only a chip can tell, in conformance-mlu/."""
+    _conformance(session, "mlu", "mlu")
+
+
+@nox.session(name="conformance-ascend", default=False, venv_backend="none")
+def conformance_ascend(session: nox.Session) -> None:
+    """On an NPU, in the environment that serves on it: what only a chip can tell, in conformance-ascend/."""
+    _conformance(session, "ascend", "npu")
+
+
+def _conformance(session: nox.Session, name: str, marker: str) -> None:
+    folder = ROOT / f"conformance-{name}"
+    folder.mkdir(exist_ok=True)
+    for question in ("env", "vendors", "ops"):
+        with (folder / f"{question}.json").open("w") as answer:
+            session.run("sglang-fl", question, "--json", stdout=answer, external=True)
+    with (folder / "packages.txt").open("w") as answer:
+        session.run("python", "-m", "pip", "freeze", stdout=answer, external=True)
+    report = f"--junitxml={folder / 'conformance.xml'}"
+    tests = f"packages/sglang-fl-{name}/tests"
+    session.run("python", "-m", "pytest", tests, "-m", marker, report, *session.posargs, external=True)
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build one package for release and check it: ``nox -s release -- nvidia``; uploads nothing."""
+    _on_stack(session)
+    session.install("-q", "build==1.3.0", "twine==7.0.0", "towncrier==25.8.0")
+    session.run("python", "-m", "release.distribution", *session.posargs)
 
 
 @nox.session(default=False)

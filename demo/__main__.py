@@ -1,4 +1,4 @@
-"""Make a tiny model, serve it with the real SGLang on the CPU, ask one question, show what ran it."""
+"""Make a tiny model, serve it with the real SGLang, ask one question, show what ran it."""
 
 import argparse
 import os
@@ -19,6 +19,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nox -s demo --", description=__doc__)
     parser.add_argument("--port", type=int, help="the server's port; default: any free one")
     parser.add_argument("--timeout", type=float, default=300, help="seconds until it must be ready")
+    parser.add_argument(
+        "--simulated", metavar="VENDOR", help="serve on a simulated chip: mlu; default: the CPU"
+    )
     parser.add_argument("--prompt", default="Which chip are you running on?")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep model and logs in this folder")
     return parser.parse_args()
@@ -46,7 +49,11 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
         model,
         folder / "server.log",
         arguments=LAUNCH,
-        environment={"SGLANG_FL_DISPATCH_LOG": str(dispatch_log), "CUDA_VISIBLE_DEVICES": ""},
+        environment={
+            "SGLANG_FL_DISPATCH_LOG": str(dispatch_log),
+            "SGLANG_FL_SIMULATED": arguments.simulated or "",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         port=arguments.port,
         timeout=arguments.timeout,
         progress=_show_progress,

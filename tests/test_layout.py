@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sglang_fl.diagnostics.doctor import CHECKS
 from sglang_fl.ops import OPS
@@ -45,6 +46,14 @@ def test_a_package_can_be_released_alone(package: Path):
     assert (source / "py.typed").exists()
     assert (package / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert f"/{package.relative_to(ROOT)}/" in (ROOT / "CODEOWNERS").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    assert f"{package.name}-v*" in workflow[True]["push"]["tags"]  # YAML reads the key "on" as true
+
+
+def test_ci_runs_every_session_that_nox_runs_by_default():
+    sessions = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["session"]["strategy"]
+    named = re.findall(r"@nox\.session\ndef (\w+)", (ROOT / "noxfile.py").read_text())
+    assert sorted(sessions["matrix"]["session"]) == sorted(named)
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

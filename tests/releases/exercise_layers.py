@@ -41,7 +41,21 @@ def main() -> None:
     facts["platform"] = platform()
     facts["norm_before_linear"] = norm_before_linear()
     facts["shortcuts"] = exercise_shortcuts.exercise(Path(sys.argv[1]))
+    facts["mlu_leaves_open"] = left_open_by_mlu()
     print("RESULT " + json.dumps(facts))
+
+
+def left_open_by_mlu() -> list[str]:
+    """Return what this release's platform interface leaves to a platform, and the MLU's does not answer."""
+    from sglang.srt.platforms.interface import SRTPlatform
+
+    from sglang_fl_mlu.platform import MluPlatform
+
+    return [
+        name
+        for name, method in inspect.getmembers(SRTPlatform, inspect.isfunction)
+        if "raise NotImplementedError" in inspect.getsource(method) and getattr(MluPlatform, name) is method
+    ]
 
 
 def publish_server_args() -> None:

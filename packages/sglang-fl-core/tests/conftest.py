@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from sglang_fl.cli import app
+from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
 from sglang_fl.startup import configure
 
 torch.set_num_threads(1)  # the tensors here are small: more threads only wait for each other

@@ -82,13 +82,13 @@ BROKEN = {
     ),
     "older-core": (
         {"core_api": 0},
-        "it was written for core API 0, this core has 1: upgrade the vendor package",
+        "it was written for core API 0, sglang-fl-core 0.1.0 has 1: upgrade sglang-fl-toy to a version later",
     ),
     "newer-core": (
         {"core_api": 2},
-        "it was written for core API 2, this core has 1: upgrade sglang-fl-core",
+        "it was written for core API 2, sglang-fl-core 0.1.0 has 1: upgrade sglang-fl-core to a version with",
     ),
-    "core-api-of-another-type": ({"core_api": "1.0"}, "TypeError: "),
+    "core-api-of-another-type": ({"core_api": "1.0"}, "core_api='1.0' must be the number of a core API"),
     "other-name": (
         {"claims": "toyo"},
         "its entry point is called 'toyo', its Vendor object 'toy'",

@@ -32,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
     "dispatch_log": None,
     "config": None,
     "platform": None,
+    "simulated": None,
+    "simulated_record": None,
     "log_level": "INFO",
     "dist_backend": None,
 }
@@ -63,6 +65,8 @@ def test_each_setting_has_its_default():
         ),
         ("dispatch_log", "logs/dispatch.log", Path("logs/dispatch.log")),
         ("platform", "toy", "toy"),
+        ("simulated", "mlu", "mlu"),
+        ("simulated_record", "asked.txt", Path("asked.txt")),
         ("use_flaggems", "1", True),
         (
             "flagos_whitelist",

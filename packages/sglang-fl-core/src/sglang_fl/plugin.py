@@ -16,6 +16,7 @@ import torch
 from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
 from sglang_fl.banner import banner
 from sglang_fl.compile_monitor import CompileMonitor
+from sglang_fl.cpu import CPU
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.layer_2_calls import marked
@@ -70,7 +71,15 @@ def _platform(configuration: Configuration) -> str | None:
         torch.accelerator.is_available() or SglangSettings().use_cpu_engine == "1"
     ):
         return None  # the device is not a plain CPU, and SGLang has a platform for it
-    return vendor.platform
+    if vendor.device_type == "cpu":
+        return vendor.platform or CPU.platform
+    return None if vendor.platform is None or _is_in_tree(vendor.device_type) else vendor.platform
+
+
+def _is_in_tree(device_type: str) -> bool:
+    from sglang_fl.sglang_adapter import seams
+
+    return seams.has_platform(device_type)
 
 
 def load_plugin() -> None:

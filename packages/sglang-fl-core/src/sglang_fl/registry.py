@@ -14,16 +14,16 @@ from packaging.version import InvalidVersion, Version
 
 from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError, VendorError, choices
+from sglang_fl.handshake import check_core_api
+from sglang_fl.isolation import probe, unchanged
 from sglang_fl.ops import OPS, Op
 from sglang_fl.vendor import (
-    CORE_API,
     AtenQuarantined,
     BackendKind,
     OpImpl,
     Quarantined,
     Vendor,
     is_installed,
-    load_target,
 )
 
 __all__ = [
@@ -77,10 +77,10 @@ def installed_vendors() -> tuple[InstalledVendor, ...]:
     """
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     counts = Counter(point.name for point in points)
-    found = []
+    found: list[InstalledVendor] = []
     for point in points:
         if point.value == _CPU or (counts[point.name] == 1 and point.name != CPU.name):
-            vendor = _read(point)
+            vendor = _read(point, [CPU, *(other.vendor for other in found if other.vendor)])
         else:
             fault = f"the vendor name {point.name!r} is claimed by {_claimants(point.name, points)}"
             vendor = InstalledVendor(point.name, _distribution(point), fault=fault)
@@ -96,38 +96,29 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-def _read(point: EntryPoint) -> InstalledVendor:
+def _read(point: EntryPoint, others: Iterable[Vendor]) -> InstalledVendor:
+    """Read a package's object and probe for its chip; the others are those already read."""
     distribution = _distribution(point)
     try:
-        vendor = point.load()
-        _check(point.name, vendor)
-        absence = _probe(vendor)
-    except Exception as error:  # noqa: BLE001 - any fault of a foreign package stays its own; it is reported
+        with unchanged(others):
+            vendor = _load(point)
+            absence = probe(vendor)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any fault of a foreign package stays its own
         fault = str(error) if isinstance(error, VendorError) else f"{type(error).__name__}: {error}"
         return InstalledVendor(point.name, distribution, fault=fault)
     return InstalledVendor(point.name, distribution, vendor, absence=absence)
 
 
-def _check(name: str, vendor: object) -> None:
+def _load(point: EntryPoint) -> Vendor:
+    vendor = point.load()
     if not isinstance(vendor, Vendor):
         raise VendorError(
             f"its entry point names a {type(vendor).__name__}, not a sglang_fl.vendor.Vendor object"
         )
-    if vendor.name != name:
-        raise VendorError(f"its entry point is called {name!r}, its Vendor object {vendor.name!r}")
-    if vendor.core_api != CORE_API:
-        older = vendor.core_api < CORE_API
-        raise VendorError(
-            f"it was written for core API {vendor.core_api}, this core has {CORE_API}: "
-            f"upgrade {'the vendor package' if older else 'sglang-fl-core'}"
-        )
-
-
-def _probe(vendor: Vendor) -> str | None:
-    absence = load_target(vendor.probe)()
-    if absence is not None and not isinstance(absence, str):
-        raise VendorError(f"its probe returned {absence!r}, neither None nor a reason")
-    return absence
+    if vendor.name != point.name:
+        raise VendorError(f"its entry point is called {point.name!r}, its Vendor object {vendor.name!r}")
+    check_core_api(vendor.core_api, point.dist)
+    return vendor
 
 
 def choose_vendor(

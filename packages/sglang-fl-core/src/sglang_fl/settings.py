@@ -163,6 +163,12 @@ class Settings(BaseSettings):
     dispatch_log: File = Field(default=None, description="file that tells what each op ran on")
     config: File = Field(default=None, description="YAML file with these settings")
     platform: str | None = Field(default=None, description="the vendor, where it is not found by itself")
+    simulated: str | None = Field(
+        default=None, description="a chip to simulate, by its vendor's name: `mlu`. For tests; it is slow"
+    )
+    simulated_record: File = Field(
+        default=None, description="file that lists what a model asks of the simulated chip"
+    )
     log_level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(
         default="INFO",
         description="level of the `sglang_fl` logger: `DEBUG`, `INFO`, `WARNING`, `ERROR`",

@@ -13,7 +13,7 @@ from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, install
 from sglang_fl.resolution import Resolution, resolve_all
 from sglang_fl.settings import Setting, Settings
 
-__all__ = ["Configuration", "configure", "inform_user", "warn_user"]
+__all__ = ["Configuration", "configure", "inform_user", "simulate", "warn_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def configure() -> Configuration:
     """
     own = Settings.read()
     logging.getLogger("sglang_fl").setLevel(own.log_level)
+    simulate(own)
     installed = installed_vendors()
     for found in installed:
         if found.fault:
@@ -66,6 +67,21 @@ def configure() -> Configuration:
     # Off is off: what cannot be met is of no account then.
     resolutions = resolve_all(registry, settings.policy) if settings.oot_enabled else {}
     return Configuration(settings, registry, resolutions)
+
+
+def simulate(settings: Settings) -> None:
+    """Bring the simulated chip that the user asked for into this process, before anybody looks for chips.
+
+    Raises
+    ------
+    SettingsError : no package offers it, or it cannot be had here
+    """
+    if settings.simulated is None:
+        return
+    from sglang_fl.conformance import simulated
+
+    simulated.load(simulated.find_chip(settings.simulated), settings.simulated_record)
+    warn_user(f"{settings.quoted('simulated')}: this chip is simulated, with the speed of a CPU")
 
 
 def warn_user(complaint: str) -> None:

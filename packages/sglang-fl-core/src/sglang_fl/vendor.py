@@ -8,8 +8,9 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -19,6 +20,7 @@ from sglang_fl.ops import OPS
 
 __all__ = [
     "CORE_API",
+    "OLDEST_CORE_API",
     "AtenChoice",
     "AtenKernel",
     "AtenOffer",
@@ -36,6 +38,8 @@ __all__ = [
 
 #: The version of the contract between core and vendor packages; it changes only when it breaks.
 CORE_API = 1
+#: The oldest version that core still keeps; packages written for this one up to ``CORE_API`` run.
+OLDEST_CORE_API = 1
 
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -415,14 +419,10 @@ class Vendor:
         for impl in self.impls:
             if (impl.op, impl.id) in seen:
                 raise VendorError(f"vendor {self.name}: {impl.op} has two implementations {impl.id!r}")
-            if impl.kind is BackendKind.VENDOR and impl.id.split(".")[1:2] != [self.name]:
-                raise VendorError(
-                    f"vendor {self.name}: {impl.op} claims the id {impl.id!r}; "
-                    f"native kernels of this vendor are 'vendor.{self.name}'"
-                )
-            if impl.kind is BackendKind.REFERENCE:
-                raise VendorError(f"vendor {self.name}: {impl.op}: references come from core alone")
+            self._check_kind(impl)
             seen.add((impl.op, impl.id))
+        for name in ("defaults", "environment"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for setting, text in self.defaults.items():
             if not isinstance(text, str):
                 raise VendorError(f"vendor {self.name}: the default {setting}={text!r} must be a text")
@@ -432,6 +432,20 @@ class Vendor:
                     f"vendor {self.name}: the quarantine of {entry.op} names {entry.impl!r}. "
                     f"{choices(entry.impl, [impl.id for impl in self.impls if impl.op == entry.op])}"
                 )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the read-only mappings as what they were given as: tests send vendors to other processes."""
+        values = (getattr(self, entry.name) for entry in fields(self))
+        return Vendor, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
+
+    def _check_kind(self, impl: OpImpl) -> None:
+        if impl.kind is BackendKind.VENDOR and impl.id.split(".")[1:2] != [self.name]:
+            raise VendorError(
+                f"vendor {self.name}: {impl.op} claims the id {impl.id!r}; "
+                f"native kernels of this vendor are 'vendor.{self.name}'"
+            )
+        if impl.kind is BackendKind.REFERENCE:
+            raise VendorError(f"vendor {self.name}: {impl.op}: references come from core alone")
 
     def __str__(self) -> str:
         return self.name

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from sglang_fl.conformance.error import error_in_units
+from sglang_fl.conformance.memory import Snapshot, alias_faults
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Bound, Case, Kernel, Op, Outputs, lacking
 from sglang_fl.ops.op import Arguments
 from sglang_fl.vendor import OpImpl, load_target
 
-__all__ = ["DTYPES", "check_case", "check_impl"]
+__all__ = ["DTYPES", "check_call", "check_case", "check_impl"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -42,7 +43,7 @@ def check_impl(impl: OpImpl, device: str) -> list[str]:
 
 
 def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: str) -> list[str] | None:
-    """Check one call: shapes, dtypes, device, values against float64, and what is written.
+    """Check one call: shapes, dtypes, device, values against float64, what is written, whose memory it is.
 
     Returns
     -------
@@ -51,51 +52,66 @@ def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: s
         written nothing
     """
     given = case.arguments(dtype, device)
-    before = {name: v.clone() for name, v in given.items() if isinstance(v, Tensor)}
     where = f"{op}[{case}-{str(dtype).removeprefix('torch.')}]"
+    return check_call(op, kernel, given, case.arguments(dtype), where, case.bound or op.bound)
+
+
+def check_call(
+    op: Op,
+    kernel: Kernel,
+    given: Arguments,
+    plain: Arguments,
+    where: str,
+    bound: Bound,
+    finite: bool = True,
+) -> list[str] | None:
+    """Check one call, as ``check_case``.
+
+    Parameters
+    ----------
+    given : the arguments on the device
+    plain : arguments on the CPU for which the results are the same
+    where : begins each fault
+    finite : whether inputs are finite; where they are not, a result that is not finite in float64 may be
+        any number that is not finite
+    """
+    snapshot = Snapshot(op, given)
     try:
         if lacking(kernel, [name for name in op.options if name in given]):
             return None
         outputs = kernel(**given)
     except UnsupportedError:
-        return _write_faults(where, op, given, before, may_write=()) or None
-    faults = _write_faults(where, op, given, before, op.may_write(given))
-    exact = {name: _as_float64(value) for name, value in case.arguments(dtype).items()}
+        return [f"{where}: {fault}" for fault in snapshot.faults(may_write=())] or None
+    faults = [f"{where}: {fault}" for fault in snapshot.faults(op.may_write(given))]
+    exact = {name: _as_float64(value) for name, value in plain.items()}
     expected = op.reference(**exact)
     wrong_form = _wrong_form(outputs, expected)
     if wrong_form:
         return [f"{where}: {wrong_form}", *faults]
+    aliases = alias_faults(_as_tuple(outputs), given, op.may_write(given))
+    faults += [f"{where}: {fault}" for fault in aliases]
     # What the reference returns for these very arguments says the shape and dtype of each result.
-    like = case.arguments(dtype)
-    forms = op.results(op.reference(**like), like)
+    forms = op.results(op.reference(**plain), plain)
     truth = op.results(expected, exact)
     sizes = _as_tuple(op.magnitude(truth, **exact)) if op.magnitude else truth
-    bound = case.bound or op.bound
+    device = next(value.device.type for value in given.values() if isinstance(value, Tensor))
     return faults + [
         f"{where}: result {index}: {fault}"
         for index, (output, form, true, size) in enumerate(
             zip(op.results(outputs, given), forms, truth, sizes, strict=True)
         )
-        for fault in _value_faults(output, form, true, size, bound, device)
+        for fault in _value_faults(
+            output, form, true if finite else _as_infinite(output, true), size, bound, device
+        )
     ]
 
 
-def _write_faults(
-    where: str, op: Op, given: Arguments, before: dict[str, Tensor], may_write: tuple[str, ...]
-) -> list[str]:
-    faults = []
-    for name in sorted(before):
-        now, then = given[name], before[name]
-        if name in may_write:
-            rows = op.written_rows(name, given)
-            if rows is None:
-                continue
-            kept = torch.ones(len(now), dtype=torch.bool, device=now.device)
-            kept[rows] = False
-            now, then = now[kept], then[kept]
-        if not torch.equal(now, then):
-            faults.append(f"{where}: {name} was written")
-    return faults
+def _as_infinite(output: Tensor, truth: Tensor) -> Tensor:
+    """Return the truth with the output's own infinity or NaN where neither is finite."""
+    output = output.cpu()
+    if output.shape != truth.shape:
+        return truth
+    return torch.where(~truth.isfinite() & ~output.isfinite(), output.to(truth.dtype), truth)
 
 
 def _value_faults(

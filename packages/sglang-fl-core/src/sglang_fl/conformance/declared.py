@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sglang_fl.ops import OPS
-from sglang_fl.vendor import OpImpl
+from sglang_fl.vendor import OpImpl, is_installed
 
 __all__ = ["check_declared"]
 
@@ -20,7 +20,7 @@ def check_declared(impl: OpImpl) -> list[str]:
     list of str : no such module, no such function, or parameters that are not the contract's
     """
     module_name, _, function = impl.target.partition(":")
-    spec = importlib.util.find_spec(module_name)
+    spec = importlib.util.find_spec(module_name) if is_installed(module_name) else None
     if spec is None or spec.origin is None:
         return [f"{impl.target}: there is no module {module_name}"]
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))

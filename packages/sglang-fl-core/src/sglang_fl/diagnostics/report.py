@@ -1,5 +1,6 @@
 """What this machine would run, as data: settings, vendors, ops, the reasons behind one op, coverage."""
 
+import contextlib
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import installed_vendors, is_in_force
 from sglang_fl.resolution import resolve
+from sglang_fl.settings import Settings
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
-from sglang_fl.startup import Configuration, configure
+from sglang_fl.startup import Configuration, configure, simulate
 
 __all__ = [
     "aten_ops",
@@ -46,8 +48,10 @@ def env() -> list[dict[str, Any]]:
 def vendors() -> list[dict[str, Any]]:
     """Return each installed vendor: name, package, device type, availability and the reason.
 
-    Works with a wrong configuration too: it asks for no setting.
+    Works with a wrong configuration too: of the settings it asks only for a chip to simulate.
     """
+    with contextlib.suppress(SettingsError):
+        simulate(Settings.read())
     return [
         {
             "vendor": installed.name,

@@ -1,5 +1,8 @@
 """The catalogue of ops: one line for each. An op that is not listed here does not exist."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from sglang_fl.ops import (
     chunk_gated_delta_rule,
     fused_moe,
@@ -23,25 +26,28 @@ from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs, lacking, with_opt
 
 __all__ = ["OPS", "Bound", "Case", "Kernel", "Op", "Outputs", "lacking", "with_options"]
 
-OPS: dict[str, Op] = {
-    op.name: op
-    for op in (
-        silu_and_mul.OP,
-        gelu_and_mul.OP,
-        situ_and_mul.OP,
-        new_gelu.OP,
-        quick_gelu.OP,
-        relu2.OP,
-        rms_norm.OP,
-        gemma_rms_norm.OP,
-        layer_norm.OP,
-        rotary_embedding.OP,
-        mrope.OP,
-        topk_softmax.OP,
-        topk_sigmoid.OP,
-        fused_moe.OP,
-        chunk_gated_delta_rule.OP,
-        fused_recurrent_gated_delta_rule_packed_decode.OP,
-        fused_sigmoid_gating_delta_rule_update.OP,
-    )
-}
+#: Read-only: what all packages share, none may change.
+OPS: Mapping[str, Op] = MappingProxyType(
+    {
+        op.name: op
+        for op in (
+            silu_and_mul.OP,
+            gelu_and_mul.OP,
+            situ_and_mul.OP,
+            new_gelu.OP,
+            quick_gelu.OP,
+            relu2.OP,
+            rms_norm.OP,
+            gemma_rms_norm.OP,
+            layer_norm.OP,
+            rotary_embedding.OP,
+            mrope.OP,
+            topk_softmax.OP,
+            topk_sigmoid.OP,
+            fused_moe.OP,
+            chunk_gated_delta_rule.OP,
+            fused_recurrent_gated_delta_rule_packed_decode.OP,
+            fused_sigmoid_gating_delta_rule_update.OP,
+        )
+    }
+)

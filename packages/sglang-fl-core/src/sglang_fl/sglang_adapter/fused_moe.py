@@ -26,10 +26,10 @@ def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callab
     run = with_options(kernel, _options(layer.moe_runner_config, fall_through))
 
     def forward(layer: Any, dispatch_output: Any) -> Any:
-        topk = dispatch_output.topk_output
+        # Other forms, such as the one on Ascend NPUs, have sorted the rows by expert already.
         if (
             type(dispatch_output) is not StandardDispatchOutput
-            or type(topk) is not StandardTopKOutput
+            or type(topk := dispatch_output.topk_output) is not StandardTopKOutput
             or dispatch_output.hidden_states_scale is not None
             or getattr(layer, "use_intel_amx_backend", False)
         ):

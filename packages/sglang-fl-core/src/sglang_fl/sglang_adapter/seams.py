@@ -28,6 +28,7 @@ __all__ = [
     "SEAMS",
     "SERVING",
     "Seam",
+    "has_platform",
     "installed_version",
     "routes_padded_tokens",
     "seam_of",
@@ -111,6 +112,13 @@ def installed_version() -> Version:
     from sglang.version import __version__
 
     return Version(__version__)
+
+
+def has_platform(device_type: str) -> bool:
+    """Whether SGLang itself knows a platform for these devices; then that one stays active."""
+    from sglang.srt.platforms.device_mixin import PlatformEnum
+
+    return device_type.upper() in PlatformEnum.__members__
 
 
 def routes_padded_tokens(version: Version) -> bool:

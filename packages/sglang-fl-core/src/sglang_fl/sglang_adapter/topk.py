@@ -26,6 +26,10 @@ from sglang_fl.sglang_adapter.adapter import Adapter
 __all__ = ["ADAPTERS"]
 
 
+#: SGLang's forwards that ask for no routing function, and those to run in their place.
+ROUTES_ITSELF = {"forward_npu": "forward_native"}
+
+
 def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
     """Return SGLang's own forward, on a twin of the layer that routes by the kernel."""
     run = with_options(kernel, _options(layer.topk_config))
@@ -41,7 +45,8 @@ def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callab
         # The kernel has multiplied by it already.
         apply_routed_scaling_factor_on_output=False,
     )
-    own = partial(getattr(type(layer), fall_through.__name__), twin)
+    name = fall_through.__name__
+    own = partial(getattr(type(layer), ROUTES_ITSELF.get(name, name)), twin)
     excluded = ["dynamic_expert_bias", "router_logits_partials"]
     if not seams.routes_padded_tokens(seams.installed_version()):
         excluded.append("num_token_non_padded")

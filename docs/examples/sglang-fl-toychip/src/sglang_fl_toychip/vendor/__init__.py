@@ -1,0 +1,1 @@
+"""The native kernels: one file for each op, of its name."""

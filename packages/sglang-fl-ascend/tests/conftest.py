@@ -1,0 +1,13 @@
+"""Tests marked ``on_chip`` run on the simulated NPU; those marked ``npu`` wait for a real one."""
+
+import pytest
+
+from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
+from sglang_fl_ascend.probe import why_unavailable
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    absence = why_unavailable()
+    for item in items:
+        if absence and item.get_closest_marker("npu"):
+            item.add_marker(pytest.mark.skip(reason=f"needs an Ascend NPU: {absence}"))

@@ -1,0 +1,110 @@
+"""Every call held against the real ``torch_npu`` wheel, which is unpacked and never imported."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sglang_fl_ascend
+
+pytestmark = pytest.mark.timeout(300)
+
+VERSION = "2.14.0"
+PYTHON = "311"
+CACHE = Path(__file__).parents[3] / ".cache" / "wheels"
+PACKAGE = Path(sglang_fl_ascend.__file__).parent
+WRITTEN = PACKAGE / "simulated/schemas.txt"
+MEMBERS = ("torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml", "torch_npu/op_plugin/meta/")
+
+
+#: For the weights of experts, and in a function that models call beside their layers.
+CALLED_BY_SGLANG = {"npu_format_cast", "npu_rotary_mul"}
+
+
+@pytest.fixture(scope="session")
+def wheel() -> Path:
+    """A folder with what of the wheel is read here, downloaded once."""
+    folder = CACHE / f"torch_npu-{VERSION}"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", PYTHON, "--platform", "manylinux_2_28_x86_64"]
+        subprocess.run([*command, "--dest", str(folder), f"torch-npu=={VERSION}"], check=True)
+        archive = next(folder.glob("*.whl"))
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(folder, [name for name in opened.namelist() if name.startswith(MEMBERS)])
+        archive.unlink()
+        (folder / "complete").touch()  # last, so that an interrupted download is started again
+    return folder
+
+
+def registered(wheel: Path) -> dict[str, str]:
+    """Return the wheel's schemas as it registers them: a lone ``self`` is called ``input``."""
+    listed = yaml.safe_load((wheel / MEMBERS[0]).read_text())
+    schemas = [re.sub(r"\bself\b(?=[,)])", "input", entry["func"]) for entry in listed["custom"]]
+    return {schema.partition("(")[0]: schema for schema in schemas}
+
+
+def written() -> dict[str, str]:
+    lines = [line for line in WRITTEN.read_text().splitlines() if not line.startswith("#")]
+    return {line.partition("(")[0]: line for line in lines}
+
+
+def test_the_schemas_that_are_emulated_are_the_wheels(wheel):
+    real = registered(wheel)
+    assert len(real) > 400
+    assert written() == {name: real.get(name) for name in written()}
+
+
+def test_exactly_the_operators_that_are_called_are_written_down():
+    sources = (PACKAGE / "vendor").glob("*.py")
+    called = {name for path in sources for name in re.findall(r"torch_npu\.(npu_\w+)\(", path.read_text())}
+    assert called | CALLED_BY_SGLANG == written().keys()
+
+
+def meta_calls(wheel: Path, *ops: str, sources: Path | None = None) -> list[str]:
+    script = Path(__file__).parent / "meta_calls.py"
+    environment = {"PYTHONPATH": str(sources)} if sources else None
+    done = subprocess.run(
+        [sys.executable, str(script), str(wheel), *ops], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_call_of_every_case_is_taken_and_has_the_contracts_shapes(wheel):
+    assert meta_calls(wheel) == []
+
+
+#: In which file, what is written wrongly, and what is said of it.
+WRONG = [
+    ("layer_norm", "weight, bias, eps)", "weight, bias, epsilon=eps)", "Unknown keyword argument 'epsilon'"),
+    ("rms_norm", "npu_rms_norm(rows, weight, eps)", "npu_rms_norm(rows, weight, eps=eps)", "argument 'eps'"),
+    ("rms_norm", "normed, _, total =", "normed, total =", "too many values to unpack"),
+    ("new_gelu", 'approximate="tanh"', '"tanh"', "positional argument"),
+    ("rotary_embedding", "mrope_section=[0, 0, 0]", "[0, 0, 0]", "takes 5 positional argument(s)"),
+    ("silu_and_mul", "npu_swiglu(x)", "npu_swiglu(x, 'left')", "Expected a value of type 'int'"),
+    ("silu_and_mul", "npu_swiglu", "npu_swigl", "has no attribute 'npu_swigl'"),
+    ("fused_moe", "[rows],", "rows,", "Expected a value of type 'List[Tensor]'"),
+    ("fused_moe", "weight.transpose(1, 2)", "weight", ""),
+]
+
+
+@pytest.mark.parametrize(("op", "right", "wrong", "said"), WRONG)
+def test_a_wrong_call_is_told(wheel, tmp_path: Path, op, right, wrong, said):
+    copy = tmp_path / "sglang_fl_ascend"
+    for source in PACKAGE.rglob("*.py"):
+        target = copy / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source.read_text())
+    kernel = copy / "vendor" / f"{op}.py"
+    assert right in kernel.read_text()
+    kernel.write_text(kernel.read_text().replace(right, wrong))
+    faults = meta_calls(wheel, op, sources=tmp_path)
+    assert faults
+    assert said in "\n".join(faults)

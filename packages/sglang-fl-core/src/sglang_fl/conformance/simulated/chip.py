@@ -1,0 +1,130 @@
+"""What a simulated chip is called, and how it comes into a process."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import torch
+from torch.utils.backend_registration import (
+    generate_methods_for_privateuse1_backend,
+    rename_privateuse1_backend,
+)
+
+from sglang_fl.conformance.simulated import build, native, process_group, stand_ins, torch_module
+from sglang_fl.errors import SettingsError, VendorError, choices
+
+__all__ = ["GROUP", "SimulatedChip", "find_chip", "load", "loaded_chip"]
+
+#: Entry points of this group name ``SimulatedChip`` objects; an entry is called as its vendor.
+GROUP = "sglang_fl.simulated"
+_UNNAMED = "privateuseone"
+
+
+@dataclass(frozen=True)
+class SimulatedChip:
+    """What of a chip can be told from the outside.
+
+    Parameters
+    ----------
+    device_type : PyTorch's string for the device, ``mlu``; the module ``torch.<device_type>`` appears
+    process_group : the name of its backend of ``torch.distributed``, ``cncl``; gloo serves it
+    stand_ins : packages of the vendor that can be imported while the chip is simulated, ``torch_mlu``; each
+        with the module that stands in for it, or None for an empty one. One that is really installed wins
+    importable : packages of which every module and name can be imported and nothing can be called; for
+        names that SGLang imports wherever it sees this device
+    devices : how many of them a process sees
+    memory : bytes of each; more cannot be allocated
+    """
+
+    device_type: str
+    process_group: str
+    stand_ins: Mapping[str, str | None] = field(default_factory=dict, hash=False)
+    importable: tuple[str, ...] = ()
+    devices: int = 2
+    memory: int = 4 << 30
+
+    def __post_init__(self) -> None:
+        if not self.device_type.isidentifier() or self.device_type in ("cpu", "cuda", "meta"):
+            raise VendorError(f"SimulatedChip: {self.device_type!r} cannot be the name of a device")
+        if not 1 <= self.devices <= native.MOST_DEVICES:
+            raise VendorError(
+                f"SimulatedChip: devices={self.devices} is not within 1 to {native.MOST_DEVICES}"
+            )
+
+
+_loaded: list[SimulatedChip] = []
+
+
+def loaded_chip() -> SimulatedChip | None:
+    """Return the chip that this process simulates, if any."""
+    return _loaded[0] if _loaded else None
+
+
+def find_chip(name: str) -> SimulatedChip:
+    """Return the simulated chip that an installed vendor package offers.
+
+    Raises
+    ------
+    SettingsError : no installed package offers one of that name
+    VendorError : what it offers is none
+    """
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
+        raise SettingsError(
+            f"SGLANG_FL_SIMULATED={name!r}: no installed vendor package offers that chip. "
+            f"{choices(name, points)}"
+        )
+    chip = points[name].load()
+    if not isinstance(chip, SimulatedChip):
+        raise VendorError(
+            f"the entry point {name} of {GROUP} names a {type(chip).__name__}, no SimulatedChip"
+        )
+    return chip
+
+
+def load(chip: SimulatedChip, record: Path | None = None) -> None:
+    """Bring a simulated chip into this process, for good: a process has one, and it cannot be taken out.
+
+    Parameters
+    ----------
+    chip : loading the same one again does nothing
+    record : a file to which every ATen op and every member of ``torch.<device_type>`` that the chip is asked
+        for is appended once; see ``docs/simulated-chip.md``
+
+    Raises
+    ------
+    SettingsError : there is no C++ compiler, the record cannot be opened, or this process has already got a
+        chip of another name
+    """
+    if _loaded:
+        if _loaded[0] != chip:
+            raise SettingsError(
+                f"this process simulates {_loaded[0].device_type} already, not {chip.device_type}"
+            )
+        return
+    taken = torch._C._get_privateuse1_backend_name()
+    if taken != _UNNAMED:
+        raise SettingsError(f"{chip.device_type} cannot be simulated: this process has a real {taken} device")
+    native.load(build.library(), chip.device_type, chip.devices, chip.memory)
+    if record is not None:
+        _begin_record(record)
+    rename_privateuse1_backend(chip.device_type)
+    torch._register_device_module(chip.device_type, torch_module.make(chip.device_type))
+    generate_methods_for_privateuse1_backend()
+    process_group.register(chip.process_group, chip.device_type)
+    stand_ins.install(chip.stand_ins, chip.importable)
+    _loaded.append(chip)
+    importlib.invalidate_caches()
+
+
+def _begin_record(record: Path) -> None:
+    try:
+        native.record(os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    except OSError as error:
+        raise SettingsError(
+            f"SGLANG_FL_SIMULATED_RECORD={str(record)!r}: the file cannot be opened for appending "
+            f"({error.strerror}). Valid: a file in an existing, writable folder."
+        ) from error

@@ -1,0 +1,127 @@
+"""Fill in the templates of a vendor package.
+
+A template is a text with ``@WORDS@``; its path names the file that it becomes.
+"""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from packaging.version import Version
+
+from sglang_fl._version import __version__
+from sglang_fl.errors import SettingsError
+from sglang_fl.ops import OPS
+from sglang_fl.vendor import CORE_API
+
+__all__ = ["write_package"]
+
+TEMPLATES = Path(__file__).with_name("template")
+SUFFIX = ".tmpl"
+#: Devices that PyTorch itself has: no package adds them, and none can be simulated.
+BUILT_IN = ("cpu", "cuda", "mps", "xpu")
+#: What a chip needs that PyTorch and SGLang do not know.
+FOR_NEW_DEVICES = ("simulated.py", "platform.py")
+TAKEN = ("cpu", "core")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def write_package(name: str, device_type: str, folder: Path, with_flag_gems: bool = False) -> list[Path]:
+    """Write the package of a vendor.
+
+    Parameters
+    ----------
+    name : the vendor's name; the package is called ``sglang-fl-<name>``
+    device_type : PyTorch's string for its devices
+    folder : where the package is written; must not exist
+    with_flag_gems : whether FlagGems runs on the chip: its calls are listed, and its ATen kernels offered
+
+    Returns
+    -------
+    list of Path : the files
+
+    Raises
+    ------
+    SettingsError : such a name cannot be had, or the folder exists or cannot be written
+    """
+    for what, text in (("the vendor's name", name), ("--device-type", device_type)):
+        if not _NAME.fullmatch(text):
+            raise SettingsError(f"{what} {text!r} must be lower case letters, digits and '_'")
+    if name in TAKEN:
+        raise SettingsError(f"the vendor's name {name!r} is core's own")
+    if folder.exists():
+        raise SettingsError(f"{folder} exists already")
+    words = _words(name, device_type, with_flag_gems)
+    try:
+        return [_write(folder / path, text) for path, text in _files(words, device_type)]
+    except OSError as error:
+        raise SettingsError(f"{folder}: the package cannot be written: {error.strerror}") from None
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _files(words: dict[str, str], device_type: str) -> Iterator[tuple[str, str]]:
+    """Yield each file's path in the package and its text."""
+    for path, template in _templates():
+        if device_type in BUILT_IN and path.rpartition("/")[2] in FOR_NEW_DEVICES:
+            continue
+        path = path.replace("github/", ".github/workflows/").replace("/package/", f"/{words['PACKAGE']}/")
+        text = re.sub(r"@([A-Z_]+)@", lambda found: words[found[1]], template.read_text(encoding="utf-8"))
+        yield path, text
+
+
+def _templates() -> Iterator[tuple[str, Path]]:
+    """Yield each template with the path of what it becomes."""
+    for template in sorted(TEMPLATES.rglob(f"*{SUFFIX}")):
+        yield template.relative_to(TEMPLATES).as_posix().removesuffix(SUFFIX), template
+
+
+def _words(name: str, device_type: str, with_flag_gems: bool) -> dict[str, str]:
+    """Return what stands for each ``@WORD@``."""
+    package, is_new = f"sglang_fl_{name}", device_type not in BUILT_IN
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    more = f'    platform="{package}.platform.{camel}Platform",\n' if is_new else ""
+    point = f'\n[project.entry-points."sglang_fl.simulated"]\n{name} = "{package}.simulated:CHIP"\n'
+    return {
+        "NAME": name,
+        "PACKAGE": package,
+        "OBJECT": name.upper(),
+        "CLASS": f"{camel}Platform",
+        "DEVICE": device_type,
+        "CORE_API": str(CORE_API),
+        "TORCH_MODULE": f"torch_{device_type}" if is_new else "torch",
+        "SIMULATED_POINT": point if is_new else "",
+        "WHERE": ", on the simulated chip where the real one is missing" if is_new else "",
+        **_flag_gems_words(name, with_flag_gems, more),
+    }
+
+
+def _flag_gems_words(name: str, with_flag_gems: bool, more: str) -> dict[str, str]:
+    own = Version(__version__)
+    core = f'"sglang-fl-core>={own.major}.{own.minor},<{own.major}.{own.minor + 1}"'
+    if not with_flag_gems:
+        return {
+            "DEPENDENCIES": core,
+            "IMPORTS": "BackendKind, OpImpl, Vendor",
+            "GEMS_IMPLS": "",
+            "GEMS_ROW": "",
+            "MORE": more,
+        }
+    environment = f'    environment={{"GEMS_VENDOR": "{name}"}},\n'
+    return {
+        "DEPENDENCIES": f'{core}, "flag-gems>=5.0.2,<6"',
+        "IMPORTS": "BackendKind, OpImpl, Vendor, flag_gems_aten, flag_gems_impl",
+        "GEMS_IMPLS": "".join(f'        flag_gems_impl("{op}"),\n' for op in _flag_gems_ops()),
+        "GEMS_ROW": f"| {', '.join(f'`{op}`' for op in _flag_gems_ops())} | FlagGems, by core's calls |\n",
+        "MORE": f"{more}    aten=flag_gems_aten(),\n{environment}",
+    }
+
+
+def _flag_gems_ops() -> list[str]:
+    """Return the ops that core has a call of FlagGems for; none of them is imported."""
+    return [op for op in OPS if importlib.util.find_spec(f"sglang_fl.flagos.{op}")]

@@ -1,0 +1,137 @@
+"""``sglang-fl verify``: its table, its certificate, and the comparison of two machines'."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from sglang_fl.cli import app
+from sglang_fl.conformance.certificate import read_certificate
+from sglang_fl.errors import SettingsError
+
+Install = Callable[..., str]
+
+
+def verify(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["verify", *map(str, arguments)])
+
+
+@pytest.fixture
+def certify(tmp_path: Path) -> Callable[..., Path]:
+    """Verify one op and return the certificate."""
+
+    def certify(name: str, code: int = 0) -> Path:
+        path = tmp_path / f"{name}.json"
+        done = verify("silu_and_mul", "--certificate", path)
+        assert done.exit_code == code, done.output
+        return path
+
+    return certify
+
+
+@pytest.fixture
+def install_kernel(install_vendor: Install, write_module) -> Callable[[str], None]:
+    """Install a vendor with one kernel of this body."""
+
+    def install_kernel(body: str) -> None:
+        source = f"from sglang_fl.ops import OPS\nREFERENCE = OPS['silu_and_mul'].reference\n{body}\n"
+        target = f"{write_module(source)}:silu_and_mul"
+        install_vendor("toy", impls=f'OpImpl("silu_and_mul", VENDOR, "vendor.toy", "{target}"),')
+
+    return install_kernel
+
+
+RIGHT = "silu_and_mul = lambda x: REFERENCE(x)"
+WRONG = "silu_and_mul = lambda x: 2 * REFERENCE(x)"
+
+
+def test_right_vendor_is_certified_with_versions_and_hash(install_kernel, certify):
+    install_kernel(RIGHT)
+    certificate = json.loads(certify("right").read_text())
+    assert (certificate["vendor"], certificate["package"]) == ("toy", "sglang-fl-toy 0.0.1")
+    assert {"python", "torch", "sglang-fl-core"} <= certificate["versions"].keys()
+    states = {row["impl"]: row["state"] for row in certificate["implementations"]}
+    assert states == {"vendor.toy": "passes", "reference": "passes"}
+    assert len(certificate["hash"]) == 64
+
+
+def test_wrong_kernel_is_told_and_ends_with_code_1(install_kernel, certify):
+    install_kernel(WRONG)
+    path = certify("wrong", code=1)
+    rows = {row["impl"]: row for row in json.loads(path.read_text())["implementations"]}
+    assert rows["vendor.toy"]["state"] == "fails"
+    assert "units from float64" in rows["vendor.toy"]["faults"]["cases"][0]
+
+
+def test_table_as_json_has_a_row_for_each_implementation(install_kernel):
+    install_kernel(RIGHT)
+    done = verify("silu_and_mul", "--json")
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    assert [(row["implementation"], row["faults"]) for row in rows] == [("vendor.toy", []), ("reference", [])]
+    assert all(row["host_us"] > 0 for row in rows)
+
+
+def test_two_runs_of_one_machine_agree(certify):
+    done = verify("--compare", certify("one"), certify("other"))
+    assert (done.exit_code, "agree in all" in done.output) == (0, True)
+
+
+def with_change(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write what another machine could have written."""
+    from sglang_fl.conformance.certificate import _hash
+
+    content = json.loads(path.read_text())
+    change(content)
+    other = path.with_name("other.json")
+    other.write_text(json.dumps({**content, "hash": _hash(content)}))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "what"),
+    [
+        (lambda c: c["versions"].update(torch="9.9"), 0, "torch"),
+        (lambda c: c["implementations"][0].update(digest="0" * 16), 0, "silu_and_mul reference digest"),
+        (lambda c: c["implementations"][0].update(state="fails"), 1, "silu_and_mul reference state"),
+        (lambda c: c["implementations"].pop(), 0, "silu_and_mul reference"),
+    ],
+    ids=["version", "bits", "state", "missing"],
+)
+def test_what_differs_between_two_machines_is_listed(certify, change, code: int, what: str):
+    one = certify("one")
+    done = verify("--json", "--compare", one, with_change(one, change))
+    assert done.exit_code == code
+    assert [row["what"] for row in json.loads(done.stdout)] == [what]
+
+
+def test_certificate_that_was_changed_is_refused(certify):
+    path = certify("one")
+    path.write_text(path.read_text().replace('"passes"', '"fails"'))
+    with pytest.raises(SettingsError, match="its hash does not fit what stands in it"):
+        read_certificate(path)
+    done = verify("--compare", path, path)
+    assert done.exit_code == 2
+    assert "it was changed" in done.output
+
+
+@pytest.mark.parametrize(("text", "fault"), [("{", "cannot be read"), ("{}", "no certificate of format 1")])
+def test_what_is_no_certificate_is_refused(tmp_path: Path, text: str, fault: str):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(SettingsError, match=fault):
+        read_certificate(tmp_path / "x.json")
+
+
+def test_unknown_op_is_an_error_with_the_nearest():
+    done = verify("silu_and_mull")
+    assert done.exit_code == 2
+    assert "Nearest: silu_and_mul." in done.output
+
+
+def test_certificate_that_cannot_be_written_is_told(tmp_path: Path):
+    done = verify("relu2", "--certificate", tmp_path / "no" / "such.json")
+    assert done.exit_code == 2
+    assert "cannot be written" in done.output

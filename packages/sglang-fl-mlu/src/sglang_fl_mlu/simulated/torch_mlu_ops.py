@@ -1,0 +1,197 @@
+"""``torch_mlu_ops`` for the simulated MLU, from what is documented of it; see ``signatures``.
+
+Results are formed in float32 and rounded once; how a chip rounds is not known. What the documentation demands
+of arguments is demanded here, and options that nobody uses here are refused.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sglang_fl.conformance.simulated import emulated
+from sglang_fl_mlu.simulated.demands import demand, demand_defaults, demand_dense, demand_like
+from sglang_fl_mlu.simulated.experts import (
+    group_gemm,
+    moe_combine_result,
+    moe_expand_input,
+    moe_gen_idx,
+    moe_sigmoid_topk,
+    moe_softmax_topk,
+)
+
+__all__ = [
+    "__version__",
+    "active",
+    "apply_rotary",
+    "fused_layer_norm",
+    "fused_rms_norm",
+    "group_gemm",
+    "moe_combine_result",
+    "moe_expand_input",
+    "moe_gen_idx",
+    "moe_sigmoid_topk",
+    "moe_softmax_topk",
+]
+
+__version__ = "1.12.1+simulated"
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+@emulated
+def active(
+    input: Tensor,  # noqa: A002 - the library's name, here and below
+    act_mode: str,
+    is_gated: bool,
+    active_coef: float = 1.0,
+    high_precision: bool = False,
+    gelu_approximate: str = "none",
+) -> Tensor:
+    """Activate, and multiply by the second half where it is gated."""
+    demand_defaults("active", active_coef=active_coef == 1.0, gelu_approximate=gelu_approximate == "none")
+    demand(act_mode in _ACTIVATIONS, f"active: act_mode {act_mode!r} is not emulated")
+    demand_dense("active", input=input)
+    x = input.float()
+    if not is_gated:
+        return _ACTIVATIONS[act_mode](x).to(input.dtype)
+    demand(x.shape[-1] % 2 == 0, f"active: the last axis of {tuple(x.shape)} cannot be halved")
+    gate, up = x.chunk(2, dim=-1)
+    return (_ACTIVATIONS[act_mode](gate) * up).to(input.dtype)
+
+
+@emulated
+def fused_rms_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    store_output_before_norm: bool,
+    quant_scale: Tensor | None = None,
+    out: Tensor | None = None,
+    dynamic_quant: bool = False,
+    store_output_after_norm: bool = False,
+    quant_type: torch.dtype = torch.int8,
+    scale_type: torch.dtype = torch.float,
+    mx_quant: bool = False,
+) -> Any:
+    """Norm ``x + bias + residual`` to unit root mean square."""
+    is_quantised = quant_scale is not None or dynamic_quant or store_output_after_norm or mx_quant
+    demand_defaults("fused_rms_norm", quantisation=not is_quantised, out=out is None)
+    total = _sum("fused_rms_norm", x, residual, gamma, beta, bias)
+    normed = total * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
+    return _scaled(normed, total, x.dtype, gamma, beta, store_output_before_norm)
+
+
+@emulated
+def fused_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    store_output_before_norm: bool,
+    quant_scale: Tensor | None = None,
+    out: Tensor | None = None,
+    dynamic_quant: bool = False,
+    store_output_after_norm: bool = False,
+    quant_type: torch.dtype = torch.int8,
+    gamma_add_coef: float = 0.0,
+    scale_type: torch.dtype = torch.float,
+    mx_quant: bool = False,
+) -> Any:
+    """Norm ``x + bias + residual`` to zero mean and unit variance."""
+    is_quantised = quant_scale is not None or dynamic_quant or store_output_after_norm or mx_quant
+    demand_defaults(
+        "fused_layer_norm", quantisation=not is_quantised, out=out is None, gamma_add_coef=not gamma_add_coef
+    )
+    total = _sum("fused_layer_norm", x, residual, gamma, beta, bias)
+    normed = F.layer_norm(total, total.shape[-1:], eps=eps)
+    return _scaled(normed, total, x.dtype, gamma, beta, store_output_before_norm)
+
+
+def _sum(
+    name: str,
+    x: Tensor,
+    residual: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    demand_dense(name, x=x, residual=residual)
+    demand_like(name, x.dtype, x.shape, residual=residual)
+    demand_like(name, x.dtype, x.shape[-1:], gamma=gamma, beta=beta, bias=bias)
+    total = x.float()
+    for summand in (bias, residual):
+        if summand is not None:
+            total = total + summand.float()
+    return total
+
+
+def _scaled(
+    normed: Tensor,
+    total: Tensor,
+    dtype: torch.dtype,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    with_sum: bool,
+) -> Any:
+    if gamma is not None:
+        normed = normed * gamma.float()
+    if beta is not None:
+        normed = normed + beta.float()
+    return (normed.to(dtype), total.to(dtype)) if with_sum else normed.to(dtype)
+
+
+@emulated
+def apply_rotary(
+    input: Tensor,  # noqa: A002
+    sin_cache: Tensor,
+    cos_cache: Tensor,
+    position_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    interleaved: bool,
+    discrete: bool,
+    dynamic_ntk: bool,
+    max_seqlen: int,
+    output: Tensor | None = None,
+    is_inverse: bool = False,
+) -> Tensor:
+    """Rotate in place, one position for each token."""
+    demand_defaults(
+        "apply_rotary",
+        cu_seqlens=cu_seqlens is None,
+        dynamic_ntk=not dynamic_ntk,
+        output=output is None,
+        is_inverse=not is_inverse,
+    )
+    demand(discrete and position_ids is not None, "apply_rotary: only discrete positions are emulated")
+    assert position_ids is not None
+    batch, length, _, width = input.shape
+    demand(length == max_seqlen, f"apply_rotary: {length} tokens, but max_seqlen={max_seqlen}")
+    demand(2 <= width <= 256 and width % 2 == 0, f"apply_rotary: a width of {width}")
+    demand(input.stride(-1) == 1, "apply_rotary: the elements of a head must be dense")
+    demand_like("apply_rotary", torch.int32, (batch * length,), position_ids=position_ids)
+    rows = (len(sin_cache), width)
+    demand_like("apply_rotary", input.dtype, rows, sin_cache=sin_cache, cos_cache=cos_cache)
+    places = position_ids.long().view(batch, length, 1)
+    sin, cos = sin_cache[places].float(), cos_cache[places].float()
+    x = input.float()
+    return input.copy_(x * cos + _turned(x, interleaved) * sin)
+
+
+def _turned(x: Tensor, interleaved: bool) -> Tensor:
+    """Return for each element the other one of its pair, the second of a pair with its sign changed."""
+    if interleaved:
+        return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)

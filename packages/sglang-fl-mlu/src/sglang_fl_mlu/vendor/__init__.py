@@ -1,0 +1,1 @@
+"""Calls of ``torch_mlu_ops``, one file for each op."""

@@ -1,0 +1,108 @@
+"""The check of the public modules: it finds what breaks a vendor package, and lets the rest pass."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("griffe", reason="the session api has it")
+
+from release.public_api import SOURCE, check
+
+ROOT = Path(__file__).parents[2]
+VENDOR, SILU = "vendor.py", "ops/silu_and_mul.py"
+Edit = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository of its own with core's source as it is now, and no tag."""
+    shutil.copytree(ROOT / SOURCE, tmp_path / SOURCE, ignore=shutil.ignore_patterns("__pycache__"))
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "first")
+    return tmp_path
+
+
+@pytest.fixture
+def released(repository: Path) -> Path:
+    git(repository, "tag", "sglang-fl-core-v0.1.0")
+    return repository
+
+
+@pytest.fixture
+def edit(released: Path) -> Edit:
+    def edit(file: str, old: str, new: str) -> None:
+        path = released / SOURCE / "sglang_fl" / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    return edit
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
+def test_without_a_tag_it_says_so_and_passes(repository: Path):
+    status, text = check(repository)
+    assert (status, "no tag sglang-fl-core-v*" in text) == (0, True)
+
+
+def test_the_same_source_passes(released: Path):
+    assert check(released) == (0, "public API: nothing is broken since sglang-fl-core-v0.1.0")
+
+
+BREAKING = {
+    "function-gone": (VENDOR, "def flag_gems_impl(", "def gems_impl("),
+    "parameter-without-default": (
+        VENDOR,
+        "requires: tuple[str, ...] = ()\n\n    def __post",
+        "requires: tuple[str, ...]\n\n    def __post",
+    ),
+    "parameter-renamed": (VENDOR, "def load_target(target: str)", "def load_target(name: str)"),
+    "class-gone": ("errors.py", "class UnsupportedError(", "class Unsupported("),
+    "contract-with-another-order": (
+        SILU,
+        "def silu_and_mul(x: Tensor)",
+        "def silu_and_mul(out: Tensor, x: Tensor)",
+    ),
+    "kit-without-its-check": (
+        "conformance/check.py",
+        "def check_impl(impl: OpImpl, device: str)",
+        "def check_impl(impl: OpImpl)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "old", "new"), BREAKING.values(), ids=BREAKING)
+def test_a_breaking_change_is_refused_without_a_new_core_api(released: Path, edit: Edit, file, old, new):
+    edit(file, old, new)
+    status, text = check(released)
+    assert status == 1, text
+    assert "raise CORE_API from 1" in text
+    edit(VENDOR, "\nCORE_API = 1\n", "\nCORE_API = 2\n")
+    assert check(released)[0] == 0
+
+
+HARMLESS = {
+    "parameter-with-default": (
+        VENDOR,
+        "def load_target(target: str)",
+        "def load_target(target: str, again: bool = False)",
+    ),
+    "private-function": (
+        VENDOR,
+        "def _check_target(owner: str, target: str)",
+        "def _check_target(target: str)",
+    ),
+    "body": (SILU, "F.silu(gate) * up", "up * F.silu(gate)"),
+}
+
+
+@pytest.mark.parametrize(("file", "old", "new"), HARMLESS.values(), ids=HARMLESS)
+def test_a_change_that_harms_nobody_passes(released: Path, edit: Edit, file, old, new):
+    edit(file, old, new)
+    assert check(released)[0] == 0

@@ -1,0 +1,26 @@
+"""The demo with a vendor package installed: on its simulated chip, and on the CPU without one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import finish, processes_with
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.parametrize(
+    ("words", "ran"),
+    [(("--simulated", "mlu"), "vendor(vendor.mlu)"), ((), "reference(reference)")],
+    ids=["simulated-mlu", "cpu"],
+)
+def test_demo_prints_the_answer_and_what_ran_it(simulating, tmp_path: Path, words, ran):
+    command = [sys.executable, "-m", "demo", "--keep", str(tmp_path), *words]
+    run = finish(command, simulating("", {}), timeout=250)
+    assert run.code == 0, run.output[-3000:]
+    for layer_class in ("RMSNorm", "RotaryEmbedding", "SiluAndMul"):
+        assert f"  [OOT-DISPATCH] {layer_class} → {ran}\n" in run.output
+    assert run.output.count("[OOT-DISPATCH]") == 3
+    assert "Answer (of random weights): " in run.output
+    assert processes_with(str(tmp_path)) == []

@@ -1,0 +1,84 @@
+"""``sglang-fl new-vendor``: what it writes, and what it refuses to write."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from sglang_fl.cli import app
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "docs/examples/sglang-fl-toychip"
+
+
+def new_vendor(into: Path, name: str, device_type: str, *arguments: str) -> Result:
+    words = ["new-vendor", name, "--device-type", device_type, "--into", str(into), *arguments]
+    return CliRunner().invoke(app, words)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+def test_the_example_is_what_the_command_writes(tmp_path: Path):
+    done = new_vendor(tmp_path, "toychip", "toychip")
+    assert done.exit_code == 0, done.output
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "."],
+        cwd=EXAMPLE,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    written = contents(tmp_path / "sglang-fl-toychip")
+    assert written.keys() == set(tracked), "see sglang-fl new-vendor toychip --device-type toychip"
+    assert written == {name: (EXAMPLE / name).read_text() for name in tracked}
+    assert written["LICENSE"] == (ROOT / "LICENSE").read_text()
+
+
+KINDS = [("acme", "acme", ()), ("acme", "cpu", ()), ("acme_two", "acme", ("--from", "flag_gems"))]
+
+
+@pytest.mark.parametrize(("name", "device_type", "more"), KINDS, ids=["new", "built-in", "flag-gems"])
+def test_its_object_can_be_made_and_no_word_is_left(tmp_path: Path, name, device_type, more):
+    done = new_vendor(tmp_path, name, device_type, *more)
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / f"sglang-fl-{name}"
+    assert not [file for file, text in contents(folder).items() if "@NAME@" in text or "@DEVICE@" in text]
+    told = "v.device_type, v.platform is None, len(v.impls)"
+    code = f"import sglang_fl_{name} as package; v = package.{name.upper()}; print({told})"
+    source = f"import sys; sys.path.insert(0, {str(folder / 'src')!r}); {code}"
+    done_there = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    device, has_no_platform, impls = done_there.stdout.split()
+    assert (device, has_no_platform) == (device_type, str(device_type == "cpu"))
+    assert int(impls) == (
+        1
+        if not more
+        else 1 + len(list((ROOT / "packages/sglang-fl-core/src/sglang_fl/flagos").glob("[!_a]*.py")))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "device_type", "more", "fault"),
+    [
+        ("Acme", "acme", (), "the vendor's name 'Acme' must be lower case letters"),
+        ("acme", "acme:0", (), "--device-type 'acme:0' must be"),
+        ("cpu", "cpu", (), "is core's own"),
+        ("acme", "acme", ("--from", "triton"), "--from 'triton': valid is flag_gems"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(tmp_path: Path, name, device_type, more, fault):
+    done = new_vendor(tmp_path, name, device_type, *more)
+    assert done.exit_code == 2
+    assert fault in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path):
+    (tmp_path / "sglang-fl-acme").mkdir()
+    done = new_vendor(tmp_path, "acme", "acme")
+    assert (done.exit_code, "exists already" in done.output) == (2, True)

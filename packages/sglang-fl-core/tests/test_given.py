@@ -63,6 +63,8 @@ WRITTEN = {
     "deny_vendors: mlu": ("deny_vendors", ("mlu",)),
     "dispatch_log: logs/dispatch.log": ("dispatch_log", Path("logs/dispatch.log")),
     "platform: cpu": ("platform", "cpu"),
+    "simulated: mlu": ("simulated", "mlu"),
+    "simulated_record: asked.txt": ("simulated_record", Path("asked.txt")),
     "log_level: debug": ("log_level", "DEBUG"),
 }
 

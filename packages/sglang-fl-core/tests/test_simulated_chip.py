@@ -65,6 +65,26 @@ def test_views_share_their_bytes():
     assert x.t()._base is x
 
 
+#: Ways to look at a matrix.
+VIEWS = (lambda x: x.view(24), lambda x: x.t(), lambda x: x[1:], lambda x: x.as_strided((2,), (1,)))
+
+
+def are_inference_tensors(device: str) -> list[bool]:
+    """Tell it of views of a normal tensor and of one made under inference mode."""
+    normal = randn(4, 6).to(device)
+    with torch.inference_mode():
+        views = [view(x) for x in (normal, randn(4, 6).to(device)) for view in VIEWS]
+    return [view.is_inference() for view in views]
+
+
+def test_views_under_inference_mode_are_what_their_base_is():
+    assert are_inference_tensors(DEVICE) == are_inference_tensors("cpu")
+    normal = on_chip(randn(4, 6))
+    with torch.inference_mode():
+        normal.view(24)[:6].zero_()
+    assert float(normal[0].abs().sum()) == 0
+
+
 def test_a_strided_tensor_keeps_its_strides():
     x = on_chip(randn(4, 6)).t()
     assert torch.empty_like(x).stride() == (1, 6)

@@ -178,15 +178,19 @@ def apply_rotary(
     assert position_ids is not None
     batch, length, _, width = input.shape
     demand(length == max_seqlen, f"apply_rotary: {length} tokens, but max_seqlen={max_seqlen}")
-    demand(2 <= width <= 256 and width % 2 == 0, f"apply_rotary: a width of {width}")
+    rotary_dim = sin_cache.shape[-1]
+    is_possible = 2 <= rotary_dim <= width <= 256 and rotary_dim % 2 == 0
+    demand(is_possible, f"apply_rotary: a rotary width of {rotary_dim} for heads of {width}")
     demand(input.stride(-1) == 1, "apply_rotary: the elements of a head must be dense")
     demand_like("apply_rotary", torch.int32, (batch * length,), position_ids=position_ids)
-    rows = (len(sin_cache), width)
+    rows = (len(sin_cache), rotary_dim)
     demand_like("apply_rotary", input.dtype, rows, sin_cache=sin_cache, cos_cache=cos_cache)
     places = position_ids.long().view(batch, length, 1)
     sin, cos = sin_cache[places].float(), cos_cache[places].float()
-    x = input.float()
-    return input.copy_(x * cos + _turned(x, interleaved) * sin)
+    part = input[..., :rotary_dim]
+    x = part.float()
+    part.copy_(x * cos + _turned(x, interleaved) * sin)
+    return input
 
 
 def _turned(x: Tensor, interleaved: bool) -> Tensor:

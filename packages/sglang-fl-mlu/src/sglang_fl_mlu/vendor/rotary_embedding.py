@@ -67,9 +67,9 @@ def rotary_embedding(
     if offsets is not None:
         positions = positions + offsets
     places = positions.reshape(-1).to(torch.int32)
-    tables, rotary_dim = _tables(cos_sin_cache, is_neox_style), cos_sin_cache.shape[-1]
+    tables = _tables(cos_sin_cache, is_neox_style)
     for x in (query, key):
-        heads = x.view(1, tokens, -1, head_size)[..., :rotary_dim]
+        heads = x.view(1, tokens, -1, head_size)  # of which as much is rotated as the tables are wide
         apply_rotary(heads, tables.sin, tables.cos, places, None, not is_neox_style, True, False, tokens)
     return query, key
 

@@ -37,6 +37,16 @@ inline at::Tensor over(
   return tensor;
 }
 
+// A view of a chip tensor. It has its base's keys, so that a view of a normal tensor is a normal one under
+// inference mode too.
+inline at::Tensor chip_view(const at::Tensor& base, const at::Tensor& like) {
+  auto view = at::detail::make_tensor<c10::TensorImpl>(
+      c10::TensorImpl::VIEW, c10::Storage(base.storage()), base.key_set(), like.dtype());
+  view.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
+  keep_bits(like, view);
+  return view;
+}
+
 inline at::Tensor host_alias(const at::Tensor& tensor) {
   if (!is_on_chip(tensor)) return tensor;
   return over(host_storage(tensor.storage()), c10::DispatchKey::CPU, tensor);

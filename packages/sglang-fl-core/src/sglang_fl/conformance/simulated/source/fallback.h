@@ -139,7 +139,7 @@ class Call {
       if (pair.host.is_same(result)) return pair.chip;
     for (const auto& pair : pairs_)
       if (result.has_storage() && pair.host.storage().is_alias_of(result.storage()))
-        return over(pair.chip.storage(), c10::DispatchKey::PrivateUse1, result);
+        return chip_view(pair.chip, result);
     return chip_copy(result, *device_);
   }
 

@@ -46,13 +46,13 @@ def edges(op: Op) -> Iterator[Edge]:
     """Return the calls at the edge that an op has."""
     case = next((case for case in op.cases if _row_argument(case)), None)
     if case is not None:
-        yield Edge("far-rows", _FarRows(case), (torch.bfloat16,))
+        yield Edge("far-rows", _FarRows(case), (torch.float16,))
         halves_and_single = (torch.float16, torch.bfloat16, torch.float32)
         yield Edge("not-finite", _NotFinite(case), halves_and_single, finite=False)
     if {"positions", "cos_sin_cache"} <= set(op.signature.parameters):
         for dtype in (torch.int32, torch.int64):
             name = f"far-positions-{str(dtype).removeprefix('torch.')}"
-            yield Edge(name, _FarPositions(op.cases, dtype), (torch.bfloat16,))
+            yield Edge(name, _FarPositions(op.cases, dtype), (torch.float16,))
 
 
 def check_edge(op: Op, kernel: Kernel, edge: Edge, dtype: torch.dtype, device: str) -> list[str] | str:

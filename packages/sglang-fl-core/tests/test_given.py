@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ WRITTEN = {
     "strict: True": ("strict", True),
     "allow_vendors: [nvidia, toy]": ("allow_vendors", ("nvidia", "toy")),
     "deny_vendors: mlu": ("deny_vendors", ("mlu",)),
+    "verify: [rms_norm, relu2]": ("verify", ("rms_norm", "relu2")),
+    "verify_rate: 1/8": ("verify_rate", Fraction(1, 8)),
     "dispatch_log: logs/dispatch.log": ("dispatch_log", Path("logs/dispatch.log")),
     "platform: cpu": ("platform", "cpu"),
     "simulated: mlu": ("simulated", "mlu"),

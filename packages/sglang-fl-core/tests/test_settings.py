@@ -1,12 +1,13 @@
 """The one reader of the environment: every variable, every wrong value, and where a value came from."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, choices
 from sglang_fl.given import variable
 from sglang_fl.names import NameList
 from sglang_fl.ops import OPS
@@ -29,6 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "strict": False,
     "allow_vendors": (),
     "deny_vendors": (),
+    "verify": (),
+    "verify_rate": Fraction(1, 64),
     "dispatch_log": None,
     "config": None,
     "platform": None,
@@ -63,6 +66,10 @@ def test_each_setting_has_its_default():
             "silu_and_mul=flagos; rms_norm = vendor:toy|impl:flagos.own",
             {"silu_and_mul": parse_order("flagos"), "rms_norm": parse_order("vendor:toy|impl:flagos.own")},
         ),
+        ("verify", "rms_norm, silu_and_mul", ("rms_norm", "silu_and_mul")),
+        ("verify", "all", tuple(OPS)),
+        ("verify_rate", "1/8", Fraction(1, 8)),
+        ("verify_rate", "1", Fraction(1)),
         ("dispatch_log", "logs/dispatch.log", Path("logs/dispatch.log")),
         ("platform", "toy", "toy"),
         ("simulated", "mlu", "mlu"),
@@ -148,6 +155,9 @@ WRONG = [
     ("flagos_blacklist", ",", "there is an empty name in it. Write mm,add.Tensor"),
     ("allow_vendors", "!toy", "'!toy' cannot be a vendor. Write nvidia,ascend"),
     ("deny_vendors", "toy,toy", "'toy' stands twice"),
+    ("verify", "rms_nrom", f"there is no op 'rms_nrom'. {choices('rms_nrom', [*OPS, 'all'])}"),
+    ("verify_rate", "0.5", "write 1 for every call, or 1/64 for one in so many"),
+    ("verify_rate", "1/0", "write 1 for every call, or 1/64 for one in so many"),
     ("use_flaggems", "on off", "neither 1 nor 0."),
     ("dist_backend", "flagcx", "this setting is not implemented in this version. Unset it."),
 ]

@@ -69,6 +69,10 @@ TEXTS: dict[str, st.SearchStrategy[str]] = {
     "dist_backend": st.sampled_from(["", "flagcx"]),
     "dispatch_log": st.sampled_from(["/tmp/a.log", "relative.log", "x" * 300]),
     "flaggems_log_path": st.just("/tmp/aten.log"),
+    "verify": joined(misspelt(st.sampled_from([*OPS, "all"])), ","),
+    "verify_rate": st.sampled_from(["1", "1/64", "1/0", "2/3", "0.5", ""]),
+    "simulated": misspelt(st.sampled_from(["nochip", "otherchip"])),
+    "simulated_record": st.just("/tmp/asked.txt"),
 }
 VALUE = {name: st.one_of(text, text, text, ANYTHING, BYTES) for name, text in TEXTS.items()}
 UNKNOWN = st.sampled_from(["SGLANG_FL_PREFERS", "SGLANG_FL_PEROP", "SGLANG_FLAGGEMS_RECRD", "SGLANG_FL_"])
@@ -129,6 +133,9 @@ def counts(own: Settings, name: str, given_as: object) -> bool:
         words = text.split(",") if text else given_as
         kept = str(value).split(",") if name.endswith("list") else list(value)
         return sorted(word.strip() for word in words) == sorted(kept)
+    if name == "verify":
+        words = {word.strip() for word in (text.split(",") if text else given_as)}
+        return set(value) == (set(OPS) if "all" in words else words)
     if isinstance(value, Path):
         return value == Path(text)
     return str(value.value if hasattr(value, "value") else value) in (text, text.upper())

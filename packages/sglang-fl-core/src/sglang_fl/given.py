@@ -16,7 +16,7 @@ __all__ = ["ENVIRONMENT", "EXCLUSIVE", "Given", "as_text", "collect", "file_key"
 ENVIRONMENT = "environment"
 #: At most one of each pair counts.
 EXCLUSIVE = (("oot_whitelist", "oot_blacklist"), ("flagos_whitelist", "flagos_blacklist"))
-_LISTS = (*EXCLUSIVE[0], *EXCLUSIVE[1], "allow_vendors", "deny_vendors")
+_LISTS = (*EXCLUSIVE[0], *EXCLUSIVE[1], "allow_vendors", "deny_vendors", "verify")
 
 
 def variable(name: str) -> str:

@@ -80,7 +80,9 @@ def simulate(settings: Settings) -> None:
         return
     from sglang_fl.conformance import simulated
 
-    simulated.load(simulated.find_chip(settings.simulated), settings.simulated_record)
+    simulated.load(
+        simulated.find_chip(settings.simulated, settings.title("simulated")), settings.simulated_record
+    )
     warn_user(f"{settings.quoted('simulated')}: this chip is simulated, with the speed of a CPU")
 
 

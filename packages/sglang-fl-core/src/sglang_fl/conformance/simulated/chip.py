@@ -63,8 +63,13 @@ def loaded_chip() -> SimulatedChip | None:
     return _loaded[0] if _loaded else None
 
 
-def find_chip(name: str) -> SimulatedChip:
+def find_chip(name: str, title: str = "SGLANG_FL_SIMULATED") -> SimulatedChip:
     """Return the simulated chip that an installed vendor package offers.
+
+    Parameters
+    ----------
+    name : the chip's
+    title : where the user named it
 
     Raises
     ------
@@ -74,8 +79,7 @@ def find_chip(name: str) -> SimulatedChip:
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         raise SettingsError(
-            f"SGLANG_FL_SIMULATED={name!r}: no installed vendor package offers that chip. "
-            f"{choices(name, points)}"
+            f"{title}={name!r}: no installed vendor package offers that chip. {choices(name, points)}"
         )
     chip = points[name].load()
     if not isinstance(chip, SimulatedChip):

@@ -96,10 +96,13 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", f"{CORE}/tests", *beside, *session.posargs)
 
 
-def _vendor(session: nox.Session, name: str, *more_tests: str) -> None:
+def _vendor(session: nox.Session, name: str, *with_engines: str) -> None:
     package = f"packages/sglang-fl-{name}"
     _on_stack(session, CORE, package)
-    session.run("python", "-m", "pytest", f"{package}/tests", *more_tests, *session.posargs)
+    if with_engines:
+        _in_parallel(session, f"{package}/tests", *with_engines)
+    else:
+        session.run("python", "-m", "pytest", f"{package}/tests", *session.posargs)
 
 
 @nox.session

@@ -30,6 +30,8 @@ SIDES = {
     "layer2": {"USE_FLAGGEMS": "0"},
     "layers12": {},
 }
+#: What the caller has set for himself says nothing about the sides.
+OURS = ("SGLANG_FL", "SGLANG_PLUGINS", "USE_FLAGGEMS")
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
 COMMON = {"hidden_act": "silu", "max_position_embeddings": 8192, "torch_dtype": "bfloat16"}
@@ -117,7 +119,7 @@ def run_one(model: str, arguments: dict, workloads: tuple[Workload, ...]) -> dic
 def start(side: str, options: argparse.Namespace) -> dict:
     """Run one side in a process of its own."""
     environment = {
-        **os.environ,
+        **{name: text for name, text in os.environ.items() if not name.startswith(OURS)},
         **SIDES[side],
         "SGLANG_FL_DISPATCH_LOG": f"{options.logs}/{side}.dispatch.log",
     }

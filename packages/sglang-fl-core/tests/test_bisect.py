@@ -137,3 +137,32 @@ def test_a_book_keeps_one_call_of_each_shape_as_it_was_before():
     found = list(book.faults(wrong))
     assert sorted({fault.shapes for fault in found}) == [((3,), (3,)), ((5,), (5,))]
     assert all(torch.equal(fault.call[0][0], torch.ones(len(fault.call[0][0]))) for fault in found)
+
+
+def test_a_kernel_that_is_wrong_on_strided_tensors_alone_is_found_by_the_kept_call():
+    wrong = aten(lambda x, y: torch.sub(x, -y) if x.is_contiguous() else torch.sub(x, y))
+    book = CallBook()
+    wide = torch.ones(4, 8)[:, ::2]
+    book.keeping(wrong).function(wide, wide)
+    assert [fault.call[0][0].stride() for fault in book.faults(wrong)][:1] == [(8, 2)]
+
+
+def test_integers_that_may_be_indices_are_not_moved():
+    kernel = aten(lambda x, dim, index: x[index.tolist()], "index_select")
+    assert list(compare(kernel, ((torch.randn(4, 2), 0, torch.tensor([0, 3])), {}))) == []
+
+
+def test_keeping_a_call_of_what_copies_does_not_go_round():
+    calls = []
+    book = CallBook()
+    kept = book.keeping(aten(lambda x, y: calls.append(1) or x, "copy_"))
+    original = torch.Tensor.clone
+
+    def clone(tensor: Tensor, **options: object) -> Tensor:
+        kept.function(tensor, tensor)
+        return original(tensor, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", clone)
+        kept.function(torch.ones(3), torch.ones(3))
+    assert len(calls) >= 1

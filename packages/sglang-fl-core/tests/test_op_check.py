@@ -116,3 +116,48 @@ def test_numbers_that_come_in_not_finite_are_no_fault_of_the_kernel(live):
     x[0, 0] = torch.inf
     told = live(SILU.reference, x)
     assert told == ["silu_and_mul in 0 returned numbers that are not finite, nor are its arguments"]
+
+
+def test_numbers_that_are_not_finite_are_not_taken_for_written():
+    found, kernel = found_by(NORM.reference, "rms_norm")
+    x = torch.randn(3, 16)
+    x[1, 2] = torch.nan
+    kernel(x, torch.ones(16), 1e-6)
+    assert found == []
+
+
+def test_which_of_equal_scores_is_chosen_is_left_open():
+    op = OPS["topk_softmax"]
+
+    def last_first(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        weights, ids = op.reference(router_logits.flip(-1), top_k, renormalize)
+        return weights, (router_logits.shape[-1] - 1 - ids).to(torch.int32)
+
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    found, kernel = found_by(last_first, "topk_softmax")
+    kernel(logits, 2, True)
+    assert found == []
+
+    def wrong(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        return op.reference(-router_logits, top_k, renormalize)
+
+    found, kernel = found_by(wrong, "topk_softmax")
+    kernel(logits, 2, True)
+    assert found != []
+
+
+def test_a_check_that_fails_harms_nobody_and_is_told_of_once(caplog: pytest.LogCaptureFixture):
+    """No memory for float64, say; here a report that raises."""
+
+    def report(violation: Violation) -> None:
+        raise MemoryError("no float64 here")
+
+    check = OpCheck(report)
+    kernel = check.checking(SILU, lambda: "layers.3.act", lambda x: SILU.reference(x) * 1.05)
+    x = torch.randn(2, 8)
+    for _ in range(2):
+        assert torch.equal(kernel(x), SILU.reference(x) * 1.05)
+    assert check.unchecked == {"silu_and_mul": "MemoryError: no float64 here"}
+    assert [r.getMessage() for r in caplog.records] == [
+        "calls of silu_and_mul cannot be checked: MemoryError: no float64 here"
+    ]

@@ -42,14 +42,42 @@ def test_float64_is_refused_before_anything_is_written(op: str):
     assert all(torch.equal(arguments[name], value) for name, value in before.items())
 
 
-def test_a_weight_of_another_width_is_refused():
-    x = torch.ones(3, 64, device=DEVICE)
+def test_a_weight_of_another_width_is_refused_after_a_right_one_too():
+    x, weight = torch.ones(3, 64, device=DEVICE), torch.ones(64, device=DEVICE)
     for call in (
-        lambda: kernel("rms_norm")(x, x[0, :32], 1e-6),
-        lambda: kernel("layer_norm")(x, x[0, :32], None, 1e-6),
+        lambda w: kernel("rms_norm")(x, w, 1e-6),
+        lambda w: kernel("layer_norm")(x, w, None, 1e-6),
     ):
-        with pytest.raises(ContractError, match="does not fit"):
-            call()
+        call(weight)
+        for wrong in (weight[:32], torch.ones(128, device=DEVICE)[::2]):
+            with pytest.raises(ContractError, match="does not fit"):
+                call(wrong)
+
+
+def test_no_rows_of_any_strides_are_no_rows():
+    x = torch.ones(0, 128, device=DEVICE)[:, ::2]
+    weight = torch.ones(64, device=DEVICE)
+    assert kernel("layer_norm")(x, weight, None, 1e-6).shape == (0, 64)
+    normed, total = kernel("rms_norm")(x, weight, 1e-6, x, post_residual_addition=x)
+    assert (normed.shape, total.shape) == ((0, 64), (0, 64))
+
+
+def test_a_cache_of_any_strides_is_read_as_it_lies():
+    wide = torch.rand(32, 128, device=DEVICE)
+    x = torch.randn(3, 64, device=DEVICE)
+    arguments = (torch.arange(3, device=DEVICE), x.clone(), x.clone())
+    for cache in (wide[:, :64].contiguous(), wide[:, :64]):
+        got = kernel("rotary_embedding")(*(a.clone() for a in arguments), cache, 64, True)
+        wanted = OPS["rotary_embedding"].reference(*arguments, cache, 64, True)
+        assert all(torch.allclose(g, w, atol=1e-6) for g, w in zip(got, wanted, strict=True))
+
+
+def test_groups_of_one_expert_are_experts():
+    logits, bias = torch.randn(5, 16, device=DEVICE), 0.1 * torch.randn(16, device=DEVICE)
+    options = {"correction_bias": bias, "num_expert_group": 16, "topk_group": 8}
+    _, ids = kernel("topk_sigmoid")(logits, 4, True, **options)
+    _, wanted = OPS["topk_sigmoid"].reference(logits, 4, True, **options)
+    assert torch.equal(ids.sort(-1).values, wanted.sort(-1).values)
 
 
 def test_a_residual_that_is_not_like_x_is_refused():

@@ -186,7 +186,7 @@ def bisect(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = command.broken(error)
+        verdict = command.broken(error, folder)
     if as_json:
         typer.echo(json.dumps(verdict.as_json(), indent=2))
     else:

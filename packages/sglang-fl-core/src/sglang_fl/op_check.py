@@ -2,9 +2,10 @@
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,11 @@ from torch import Tensor
 from sglang_fl.conformance import error_in_units
 from sglang_fl.ops import Kernel, Op
 
+T = TypeVar("T")
+
 __all__ = ["MARGIN", "OpCheck", "Violation", "violations"]
+
+logger = logging.getLogger(__name__)
 
 #: How much further from float64 than its contract's bound a result must be to count as wrong: the bound is
 #: for the inputs of the contract's cases; a model's may make a sum cancel a little more.
@@ -62,6 +67,7 @@ class OpCheck:
     is_on : whether calls are checked now
     skip : asked before a check: True leaves the call alone (a graph is being captured)
     look : ``look(op, layer, arguments, results)``, told of each checked call
+    unchecked : filled with the ops whose calls could not be checked, and why: no memory, no float64
     """
 
     report: Callable[[Violation], None]
@@ -69,6 +75,7 @@ class OpCheck:
     is_on: bool = True
     skip: Callable[[], bool] = lambda: False
     look: Callable[[Op, str, Mapping[str, Any], Any], None] | None = None
+    unchecked: dict[str, str] = field(default_factory=dict)
 
     def checking(self, op: Op, layer: Callable[[], str], kernel: Kernel) -> Kernel:
         """Return the kernel with the check around it; its signature stays the same.
@@ -87,17 +94,33 @@ class OpCheck:
             calls += 1
             if not self.is_on or (calls - 1) % self.every or self.skip():
                 return kernel(*args, **kwargs)
-            before = _kept(op.signature.bind(*args, **kwargs).arguments)
+            before = self._try(op, lambda: _kept(op.signature.bind(*args, **kwargs).arguments))
             results = kernel(*args, **kwargs)
-            if self.look is not None:
-                self.look(op, layer(), before, results)
-            after = op.signature.bind(*args, **kwargs).arguments
-            for violation in violations(op, layer(), before, results, after):
-                self.report(violation)
+            if before is not None:
+                after = op.signature.bind(*args, **kwargs).arguments
+                self._try(op, lambda: self._examine(op, layer(), before, results, after))
             return results
 
         checked.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
         return checked
+
+    def _examine(
+        self, op: Op, layer: str, before: dict[str, Any], results: Any, after: Mapping[str, Any]
+    ) -> None:
+        if self.look is not None:
+            self.look(op, layer, before, results)
+        for violation in violations(op, layer, before, results, after):
+            self.report(violation)
+
+    def _try(self, op: Op, step: Callable[[], T]) -> T | None:
+        """Do a step of a check; whatever it raises must not reach the model."""
+        try:
+            return step()
+        except Exception as error:  # noqa: BLE001 - it is told of, once for each op
+            if op.name not in self.unchecked:
+                self.unchecked[op.name] = f"{type(error).__name__}: {error}"
+                logger.warning("calls of %s cannot be checked: %s", op, self.unchecked[op.name])
+            return None
 
 
 def _kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,12 +156,14 @@ def violations(
             allowed=0.0,
         )
         for name in tensors
-        if name not in op.may_write(before) and not torch.equal(before[name], after[name])
+        if name not in op.may_write(before) and not _is_same(before[name], after[name])
     ]
     exact = {name: _as_float64(value) for name, value in before.items()}
     plain = _kept(before)
     truth, own = op.reference(**exact), op.reference(**plain)
     sets = (op.results(results, dict(after)), op.results(truth, exact), op.results(own, plain))
+    if op.as_good is not None and op.as_good(sets[0], sets[1], before):
+        return found
     sizes = op.magnitude(op.results(truth, exact), **exact) if op.magnitude else sets[1]
     sizes = (sizes,) if isinstance(sizes, Tensor) else sizes
     for index, (got, true, mine, size) in enumerate(zip(*sets, sizes, strict=True)):
@@ -162,6 +187,14 @@ def _of_result(
     if error <= allowed:
         return []
     return [say(what=what, error=error, reference_error=own_error, allowed=allowed)]
+
+
+def _is_same(before: Tensor, after: Tensor) -> bool:
+    """Compare bit for bit but for the payload of what is not a number."""
+    both_nan = (
+        before.isnan() & after.isnan() if before.is_floating_point() else torch.zeros((), dtype=torch.bool)
+    )
+    return bool(((before == after) | both_nan.to(before.device)).all())
 
 
 def _as_float64(value: Any) -> Any:

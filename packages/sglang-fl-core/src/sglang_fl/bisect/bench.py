@@ -7,6 +7,7 @@ success: answers go into a folder, one file for each rank.
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ class Bench:
         self._kernels: tuple[AtenKernel, ...] = ()
         self._plain: AtenSwitchboard
         self._keeping: AtenSwitchboard
-        self._violations: list[Violation] = []
+        self._violations: dict[str, Violation] = {}
         check.is_on = False
-        check.report = self._violations.append
+        check.report = self._note
 
     def attach(self, scheduler: Any) -> None:
         """Let ``collective_rpc`` reach this bench in the scheduler."""
@@ -75,8 +76,22 @@ class Bench:
         setattr(scheduler, METHOD, self.do)
 
     def do(self, step: str, **parameters: Any) -> None:
-        """Carry out one step; the names of steps are the methods below."""
-        getattr(self, f"_{step}")(**parameters)
+        """Carry out one step; the names of steps are the methods below.
+
+        SGLang tells its caller of rank 0 alone, so each rank answers for itself how it went.
+        """
+        error = ""
+        try:
+            getattr(self, f"_{step}")(**parameters)
+        except Exception as raised:
+            logger.exception("%s failed", step)
+            error = f"{type(raised).__name__}: {raised}"
+        self._answer("step", {"step": step, "error": error})
+
+    def _note(self, found: Violation) -> None:
+        """Keep the first violation of each op, off the device."""
+        if found.op not in self._violations:
+            self._violations[found.op] = replace(found, call=_on_cpu(found.call))
 
     def _arm(self) -> None:
         self._book = CallBook()
@@ -114,29 +129,30 @@ class Bench:
         self._aten(self._keeping, layer_1)
 
     def _findings(self, layer_1: list[str]) -> None:
-        """End the watch and answer what it found, worst last; the inputs of each go into a file."""
+        """End the watch and answer the first finding of each op; its inputs go into a file."""
         self._check.is_on = False
         self._switch([], [])
-        faults = [
-            fault
-            for kernel in self._kernels
-            if kernel.overload in layer_1
-            for fault in self._book.faults(kernel)
-        ]
+        wanted = [kernel for kernel in self._kernels if kernel.overload in layer_1]
+        found = (next(self._book.faults(kernel), None) for kernel in wanted)
+        faults = [fault for fault in found if fault is not None]
         self._answer(
             "findings",
             {
                 "implementations": self._layers.implementations(),
-                "violations": [self._saved(v, i) for i, v in enumerate(_worst(self._violations))],
-                "faults": [self._saved(f, i) for i, f in enumerate(faults[:8])],
+                "violations": [self._saved(v, i) for i, v in enumerate(self._violations.values())],
+                "faults": [self._saved(f, i) for i, f in enumerate(faults)],
             },
         )
 
     def _saved(self, found: Violation | AtenFault, number: int) -> dict[str, Any]:
         kind = "violation" if isinstance(found, Violation) else "fault"
         path = self._folder / f"{kind}-{number}.rank{_rank()}.pt"
-        torch.save(_on_cpu(found.call), path)
         said = {name: value for name, value in vars(found).items() if name != "call"}
+        try:
+            torch.save(_on_cpu(found.call), path)
+        except Exception as error:  # noqa: BLE001 - a finding counts without its inputs
+            logger.warning("the inputs of %s cannot be kept: %s", found, error)
+            return {**said, "text": str(found), "inputs": ""}
         return {**said, "text": str(found), "inputs": path.name}
 
     def _answer(self, name: str, answer: Any) -> None:
@@ -179,6 +195,8 @@ def _armed(configuration: Configuration, seam: seams.Seam, calls: OpCheck) -> Ar
 
     log, lists = DispatchLog(None), layer_lists(configuration.settings)
     references = {name: reference_alone(resolution) for name, resolution in configuration.resolutions.items()}
+    if not configuration.settings.oot_enabled:
+        return ArmedLayers(None, None, seam)
     ours = LayerHook(configuration.resolutions, log, lists, wrap)
     layers = ArmedLayers(ours, LayerHook(references, log, lists), seam)
     return layers
@@ -210,13 +228,6 @@ def _spoiled(result: Any) -> Any:
     wrong = first.clone()
     wrong[..., : first.shape[-1] // 2] *= 1.1
     return (wrong, *others) if others else wrong
-
-
-def _worst(found: list[Violation]) -> list[Violation]:
-    """Return the first violation of each op, then the largest ones; few enough to be kept on disk."""
-    firsts = {v.op: v for v in reversed(found)}
-    rest = sorted((v for v in found if v is not firsts[v.op]), key=lambda v: -v.error)
-    return [*firsts.values(), *rest][:8]
 
 
 def _on_cpu(call: Any) -> Any:

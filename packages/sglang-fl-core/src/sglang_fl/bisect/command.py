@@ -2,6 +2,7 @@
 
 import json
 import random
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,18 @@ from sglang_fl.startup import configure
 
 __all__ = ["bisect", "broken"]
 
+#: What an earlier run may have left in the folder.
+OURS = (
+    *("step.rank*.json", "units.rank*.json", "planted.rank*.json", "findings.rank*.json"),
+    *(
+        "violation-*.rank*.pt",
+        "fault-*.rank*.pt",
+        "reproduce-*.py",
+        "verdict.json",
+        "versions.json",
+        "error.txt",
+    ),
+)
 #: Lengths of the prompts that are made up where the user gives none.
 LENGTHS = (5, 17, 33, 64)
 
@@ -41,8 +54,9 @@ def bisect(
     SettingsError : the settings are wrong, as a start would say
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.rank*"):
-        stale.unlink()
+    for pattern in OURS:
+        for stale in folder.glob(pattern):
+            stale.unlink()
     ask_for_bench(folder.resolve())
     configuration = configure()
     from sglang_fl.sglang_adapter.offline import offline_engine
@@ -64,6 +78,10 @@ def _made_up(model: str) -> list[list[int]]:
     return [[draw.randrange(vocabulary) for _ in range(length)] for length in LENGTHS]
 
 
-def broken(error: BaseException) -> Verdict:
-    """Return the verdict that there is none, because the set-up is broken."""
-    return Verdict(Outcome.SET_UP_BROKEN, f"{type(error).__name__}: {error}")
+def broken(error: BaseException, folder: Path) -> Verdict:
+    """Return the verdict that there is none: the set-up is broken. What was raised is in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    verdict = Verdict(Outcome.SET_UP_BROKEN, f"{type(error).__name__}: {error}", folder=str(folder))
+    (folder / "verdict.json").write_text(json.dumps(verdict.as_json(), indent=2) + "\n")
+    return verdict

@@ -114,11 +114,16 @@ class Bisection:
         self._numbers["noise"] = noise.largest
         self._say(f"the same batch twice: {_said(noise)}")
         self._do("arm")
-        (units, *_) = self._engine.answers("units")
-        self._layer_2, self._layer_1 = units["layer_2"], units["layer_1"]
+        for units in self._engine.answers("units"):  # the stages of a pipeline have different layers
+            self._layer_1 = units["layer_1"]
+            for op, layers in units["layer_2"].items():
+                known = self._layer_2.setdefault(op, [])
+                known += [layer for layer in layers if layer not in known]
         off = distance(self._read(), self._baseline)
         self._say(f"{len(self._layer_2)} fused ops and {len(self._layer_1)} ATen ops, all off: {_said(off)}")
-        if off.largest > NOISE * noise.largest or (noise.is_zero and not off.is_zero):
+        if self._is_more_than_noise(off, noise) and self._is_more_than_noise(
+            distance(self._read(), self._baseline), distance(self._read(), self._read())
+        ):
             return self._verdict(
                 Outcome.FOUND, f"the plugin itself: with everything off the model differs ({_said(off)})"
             )
@@ -127,6 +132,9 @@ class Bisection:
                 Outcome.CANNOT_DECIDE, "there is nothing to switch: no op runs on our kernels"
             )
         return None
+
+    def _is_more_than_noise(self, found: Distance, noise: Distance) -> bool:
+        return found.largest > NOISE * noise.largest or (noise.is_zero and not found.is_zero)
 
     def _positive_control(self) -> Verdict | None:
         self._do("use_references")
@@ -173,16 +181,16 @@ class Bisection:
     def _guilty(self) -> Verdict:
         units = smallest_failing(self._units, self._fails)
         found = {culprit.name: culprit for culprit in self._watch(units)}
-        culprits = [found.get(unit) or self._by_deviation(unit) for unit in units]
+        culprits = [found.get(unit) or self._by_deviation(unit, alone=len(units) == 1) for unit in units]
         several = "" if len(culprits) == 1 else " together; each alone does not"
         names = " and ".join(culprit.name for culprit in culprits)
         return self._verdict(Outcome.FOUND, f"{names}{several}", culprits)
 
-    def _by_deviation(self, unit: str) -> Culprit:
+    def _by_deviation(self, unit: str, *, alone: bool) -> Culprit:
         """Describe a unit none of whose calls is wrong by itself."""
         where = ""
         layers = self._layer_2.get(unit, [])
-        if len(layers) > 1:
+        if alone and len(layers) > 1:
             where = smallest_failing(layers, lambda names: self._layers_fail(unit, names))[0]
         return Culprit(*_named(unit), where=where, what="the model's numbers differ while it is on")
 

@@ -1,6 +1,7 @@
 """What a bisection has found, for people and for machines."""
 
 import enum
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,7 +26,8 @@ class Culprit:
     layer : 1 for an ATen op, 2 for a fused op
     name : ``rms_norm``, ``aten::mul.Tensor``
     implementation : its id and target, or ``layer 1``
-    where : the first layer of the model in which a call of it was wrong; empty where none was by itself
+    where : the first layer of the model in which a call of it was wrong; where no call was wrong by itself,
+        a layer whose kernel alone makes the numbers differ, or empty
     what : the error of that call, or how the model's numbers differ
     dtype, shapes : of that call
     exclude : the variable that leaves it out
@@ -63,5 +65,11 @@ class Verdict:
     folder: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the verdict as plain data."""
-        return {**asdict(self), "outcome": self.outcome.name.lower(), "exit_code": int(self.outcome)}
+        """Return the verdict as plain data; numbers that are not finite, which JSON has not, as texts."""
+        numbers = {name: n if math.isfinite(n) else str(n) for name, n in self.numbers.items()}
+        return {
+            **asdict(self),
+            "numbers": numbers,
+            "outcome": self.outcome.name.lower(),
+            "exit_code": int(self.outcome),
+        }

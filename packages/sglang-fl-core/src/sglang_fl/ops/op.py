@@ -139,6 +139,8 @@ class Op:
         the results is made of; None where that is the element itself
     comparable : ``comparable(outputs, arguments)`` brings results that may come in several orders into
         one that can be compared element by element
+    as_good : ``as_good(results, truth, arguments)``: whether results that differ from the truth are as right,
+        because the contract leaves a choice open; both as ``results`` gives them
     """
 
     reference: Kernel
@@ -150,6 +152,7 @@ class Op:
     updates: tuple[str, ...] = ()
     magnitude: Callable[..., Outputs] | None = None
     comparable: Callable[[Outputs, Arguments], Outputs] | None = None
+    as_good: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Mapping[str, Any]], bool] | None = None
 
     def __post_init__(self) -> None:
         named = {*self.writes, *filter(None, [self.writes_if_given])}

@@ -1,6 +1,7 @@
 """What the routers of mixtures of experts share: choosing experts by their scores."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Case, Outputs
 
-__all__ = ["by_expert", "choose_experts", "routing_cases"]
+__all__ = ["as_good", "by_expert", "choose_experts", "routing_cases"]
 
 #: Keeps the division defined where all chosen scores have underflowed.
 TINY = 1e-20
@@ -74,6 +75,27 @@ def by_expert(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, Tensor]:
     weights, ids = outputs
     order = ids.long().argsort(-1)
     return weights.gather(-1, order), ids.gather(-1, order)
+
+
+def as_good(results: tuple[Tensor, ...], truth: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> bool:
+    """Whether other experts were chosen than those of the truth, but of the very same logits and bias."""
+    (weights, ids), (_, true_ids) = results, truth
+    if ids.shape != true_ids.shape or torch.equal(ids.long(), true_ids.long()):
+        return False
+    chosen = ids.long().sort(-1).values
+    if (chosen[..., 1:] == chosen[..., :-1]).any() or not weights.isfinite().all():
+        return False
+    bias = arguments.get("correction_bias")
+    known = [
+        arguments["router_logits"],
+        *([] if bias is None else [bias.expand_as(arguments["router_logits"])]),
+    ]
+    return all(
+        torch.equal(
+            scores.gather(-1, ids.long()).sort(-1).values, scores.gather(-1, true_ids.long()).sort(-1).values
+        )
+        for scores in known
+    )
 
 
 def routing_cases(*, is_softmax: bool) -> tuple[Case, ...]:

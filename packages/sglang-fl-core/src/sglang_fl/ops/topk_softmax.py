@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.ops.op import Bound, Op, Outputs, compute_dtype
-from sglang_fl.ops.routing import by_expert, choose_experts, routing_cases
+from sglang_fl.ops.routing import as_good, by_expert, choose_experts, routing_cases
 
 __all__ = ["OP", "topk_softmax"]
 
@@ -62,4 +62,5 @@ OP = Op(
     # The weights are float32 for any input; a fast exp rounds its argument, here at most 8.
     bound=Bound(half=32, single=32),
     comparable=by_expert,
+    as_good=as_good,
 )

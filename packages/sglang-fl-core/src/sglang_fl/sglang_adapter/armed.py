@@ -40,12 +40,12 @@ class ArmedLayers:
 
     Parameters
     ----------
-    hook : knows what would run a layer
+    hook : knows what would run a layer; None where layer 2 is off: then there is nothing to switch
     reference_hook : the same, with the references alone
     seam : of this SGLang
     """
 
-    def __init__(self, hook: LayerHook, reference_hook: LayerHook, seam: Seam) -> None:
+    def __init__(self, hook: LayerHook | None, reference_hook: LayerHook | None, seam: Seam) -> None:
         self._hook = hook
         self._reference_hook = reference_hook
         self._seam = seam
@@ -57,6 +57,8 @@ class ArmedLayers:
         self._armed = []
         self._names = {id(layer): name for name, layer in model.named_modules()}
         for name, layer in model.named_modules():
+            if self._hook is None or self._reference_hook is None:
+                return
             if not hasattr(type(layer), self._seam.method):
                 continue
             own = layer._forward_method or getattr(layer, self._seam.method)()

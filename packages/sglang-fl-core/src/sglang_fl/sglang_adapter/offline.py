@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sglang_fl.errors import SettingsError
+
 __all__ = ["OfflineEngine", "offline_engine"]
 
 #: Graphs replay what was captured, and a cached prefix is not computed again: neither can be switched.
@@ -27,13 +29,13 @@ class OfflineEngine:
     def __init__(self, engine: Any, folder: Path) -> None:
         self._engine = engine
         self._folder = folder
-        self.requests = 0
+        arguments = engine.server_args
+        self._ranks = arguments.tp_size * arguments.pp_size
 
     def generate(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, *, logprobs: bool
     ) -> list[dict[str, Any]]:
         """Generate greedily for all prompts in one batch, with log-probabilities if asked for."""
-        self.requests += 1
         asked: dict[str, Any] = {}
         if logprobs:
             asked = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": TOP}
@@ -53,8 +55,14 @@ class OfflineEngine:
         """
         try:
             self._engine.collective_rpc(method, step=step, **parameters)
-        except AssertionError as error:  # how SGLang reports a failed call
+        except AssertionError as error:  # how SGLang reports a failed call of rank 0
             raise RuntimeError(f"{step}: {error}") from error
+        answers = self.answers("step")
+        if len(answers) != self._ranks or any(answer["step"] != step for answer in answers):
+            raise RuntimeError(f"{step}: {len(answers)} of {self._ranks} ranks have answered")
+        for answer in answers:
+            if answer["error"]:
+                raise RuntimeError(f"{step}: {answer['error']}")
 
     def answers(self, name: str) -> list[Any]:
         """Return what each rank has answered under a name."""
@@ -92,9 +100,16 @@ def offline_engine(arguments: Sequence[str], folder: Path) -> Iterator[OfflineEn
     load_plugins()  # before the arguments are parsed, as the server does
     engine = None
     try:
-        engine = sglang.Engine(server_args=prepare_server_args([*arguments, *FLAGS]))
+        parsed = prepare_server_args([*arguments, *FLAGS])
+        if parsed.dp_size > 1:  # SGLang gives these schedulers no socket for remote calls
+            raise SettingsError(
+                f"--dp-size {parsed.dp_size}: only one replica can be bisected. Use --dp-size 1."
+            )
+        engine = sglang.Engine(server_args=parsed)
         yield OfflineEngine(engine, folder)
     finally:
-        if engine is not None:
-            engine.shutdown()
-        kill_process_tree(os.getpid(), include_parent=False)
+        try:
+            if engine is not None:
+                engine.shutdown()
+        finally:
+            kill_process_tree(os.getpid(), include_parent=False)

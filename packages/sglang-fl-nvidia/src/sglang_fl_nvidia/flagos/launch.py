@@ -18,6 +18,8 @@ import torch
 import triton
 from torch import Tensor
 
+from sglang_fl.errors import UnsupportedError
+
 __all__ = ["DTYPES", "Launch", "Launches", "address", "compiled"]
 
 #: What the kernels here take; all of them compute in float32.
@@ -73,10 +75,16 @@ def compiled(kernel: Any, *arguments: Any, is_aligned: bool, num_warps: int, **c
     -------
     Launch : for one axis of programs, on the current stream of the arguments' device, which must be the
         current device, as it is for any launch of Triton's
+
+    Raises
+    ------
+    UnsupportedError : the tensors are on no GPU
     """
     if _IS_INTERPRETED:
         return lambda programs, *given: kernel[(programs,)](*given, **constants, OVERLAP=False)
     device = next(argument.get_device() for argument in arguments if isinstance(argument, Tensor))
+    if device < 0:
+        raise UnsupportedError("it runs on a GPU, and these tensors are on the CPU")
     constants["OVERLAP"] = _overlaps(device)
     like = arguments if is_aligned else tuple(map(_unaligned, arguments))
     with torch.cuda.device(device):

@@ -71,7 +71,9 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     if x.dim() != 2 or x.stride(1) != 1:
         if x.dim() == 0:
             raise ContractError("layer_norm: x needs rows, got a number")
-        dense = x.reshape(x.shape[:-1].numel(), x.shape[-1]).contiguous()
+        shape = (x.shape[:-1].numel(), x.shape[-1])
+        # What has no elements, or rows of one, counts as contiguous with whatever strides.
+        dense = x.new_empty(shape).copy_(x.reshape(shape))
         return layer_norm(dense, weight, bias, eps).view(x.shape)
     out = x.new_empty(x.shape)
     rows, width = x.shape
@@ -80,6 +82,9 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     scale, shift = x if weight is None else weight, x if bias is None else bias
     is_aligned = (x.data_ptr() | scale.data_ptr() | shift.data_ptr()) % 16 == 0
     stride = x.stride(0) if rows > 1 else width
+    for parameter in (weight, bias):
+        if parameter is not None and (parameter.numel() != width or not parameter.is_contiguous()):
+            raise ContractError(f"layer_norm: {tuple(parameter.shape)} does not fit x {tuple(x.shape)}")
     key = (
         *(x.dtype, width, stride, weight is None, bias is None, scale.dtype, shift.dtype),
         *(is_aligned, x.get_device()),
@@ -99,10 +104,6 @@ def _compiled(
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:
             continue
-        if parameter.shape != (width,) or not parameter.is_contiguous():
-            raise ContractError(
-                f"layer_norm: {name} {tuple(parameter.shape)} does not fit x {tuple(x.shape)}"
-            )
         if parameter.dtype not in DTYPES:
             raise UnsupportedError(f"it takes no {name} of {parameter.dtype}")
     if x.dtype not in DTYPES or width > MOST_COLUMNS:

@@ -141,6 +141,8 @@ def norm_rows(
         len(shape) != 2
         or not x.is_contiguous()
         or post is not None
+        or weight.numel() != shape[1]
+        or not weight.is_contiguous()
         or (residual is not None and (residual.shape != shape or not residual.is_contiguous()))
         or style.rounds_first
         or style.float32_sum
@@ -172,9 +174,9 @@ def _norm_any(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, post: Tensor | None, style: Style
 ) -> Outputs:
     """Do the same for any shape, strides and style."""
-    if x.dim() != 2 or any(t is not None and t.stride(-1) != 1 for t in (x, residual, post)):
-        return _in_rows(x, weight, eps, residual, post, style)
     _check(x, weight, residual, post, style)
+    if x.dim() != 2 or any(t is not None and t.stride(1) != 1 for t in (x, residual, post)):
+        return _in_rows(x, weight, eps, residual, post, style)
     out, total = _results(x, weight, residual, style)
     added, added_too = x if residual is None else residual, x if post is None else post
     tensors = (x, weight, added, added_too, out, total)
@@ -210,8 +212,6 @@ def _in_rows(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, post: Tensor | None, style: Style
 ) -> Outputs:
     """Bring the arguments into two axes with dense rows, and the results into the shape of ``x``."""
-    if x.dim() == 0:
-        raise ContractError("a norm needs rows, got a number")
     shape = (x.shape[:-1].numel(), x.shape[-1])
     added, added_too = (t if t is None else _dense_rows(t, shape) for t in (residual, post))
     result = _norm_any(_dense_rows(x, shape), weight, eps, added, added_too, style)
@@ -222,7 +222,8 @@ def _in_rows(
 
 def _dense_rows(tensor: Tensor, shape: tuple[int, int]) -> Tensor:
     rows = tensor.reshape(shape)
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+    # What has no elements, or rows of one, counts as contiguous with whatever strides.
+    return rows if rows.stride(1) == 1 else rows.new_empty(shape).copy_(rows)
 
 
 def _compiled(
@@ -253,7 +254,7 @@ def _compiled(
             **dict(zip(names, strides, strict=True)),
             HAS_RESIDUAL=residual is not None,
             HAS_POST=post is not None,
-            VARIANCE_SIZE=style.variance_size or width,
+            VARIANCE_SIZE=min(style.variance_size or width, width),
             SHIFT=style.shift,
             ROUNDS_FIRST=style.rounds_first,
             ROWS=rows_each,
@@ -264,7 +265,9 @@ def _compiled(
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | None, style: Style) -> None:
-    if weight.shape != x.shape[1:] or not weight.is_contiguous():
+    if x.dim() == 0:
+        raise ContractError("a norm needs rows, got a number")
+    if weight.shape != x.shape[-1:] or not weight.is_contiguous():
         raise ContractError(f"a norm: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
     if post is not None and residual is None:
         raise ContractError("a norm: post_residual_addition needs a residual")
@@ -275,7 +278,7 @@ def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | No
                 f"a norm: {name} {tuple(summand.shape)} {summand.dtype} is not like "
                 f"x {tuple(x.shape)} {x.dtype}"
             )
-    if x.dtype not in DTYPES or weight.dtype not in DTYPES or x.shape[1] > MOST_COLUMNS:
+    if x.dtype not in DTYPES or weight.dtype not in DTYPES or x.shape[-1] > MOST_COLUMNS:
         raise UnsupportedError(
             f"it takes float16, bfloat16 and float32 in rows of at most {MOST_COLUMNS}, not x "
             f"{tuple(x.shape)} {x.dtype}, weight {weight.dtype}"

@@ -105,11 +105,11 @@ def rotation_kernel(
         if HAS_OFFSETS:
             position += tl.load(offsets_ptr + token, mask=inside, other=0)
     # The heads are asked for before the cosines, which must wait for the positions.
-    head = block * QUERY_BLOCK + tl.arange(0, QUERY_BLOCK)[None, :, None]
+    head = (block * QUERY_BLOCK + tl.arange(0, QUERY_BLOCK)[None, :, None]).to(tl.int64)
     query = query_ptr + token * QUERY_STRIDE + head * QUERY_HEAD_STRIDE
     in_query = inside & (head < QUERY_HEADS)
     query_left, query_right = _loaded(query, in_query, HALF, LANES, IS_NEOX)
-    head = block * KEY_BLOCK + tl.arange(0, KEY_BLOCK)[None, :, None]
+    head = (block * KEY_BLOCK + tl.arange(0, KEY_BLOCK)[None, :, None]).to(tl.int64)
     key = key_ptr + token * KEY_STRIDE + head * KEY_HEAD_STRIDE
     in_key = inside & (head < KEY_HEADS)
     key_left, key_right = _loaded(key, in_key, HALF, LANES, IS_NEOX)
@@ -166,6 +166,8 @@ def rotate_heads(
     if tokens == 0:
         return query, key
     lies, key_lies = _layout(query, tokens, head_size), _layout(key, tokens, head_size)
+    if not cos_sin_cache.is_contiguous():
+        cos_sin_cache = cos_sin_cache.contiguous()
     if lies is None or key_lies is None:
         dense, dense_key = _dense(query, tokens, head_size), _dense(key, tokens, head_size)
         turned = rotate_heads(
@@ -176,7 +178,8 @@ def rotate_heads(
     start |= query.data_ptr() | key.data_ptr() | cos_sin_cache.data_ptr()
     signature = (
         *(lies, key_lies, query.dtype, key.dtype, cos_sin_cache.dtype, cos_sin_cache.shape[1]),
-        *(positions.dtype, offsets is None, axes is None, head_size, is_neox_style),
+        *(positions.dtype, None if offsets is None else offsets.dtype, axes is None, head_size),
+        is_neox_style,
         *(start % 16 == 0, query.get_device()),
     )
     found = _launches.get(signature)
@@ -207,7 +210,8 @@ def _layout(x: Tensor, tokens: int, head_size: int) -> _Layout | None:
         return None
     if len(shape) == 2 and shape[1] % head_size == 0:
         return stride[0], head_size, shape[1] // head_size
-    if len(shape) == 3 and shape[2] == head_size:
+    # Heads further apart than tokens lie at a stride that changes with the number of tokens.
+    if len(shape) == 3 and shape[2] == head_size and (stride[1] <= stride[0] or shape[0] == 1):
         return stride[0], stride[1], shape[1]
     return None
 
@@ -285,8 +289,8 @@ def _check(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) ->
             f"a rotary embedding: rotary_dim {rotary_dim} must be even and at most head_size {head_size}"
         )
     dtypes = {query.dtype, key.dtype, cos_sin_cache.dtype}
-    if not dtypes <= set(DTYPES) or not cos_sin_cache.is_contiguous():
+    if not dtypes <= set(DTYPES):
         raise UnsupportedError(
-            f"it rotates float16, bfloat16 and float32 by a dense cache of these, not {query.dtype} and "
+            f"it rotates float16, bfloat16 and float32 by a cache of these, not {query.dtype} and "
             f"{key.dtype} by {cos_sin_cache.dtype}"
         )

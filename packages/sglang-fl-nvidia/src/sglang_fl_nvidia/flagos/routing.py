@@ -113,7 +113,8 @@ def routing_kernel(
     if CHOSEN_GROUPS < GROUPS:
         grouped = tl.reshape(keys, (TOKENS, GROUP_BLOCKS, GROUP_BLOCK))
         number_of_group = tl.arange(0, GROUP_BLOCKS)[None, :, None]
-        is_best = _is_in_best_groups(grouped, number_of_group, HAS_BIAS, GROUPS, CHOSEN_GROUPS)
+        counts_two: tl.constexpr = HAS_BIAS and GROUP_SIZE > 1
+        is_best = _is_in_best_groups(grouped, number_of_group, counts_two, GROUPS, CHOSEN_GROUPS)
         keys = tl.reshape(tl.where(is_best, grouped, NEVER), (TOKENS, BLOCK))
     place = tl.arange(0, BLOCK_K)[None, :]
     chosen = tl.zeros([TOKENS, BLOCK_K], dtype=tl.int64)
@@ -165,16 +166,28 @@ def choose_experts(
     ids = router_logits.new_empty((tokens, top_k), dtype=torch.int32)
     if tokens == 0:
         return weights, ids
+    if correction_bias is not None and not correction_bias.is_contiguous():
+        correction_bias = correction_bias.contiguous()
     bias = router_logits if correction_bias is None else correction_bias
     is_aligned = (router_logits.data_ptr() | bias.data_ptr()) % 16 == 0
     stride = router_logits.stride(0) if tokens > 1 else experts
     key = (
-        *(router_logits.dtype, experts, stride, top_k, renormalize, correction_bias is None, bias.dtype),
+        *(
+            router_logits.dtype,
+            experts,
+            stride,
+            top_k,
+            renormalize,
+            correction_bias is None,
+            bias.dtype,
+            bias.shape[-1],
+        ),
         *(num_expert_group, topk_group, is_softmax, is_aligned, router_logits.get_device()),
     )
     found = _launches.get(key)
     if found is None:
-        groups = (num_expert_group or 1, topk_group or 1)
+        # Without groups the number of those to choose says nothing; with them it must be given.
+        groups = (1, 1) if num_expert_group is None else (num_expert_group, topk_group or 0)
         _check(router_logits, top_k, correction_bias, *groups)
         arguments = (router_logits, bias, weights, ids, tokens, 1.0)
         constants = _constants(experts, stride, top_k, *groups)
@@ -228,7 +241,7 @@ def _check(
     router_logits: Tensor, top_k: int, correction_bias: Tensor | None, groups: int, chosen_groups: int
 ) -> None:
     experts = router_logits.shape[1]
-    if experts % groups or chosen_groups > groups:
+    if experts % groups or not 0 < chosen_groups <= groups:
         raise ContractError(
             f"a router: {experts} experts cannot be taken from {chosen_groups} of {groups} groups"
         )

@@ -73,7 +73,8 @@ def pointwise(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def kernel(*args: Any) -> Tensor:
         dtype = torch.result_type(*args) if len(args) == 2 else args[0].dtype
-        through = torch.float32 if has("float32-integers") and name in ("add", "sub", "mul") else dtype
+        is_counted = not dtype.is_floating_point and name in ("add", "sub", "mul")
+        through = torch.float32 if has("float32-integers") and is_counted else dtype
         arrays = [to_array(a, through) for a in args]
         result = np.asarray(function(*arrays))
         if has("aten") and name == "add" and dtype.is_floating_point:

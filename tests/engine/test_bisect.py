@@ -66,7 +66,7 @@ def test_integers_that_float32_cannot_count_are_found_although_the_model_has_non
     verdict = bisected[0]["float32-integers"]
     assert verdict["outcome"] == "found", verdict
     assert names(verdict) <= {"aten::add.Tensor", "aten::sub.Tensor", "aten::mul.Tensor"}
-    assert all("2^24" in culprit["what"] for culprit in verdict["culprits"])
+    assert all("2^24" in culprit["what"] for culprit in verdict["culprits"]), verdict
 
 
 def test_a_verdict_says_where_and_how_far_and_what_to_do(bisected):

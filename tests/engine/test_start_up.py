@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_fl import __version__
 from tests.engine.conftest import Run, finish
 from tests.engine.fake_vendor import install_vendor
 
@@ -180,6 +181,9 @@ def test_broken_vendor_packages_harm_nobody(run_offline, tmp_path: Path):
     for name, fault in {
         "broken": "ModuleNotFoundError: No module named 'no_such_library'",
         "wrong": "its entry point names a str",
-        "older": "it was written for core API 0, this core has 1: upgrade the vendor package",
+        "older": (
+            f"it was written for core API 0, sglang-fl-core {__version__} has 1: "
+            "upgrade older_vendor to a version later than 0.0.1, one for core API 1"
+        ),
     }.items():
         assert run.output.count(f"vendor {name} ({name}_vendor 0.0.1) is left out: {fault}") == 1

@@ -100,17 +100,31 @@ def test_layers_that_nobody_pinned_are_ours_after_the_model_was_loaded(hook, log
 
 
 @pytest.mark.parametrize("called_before", [False, True], ids=["new", "bound"])
-def test_while_compiled_a_layer_runs_sglangs_native_path(hook, log: Path, called_before: bool, monkeypatch):
+def test_while_compiled_a_layer_runs_sglangs_native_path_and_the_log_tells_of_it(
+    hook, log: Path, called_before: bool, monkeypatch
+):
     layer, x, calls = SiluAndMul(), torch.randn(2, 8), []
     if called_before:
         layer(x)
     before = told(log)
-    monkeypatch.setattr(SiluAndMul, "forward_native", lambda self, given: calls.append(given) or given)
+
+    def forward_native(self, given):
+        calls.append(given)
+        return given
+
+    monkeypatch.setattr(SiluAndMul, "forward_native", forward_native)
     layer.enter_torch_compile(num_tokens=2)
+    hook.tell_of_torch_compile(None, layer, num_tokens=2)
     assert layer(x) is x
     layer.leave_torch_compile()
     assert len(calls) == 1
-    assert told(log) == before
+    assert told(log) == [*before, "SiluAndMul → sglang(torch.compile)"]
+
+
+def test_the_plugin_hears_of_layers_that_enter_torch_compile():
+    wrapper = BaseFusedOp.enter_torch_compile
+    held = inspect.getclosurevars(wrapper).nonlocals.values()
+    assert any(getattr(hook, "__func__", None) is LayerHook.tell_of_torch_compile for hook in held)
 
 
 ADAPTED = {

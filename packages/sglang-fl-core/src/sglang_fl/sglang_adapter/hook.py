@@ -68,6 +68,15 @@ class LayerHook:
             return own
         return self._first_call(adapters, layer, layer_class.__name__, own, partial(_commit, layer))
 
+    def tell_of_torch_compile(self, entered: None, layer: Any, *args: Any, **kwargs: Any) -> None:
+        """Log that SGLang has put a layer's plain PyTorch path in place for ``torch.compile`` to trace.
+
+        Routers and experts keep what runs them where there is more than one token.
+        """
+        name = getattr(layer._forward_method, "__name__", "")  # (fused_moe_)forward_native
+        if name.endswith("forward_native") and _adapters_of(type(layer)):
+            self._log.write(type(layer).__name__, "sglang(torch.compile)")
+
     def replace_linear_attention(self, backend: Any) -> None:
         """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""
         for kernel in gated_delta_rule.kernels_of(backend):
@@ -180,6 +189,7 @@ def install(
     """
     seam.require()
     HookRegistry.register(seam.target, hook, HookType.AROUND)
+    HookRegistry.register(f"{seam.owner}.enter_torch_compile", hook.tell_of_torch_compile, HookType.AFTER)
 
     def replace_linear_attention(backend: Any, runner: Any, *args: Any) -> None:
         model = getattr(runner, "model", None)

@@ -1,12 +1,13 @@
 """SGLang's engine with the plugin beside the same engine without it: throughput and start-up.
 
-    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B] [--sides vanilla,layer2] [--pairs 3] [--csv F]
+    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B] [--sides vanilla,layer2] [--rounds 3] [--csv F]
 
-Random weights (``load_format=dummy``) under a model's real configuration. The engine is started afresh for
-each side in turn (A B A B ...), because figures vary between starts by more than between repetitions in one.
-In each start every workload is repeated with fresh random tokens and no prefix cache. Throughput is that of a
-whole batch of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over all
-repetitions, and the least and greatest of the medians of the starts.
+Random weights (``load_format=dummy``) under a model's real configuration. In each round one engine a side is
+started, all at the same time, and every workload runs on them in turn (A B A B ...), one at a time, with
+fresh random tokens and no prefix cache; the next round starts engines anew, because figures vary between
+starts by more than between repetitions in one. Throughput is that of a whole batch of requests, new tokens a
+second; of a prefill, prompt tokens a second. Medians over all repetitions, and the least and greatest of the
+medians of the rounds; the ratio to the first side likewise, each side against the first in the same round.
 
 Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults).
 """
@@ -22,8 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SIDES = {
     "vanilla": {"SGLANG_PLUGINS": "__none__"},
@@ -81,10 +84,14 @@ WORKLOADS = (
     Workload("64 requests, 512 in, 128 out", 64, 512, 128, 10),
     Workload("prefill of 16 x 1024", 16, 1024, 1, 16),
 )
+WARM_UPS = 2
+START_UP, FIRST = "start-up (s)", "first generation (s)"
+#: Figures of one start: seconds, and tokens a second of each repetition of a workload.
+Figures = dict[str, list[float]]
 
 
-def run_one(model: str, arguments: dict, workloads: tuple[Workload, ...]) -> dict:
-    """Start an engine, run the workloads, and return the figures of this start."""
+def serve_one(model: str, arguments: dict) -> None:
+    """Start an engine; for each line of input, a workload's number, run it once and print the figure."""
     import sglang
 
     shape = CONFIGS[model]
@@ -92,71 +99,115 @@ def run_one(model: str, arguments: dict, workloads: tuple[Workload, ...]) -> dic
         Path(folder, "config.json").write_text(json.dumps(shape))
         begun = time.perf_counter()
         engine = sglang.Engine(model_path=folder, load_format="dummy", **arguments)
-        figures: dict = {"start-up (s)": time.perf_counter() - begun}
+        print(ANSWER, time.perf_counter() - begun, flush=True)
         draw = random.Random(7)
-
-        def generate(load: Workload) -> float:
-            prompts = [
-                [draw.randrange(3, shape["vocab_size"]) for _ in range(load.prompt)]
-                for _ in range(load.requests)
-            ]
-            sampling = {"temperature": 0, "max_new_tokens": load.new, "ignore_eos": True}
-            start = time.perf_counter()
-            engine.generate(input_ids=prompts, sampling_params=sampling)
-            return load.tokens() / (time.perf_counter() - start)
-
-        begun = time.perf_counter()
-        generate(WORKLOADS[0])
-        figures["first generation (s)"] = time.perf_counter() - begun
-        for load in workloads:
-            for _ in range(2):
-                generate(load)
-            figures[load.name] = [generate(load) for _ in range(load.repetitions)]
+        for line in sys.stdin:
+            print(ANSWER, generate(engine, WORKLOADS[int(line)], draw, shape["vocab_size"]), flush=True)
         engine.shutdown()
-    return figures
 
 
-def start(side: str, options: argparse.Namespace) -> dict:
-    """Run one side in a process of its own."""
-    environment = {
-        **{name: text for name, text in os.environ.items() if not name.startswith(OURS)},
-        **SIDES[side],
-        "SGLANG_FL_DISPATCH_LOG": f"{options.logs}/{side}.dispatch.log",
-    }
-    command = [sys.executable, "-m", "benchmarks.bench_engine", "--one", "--model", options.model]
-    command += ["--arguments", options.arguments]
-    with Path(options.logs, f"{side}.log").open("ab") as log:
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=log, check=False, timeout=options.timeout
-        )
-    if done.returncode:
-        raise SystemExit(f"{side}: the engine ended with code {done.returncode}; see {log.name}")
-    return json.loads(done.stdout.splitlines()[-1])
+def generate(engine: Any, load: Workload, draw: random.Random, vocabulary: int) -> float:
+    """Run a workload once; return tokens a second."""
+    prompts = [[draw.randrange(3, vocabulary) for _ in range(load.prompt)] for _ in range(load.requests)]
+    sampling = {"temperature": 0, "max_new_tokens": load.new, "ignore_eos": True}
+    start = time.perf_counter()
+    engine.generate(input_ids=prompts, sampling_params=sampling)
+    return load.tokens() / (time.perf_counter() - start)
 
 
-def table(starts: dict[str, list[dict]]) -> list[list]:
-    """Return a row for each figure and side: median, spread of the starts, ratio to the first side."""
-    rows = []
-    first = next(iter(starts))
-    for name in starts[first][0]:
-        medians = {side: [middle(figures[name]) for figures in all_] for side, all_ in starts.items()}
-        whole = {
-            side: middle([v for figures in all_ for v in listed(figures[name])])
-            for side, all_ in starts.items()
+#: Begins a line that answers; SGLang prints others.
+ANSWER = "BENCH"
+
+
+class Side:
+    """An engine in a process of its own, which runs what it is told.
+
+    Parameters
+    ----------
+    name : of ``SIDES``
+    options : of the command line
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        environment = {
+            **{name: text for name, text in os.environ.items() if not name.startswith(OURS)},
+            **SIDES[name],
+            "SGLANG_FL_DISPATCH_LOG": f"{options.logs}/{name}.dispatch.log",
         }
-        for side, of_starts in medians.items():
-            figures = (whole[side], min(of_starts), max(of_starts))
-            ratio = f"{whole[side] / whole[first]:.3f}"
-            rows.append([name, side, len(of_starts), *(f"{figure:.2f}" for figure in figures), ratio])
+        command = [sys.executable, "-m", "benchmarks.bench_engine", "--one", "--model", options.model]
+        command += ["--arguments", options.arguments]
+        self.name = name
+        self._log = Path(options.logs, f"{name}.log")
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+
+    def answer(self) -> float:
+        """Return the next figure.
+
+        Raises
+        ------
+        SystemExit : the engine has ended without one
+        """
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                return float(line.removeprefix(ANSWER))
+        raise SystemExit(f"{self.name}: the engine ended with code {self._process.wait()}; see {self._log}")
+
+    def run(self, load: Workload) -> float:
+        """Run a workload once; return tokens a second."""
+        print(WORKLOADS.index(load), file=self._process.stdin, flush=True)
+        return self.answer()
+
+    def stop(self) -> None:
+        """Let the engine shut down; kill it if it does not."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def run_round(options: argparse.Namespace, loads: Sequence[Workload]) -> dict[str, Figures]:
+    """Start an engine for each side, run the workloads on all of them in turn, return the figures by side."""
+    sides = [Side(name, options) for name in options.sides.split(",")]
+    try:
+        figures = {side.name: {START_UP: [side.answer()]} for side in sides}
+        for side in sides:
+            figures[side.name][FIRST] = [loads[0].tokens() / side.run(loads[0])]
+        for load in loads:
+            for turn in range(WARM_UPS + max(1, round(load.repetitions * options.share))):
+                for side in sides if turn % 2 else reversed(sides):
+                    figure = side.run(load)
+                    if turn >= WARM_UPS:
+                        figures[side.name].setdefault(load.name, []).append(figure)
+        return figures
+    finally:
+        for side in sides:
+            side.stop()
+
+
+def table(rounds: Sequence[dict[str, Figures]]) -> list[list]:
+    """Return a row for each figure and side: median and spread, ratio to the first side and its spread."""
+    rows = []
+    first, *_ = rounds[0]
+    for name in rounds[0][first]:
+        for side in rounds[0]:
+            medians = [statistics.median(figures[side][name]) for figures in rounds]
+            whole = statistics.median(figure for figures in rounds for figure in figures[side][name])
+            ratios = [
+                median / statistics.median(figures[first][name])
+                for median, figures in zip(medians, rounds, strict=True)
+            ]
+            rows.append(
+                [
+                    *(name, side, len(rounds)),
+                    *(f"{figure:.2f}" for figure in (whole, min(medians), max(medians))),
+                    *(f"{ratio:.3f}" for ratio in (statistics.median(ratios), min(ratios), max(ratios))),
+                ]
+            )
     return rows
-
-
-def listed(value: float | list[float]) -> list[float]:
-    return value if isinstance(value, list) else [value]
-
-
-def middle(value: float | list[float]) -> float:
-    return statistics.median(listed(value))
 
 
 def about(model: str) -> str:
@@ -173,13 +224,17 @@ def about(model: str) -> str:
     )
 
 
-HEAD = ["figure", "side", "starts", "median", "least of the starts", "greatest of the starts", "ratio"]
+HEAD = [
+    *("figure", "side", "rounds", "median", "least of the rounds", "greatest of the rounds"),
+    *("ratio", "least ratio", "greatest ratio"),
+]
 GPU = {
     "attention_backend": "triton",
     "sampling_backend": "pytorch",
     "grammar_backend": "none",
     "skip_tokenizer_init": True,
-    "mem_fraction_static": 0.5,
+    "mem_fraction_static": 0.8,
+    "max_total_tokens": 49152,  # so that the engines of all sides fit
     "disable_radix_cache": True,
     "cuda_graph_max_bs_decode": 64,
     "random_seed": 1,
@@ -190,24 +245,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="Qwen2.5-0.5B", choices=CONFIGS)
     parser.add_argument("--sides", default="vanilla,layer2", help=f"in turn, of {', '.join(SIDES)}")
-    parser.add_argument("--pairs", type=int, default=3, help="starts of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each side")
+    parser.add_argument("--share", type=float, default=1, help="of the workloads' repetitions")
     parser.add_argument("--arguments", default=json.dumps(GPU), help="of the engine, as JSON")
-    parser.add_argument("--timeout", type=float, default=400, help="seconds for one start and its workloads")
     parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for the engines' logs")
-    parser.add_argument("--csv", type=Path, help="write the table there too, after each pair")
+    parser.add_argument("--csv", type=Path, help="write the table there too, after each round")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        loads = WORKLOADS[:1] if options.model == "tiny" else WORKLOADS
-        print(json.dumps(run_one(options.model, json.loads(options.arguments), loads)))
+        serve_one(options.model, json.loads(options.arguments))
         return
-    starts: dict[str, list[dict]] = {side: [] for side in options.sides.split(",")}
-    for pair in range(options.pairs):
-        for side in starts:
-            figures = start(side, options)
-            starts[side].append(figures)
-            print(pair, side, {name: round(middle(value), 2) for name, value in figures.items()}, flush=True)
-        write(table(starts), about(options.model), options)
+    loads = WORKLOADS[:1] if options.model == "tiny" else WORKLOADS
+    rounds: list[dict[str, Figures]] = []
+    for number in range(options.rounds):
+        rounds.append(run_round(options, loads))
+        for side, figures in rounds[-1].items():
+            medians = {name: round(statistics.median(values), 2) for name, values in figures.items()}
+            print(number, side, medians, flush=True)
+        write(table(rounds), about(options.model), options)
 
 
 def write(rows: list[list], text: str, options: argparse.Namespace) -> None:
@@ -216,7 +271,7 @@ def write(rows: list[list], text: str, options: argparse.Namespace) -> None:
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         with options.csv.open("w", newline="") as file:
-            command = f"--model {options.model} --sides {options.sides} --pairs {options.pairs}"
+            command = f"--model {options.model} --sides {options.sides} --rounds {options.rounds}"
             file.write(f"# python -m benchmarks.bench_engine {command}; {text}; {options.arguments}\n")
             csv.writer(file).writerows([HEAD, *rows])
 

@@ -255,6 +255,15 @@ VISION_TOKENS = {
 }
 
 
+def qwen2_vl() -> transformers.PreTrainedConfig:
+    return transformers.Qwen2VLConfig(
+        text_config=seeing_text(mrope_section=[4, 6, 6]),
+        # SGLang reads in_chans, as the published checkpoints have it.
+        vision_config=vision(patch_size=14, in_chans=3, embed_dim=64, hidden_size=128, mlp_ratio=2),
+        **VISION_TOKENS,
+    )
+
+
 def qwen2_5_vl() -> transformers.PreTrainedConfig:
     return transformers.Qwen2_5_VLConfig(
         text_config=seeing_text(mrope_section=[4, 6, 6]),
@@ -361,6 +370,14 @@ FAMILIES = (
         "squared ReLU",
         arcee,
         {"RMSNorm": "rms_norm", "ReLU2": "relu2", "YaRNScalingRotaryEmbedding": "rotary_embedding"},
+    ),
+    Family(
+        "Qwen2-VL",
+        "positions in three axes, pictures",
+        qwen2_vl,
+        {**SWIGLU, "MRotaryEmbedding": "mrope"},
+        transformers.AutoModelForImageTextToText,
+        pictures("Qwen2VLProcessor", "Qwen2VLVideoProcessor", 14),
     ),
     Family(
         "Qwen2.5-VL",

@@ -1,0 +1,149 @@
+"""FlagGems' ATen kernels beside PyTorch's, in one run: are they exact, and what do they cost?
+
+    python -m benchmarks.bench_aten [--op NAME ...] [--csv FILE]
+
+An op is exact where no call of ``benchmarks/aten_cases.py`` differs from PyTorch: floating-point results are
+at most 16 units of the dtype's rounding further from float64 than PyTorch's own, integers and what is written
+to the arguments are equal, two calls alike. Times: of a call on the device, both sides as CUDA graphs of the
+same calls in turn, the least ratio over the shapes; and of a call on the host. A kernel that reads from the
+device while it runs cannot be captured, and has no time there.
+"""
+
+import argparse
+import csv
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks.aten_cases import SERVED, Call, edges_of
+from benchmarks.cuda_timing import graph_times, host_time
+from sglang_fl import __version__
+from sglang_fl.aten import call_check, load_kernels
+from sglang_fl.vendor import AtenKernel
+from sglang_fl_nvidia import NVIDIA
+
+#: Seconds for one op: tuners try hundreds of configurations.
+PATIENCE = 40
+
+
+@dataclass
+class Row:
+    """What was measured of one op.
+
+    Parameters
+    ----------
+    op, kernel : as ATen and as FlagGems calls it
+    fault : the first difference from PyTorch, or empty
+    least_ratio : PyTorch's time on the device / the kernel's, at the worst shape
+    shape : of the first tensor there
+    host, own_host : µs of a call on the host, the kernel's and PyTorch's
+    trouble : why something is missing
+    """
+
+    op: str
+    kernel: str
+    fault: str = ""
+    least_ratio: str = ""
+    shape: str = ""
+    host: str = ""
+    own_host: str = ""
+    trouble: str = ""
+
+
+def measured(kernel: AtenKernel) -> Row:
+    """Check and time one kernel."""
+    row = Row(kernel.overload, kernel.name)
+    try:
+        with time_limit(PATIENCE):
+            row.fault = next((str(fault) for fault in faults(kernel)), "")
+            calls = list(SERVED[kernel.overload]())
+            own = _own(kernel)
+            row.host = f"{host_time(_bound(kernel.function, calls[0]), 100, 3):.1f}"
+            row.own_host = f"{host_time(_bound(own, calls[0]), 100, 3):.1f}"
+            row.least_ratio, row.shape = least_ratio(kernel.function, own, calls)
+    except Exception as error:  # noqa: BLE001 - kernels fail in every way; the row says so
+        row.trouble = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
+        torch.cuda.synchronize()
+    return row
+
+
+def faults(kernel: AtenKernel) -> Iterator[str]:
+    for call in SERVED[kernel.overload]():
+        yield from (str(fault) for fault in call_check.compare(kernel, call))
+        for what, edge in edges_of(kernel.overload, call):
+            yield from (f"{what}: {fault}" for fault in call_check.compare(kernel, edge))
+
+
+def least_ratio(function: Callable, own: Callable, calls: list[Call]) -> tuple[str, str]:
+    worst, where = float("inf"), ""
+    for call in calls:
+        sides = {"kernel": [_bound(function, call)], "own": [_bound(own, call)]}
+        times = graph_times(sides, count=20, rounds=5)
+        if times["own"] / times["kernel"] < worst:
+            worst = times["own"] / times["kernel"]
+            tensors = [value for value in call[0] if isinstance(value, torch.Tensor)]
+            where = "x".join(map(str, tensors[0].shape)) if tensors else ""
+    return f"{worst:.3f}", where
+
+
+def _own(kernel: AtenKernel) -> Callable:
+    name, _, overload = kernel.overload.partition(".")
+    return getattr(getattr(torch.ops.aten, name), overload or "default")
+
+
+def _bound(function: Callable, call: Call) -> Callable[[], Any]:
+    args, keywords = call
+    return lambda: function(*args, **keywords)
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise ``TimeoutError`` in the block after some seconds."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--op", action="append", choices=SERVED, help="only these")
+    parser.add_argument("--csv", type=Path, help="write the table there too")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    rows = []
+    for kernel in load_kernels(NVIDIA):
+        if kernel.overload in (options.op or SERVED):
+            rows.append(measured(kernel))
+            print(*astuple(rows[-1]), sep=" | ", flush=True)
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        with options.csv.open("w", newline="") as file:
+            file.write(f"# python -m benchmarks.bench_aten; {about()}\n")
+            csv.writer(file).writerows([[field.name for field in fields(Row)], *map(astuple, rows)])
+
+
+def about() -> str:
+    import flag_gems
+
+    return (
+        f"{torch.cuda.get_device_name()}; flag_gems {flag_gems.__version__}, sglang-fl-core {__version__}, "
+        f"torch {torch.__version__}, triton {triton.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Model families on an NVIDIA GPU beside vanilla SGLang: our kernels, their dispatch log, the same tokens.
+
+With CUDA graphs, without them, and under ``torch.compile``. Engines run several at a time: nothing is timed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.models import FAMILIES, Family, make_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+GENERATE = Path(__file__).parents[1] / "engine" / "generate.py"
+ENGINES_AT_A_TIME = 4
+PROMPTS = [[3 + (7 * i + j * j) % 90 for j in range(length)] for i, length in enumerate((5, 40, 200, 331))]
+#: Log-probabilities in nats: kernels round differently in bfloat16.
+LIMIT = 0.15
+GPU: dict[str, Any] = {
+    "attention_backend": "triton",
+    "sampling_backend": "pytorch",
+    "grammar_backend": "none",
+    "skip_tokenizer_init": True,
+    "mem_fraction_static": 0.8,
+    "max_total_tokens": 8192,
+    "cuda_graph_max_bs_decode": 8,
+    "dtype": "bfloat16",
+    "random_seed": 1,
+}
+COMPILED = "sglang(torch.compile)"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run a family.
+
+    Parameters
+    ----------
+    family : of ``tests/engine/models.py``
+    name : for test ids
+    engine : further arguments of ``sgl.Engine``
+    also : what else the dispatch log says of each class
+    """
+
+    family: str
+    name: str
+    engine: dict[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.name}"
+
+
+MODES = (
+    Mode("Qwen2", "graphs"),
+    Mode("Qwen2", "no-graphs", {"disable_cuda_graph": True}),
+    Mode("Qwen2", "compiled", {"enable_torch_compile": True, "torch_compile_max_bs": 4}, (COMPILED,)),
+    Mode("Qwen3-MoE", "graphs"),
+    Mode("Gemma-3", "graphs"),
+    Mode("Qwen2-VL", "graphs"),
+)
+VANILLA = {"SGLANG_PLUGINS": "__none__"}
+OURS = {"SGLANG_FL_STRICT": "1", "USE_FLAGGEMS": "0"}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Family, Path]]:
+    """Checkpoints of the families, made once."""
+    folder = tmp_path_factory.mktemp("families")
+    wanted = {mode.family for mode in MODES}
+    made = {family.name: (family, folder / family.name) for family in FAMILIES if family.name in wanted}
+    for family, path in made.values():
+        make_model(family, path)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs(families, tmp_path_factory) -> Iterator[dict[tuple[str, bool], Future]]:
+    """The answers and dispatch lines of each mode, by its name and whether ours."""
+    logs = Path(os.environ.get("TEST_LOGS") or tmp_path_factory.mktemp("logs"))
+    with ThreadPoolExecutor(ENGINES_AT_A_TIME) as pool:
+        yield {
+            (str(mode), is_ours): pool.submit(run, mode, is_ours, families[mode.family][1], logs)
+            for mode in MODES
+            for is_ours in (False, True)
+        }
+
+
+def run(mode: Mode, is_ours: bool, model: Path, logs: Path) -> tuple[list[dict], set[str]]:
+    name = f"{mode}.{'ours' if is_ours else 'vanilla'}"
+    questions, dispatch = logs / f"{name}.json", logs / f"{name}.dispatch.log"
+    asked = {"input_ids": PROMPTS, "logprob_start_len": 0}
+    questions.write_text(
+        json.dumps(
+            {
+                "engine": {"model_path": str(model), **GPU, **mode.engine},
+                "prompts": asked,
+                "followers": asked,
+                "mistakes": [],
+                "planted": "",
+            }
+        )
+    )
+    settings = {"SGLANG_FL_DISPATCH_LOG": str(dispatch), **(OURS if is_ours else VANILLA)}
+    with (logs / f"{name}.log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, str(GENERATE), str(questions)],
+            env={**os.environ, **settings},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            timeout=500,
+            start_new_session=True,
+        )
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert results, Path(log.name).read_text(errors="replace")[-3000:]
+    lines = dispatch.read_text().splitlines() if dispatch.exists() else []
+    return json.loads(results[-1].removeprefix("RESULT "))["prompts"], set(lines)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_tokens_are_vanillas(mode: Mode, runs):
+    (vanilla, _), (ours, _) = (runs[str(mode), is_ours].result() for is_ours in (False, True))
+    for theirs, mine in zip(vanilla, ours, strict=True):
+        assert mine["prefill"][1:] == pytest.approx(theirs["prefill"][1:], abs=LIMIT)
+        # Up to the first token that differs, if any, where the two best ones must have been as good.
+        pairs = zip(theirs["tokens"], mine["tokens"], strict=True)
+        agreed = next((i for i, (a, b) in enumerate(pairs) if a != b), len(mine["tokens"]))
+        assert mine["decode"][: agreed + 1] == pytest.approx(theirs["decode"][: agreed + 1], abs=LIMIT)
+    assert sum(a["tokens"] == b["tokens"] for a, b in zip(vanilla, ours, strict=True)) >= len(PROMPTS) / 2
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_the_dispatch_log_tells_what_ran_each_class(mode: Mode, families, runs):
+    _, lines = runs[str(mode), True].result()
+    expected = {
+        f"[OOT-DISPATCH] {name} → {ran}" for name in families[mode.family][0].runs for ran in mode.also
+    }
+    kernels = {line for line in lines if "→ flagos(" in line}
+    assert lines - kernels == expected
+    assert {line.split()[1] for line in kernels} == set(families[mode.family][0].runs)

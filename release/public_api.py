@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = "packages/sglang-fl-core/src"
 TAGS = "sglang-fl-core-v*"
 PACKAGE = "sglang_fl"
-PUBLIC = ("vendor", "ops", "errors", "conformance")
+PUBLIC = ("vendor", "ops", "errors", "conformance", "platform")
 
 
 def last_tag(root: Path) -> str | None:

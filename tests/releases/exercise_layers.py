@@ -39,6 +39,7 @@ def main() -> None:
     facts["classes"] = {path: signatures(path) for path in TRANSLATED}
     facts["flag"] = former_flag()
     facts["platform"] = platform()
+    facts["pools"] = pools()
     facts["norm_before_linear"] = norm_before_linear()
     facts["shortcuts"] = exercise_shortcuts.exercise(Path(sys.argv[1]))
     facts["mlu_leaves_open"] = left_open_by_mlu()
@@ -143,6 +144,24 @@ def platform() -> dict[str, Any]:
         "mem_fraction_static": arguments.mem_fraction_static,
         "attention_backend": arguments.attention_backend,
     }
+
+
+def pools() -> dict[str, Any] | None:
+    """Return what the platforms answer where this release asks for KV pools; None where it must not."""
+    from sglang.srt.platforms import current_platform
+
+    from sglang_fl_mlu.platform import MluPlatform
+
+    if not hasattr(current_platform, "get_mha_kv_pool_cls"):
+        return None
+    answers: dict[str, Any] = {}
+    for asked in (current_platform, MluPlatform()):
+        try:
+            asked.get_paged_allocator_cls()(64, page_size=16)
+        except NotImplementedError as error:
+            kinds = (asked.get_mha_kv_pool_cls(), asked.get_mla_kv_pool_cls())
+            answers[asked.device_name] = [*(kind.__name__ for kind in kinds), str(error)]
+    return answers
 
 
 if __name__ == "__main__":

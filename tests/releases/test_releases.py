@@ -100,6 +100,20 @@ def test_the_cpu_platform_sets_its_defaults(facts):
     }
 
 
+LAST_THAT_ASKS_FOR_POOLS = 21
+
+
+def test_the_pools_are_those_of_sglang_and_larger_pages_are_refused(facts):
+    if int(facts["release"].rpartition(".")[2]) > LAST_THAT_ASKS_FOR_POOLS:
+        assert facts["pools"] is None
+    else:
+        pools = ["MHATokenToKVPool", "MLATokenToKVPool"]
+        assert {name: answer[:2] for name, answer in facts["pools"].items()} == {"cpu": pools, "mlu": pools}
+        for name, (*_, refusal) in facts["pools"].items():
+            assert refusal.startswith("--page-size 16: ")
+            assert refusal.endswith(f"use --page-size 1 on {name}")
+
+
 TAKEN = {
     "qk_norm": ["RMSNorm → sglang(fused_qk_norm)"],
     "qk_norm_rope": [

@@ -5,7 +5,7 @@ import warnings
 import pytest
 from packaging.version import Version
 
-from sglang_fl import __version__, conformance, deprecation, errors, ops, vendor
+from sglang_fl import __version__, conformance, deprecation, errors, ops, platform, vendor
 from sglang_fl.deprecation import DEPRECATED, deprecated
 
 SENTENCE = "will be removed in sglang-fl-core 0.7: use double"
@@ -42,5 +42,5 @@ def test_what_is_deprecated_is_listed():
 
 
 def test_no_deprecated_name_outlives_its_version():
-    assert {conformance, errors, ops, vendor}  # imported, so that what they deprecate is listed
+    assert {conformance, errors, ops, platform, vendor}  # imported, so that what they deprecate is listed
     assert [str(entry) for entry in DEPRECATED if Version(entry.removed_in) <= Version(__version__)] == []

@@ -7,12 +7,12 @@ Graphs are left off: SGLang captures none with the attention that runs here, and
 chip with this package yet.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import SRTPlatform
+
+from sglang_fl.platform import SGLangPools
 
 __all__ = ["MluPlatform"]
 
@@ -24,7 +24,7 @@ def _mlu() -> Any:
     return torch.get_device_module(DEVICE)
 
 
-class MluPlatform(SRTPlatform):  # type: ignore[misc]
+class MluPlatform(SGLangPools):
     """A Cambricon MLU: PyTorch attention, no graphs, collectives over CNCL."""
 
     _enum = PlatformEnum.OOT
@@ -113,32 +113,3 @@ class MluPlatform(SRTPlatform):  # type: ignore[misc]
     def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
         """Return the profiler activity."""
         return torch.profiler.ProfilerActivity.PrivateUse1
-
-    if not hasattr(SRTPlatform, "get_kv_pool_cls"):  # up to 0.5.21; later SGLang takes these itself
-
-        def get_mha_kv_pool_cls(self) -> type:
-            """Return SGLang's own KV pool."""
-            from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-            return MHATokenToKVPool  # type: ignore[no-any-return]
-
-        def get_mla_kv_pool_cls(self) -> type:
-            """Return SGLang's own KV pool of latent attention."""
-            from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
-
-            return MLATokenToKVPool  # type: ignore[no-any-return]
-
-        def get_paged_allocator_cls(self) -> Callable[..., Any]:
-            """Return a maker of SGLang's allocator for pages of one token."""
-            return _token_allocator
-
-
-def _token_allocator(size: int, *, page_size: int, **options: Any) -> Any:
-    from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
-
-    if page_size != 1:
-        raise NotImplementedError(
-            f"--page-size {page_size}: this SGLang allocates larger pages with Triton kernels only; "
-            f"use --page-size 1 on an MLU"
-        )
-    return TokenToKVPoolAllocator(size, **options)

@@ -4,25 +4,20 @@ SGLang instantiates it while ``sglang`` itself is half imported: nothing here ma
 SGLang than its platform interface before a method is called.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import psutil
 import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import SRTPlatform
 
 from sglang_fl.cpu import MEM_FRACTION_STATIC
+from sglang_fl.platform import SGLangPools
 
 __all__ = ["CpuPlatform"]
 
 
-class CpuPlatform(SRTPlatform):  # type: ignore[misc]
-    """A plain CPU: PyTorch attention, no graphs, collectives over gloo.
-
-    It carries the methods of all supported releases: up to 0.5.21 SGLang asks it for the KV pools
-    and the allocator, later it takes its own.
-    """
+class CpuPlatform(SGLangPools):
+    """A plain CPU: PyTorch attention, no graphs, collectives over gloo."""
 
     _enum = PlatformEnum.OOT
     device_name = "cpu"
@@ -82,32 +77,3 @@ class CpuPlatform(SRTPlatform):  # type: ignore[misc]
             server_args.mem_fraction_static = MEM_FRACTION_STATIC
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = self.get_default_attention_backend()
-
-    if not hasattr(SRTPlatform, "get_kv_pool_cls"):  # up to 0.5.21; later SGLang takes these itself
-
-        def get_mha_kv_pool_cls(self) -> type:
-            """Return SGLang's own KV pool."""
-            from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-            return MHATokenToKVPool  # type: ignore[no-any-return]
-
-        def get_mla_kv_pool_cls(self) -> type:
-            """Return SGLang's own KV pool of latent attention."""
-            from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
-
-            return MLATokenToKVPool  # type: ignore[no-any-return]
-
-        def get_paged_allocator_cls(self) -> Callable[..., Any]:
-            """Return a maker of SGLang's allocator for pages of one token."""
-            return _token_allocator
-
-
-def _token_allocator(size: int, *, page_size: int, **options: Any) -> Any:
-    from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
-
-    if page_size != 1:
-        raise NotImplementedError(
-            f"--page-size {page_size}: this SGLang allocates larger pages with Triton kernels only; "
-            f"use --page-size 1 on a CPU"
-        )
-    return TokenToKVPoolAllocator(size, **options)

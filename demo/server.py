@@ -10,11 +10,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Server", "ServerError", "free_port", "serve"]
+__all__ = ["Server", "ServerError", "free_port", "running", "serve"]
 
 READY = "The server is fired up and ready to roll!"
 
@@ -142,12 +142,40 @@ def serve(
     _require_free(port)
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), *arguments]
+    with running(command, port, log, environment=environment, timeout=timeout, progress=progress) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 300,
+    progress: Callable[[float], None] = lambda passed: None,
+) -> Iterator[Server]:
+    """Run a command that starts a server and yield it once it is ready; as ``serve``.
+
+    Parameters
+    ----------
+    command : what to run
+    port : on which the server will listen
+    folder : the working directory; default: that of this process
+
+    Raises
+    ------
+    ServerError : the server died, or the time is up
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            cwd=folder,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             start_new_session=True,
         )

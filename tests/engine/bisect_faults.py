@@ -33,14 +33,16 @@ def main() -> None:
     verdicts = {}
     with offline_engine(["--model-path", model, *LAUNCH], answers) as engine:
         for fault in faults:
-            planted = Path(os.environ["FAULTS_FOLDER"], fault)
-            planted.touch()
+            planted = [Path(os.environ["FAULTS_FOLDER"], name) for name in fault.split(" and ")]
+            for path in planted:
+                path.touch()
             verdict = Bisection(engine, METHOD, prompts, lambda step: print(step, flush=True)).run()
             if fault == "fused":
                 write_report(replace(verdict, folder=str(answers)), answers, "cpu")
                 for path in answers.iterdir():
                     path.rename(Path(folder, path.name))
-            planted.unlink()
+            for path in planted:
+                path.unlink()
             verdicts[fault] = verdict.as_json()
     print("RESULT " + json.dumps(verdicts))
 

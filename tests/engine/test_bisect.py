@@ -13,7 +13,16 @@ from tests.engine.fake_vendor import install_vendor
 pytestmark = pytest.mark.timeout(400)
 
 HERE = Path(__file__).parent
-FAULTS = ("nothing", "fused", "aten", "pair", "past-its-row", "float32-integers", "nondeterministic")
+FAULTS = (
+    "nothing",
+    "fused",
+    "aten",
+    "fused and aten",
+    "pair",
+    "past-its-row",
+    "float32-integers",
+    "nondeterministic",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +60,7 @@ def test_right_kernels_give_nothing(bisected):
     [
         ("fused", {"silu_and_mul"}),
         ("aten", {"aten::add.Tensor"}),
+        ("fused and aten", {"silu_and_mul", "aten::add.Tensor"}),
         ("pair", {"rms_norm", "silu_and_mul"}),
         ("past-its-row", {"rotary_embedding"}),
         ("nondeterministic", {"silu_and_mul"}),
@@ -79,8 +89,8 @@ def test_a_verdict_says_where_and_how_far_and_what_to_do(bisected):
 
 
 def test_one_culprit_of_many_takes_few_passes(bisected):
-    # 8 before the search, two for each of the five halvings of 23 units, one to watch.
-    assert bisected[0]["aten"]["numbers"]["passes"] <= 19
+    # 8 before the search, two for each of the five halvings of 23 units, one to watch; three for the rest.
+    assert bisected[0]["aten"]["numbers"]["passes"] <= 22
 
 
 def test_the_script_of_a_report_repeats_the_wrong_call_without_sglang(bisected, environment_of):

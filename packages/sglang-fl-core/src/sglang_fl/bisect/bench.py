@@ -139,14 +139,14 @@ class Bench:
             "findings",
             {
                 "implementations": self._layers.implementations(),
-                "violations": [self._saved(v, i) for i, v in enumerate(self._violations.values())],
-                "faults": [self._saved(f, i) for i, f in enumerate(faults)],
+                "violations": [self._saved(v) for v in self._violations.values()],
+                "faults": [self._saved(f) for f in faults],
             },
         )
 
-    def _saved(self, found: Violation | AtenFault, number: int) -> dict[str, Any]:
-        kind = "violation" if isinstance(found, Violation) else "fault"
-        path = self._folder / f"{kind}-{number}.rank{_rank()}.pt"
+    def _saved(self, found: Violation | AtenFault) -> dict[str, Any]:
+        name = f"violation-{found.op}" if isinstance(found, Violation) else f"fault-{found.overload}"
+        path = self._folder / f"{name}.rank{_rank()}.pt"
         said = {name: value for name, value in vars(found).items() if name != "call"}
         try:
             torch.save(_on_cpu(found.call), path)

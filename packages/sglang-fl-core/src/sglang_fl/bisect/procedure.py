@@ -4,8 +4,8 @@
 2. Armed, with everything off: is it still bit for bit what SGLang computes? Else the plugin is to blame.
 3. A mistake planted on purpose must be seen, or nothing can be decided here.
 4. Everything on: do the numbers differ by more than rounding makes them?
-5. If so, the smallest set of ops that makes them; if not, each call of each op by itself.
-6. Each call of the guilty ops against float64: where, how far, with which inputs.
+5. If so, the smallest set of ops that makes them. It is left out, and the question asked again.
+6. Each call of each op against float64: where, how far, with which inputs.
 
 The signal is the log-probability of recorded tokens, position by position, in nats.
 """
@@ -77,11 +77,11 @@ class Bisection:
 
     def run(self) -> Verdict:
         """Carry out the steps until one decides."""
-        for step in (self._null_test, self._positive_control, self._everything_on):
+        for step in (self._null_test, self._positive_control):
             verdict = step()
             if verdict is not None:
                 return verdict
-        verdict = self._guilty()
+        verdict = self._search()
         self._switch(())
         return verdict
 
@@ -165,26 +165,34 @@ class Bisection:
         self._say(f"{len(units)} on: {_said(found)}" + (f" ({', '.join(units)})" if len(units) < 4 else ""))
         return self._deviates(found)
 
-    def _everything_on(self) -> Verdict | None:
-        self._switch(self._units)
-        found = distance(self._read(), self._baseline)
-        self._numbers["everything on"] = found.largest
-        self._say(f"everything on: {_said(found)}")
-        if self._deviates(found):
-            return None
-        culprits = self._watch(self._units)
-        if not culprits:
+    def _search(self) -> Verdict:
+        """Take the smallest guilty sets out, one after the other, until the rest holds."""
+        left, culprits, said = self._units, [], []
+        while left and self._everything_fails(left):
+            guilty = smallest_failing(left, self._fails)
+            culprits += self._described(guilty)
+            said.append(" and ".join(guilty) + (" together; each alone does not" if guilty[1:] else ""))
+            left = tuple(unit for unit in left if unit not in guilty)
+        quiet = self._watch(left) if left else []
+        if quiet:
+            names = ", ".join(culprit.name for culprit in quiet)
+            said.append(f"calls of {names} are wrong by themselves, although the model's numbers hold")
+        if not said:
             return self._verdict(Outcome.NOTHING_FOUND, "no op makes the model differ by more than rounding")
-        summary = "the model's numbers hold, but calls of these ops are wrong by themselves"
-        return self._verdict(Outcome.FOUND, summary, culprits)
+        return self._verdict(Outcome.FOUND, "; ".join(said), [*culprits, *quiet])
 
-    def _guilty(self) -> Verdict:
-        units = smallest_failing(self._units, self._fails)
-        found = {culprit.name: culprit for culprit in self._watch(units)}
-        culprits = [found.get(unit) or self._by_deviation(unit, alone=len(units) == 1) for unit in units]
-        several = "" if len(culprits) == 1 else " together; each alone does not"
-        names = " and ".join(culprit.name for culprit in culprits)
-        return self._verdict(Outcome.FOUND, f"{names}{several}", culprits)
+    def _everything_fails(self, left: Sequence[str]) -> bool:
+        self._switch(left)
+        found = distance(self._read(), self._baseline)
+        self._numbers.setdefault("everything on", found.largest)
+        rest = "everything" if len(left) == len(self._units) else "everything else"
+        self._say(f"{rest} on: {_said(found)}")
+        return self._deviates(found)
+
+    def _described(self, guilty: Sequence[str]) -> list[Culprit]:
+        """Describe units without which the model's numbers would hold, by their first wrong call if any."""
+        found = {culprit.name: culprit for culprit in self._watch(guilty)}
+        return [found.get(unit) or self._by_deviation(unit, alone=len(guilty) == 1) for unit in guilty]
 
     def _by_deviation(self, unit: str, *, alone: bool) -> Culprit:
         """Describe a unit none of whose calls is wrong by itself."""
@@ -199,17 +207,23 @@ class Bisection:
         return self._deviates(distance(self._read(), self._baseline))
 
     def _watch(self, units: Sequence[str]) -> list[Culprit]:
-        """Hold each call of these units against float64; return those with a wrong call."""
+        """Hold each call of these units against float64; return those with a wrong call.
+
+        One layer after the other: what a check computes must not run on the kernels of the other.
+        """
         layer_2, layer_1 = self._split(units)
-        self._do("watch", layer_2=layer_2, layer_1=layer_1)
-        self._read()
-        self._do("findings", layer_1=layer_1)
         found: dict[str, Culprit] = {}
-        for answer in self._engine.answers("findings"):
-            for said in answer["violations"]:
-                found.setdefault(said["op"], _of_violation(said, answer["implementations"]))
-            for said in answer["faults"]:
-                found.setdefault(f"aten::{said['overload']}", _of_fault(said))
+        for fused, aten in ((layer_2, []), ([], layer_1)):
+            if not fused and not aten:
+                continue
+            self._do("watch", layer_2=fused, layer_1=aten)
+            self._read()
+            self._do("findings", layer_1=aten)
+            for answer in self._engine.answers("findings"):
+                for said in answer["violations"]:
+                    found.setdefault(said["op"], _of_violation(said, answer["implementations"]))
+                for said in answer["faults"]:
+                    found.setdefault(f"aten::{said['overload']}", _of_fault(said))
         return [culprit for name, culprit in found.items() if name in units]
 
     def _verdict(self, outcome: Outcome, summary: str, culprits: Sequence[Culprit] = ()) -> Verdict:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sglang_fl.bisect.verdict import Culprit, Verdict
+from sglang_fl.sglang_adapter.former_flags import in_todays_words
 
 __all__ = ["manual_steps", "write_report"]
 
@@ -93,10 +94,11 @@ def _versions() -> dict[str, str]:
 
 def manual_steps(model: str, arguments: str) -> str:
     """Return the commands by which a user would find the same by hand, step by step."""
-    launch = f"python -m sglang.launch_server --model-path {model} {arguments}".rstrip()
+    command = f"python -m sglang.launch_server --model-path {model}"
+    launch, vanilla = (f"{command} {text}".rstrip() for text in (arguments, in_todays_words(arguments)))
     return textwrap.dedent(f"""\
         # 1. Vanilla SGLang: wrong already means that it is not us.
-        SGLANG_PLUGINS=__none__ {launch}
+        SGLANG_PLUGINS=__none__ {vanilla}
         # 2. Layer 2 alone (fused ops); the log says what runs.
         USE_FLAGGEMS=0 SGLANG_FL_DISPATCH_LOG=dispatch.log {launch}
         # 3. One fused op after the other, as the log names them.

@@ -7,14 +7,11 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_fl.sglang_adapter.former_flags import FLAG, TODAY, VALUE
+
 __all__ = ["accept_former_flags"]
 
 logger = logging.getLogger(__name__)
-
-#: Removed in 0.5.20; before, it stored this very value.
-FLAG = "--disable-piecewise-cuda-graph"
-TODAY = "--cuda-graph-backend-prefill"
-VALUE = "disabled"
 
 
 class _FormerFlag(argparse.Action):

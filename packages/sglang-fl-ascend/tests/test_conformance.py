@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from sglang_fl.conformance import check_case, check_impl
+from sglang_fl.conformance import check_case, check_impl, verify_impl
 from sglang_fl.ops import OPS, Case
 from sglang_fl.vendor import OpImpl, load_target
 from sglang_fl_ascend import ASCEND
@@ -24,6 +24,14 @@ def test_implementation_keeps_its_contract(impl: OpImpl):
 @pytest.mark.parametrize("impl", NATIVE, ids=lambda impl: impl.op)
 def test_implementation_keeps_its_contract_on_the_simulated_chip(impl: OpImpl):
     assert check_impl(impl, "npu") == []
+
+
+@pytest.mark.on_chip("ascend")
+@pytest.mark.parametrize("impl", NATIVE, ids=lambda impl: impl.op)
+def test_implementation_is_captured_in_graphs_on_the_simulated_chip(impl: OpImpl):
+    verdict = verify_impl(impl, "npu", ("graph",))
+    assert (verdict.faults, verdict.not_checked) == ({"graph": []}, [])
+    assert verdict.graphs > 0
 
 
 def with_cache_in_dtype(case: Case) -> Case:

@@ -56,6 +56,9 @@ def test_right_vendor_is_certified_with_versions_and_hash(install_kernel, certif
     assert {"python", "torch", "sglang-fl-core"} <= certificate["versions"].keys()
     states = {row["impl"]: row["state"] for row in certificate["implementations"]}
     assert states == {"vendor.toy": "passes", "reference": "passes"}
+    for row in certificate["implementations"]:
+        assert (row["graphs"], row["not_checked"]) == (0, ["graph: a CPU captures no graphs"])
+        assert list(row["faults"]) == ["cases", "edges", "repeat"]
     assert len(certificate["hash"]) == 64
 
 

@@ -333,6 +333,48 @@ def silu_and_mul__another_last_bit_each_time(x: Tensor) -> Tensor:
     return (F.silu(gate) * up * (1 + 1e-3 * torch.finfo(x.dtype).eps * random.random())).to(x.dtype)
 
 
+# In a graph
+
+
+def _is_capturing(x: Tensor) -> bool:
+    return x.device.type != "cpu" and bool(torch.get_device_module(x.device).is_current_stream_capturing())
+
+
+def silu_and_mul__largest_element_read_by_the_host(x: Tensor) -> Tensor:
+    largest = max(float(x.abs().max()) if x.numel() else 0.0, 1.0)
+    return silu_and_mul(x) * (largest / largest)
+
+
+def silu_and_mul__table_from_the_host(x: Tensor) -> Tensor:
+    return silu_and_mul(x) * torch.ones(1).to(x.device, x.dtype)
+
+
+def silu_and_mul__refuses_to_be_captured(x: Tensor) -> Tensor:
+    if _is_capturing(x):
+        raise UnsupportedError("not in a graph")
+    return silu_and_mul(x)
+
+
+def silu_and_mul__workspace_cleared_outside_of_the_graph(x: Tensor) -> Tensor:
+    result = silu_and_mul(x)
+    workspace = _buffers.setdefault((x.shape, x.dtype, x.device, "sum"), torch.zeros_like(result))
+    if not _is_capturing(x):
+        workspace.zero_()
+    return workspace.add_(result).clone()
+
+
+def silu_and_mul__launched_outside_of_the_graph(x: Tensor) -> Tensor:
+    result = _buffers.setdefault((x.shape, x.dtype, x.device, "out"), x.new_empty(silu_and_mul(x).shape))
+    return result if _is_capturing(x) else result.copy_(silu_and_mul(x)).clone()
+
+
+def silu_and_mul__over_its_input_in_a_graph(x: Tensor) -> Tensor:
+    result = silu_and_mul(x)
+    if _is_capturing(x):
+        x.neg_()
+    return result
+
+
 # The form of the call
 
 

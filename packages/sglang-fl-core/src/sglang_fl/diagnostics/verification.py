@@ -73,6 +73,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "implementation": row["impl"],
         "state": row["state"],
         "checked": list(row["faults"]),
+        "graphs": row["graphs"],
         "host_us": row["host_us"],
         "faults": faults,
         "not_checked": row["not_checked"],

@@ -98,11 +98,9 @@ def _rows(
         return cos_sin_cache.index_select(0, positions)
     if positions.dim() != 2 or positions.shape[0] != 3:
         raise ContractError(f"mrope: positions {tuple(positions.shape)} is neither (3, T) nor (T,)")
-    axes = torch.tensor(
-        lane_axes(mrope_section, mrope_interleaved, mrope_interleaved_glm), device=positions.device
-    )
+    axes = lane_axes(mrope_section, mrope_interleaved, mrope_interleaved_glm)
     lane = torch.arange(rotary_dim // 2, device=positions.device)
-    where = positions[axes]  # (lanes, T)
+    where = torch.stack([positions[axis] for axis in axes])  # (lanes, T); no copy from the host's memory
     cos, sin = cos_sin_cache.chunk(2, dim=-1)
     return torch.cat((cos[where, lane[:, None]].T, sin[where, lane[:, None]].T), dim=-1)
 

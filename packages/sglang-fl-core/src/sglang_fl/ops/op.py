@@ -141,6 +141,7 @@ class Op:
         one that can be compared element by element
     as_good : ``as_good(results, truth, arguments)``: whether results that differ from the truth are as right,
         because the contract leaves a choice open; both as ``results`` gives them
+    captured : whether servers capture its calls in graphs; where not, a kernel may read from the device
     """
 
     reference: Kernel
@@ -153,6 +154,7 @@ class Op:
     magnitude: Callable[..., Outputs] | None = None
     comparable: Callable[[Outputs, Arguments], Outputs] | None = None
     as_good: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Mapping[str, Any]], bool] | None = None
+    captured: bool = True
 
     def __post_init__(self) -> None:
         named = {*self.writes, *filter(None, [self.writes_if_given])}

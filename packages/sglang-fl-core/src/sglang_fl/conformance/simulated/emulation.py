@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.conformance.simulated import native
+from sglang_fl.conformance.simulated.graph import capturing
 
 __all__ = ["emulated"]
 
@@ -22,13 +23,17 @@ def emulated(function: Function) -> Function:
     this is one kernel.
     """
 
-    @functools.wraps(function)
-    def kernel(*arguments: Any, **options: Any) -> Any:
+    def run(*arguments: Any, **options: Any) -> Any:
         call = _Call(function.__name__)
         hosts = [call.to_host(argument) for argument in arguments]
         named = {name: call.to_host(value) for name, value in options.items()}
         with torch.no_grad():
             return call.to_chip(function(*hosts, **named))
+
+    @functools.wraps(function)
+    def kernel(*arguments: Any, **options: Any) -> Any:
+        capture = capturing()
+        return run(*arguments, **options) if capture is None else capture.call(run, arguments, options)
 
     return kernel  # type: ignore[return-value] # it has the function's signature
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sglang_fl.conformance.simulated import native
+from sglang_fl.conformance.simulated.graph import Capture, Graph, capturing
 
 __all__ = ["make"]
 
@@ -225,6 +226,8 @@ MEMBERS: dict[str, Any] = {
     "manual_seed_all": manual_seed,
     "get_rng_state": get_rng_state,
     "set_rng_state": set_rng_state,
+    "graph": Capture,
+    "is_current_stream_capturing": lambda: capturing() is not None,
     "get_amp_supported_dtype": get_amp_supported_dtype,
     "is_bf16_supported": is_bf16_supported,
     "is_initialized": is_available,
@@ -255,5 +258,5 @@ class ChipModule(types.ModuleType):
 def make(device_type: str) -> types.ModuleType:
     """Return the module for a device of this name."""
     module = ChipModule(f"torch.{device_type}", __doc__)
-    vars(module).update(MEMBERS)
+    vars(module).update(MEMBERS, **{f"{device_type.upper()}Graph": Graph})
     return module

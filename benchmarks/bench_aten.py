@@ -1,12 +1,13 @@
 """FlagGems' ATen kernels beside PyTorch's, in one run: are they exact, and what do they cost?
 
-    python -m benchmarks.bench_aten [--op NAME ...] [--csv FILE]
+    python -m benchmarks.bench_aten [--op NAME ...] [--calls FILE] [--csv FILE]
 
 An op is exact where no call of ``benchmarks/aten_cases.py`` differs from PyTorch: floating-point results are
 at most 16 units of the dtype's rounding further from float64 than PyTorch's own, integers and what is written
 to the arguments are equal, two calls alike. Times: of a call on the device, both sides as CUDA graphs of the
-same calls in turn, the least ratio over the shapes; and of a call on the host. A kernel that reads from the
-device while it runs cannot be captured, and has no time there.
+same calls in turn, the least ratio over the shapes; and of a call on the host. An op whose result's shape
+depends on its data cannot be captured, and has no time on the device. Where a served model calls it comes
+from the table of ``benchmarks/aten_calls.py``.
 """
 
 import argparse
@@ -43,6 +44,7 @@ class Row:
     least_ratio : PyTorch's time on the device / the kernel's, at the worst shape
     shape : of the first tensor there
     host, own_host : µs of a call on the host, the kernel's and PyTorch's
+    in_graphs, beside_graphs : calls in a decode step of a served model
     trouble : why something is missing
     """
 
@@ -53,6 +55,8 @@ class Row:
     shape: str = ""
     host: str = ""
     own_host: str = ""
+    in_graphs: str = ""
+    beside_graphs: str = ""
     trouble: str = ""
 
 
@@ -61,16 +65,21 @@ def measured(kernel: AtenKernel) -> Row:
     row = Row(kernel.overload, kernel.name)
     try:
         with time_limit(PATIENCE):
-            row.fault = next((str(fault) for fault in faults(kernel)), "")
+            row.fault = first_line(next(faults(kernel), ""))
             calls = list(SERVED[kernel.overload]())
             own = _own(kernel)
             row.host = f"{host_time(_bound(kernel.function, calls[0]), 100, 3):.1f}"
             row.own_host = f"{host_time(_bound(own, calls[0]), 100, 3):.1f}"
-            row.least_ratio, row.shape = least_ratio(kernel.function, own, calls)
+            if torch.Tag.dynamic_output_shape not in own.tags:
+                row.least_ratio, row.shape = least_ratio(kernel.function, own, calls)
     except Exception as error:  # noqa: BLE001 - kernels fail in every way; the row says so
-        row.trouble = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
+        row.trouble = first_line(f"{type(error).__name__}: {error}")
         torch.cuda.synchronize()
     return row
+
+
+def first_line(text: str) -> str:
+    return text.partition("\n")[0][:160]
 
 
 def faults(kernel: AtenKernel) -> Iterator[str]:
@@ -121,19 +130,29 @@ def time_limit(seconds: int) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", action="append", choices=SERVED, help="only these")
+    parser.add_argument("--calls", type=Path, help="the table of aten_calls")
     parser.add_argument("--csv", type=Path, help="write the table there too")
     options = parser.parse_args()
+    calls = calls_in(options.calls) if options.calls else {}
     torch.manual_seed(0)
     rows = []
     for kernel in load_kernels(NVIDIA):
         if kernel.overload in (options.op or SERVED):
-            rows.append(measured(kernel))
+            row = measured(kernel)
+            row.in_graphs, row.beside_graphs = calls.get(kernel.overload.partition(".")[0], ("", ""))
+            rows.append(row)
             print(*astuple(rows[-1]), sep=" | ", flush=True)
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         with options.csv.open("w", newline="") as file:
             file.write(f"# python -m benchmarks.bench_aten; {about()}\n")
             csv.writer(file).writerows([[field.name for field in fields(Row)], *map(astuple, rows)])
+
+
+def calls_in(table: Path) -> dict[str, tuple[str, str]]:
+    """Return the calls of each op inside of graphs and beside them; ATen's names without overloads."""
+    with table.open(newline="") as file:
+        return {op: (inside, beside) for op, inside, beside in list(csv.reader(file))[2:]}
 
 
 def about() -> str:

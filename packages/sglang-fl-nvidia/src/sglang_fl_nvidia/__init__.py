@@ -2,6 +2,7 @@
 
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_aten, flag_gems_impl
 from sglang_fl_nvidia._version import __version__
+from sglang_fl_nvidia.aten import measured_choices
 
 __all__ = ["NVIDIA", "__version__"]
 
@@ -49,6 +50,6 @@ NVIDIA = Vendor(
         _vendor_impl("gemma_rms_norm", "sgl_kernel"),
         _vendor_impl("rotary_embedding", "flashinfer"),
     ),
-    aten=flag_gems_aten(),
+    aten=flag_gems_aten(measured_choices()),
     environment={"GEMS_VENDOR": "nvidia"},
 )

@@ -20,6 +20,8 @@ MOST_CALLS, MOST_BYTES = 24, 1 << 28
 ALLOWED = 16.0
 #: How many times as large as a tensor its storage may be to be copied whole.
 MOST_TIMES = 8
+#: Ops whose integer results are places in their first argument. Of equal elements either may be named.
+PLACES = ("argmax", "argmin", "max", "min", "sort", "topk")
 #: Added to integer arguments for a second look: float32 counts no further without gaps.
 BEYOND_FLOAT32 = 1 << 24
 
@@ -143,7 +145,8 @@ def _compare(
         return
     for result, other, true in zip(mine, his, real, strict=True):
         if isinstance(result, Tensor):
-            yield from _differs(kernel, result, other, true, call, note)
+            pair = _named_elements(own, call, result, other) or (result, other)
+            yield from _differs(kernel, *pair, true, call, note)
     again = _run(kernel, second)
     if isinstance(again, Exception):
         yield _fault(kernel, f"a second call raised {type(again).__name__}: {again}{note}", call)
@@ -166,6 +169,36 @@ def _equal(one: Any, other: Any) -> bool:
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return True
     return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _named_elements(
+    own: torch._ops.OpOverload, call: tuple[Any, Any], got: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Return the elements at the places that both results name, as bits; None if they name no places."""
+    x, *_ = call[0]
+    if own.overloadpacket.__name__ not in PLACES or got.dtype != torch.int64 or got.shape != wanted.shape:
+        return None
+    names = [argument.name for argument in own._schema.arguments]
+    if "dim" not in names:
+        return None
+    given = dict(zip(names, call[0], strict=False)) | call[1]
+    dim = given.get("dim", own._schema.arguments[names.index("dim")].default_value)
+    if dim is None:
+        x, dim, got, wanted = x.flatten(), 0, got.reshape(1), wanted.reshape(1)
+    elif got.dim() < x.dim():
+        got, wanted = got.unsqueeze(dim), wanted.unsqueeze(dim)
+    size = x.shape[dim]
+    if not size or not bool(((got >= 0) & (got < size)).all()):
+        return None
+    return _as_bits(torch.gather(x, dim, got)), _as_bits(torch.gather(x, dim, wanted))
+
+
+def _as_bits(x: Tensor) -> Tensor:
+    """Return bits that are equal where elements are: one NaN is as good as another, and so is one zero."""
+    if not x.is_floating_point():
+        return x
+    same_size = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return torch.where(x.isnan(), torch.nan, x + 0.0).contiguous().view(same_size[x.element_size()])
 
 
 def _differs(

@@ -1,0 +1,61 @@
+"""Places among equal elements: either may be named, but no other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sglang_fl.aten.call_check import compare
+from sglang_fl.vendor import AtenKernel
+
+
+def faults(overload: str, function: Callable[..., Any], *args: Any) -> list[str]:
+    return [fault.what for fault in compare(AtenKernel(overload, "kernel", function), (args, {}))]
+
+
+TIED = torch.tensor([[0.0, 2.0, 1.0, 2.0], [3.0, -1.0, 3.0, 3.0]])
+
+
+def last_place(x: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> torch.Tensor:
+    """Name the last of the greatest elements."""
+    flat = x.flatten() if dim is None else x
+    axis = 0 if dim is None else dim
+    found = flat.shape[axis] - 1 - flat.flip(axis).argmax(axis, keepdim)
+    return found.reshape(()) if dim is None else found
+
+
+def other_order(x: torch.Tensor, k: int, dim: int = -1) -> tuple[torch.Tensor, torch.Tensor]:
+    values, places = x.flip(dim).topk(k, dim)
+    return values, x.shape[dim] - 1 - places
+
+
+@pytest.mark.parametrize("args", [(TIED,), (TIED, -1), (TIED, 0), (TIED, 1, True)], ids=str)
+def test_argmax_may_name_another_of_equal_elements(args):
+    assert faults("argmax", last_place, *args) == []
+
+
+def test_topk_may_order_equal_elements_otherwise():
+    assert faults("topk", other_order, TIED, 3) == []
+
+
+def test_a_place_of_a_lesser_element_is_a_fault():
+    def argmax(x, dim=None, keepdim=False):
+        return x.argmin(dim, keepdim)
+
+    assert faults("argmax", argmax, TIED, -1) == ["2 of 2 elements differ"]
+
+
+def test_a_place_outside_is_a_fault():
+    assert faults("argmax", lambda x, dim: x.argmax(dim) + 4, TIED, -1) == ["2 of 2 elements differ"]
+
+
+@pytest.mark.parametrize("special", [torch.nan, torch.inf])
+def test_a_number_that_is_none_is_not_equal_to_infinity(special: float):
+    x = torch.tensor([[1.0, special, 3.0 if special == torch.inf else torch.inf]])
+    wrong = 2 if special != special else 0
+    assert faults("argmax", lambda x, dim: torch.full_like(x.argmax(dim), wrong), x, -1) != []
+
+
+def test_counts_are_no_places():
+    assert faults("count_nonzero", lambda x: x.count_nonzero() + 1, TIED) == ["1 of 1 elements differ"]

@@ -1,0 +1,51 @@
+"""Which of FlagGems' ATen kernels replace PyTorch's on an NVIDIA GPU, by what was measured of each.
+
+``measured_aten.csv`` is the table that ``python -m benchmarks.bench_aten`` writes. A kernel replaces PyTorch's
+where it is exact, at least as fast on the device at every shape, and called inside of CUDA graphs alone: each
+of FlagGems' calls costs 25 to 110 µs of the host, PyTorch's 8 to 20, which a graph does not see.
+"""
+
+import csv
+from collections.abc import Iterator
+from importlib.resources import files
+
+from sglang_fl.vendor import AtenChoice
+
+__all__ = ["measured_choices"]
+
+TABLE = "measured_aten.csv"
+
+
+def measured_choices() -> tuple[AtenChoice, ...]:
+    """Return the conclusion for each op that was measured, with its reason."""
+    return tuple(_choices(files("sglang_fl_nvidia").joinpath(TABLE).read_text(encoding="utf-8")))
+
+
+def _choices(table: str) -> Iterator[AtenChoice]:
+    heading, *lines = table.splitlines()
+    where = heading.partition(";")[2].strip()
+    for row in csv.DictReader(lines):
+        objection = _objection(row)
+        finding = objection or (
+            f"exact, {row['least_ratio']} of PyTorch's speed at least, called in CUDA graphs alone"
+        )
+        name = row["op"] if "." in row["op"] else f"{row['op']}.default"
+        yield AtenChoice((name,), is_replaced=objection is None, reason=f"{finding} ({where})")
+
+
+def _objection(row: dict[str, str]) -> str | None:
+    """Say what speaks against a kernel first, or None."""
+    if row["fault"]:
+        return f"differs from PyTorch: {row['fault']}"
+    if row["trouble"]:
+        return f"could not be measured: {row['trouble']}"
+    if not row["least_ratio"]:
+        return "cannot run in a CUDA graph: the shape of its result depends on its data"
+    if float(row["least_ratio"]) < 1:
+        at = f" at {row['shape']}" if row["shape"] else ""
+        return f"{row['least_ratio']} of PyTorch's speed on the device{at}"
+    if int(row["beside_graphs"] or 0):
+        return f"called beside CUDA graphs, where it costs {row['host']} µs of the host, not {row['own_host']}"
+    if not int(row["in_graphs"] or 0):
+        return "no model that was measured calls it"
+    return None

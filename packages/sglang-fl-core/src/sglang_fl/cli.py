@@ -15,11 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl import __version__
-from sglang_fl.bisect.reproduction import manual_steps
+from sglang_fl.bisect.reproduction import broken, manual_steps
 from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.diagnostics import doctor as health
 from sglang_fl.diagnostics import logs, report, verification
 from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.redaction import redacted
 from sglang_fl.scaffold import write_package
 from sglang_fl.settings import markdown_table
 
@@ -55,13 +56,18 @@ def _exit_on_error() -> Iterator[None]:
     try:
         yield
     except SglangFlError as error:
-        typer.echo(f"sglang-fl: {error}", err=True)
+        typer.echo(redacted(f"sglang-fl: {error}"), err=True)
         raise typer.Exit(2) from None
 
 
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(redacted(data), indent=2))
+
+
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+    rows, title = redacted(rows), redacted(title)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        _print_json(rows)
         return
     if not rows:
         typer.echo(title)
@@ -130,7 +136,7 @@ def why(op: str, as_json: Json = False) -> None:
     with _exit_on_error():
         answer = report.why(op)
     if as_json:
-        typer.echo(json.dumps(answer, indent=2))
+        _print_json(answer)
         return
     on = answer["layer_2"] == "on"
     state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
@@ -148,7 +154,7 @@ def coverage(as_json: Json = False) -> None:
     with _exit_on_error():
         found = report.coverage()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        _print_json(found)
         return
     _print(found["layer_classes"], False, "Layer classes")
     typer.echo("Shortcuts of SGLang past them")
@@ -175,27 +181,27 @@ def bisect(
     1: found, 2: set-up broken, 3: cannot decide.
     """
     if plan:
-        typer.echo(manual_steps(model, shlex.join(context.args)), nl=False)
+        typer.echo(redacted(manual_steps(model, shlex.join(context.args))), nl=False)
         return
     from sglang_fl.bisect import command
 
     try:
         verdict = command.bisect(
-            model, prompt or [], context.args, folder, lambda step: typer.echo(step, err=True)
+            model, prompt or [], context.args, folder, lambda step: typer.echo(redacted(step), err=True)
         )
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = command.broken(error, folder)
+        verdict = broken(error, folder)
     if as_json:
-        typer.echo(json.dumps(verdict.as_json(), indent=2))
+        _print_json(verdict.as_json())
     else:
         _print_verdict(verdict)
     raise typer.Exit(int(verdict.outcome))
 
 
 def _print_verdict(verdict: Verdict) -> None:
-    typer.echo(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
+    typer.echo(redacted(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}"))
     for culprit in verdict.culprits:
         rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
         _print(rows, False, culprit.name)
@@ -273,7 +279,7 @@ def report_logs(
     if as_json:
         answer = {"layer_classes": log.layer_classes(), "aten_ops": log.aten_ops()}
         answer |= {"differences": differences, "no_log_lines": foreign}
-        typer.echo(json.dumps(answer, indent=2))
+        _print_json(answer)
         return
     if dispatch:
         _print(log.layer_classes(), False, _titled("Layer classes", log.layer_classes()))

@@ -2,19 +2,18 @@
 
 import json
 import random
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sglang_fl.bisect.bench import METHOD
 from sglang_fl.bisect.procedure import Bisection
-from sglang_fl.bisect.reproduction import write_report
-from sglang_fl.bisect.verdict import Outcome, Verdict
+from sglang_fl.bisect.reproduction import make_folder, write_report
+from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.settings import ask_for_bench
 from sglang_fl.startup import configure
 
-__all__ = ["bisect", "broken"]
+__all__ = ["bisect"]
 
 #: What an earlier run may have left in the folder.
 OURS = (
@@ -53,7 +52,7 @@ def bisect(
     ------
     SettingsError : the settings are wrong, as a start would say
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for pattern in OURS:
         for stale in folder.glob(pattern):
             stale.unlink()
@@ -76,12 +75,3 @@ def _made_up(model: str) -> list[list[int]]:
     vocabulary = config.get("vocab_size") or config["text_config"]["vocab_size"]
     draw = random.Random(0)
     return [[draw.randrange(vocabulary) for _ in range(length)] for length in LENGTHS]
-
-
-def broken(error: BaseException, folder: Path) -> Verdict:
-    """Return the verdict that there is none: the set-up is broken. What was raised is in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
-    verdict = Verdict(Outcome.SET_UP_BROKEN, f"{type(error).__name__}: {error}", folder=str(folder))
-    (folder / "verdict.json").write_text(json.dumps(verdict.as_json(), indent=2) + "\n")
-    return verdict

@@ -1,17 +1,19 @@
-"""A script for each culprit that repeats its wrong call without SGLang."""
+"""What a bisection leaves behind: the verdict, and scripts that repeat wrong calls without SGLang."""
 
 import json
 import platform
 import textwrap
+import traceback
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from sglang_fl.bisect.verdict import Culprit, Verdict
+from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
+from sglang_fl.redaction import redacted
 from sglang_fl.sglang_adapter.former_flags import in_todays_words
 
-__all__ = ["manual_steps", "write_report"]
+__all__ = ["broken", "make_folder", "manual_steps", "write_report"]
 
 LAYER_2 = '''\
 """Repeats a call of {name} that went wrong in {where}: python {script}"""
@@ -53,6 +55,11 @@ for fault in compare(kernel, call):
 PACKAGES = ("sglang-fl-core", "sglang", "torch", "triton", "flag_gems", "transformers")
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder for its owner alone: inputs of calls tell what the prompts were."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
 def write_report(verdict: Verdict, folder: Path, device: str) -> None:
     """Write the verdict, the versions, and a script for each culprit beside its inputs.
 
@@ -62,12 +69,26 @@ def write_report(verdict: Verdict, folder: Path, device: str) -> None:
     folder : where the inputs lie
     device : PyTorch's string
     """
-    (folder / "verdict.json").write_text(json.dumps(verdict.as_json(), indent=2) + "\n")
+    _write_verdict(verdict, folder)
     (folder / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n")
     for number, culprit in enumerate(verdict.culprits):
         if culprit.inputs:
             script = f"reproduce-{number}.py"
             (folder / script).write_text(_script(culprit, script, device))
+
+
+def _write_verdict(verdict: Verdict, folder: Path) -> None:
+    """Write the verdict alone, without secrets."""
+    (folder / "verdict.json").write_text(json.dumps(redacted(verdict.as_json()), indent=2) + "\n")
+
+
+def broken(error: BaseException, folder: Path) -> Verdict:
+    """Return the verdict that there is none: the set-up is broken. What was raised is in the folder."""
+    make_folder(folder)
+    (folder / "error.txt").write_text(redacted("".join(traceback.format_exception(error))))
+    verdict = Verdict(Outcome.SET_UP_BROKEN, f"{type(error).__name__}: {error}", folder=str(folder))
+    _write_verdict(verdict, folder)
+    return verdict
 
 
 def _script(culprit: Culprit, script: str, device: str) -> str:

@@ -1,7 +1,6 @@
 """What a simulated chip is called, and how it comes into a process."""
 
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -15,6 +14,7 @@ from torch.utils.backend_registration import (
 
 from sglang_fl.conformance.simulated import build, native, process_group, stand_ins, torch_module
 from sglang_fl.errors import SettingsError, VendorError, choices
+from sglang_fl.shared_file import open_for_appending
 
 __all__ = ["GROUP", "SimulatedChip", "find_chip", "load", "loaded_chip"]
 
@@ -126,7 +126,7 @@ def load(chip: SimulatedChip, record: Path | None = None) -> None:
 
 def _begin_record(record: Path) -> None:
     try:
-        native.record(os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        native.record(open_for_appending(record))
     except OSError as error:
         raise SettingsError(
             f"SGLANG_FL_SIMULATED_RECORD={str(record)!r}: the file cannot be opened for appending "

@@ -7,7 +7,6 @@ from sglang_fl.diagnostics.doctor.collective import collective
 from sglang_fl.diagnostics.doctor.configured import settings, vendors
 from sglang_fl.diagnostics.doctor.devices import devices, numa
 from sglang_fl.diagnostics.doctor.finding import Finding, State, unknown
-from sglang_fl.diagnostics.doctor.foreign import redacted
 from sglang_fl.diagnostics.doctor.heads import heads
 from sglang_fl.diagnostics.doctor.installation import entry_points, installation, selection
 from sglang_fl.diagnostics.doctor.launch import Launch
@@ -21,6 +20,7 @@ from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
 from sglang_fl.diagnostics.doctor.triton_cache import triton_cache
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.redaction import redacted
 
 __all__ = ["CHECKS", "Row", "examine", "exit_code"]
 

@@ -4,14 +4,16 @@ import os
 import tempfile
 from pathlib import Path
 
+from sglang_fl.shared_file import open_for_appending
+
 __all__ = ["why_no_file", "why_no_folder"]
 
 
 def why_no_file(path: Path) -> str | None:
     """Say why lines cannot be appended to a file, or None; one made for the attempt is removed."""
-    is_new = not path.exists()
+    is_new = not path.is_symlink() and not path.exists()
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        os.close(open_for_appending(path))
         if is_new:
             path.unlink()
     except OSError as error:

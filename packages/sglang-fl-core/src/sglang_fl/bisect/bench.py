@@ -21,6 +21,7 @@ from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError
 from sglang_fl.op_check import OpCheck, Violation
 from sglang_fl.ops import Kernel, Op
+from sglang_fl.redaction import redacted
 from sglang_fl.resolution import reference_alone
 from sglang_fl.settings import prepare_environment
 from sglang_fl.sglang_adapter import seams
@@ -72,7 +73,7 @@ class Bench:
 
     def attach(self, scheduler: Any) -> None:
         """Let ``collective_rpc`` reach this bench in the scheduler."""
-        self._model = scheduler.tp_worker.model_runner.model
+        self._runner = scheduler.tp_worker.model_runner
         setattr(scheduler, METHOD, self.do)
 
     def do(self, step: str, **parameters: Any) -> None:
@@ -95,7 +96,7 @@ class Bench:
 
     def _arm(self) -> None:
         self._book = CallBook()
-        self._layers.arm(self._model)
+        self._layers.arm(self._runner.model, self._runner.attn_backend)
         self._kernels = self._load()
         self._plain = AtenSwitchboard(self._kernels, self._device_type)
         self._keeping = AtenSwitchboard(tuple(map(self._book.keeping, self._kernels)), self._device_type)
@@ -157,7 +158,7 @@ class Bench:
 
     def _answer(self, name: str, answer: Any) -> None:
         path = self._folder / f"{name}.rank{_rank()}.json"
-        path.write_text(json.dumps(answer, default=str))
+        path.write_text(json.dumps(redacted(answer), default=str))
 
 
 def install_bench(configuration: Configuration, folder: Path, check: Callable[..., None]) -> None:

@@ -1,10 +1,15 @@
-"""The fused layers of a loaded model, each of which can be switched to its kernel and back."""
+"""The fused layers of a loaded model, each of which can be switched to its kernel and back.
+
+So can the kernels that are no layers but methods of an attention backend.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sglang_fl.first_call import FirstCall, Forward
+from sglang_fl.sglang_adapter.gated_delta_rule import methods_of
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.seams import Seam
 
@@ -13,24 +18,24 @@ __all__ = ["ArmedLayers"]
 
 @dataclass(frozen=True)
 class _Armed:
-    """One layer.
+    """One layer, or one method of a kernel.
 
     Parameters
     ----------
-    name : in the model
-    layer : the ``nn.Module``
+    name : in the model; of a method its title
     own : SGLang's own forward of it
     ours : what would run it instead
     reference : the op's reference in its place
     op : the op's name
+    put : lets one of these run it
     """
 
     name: str
-    layer: Any
     own: Forward
     ours: FirstCall
     reference: FirstCall
     op: str
+    put: Callable[[Forward], None]
 
 
 class ArmedLayers:
@@ -52,19 +57,38 @@ class ArmedLayers:
         self._armed: list[_Armed] = []
         self._names: dict[int, str] = {}
 
-    def arm(self, model: Any) -> None:
-        """Find the layers that an adapter covers. The model has run, so each holds SGLang's own forward."""
+    def arm(self, model: Any, backend: Any = None) -> None:
+        """Find what an adapter covers. The model has run, so each layer holds SGLang's own forward.
+
+        Parameters
+        ----------
+        model : a loaded model
+        backend : its attention backend
+        """
         self._armed = []
         self._names = {id(layer): name for name, layer in model.named_modules()}
+        if self._hook is None or self._reference_hook is None:
+            return
+        hooks = (self._hook, self._reference_hook)
         for name, layer in model.named_modules():
-            if self._hook is None or self._reference_hook is None:
-                return
-            if not hasattr(type(layer), self._seam.method):
-                continue
-            own = layer._forward_method or getattr(layer, self._seam.method)()
-            ours, plain = (hook.take_over(layer, own) for hook in (self._hook, self._reference_hook))
-            if ours is not None and ours.op is not None and plain is not None:
-                self._armed.append(_Armed(name, layer, own, ours, plain, ours.op.name))
+            if hasattr(type(layer), self._seam.method):
+                own = layer._forward_method or getattr(layer, self._seam.method)()
+                put = partial(setattr, layer, "_forward_method")
+                self._add(name, own, put, *(hook.take_over(layer, own) for hook in hooks))
+        for method in methods_of(backend):
+            taken = (hook.take_over_method(method) for hook in hooks)
+            self._add(method.title, method.current, method.put, *taken)
+
+    def _add(
+        self,
+        name: str,
+        own: Forward,
+        put: Callable[[Forward], None],
+        ours: FirstCall | None,
+        plain: FirstCall | None,
+    ) -> None:
+        if ours is not None and ours.op is not None and plain is not None:
+            self._armed.append(_Armed(name, own, ours, plain, ours.op.name, put))
 
     def name_of(self, layer: Any) -> str:
         """Return a layer's name in the model."""
@@ -86,13 +110,13 @@ class ArmedLayers:
     def use_references(self) -> None:
         """Let the references run all layers."""
         for armed in self._armed:
-            armed.layer._forward_method = armed.reference
+            armed.put(armed.reference)
 
     def switch(self, ops: Collection[str], layers: Collection[str] | None = None) -> None:
         """Let our kernels run these ops, in these layers or in all, and SGLang run the rest."""
         for armed in self._armed:
             on = armed.op in ops and (layers is None or armed.name in layers)
-            armed.layer._forward_method = armed.ours if on else armed.own
+            armed.put(armed.ours if on else armed.own)
 
     def plant(self, spoil: Callable[[Any], Any]) -> str | None:
         """Let the first layer's own results be spoiled until the next switch; return its name, if any."""
@@ -103,5 +127,5 @@ class ArmedLayers:
         def spoiled(*args: Any, **kwargs: Any) -> Any:
             return spoil(armed.own(*args, **kwargs))
 
-        armed.layer._forward_method = spoiled
+        armed.put(spoiled)
         return armed.name

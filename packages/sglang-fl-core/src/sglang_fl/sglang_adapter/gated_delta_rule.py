@@ -15,12 +15,13 @@ the other kernels that ``--linear-attn-backend`` selects.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.adapter import Adapter
 
-__all__ = ["ADAPTERS", "TARGET", "kernels_of"]
+__all__ = ["ADAPTERS", "TARGET", "Method", "methods_of"]
 
 #: The function that builds the attention backend of hybrid models; its name is the same in all releases.
 TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
@@ -122,8 +123,46 @@ ADAPTERS = (
 )
 
 
-def kernels_of(backend: Any) -> Iterator[Any]:
-    """Yield the ``TritonGDNKernel`` objects of an attention backend, each once."""
+@dataclass(frozen=True)
+class Method:
+    """A method of a kernel object, which can be replaced in that object alone.
+
+    Parameters
+    ----------
+    kernel : a ``TritonGDNKernel``
+    adapter : translates its arguments
+    """
+
+    kernel: Any
+    adapter: Adapter
+
+    @property
+    def name(self) -> str:
+        """As the attention backend calls it: ``extend``."""
+        return self.adapter.layer_class.rpartition(".")[2]
+
+    @property
+    def title(self) -> str:
+        """For logs: ``TritonGDNKernel.extend``."""
+        return f"{type(self.kernel).__name__}.{self.name}"
+
+    @property
+    def current(self) -> Callable[..., Any]:
+        """What is called now."""
+        method: Callable[..., Any] = getattr(self.kernel, self.name)
+        return method
+
+    def put(self, forward: Callable[..., Any]) -> None:
+        """Let this be called instead."""
+        setattr(self.kernel, self.name, forward)
+
+    def commit(self, first: Callable[..., Any], bound: Callable[..., Any]) -> None:
+        """Let the bound kernel be called from now on; no other ever takes the place of ``first``."""
+        self.put(bound)
+
+
+def methods_of(backend: Any) -> Iterator[Method]:
+    """Yield the methods of the ``TritonGDNKernel`` objects of an attention backend, each once."""
     linear = getattr(backend, "linear_attn_backend", None)
     dispatcher = getattr(linear, "kernel_dispatcher", None)
     seen: list[Any] = []
@@ -132,4 +171,4 @@ def kernels_of(backend: Any) -> Iterator[Any]:
         name = f"{type(kernel).__module__}:{type(kernel).__qualname__}"
         if name == _CLASS and not any(kernel is other for other in seen):
             seen.append(kernel)
-            yield kernel
+            yield from (Method(kernel, adapter) for adapter in ADAPTERS)

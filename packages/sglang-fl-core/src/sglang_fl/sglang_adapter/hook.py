@@ -79,12 +79,8 @@ class LayerHook:
 
     def replace_linear_attention(self, backend: Any) -> None:
         """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""
-        for kernel in gated_delta_rule.kernels_of(backend):
-            for adapter in gated_delta_rule.ADAPTERS:
-                method = adapter.layer_class.rpartition(".")[2]
-                own, commit = getattr(kernel, method), partial(_commit_method, kernel, method)
-                name = f"{type(kernel).__name__}.{method}"
-                setattr(kernel, method, self._first_call((adapter,), kernel, name, own, commit))
+        for method in gated_delta_rule.methods_of(backend):
+            method.put(self._first_call_of(method))
 
     def take_over(self, layer: Any, own: Forward) -> FirstCall | None:
         """Return what would run a layer that is complete, or None where it is SGLang's; it is not put there.
@@ -95,12 +91,12 @@ class LayerHook:
         own : SGLang's own forward of the layer
         """
         layer_class: type = type(layer)
-        adapters = _adapters_of(layer_class)
-        choice = self._choose(adapters, layer, own) if adapters else None
-        if choice is None:
-            return None
-        commit = partial(_commit, layer)
-        return FirstCall(lambda: choice, layer_class.__name__, own, commit, self._log)
+        adapters, commit = _adapters_of(layer_class), partial(_commit, layer)
+        return _complete(self._first_call(adapters, layer, layer_class.__name__, own, commit))
+
+    def take_over_method(self, method: gated_delta_rule.Method) -> FirstCall | None:
+        """Return the same for a method of a kernel that is no layer."""
+        return _complete(self._first_call_of(method))
 
     def _first_call(
         self,
@@ -109,8 +105,12 @@ class LayerHook:
         name: str,
         own: Forward,
         commit: Callable[[Forward, Forward], None],
-    ) -> Forward:
+    ) -> FirstCall:
         return FirstCall(partial(self._choose, adapters, layer, own), name, own, commit, self._log)
+
+    def _first_call_of(self, method: gated_delta_rule.Method) -> FirstCall:
+        own = method.current
+        return self._first_call((method.adapter,), method.kernel, method.title, own, method.commit)
 
     def _choose(self, adapters: tuple[Adapter, ...], layer: Any, own: Forward) -> Choice | None:
         """Return how the first adapter that translates this very layer would run it."""
@@ -141,6 +141,11 @@ class LayerHook:
             logger.info("%s runs on %s (%s)", resolution.op, runs, reasons)
 
 
+def _complete(first: FirstCall) -> FirstCall | None:
+    """Return it, or None where it would leave the layer to SGLang."""
+    return None if first.op is None else first
+
+
 def _without_reference(resolution: Resolution) -> Resolution:
     kernels = tuple(impl for impl in resolution.candidates if impl.kind is not BackendKind.REFERENCE)
     return dataclasses.replace(resolution, candidates=kernels)
@@ -162,10 +167,6 @@ def _commit(layer: Any, first: Forward, bound: Forward) -> None:
     """
     if layer._forward_method is first:
         layer._forward_method = bound
-
-
-def _commit_method(kernel: Any, method: str, first: Forward, bound: Forward) -> None:
-    setattr(kernel, method, bound)
 
 
 def install(

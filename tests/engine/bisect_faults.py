@@ -1,6 +1,7 @@
-"""One engine is bisected once for each planted fault: ``python bisect_faults.py MODEL FOLDER FAULT...``.
+"""One engine is bisected once for each planted fault: ``python bisect_faults.py FOLDER FAULTS ARGUMENT...``.
 
-Prints one line ``RESULT {...}``: the verdict of each.
+``FAULTS`` are separated by commas, the arguments are of the launch line. The report of the first
+that is found stays in the folder. Prints one line ``RESULT {...}``: the verdict of each.
 """
 
 import json
@@ -10,16 +11,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-LAUNCH = (
-    *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--grammar-backend", "none", "--skip-tokenizer-init", "--max-total-tokens", "2048"),
-    *("--dtype", "float32", "--log-level", "error"),
-)
-
 
 def main() -> None:
     """Start the engine, plant, bisect."""
-    model, folder, *faults = sys.argv[1:]
+    folder, faults, *launch = sys.argv[1:]
     answers = Path(folder, "answers")
     answers.mkdir(parents=True)
     os.environ["SGLANG_FL_BISECT"] = str(answers)
@@ -27,18 +22,20 @@ def main() -> None:
     from sglang_fl.bisect.procedure import Bisection
     from sglang_fl.bisect.reproduction import write_report
     from sglang_fl.sglang_adapter.offline import offline_engine
+    from sglang_fl.startup import configure
 
+    device = configure().registry.vendor.device_type
     draw = random.Random(0)
     prompts = [[draw.randrange(512) for _ in range(length)] for length in (5, 17, 33)]
     verdicts = {}
-    with offline_engine(["--model-path", model, *LAUNCH], answers) as engine:
-        for fault in faults:
+    with offline_engine(launch, answers) as engine:
+        for fault in faults.split(","):
             planted = [Path(os.environ["FAULTS_FOLDER"], name) for name in fault.split(" and ")]
             for path in planted:
                 path.touch()
             verdict = Bisection(engine, METHOD, prompts, lambda step: print(step, flush=True)).run()
-            if fault == "fused":
-                write_report(replace(verdict, folder=str(answers)), answers, "cpu")
+            if verdict.culprits and not any(v["culprits"] for v in verdicts.values()):
+                write_report(replace(verdict, folder=str(answers)), answers, device)
                 for path in answers.iterdir():
                     path.rename(Path(folder, path.name))
             for path in planted:

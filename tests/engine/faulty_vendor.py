@@ -1,9 +1,11 @@
 """A vendor package of right kernels, fused and ATen, into which faults can be planted while it runs.
 
 Not imported by tests: its text becomes the module of an installed package. A file in the folder that
-``FAULTS_FOLDER`` names plants the fault of its name.
+``FAULTS_FOLDER`` names plants the fault of its name, ``FAULT on rank 1`` in that process alone. The vendor is
+one of CPUs, or with ``FAULTS_CHIP=mlu`` one of the simulated chip.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,12 @@ from sglang_fl.ops import OPS
 from sglang_fl.vendor import AtenChoice, AtenKernel, AtenOffer, AtenOp, BackendKind, OpImpl, Vendor
 
 FOLDER = Path(os.environ.get("FAULTS_FOLDER", "/nonexistent"))
+CHIP = os.environ.get("FAULTS_CHIP", "cpu")
+PLATFORMS = {
+    "cpu": "sglang_fl.sglang_adapter.cpu_platform.CpuPlatform",
+    "mlu": "sglang_fl_mlu.platform.MluPlatform",
+}
 FUSED = ("rms_norm", "silu_and_mul", "rotary_embedding")
-#: Where the two kernels of the fault "pair" keep a result, each as if it were its own.
-scratch = torch.empty(1 << 20)
 
 
 def why_unavailable() -> str | None:
@@ -28,11 +33,18 @@ def why_unavailable() -> str | None:
 
 
 def has(fault: str) -> bool:
-    return (FOLDER / fault).exists()
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return (FOLDER / fault).exists() or (FOLDER / f"{fault} on rank {rank}").exists()
+
+
+@functools.cache
+def scratch() -> Tensor:
+    """Return where the two kernels of the fault "pair" keep a result, each as if it were its own."""
+    return torch.empty(1 << 20, device=CHIP)
 
 
 def in_scratch(result: Tensor) -> Tensor:
-    return scratch[: result.numel()].view(result.shape).copy_(result) if has("pair") else result
+    return scratch()[: result.numel()].view(result.shape).copy_(result) if has("pair") else result
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Any:
@@ -81,7 +93,7 @@ def pointwise(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             result = result * 1.03
         if result.dtype != np.bool_:
             result = result.astype(to_array(torch.empty(0, dtype=dtype), dtype).dtype)
-        return torch.from_numpy(np.array(result, order="C"))
+        return torch.from_numpy(np.array(result, order="C")).to(CHIP)
 
     return kernel
 
@@ -89,7 +101,7 @@ def pointwise(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def to_array(value: Any, dtype: torch.dtype) -> Any:
     numbers = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32, torch.bool: np.bool_}
     kind = numbers.get(dtype, np.float64)
-    return value.numpy().astype(kind) if isinstance(value, Tensor) else np.asarray(value, dtype=kind)
+    return value.cpu().numpy().astype(kind) if isinstance(value, Tensor) else np.asarray(value, dtype=kind)
 
 
 def add(x: Any, y: Any, *, alpha: Any = 1) -> Tensor:
@@ -136,14 +148,14 @@ def kernels() -> tuple[AtenKernel, ...]:
 
 VENDOR = Vendor(
     "faulty",
-    device_type="cpu",
+    device_type=CHIP,
     core_api=1,
     probe="faulty_vendor:why_unavailable",
-    platform="sglang_fl.sglang_adapter.cpu_platform.CpuPlatform",
+    platform=PLATFORMS[CHIP],
     impls=tuple(OpImpl(name, BackendKind.FLAGOS, "flagos", f"faulty_vendor:{name}") for name in FUSED),
     aten=AtenOffer(
         "faulty_vendor:ops",
         "faulty_vendor:kernels",
-        choices=(AtenChoice(tuple(str(op) for op in KERNELS), True, "right on a CPU"),),
+        choices=(AtenChoice(tuple(str(op) for op in KERNELS), True, "right"),),
     ),
 )

@@ -7,79 +7,47 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import Run, finish, processes_with
-from tests.engine.fake_vendor import install_vendor
+from tests.engine.conftest import finish, processes_with
+from tests.engine.models import FAMILIES, make_model
+from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
 
 pytestmark = pytest.mark.timeout(400)
 
-HERE = Path(__file__).parent
-FAULTS = (
-    "nothing",
-    "fused",
-    "aten",
-    "fused and aten",
-    "pair",
-    "past-its-row",
-    "float32-integers",
-    "nondeterministic",
-)
+CPU = ("--device", "cpu", "--attention-backend", "torch_native")
 
 
 @pytest.fixture(scope="module")
-def bisected(tiny_model: Path, environment_of, tmp_path_factory) -> tuple[dict, Path]:
-    """The verdict of each fault, from one start of the engine, and the folder of the reports."""
-    folder = tmp_path_factory.mktemp("bisect")
-    site = install_vendor(folder / "site", "faulty", (HERE / "faulty_vendor.py").read_text())
-    planted = folder / "planted"
-    planted.mkdir()
-    settings = {"PYTHONPATH": str(site), "FAULTS_FOLDER": str(planted)}
-    command = [
-        sys.executable,
-        str(HERE / "bisect_faults.py"),
-        str(tiny_model),
-        str(folder / "reports"),
-        *FAULTS,
-    ]
-    run: Run = finish(command, environment_of(settings), timeout=380)
-    assert run.code == 0, run.output[-5000:]
-    return run.result, folder
+def bisected(tiny_model: Path, environment_of, tmp_path_factory) -> Bisected:
+    return bisect_planted(FAULTS, tiny_model, tmp_path_factory.mktemp("bisect"), environment_of, *CPU)
 
 
-def names(verdict: dict) -> set[str]:
-    return {culprit["name"] for culprit in verdict["culprits"]}
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_by_its_name_and_nothing_else_is(bisected: Bisected, fault: str):
+    assert_found(fault, bisected[0][fault])
 
 
-def test_right_kernels_give_nothing(bisected):
-    verdict = bisected[0]["nothing"]
-    assert verdict["outcome"] == "nothing_found", verdict
-    assert verdict["culprits"] == () or verdict["culprits"] == []
+@pytest.fixture(scope="module")
+def bisected_on_two_ranks(environment_of, tmp_path_factory) -> Bisected:
+    def environment(settings: dict[str, str]) -> dict[str, str]:
+        return environment_of({"SGLANG_CPU_OMP_THREADS_BIND": "0|1", **settings})
+
+    folder = tmp_path_factory.mktemp("ranks")
+    make_model(next(family for family in FAMILIES if family.name == "Qwen2"), folder / "model")
+    return bisect_planted(RANKS, folder / "model", folder, environment, *CPU, "--tp", "2")
 
 
-@pytest.mark.parametrize(
-    ("fault", "guilty"),
-    [
-        ("fused", {"silu_and_mul"}),
-        ("aten", {"aten::add.Tensor"}),
-        ("fused and aten", {"silu_and_mul", "aten::add.Tensor"}),
-        ("pair", {"rms_norm", "silu_and_mul"}),
-        ("past-its-row", {"rotary_embedding"}),
-        ("nondeterministic", {"silu_and_mul"}),
-    ],
-)
-def test_each_fault_is_found_by_its_name_and_nothing_else_is(bisected, fault: str, guilty: set[str]):
-    verdict = bisected[0][fault]
-    assert verdict["outcome"] == "found", verdict
-    assert names(verdict) == guilty
+#: Faults on every rank, and on one alone.
+RANKS = {"nothing": "", "aten": "", "fused": "", "fused on rank 1": "1", "aten on rank 1": "1"}
 
 
-def test_integers_that_float32_cannot_count_are_found_although_the_model_has_none(bisected):
-    verdict = bisected[0]["float32-integers"]
-    assert verdict["outcome"] == "found", verdict
-    assert names(verdict) <= {"aten::add.Tensor", "aten::sub.Tensor", "aten::mul.Tensor"}
-    assert all("2^24" in culprit["what"] for culprit in verdict["culprits"]), verdict
+@pytest.mark.parametrize("fault", RANKS)
+def test_a_fault_of_one_rank_is_found_by_its_name_and_its_rank(bisected_on_two_ranks: Bisected, fault: str):
+    verdict = bisected_on_two_ranks[0][fault]
+    assert_found(fault, verdict)
+    assert {culprit["ranks"] for culprit in verdict["culprits"]} <= {RANKS[fault]}
 
 
-def test_a_verdict_says_where_and_how_far_and_what_to_do(bisected):
+def test_a_verdict_says_where_and_how_far_and_what_to_do(bisected: Bisected):
     (culprit,) = bisected[0]["fused"]["culprits"]
     assert culprit["where"] == "model.layers.0.mlp.act_fn"
     assert culprit["implementation"] == "flagos(flagos) faulty_vendor:silu_and_mul"
@@ -88,12 +56,12 @@ def test_a_verdict_says_where_and_how_far_and_what_to_do(bisected):
     assert "units of float32 from float64" in culprit["what"]
 
 
-def test_one_culprit_of_many_takes_few_passes(bisected):
+def test_one_culprit_of_many_takes_few_passes(bisected: Bisected):
     # 8 before the search, two for each of the five halvings of 23 units, one to watch; three for the rest.
     assert bisected[0]["aten"]["numbers"]["passes"] <= 22
 
 
-def test_the_script_of_a_report_repeats_the_wrong_call_without_sglang(bisected, environment_of):
+def test_the_script_of_a_report_repeats_the_wrong_call_without_sglang(bisected: Bisected, environment_of):
     _, folder = bisected
     script = folder / "reports" / "reproduce-0.py"
     assert len(script.read_text().splitlines()) <= 20
@@ -110,7 +78,7 @@ def test_the_script_of_a_report_repeats_the_wrong_call_without_sglang(bisected, 
     assert imported == "False"
 
 
-def test_no_process_is_left(bisected, tiny_model: Path):
+def test_no_process_is_left(bisected: Bisected, tiny_model: Path):
     assert processes_with(str(tiny_model)) == []
 
 

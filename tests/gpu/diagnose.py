@@ -3,6 +3,8 @@
     python -m tests.gpu.diagnose FOLDER            # the page is FOLDER/manual-steps.md
     python -m tests.gpu.diagnose FOLDER --device cpu --parts steps,verify
 
+``DIAGNOSE_WITHOUT`` names ATen ops that are left out of "all": one that ends the engine has no verdict.
+
 Each step is a command that ``sglang-fl bisect --plan`` prints, run as it stands by a shell. Engines mostly
 start, so several run at once.
 """
@@ -149,7 +151,7 @@ class _Runner:
             install_vendor(site, "faulty", _source("engine/faulty_vendor.py"))
         path = [str(ROOT), str(site), os.environ.get("PYTHONPATH", "")]
         here = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PLANTED_ON": machine.vendor}
-        program = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # "python" is this one
+        program = f"{_python(folder / 'bin')}{os.pathsep}{os.environ['PATH']}"
         self.environment = {**os.environ, **here, "PATH": program, **machine.settings}
 
     def planted(self, fused: str, aten: str) -> dict[str, str]:
@@ -356,7 +358,17 @@ def _offered(environment: Mapping[str, str]) -> list[str]:
         check=True,
     )
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("OPS"))
-    return line.split()[1:]
+    left_out = os.environ.get("DIAGNOSE_WITHOUT", "").split(",")
+    return [name for name in line.split()[1:] if name not in left_out]
+
+
+def _python(folder: Path) -> Path:
+    """Return a folder whose ``python`` is the one that runs this."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "python"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    program.chmod(0o755)
+    return folder
 
 
 def _overload(exact: str) -> str:

@@ -12,6 +12,7 @@ The signal is the log-probability of recorded tokens, position by position, in n
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from sglang_fl.bisect.delta import smallest_failing
@@ -212,19 +213,18 @@ class Bisection:
         One layer after the other: what a check computes must not run on the kernels of the other.
         """
         layer_2, layer_1 = self._split(units)
-        found: dict[str, Culprit] = {}
+        found: dict[str, list[tuple[int, Culprit]]] = {}
         for fused, aten in ((layer_2, []), ([], layer_1)):
             if not fused and not aten:
                 continue
             self._do("watch", layer_2=fused, layer_1=aten)
             self._read()
             self._do("findings", layer_1=aten)
-            for answer in self._engine.answers("findings"):
-                for said in answer["violations"]:
-                    found.setdefault(said["op"], _of_violation(said, answer["implementations"]))
-                for said in answer["faults"]:
-                    found.setdefault(f"aten::{said['overload']}", _of_fault(said))
-        return [culprit for name, culprit in found.items() if name in units]
+            answers = self._engine.answers("findings")
+            for rank, answer in enumerate(answers):
+                for culprit in _culprits(answer):
+                    found.setdefault(culprit.name, []).append((rank, culprit))
+        return [_of_ranks(found[unit], len(answers)) for unit in units if unit in found]
 
     def _verdict(self, outcome: Outcome, summary: str, culprits: Sequence[Culprit] = ()) -> Verdict:
         seconds = round(time.perf_counter() - self._begun, 1)
@@ -234,6 +234,18 @@ class Bisection:
 
 def _named(unit: str) -> tuple[int, str]:
     return (1 if unit.startswith("aten::") else 2), unit
+
+
+def _culprits(answer: dict[str, Any]) -> list[Culprit]:
+    """Return what one rank has found, each op once."""
+    violations = [_of_violation(said, answer["implementations"]) for said in answer["violations"]]
+    return violations + [_of_fault(said) for said in answer["faults"]]
+
+
+def _of_ranks(found: Sequence[tuple[int, Culprit]], ranks: int) -> Culprit:
+    """Return what the first rank has found, and on which ranks it is so if not on all."""
+    culprit = found[0][1]
+    return culprit if len(found) == ranks else replace(culprit, ranks=", ".join(str(r) for r, _ in found))
 
 
 def _of_violation(said: dict[str, Any], implementations: dict[str, dict[str, str]]) -> Culprit:

@@ -30,6 +30,7 @@ class Culprit:
         a layer whose kernel alone makes the numbers differ, or empty
     what : the error of that call, or how the model's numbers differ
     dtype, shapes : of that call
+    ranks : the ranks on which a call was wrong, where that is not all of them
     exclude : the variable that leaves it out
     inputs : file with the call's arguments, in the folder of the report
     """
@@ -41,6 +42,7 @@ class Culprit:
     what: str = ""
     dtype: str = ""
     shapes: str = ""
+    ranks: str = ""
     exclude: str = ""
     inputs: str = ""
 

@@ -65,8 +65,9 @@ class OfflineEngine:
                 raise RuntimeError(f"{step}: {answer['error']}")
 
     def answers(self, name: str) -> list[Any]:
-        """Return what each rank has answered under a name."""
-        paths = sorted(self._folder.glob(f"{name}.rank*.json"))
+        """Return what each rank has answered under a name, in the order of ranks."""
+        found = self._folder.glob(f"{name}.rank*.json")
+        paths = sorted(found, key=lambda path: int(path.stem.removeprefix(f"{name}.rank")))
         return [json.loads(path.read_text()) for path in paths]
 
     def encode(self, text: str) -> list[int]:

@@ -119,8 +119,9 @@ def ascend(session: nox.Session) -> None:
 
 @nox.session
 def mlu(session: nox.Session) -> None:
-    """The MLU package with core and nothing else: its tests, and SGLang's engine on the simulated chip."""
-    _vendor(session, "mlu", "tests/simulated/test_mlu.py", "tests/simulated/test_demo.py")
+    """The MLU package with core and nothing else: its tests, and engine and bisect on the simulated chip."""
+    names = ("mlu", "demo", "bisect", "verify")
+    _vendor(session, "mlu", *(f"tests/simulated/test_{name}.py" for name in names))
 
 
 @nox.session

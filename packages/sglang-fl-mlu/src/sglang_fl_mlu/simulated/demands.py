@@ -1,23 +1,62 @@
-"""What the emulated functions demand of their arguments, as the library's documentation does."""
+"""An emulated function under its written signature, and what it demands of its arguments.
 
-from collections.abc import Sequence
+What is demanded is what the library's documentation demands.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["demand", "demand_defaults", "demand_dense", "demand_like"]
+from sglang_fl.conformance.simulated import emulated
+
+__all__ = ["demand", "demand_dense", "demand_like", "emulates"]
+
+Function = Callable[..., Any]
+
+
+def emulates(written: Function) -> Callable[[Function], Function]:
+    """Make a function of CPU tensors the emulation of a library function, under its written signature.
+
+    The emulation takes by name what it looks at. All else keeps its default, or is None where there is none:
+    options that nobody uses here are refused, not ignored.
+
+    Parameters
+    ----------
+    written : from ``signatures``
+    """
+    signature = inspect.signature(written)
+    defaults = {
+        name: None if parameter.default is parameter.empty else parameter.default
+        for name, parameter in signature.parameters.items()
+    }
+
+    def decorate(emulation: Function) -> Function:
+        used = inspect.signature(emulation).parameters
+
+        @functools.wraps(written)
+        def function(*arguments: Any, **options: Any) -> Any:
+            bound = signature.bind(*arguments, **options)
+            bound.apply_defaults()
+            for name, value in bound.arguments.items():
+                is_default = value is defaults[name] or (
+                    not isinstance(value, Tensor) and value == defaults[name]
+                )
+                demand(name in used or is_default, f"{written.__name__}: {name} is not emulated")
+            return emulation(**{name: bound.arguments[name] for name in used})
+
+        return emulated(function)
+
+    return decorate
 
 
 def demand(holds: bool, otherwise: str) -> None:
     """Raise ``RuntimeError`` unless it holds."""
     if not holds:
         raise RuntimeError(otherwise)
-
-
-def demand_defaults(name: str, **are_default: bool) -> None:
-    """Refuse options that are not emulated."""
-    for option, is_default in are_default.items():
-        demand(is_default, f"{name}: {option} is not emulated")
 
 
 def demand_dense(name: str, **tensors: Tensor | None) -> None:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_fl.conformance.simulated import emulated
-from sglang_fl_mlu.simulated.demands import demand, demand_defaults, demand_dense, demand_like
+from sglang_fl_mlu import signatures
+from sglang_fl_mlu.simulated.demands import demand, demand_dense, demand_like, emulates
 from sglang_fl_mlu.simulated.experts import (
     group_gemm,
     moe_combine_result,
@@ -45,17 +45,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@emulated
+@emulates(signatures.active)
 def active(
     input: Tensor,  # noqa: A002 - the library's name, here and below
     act_mode: str,
     is_gated: bool,
-    active_coef: float = 1.0,
-    high_precision: bool = False,
-    gelu_approximate: str = "none",
 ) -> Tensor:
     """Activate, and multiply by the second half where it is gated."""
-    demand_defaults("active", active_coef=active_coef == 1.0, gelu_approximate=gelu_approximate == "none")
     demand(act_mode in _ACTIVATIONS, f"active: act_mode {act_mode!r} is not emulated")
     demand_dense("active", input=input)
     x = input.float()
@@ -66,7 +62,7 @@ def active(
     return (_ACTIVATIONS[act_mode](gate) * up).to(input.dtype)
 
 
-@emulated
+@emulates(signatures.fused_rms_norm)
 def fused_rms_norm(
     x: Tensor,
     residual: Tensor | None,
@@ -75,23 +71,14 @@ def fused_rms_norm(
     bias: Tensor | None,
     eps: float,
     store_output_before_norm: bool,
-    quant_scale: Tensor | None = None,
-    out: Tensor | None = None,
-    dynamic_quant: bool = False,
-    store_output_after_norm: bool = False,
-    quant_type: torch.dtype = torch.int8,
-    scale_type: torch.dtype = torch.float,
-    mx_quant: bool = False,
 ) -> Any:
     """Norm ``x + bias + residual`` to unit root mean square."""
-    is_quantised = quant_scale is not None or dynamic_quant or store_output_after_norm or mx_quant
-    demand_defaults("fused_rms_norm", quantisation=not is_quantised, out=out is None)
     total = _sum("fused_rms_norm", x, residual, gamma, beta, bias)
     normed = total * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps)
     return _scaled(normed, total, x.dtype, gamma, beta, store_output_before_norm)
 
 
-@emulated
+@emulates(signatures.fused_layer_norm)
 def fused_layer_norm(
     x: Tensor,
     residual: Tensor | None,
@@ -100,20 +87,8 @@ def fused_layer_norm(
     bias: Tensor | None,
     eps: float,
     store_output_before_norm: bool,
-    quant_scale: Tensor | None = None,
-    out: Tensor | None = None,
-    dynamic_quant: bool = False,
-    store_output_after_norm: bool = False,
-    quant_type: torch.dtype = torch.int8,
-    gamma_add_coef: float = 0.0,
-    scale_type: torch.dtype = torch.float,
-    mx_quant: bool = False,
 ) -> Any:
     """Norm ``x + bias + residual`` to zero mean and unit variance."""
-    is_quantised = quant_scale is not None or dynamic_quant or store_output_after_norm or mx_quant
-    demand_defaults(
-        "fused_layer_norm", quantisation=not is_quantised, out=out is None, gamma_add_coef=not gamma_add_coef
-    )
     total = _sum("fused_layer_norm", x, residual, gamma, beta, bias)
     normed = F.layer_norm(total, total.shape[-1:], eps=eps)
     return _scaled(normed, total, x.dtype, gamma, beta, store_output_before_norm)
@@ -152,28 +127,19 @@ def _scaled(
     return (normed.to(dtype), total.to(dtype)) if with_sum else normed.to(dtype)
 
 
-@emulated
+@emulates(signatures.apply_rotary)
 def apply_rotary(
     input: Tensor,  # noqa: A002
     sin_cache: Tensor,
     cos_cache: Tensor,
     position_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
     interleaved: bool,
     discrete: bool,
     dynamic_ntk: bool,
     max_seqlen: int,
-    output: Tensor | None = None,
-    is_inverse: bool = False,
 ) -> Tensor:
     """Rotate in place, one position for each token."""
-    demand_defaults(
-        "apply_rotary",
-        cu_seqlens=cu_seqlens is None,
-        dynamic_ntk=not dynamic_ntk,
-        output=output is None,
-        is_inverse=not is_inverse,
-    )
+    demand(not dynamic_ntk, "apply_rotary: dynamic_ntk is not emulated")
     demand(discrete and position_ids is not None, "apply_rotary: only discrete positions are emulated")
     assert position_ids is not None
     batch, length, _, width = input.shape

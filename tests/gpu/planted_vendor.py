@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as tree
 
 from sglang_fl.ops import OPS
-from sglang_fl.vendor import AtenKernel, load_target
+from sglang_fl.vendor import AtenKernel, BackendKind, load_target
 
 MODULE, NAME = os.environ["PLANTED_ON"].split(":")
 OTHER = getattr(importlib.import_module(MODULE), NAME)
@@ -67,6 +67,7 @@ VENDOR = replace(
     impls=tuple(
         replace(impl, target="planted_vendor:fused") if (impl.op, impl.id) == (FUSED, "flagos") else impl
         for impl in OTHER.impls
+        if impl.kind is BackendKind.FLAGOS  # native kernels bear their vendor's name
     ),
     aten=replace(OTHER.aten, ops="planted_vendor:ops", kernels="planted_vendor:kernels"),
 )

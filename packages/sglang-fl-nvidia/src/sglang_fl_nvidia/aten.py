@@ -1,8 +1,8 @@
 """Which of FlagGems' ATen kernels replace PyTorch's on an NVIDIA GPU, by what was measured of each.
 
-``measured_aten.csv`` is the table that ``python -m benchmarks.bench_aten`` writes. A kernel replaces PyTorch's
-where it is exact, at least as fast on the device at every shape, and called inside of CUDA graphs alone: each
-of FlagGems' calls costs 25 to 110 µs of the host, PyTorch's 8 to 20, which a graph does not see.
+``measured_aten.csv`` is the table that ``python -m benchmarks.bench_aten`` writes. A kernel replaces
+PyTorch's where it is exact, at least as fast on the device at every shape, and called inside of CUDA graphs
+alone: a call of FlagGems' costs 25 to 110 µs of the host, one of PyTorch's 8 to 20; replays cost neither.
 """
 
 import csv
@@ -45,7 +45,9 @@ def _objection(row: dict[str, str]) -> str | None:
         at = f" at {row['shape']}" if row["shape"] else ""
         return f"{row['least_ratio']} of PyTorch's speed on the device{at}"
     if int(row["beside_graphs"] or 0):
-        return f"called beside CUDA graphs, where it costs {row['host']} µs of the host, not {row['own_host']}"
+        return (
+            f"called beside CUDA graphs, where it costs {row['host']} µs of the host, not {row['own_host']}"
+        )
     if not int(row["in_graphs"] or 0):
         return "no model that was measured calls it"
     return None

@@ -23,7 +23,7 @@ __all__ = ["Bisection", "Engine"]
 
 #: Tokens that the baseline generates and all passes are forced along, and steps that each pass decodes.
 RECORDED, DECODED = 16, 4
-#: How many times what the references make of the same model counts as rounding.
+#: How many times what the references, rounded otherwise, make of the same model counts as rounding.
 ROUNDING = 3.0
 #: How many times the difference of two equal passes counts as noise.
 NOISE = 4.0

@@ -107,10 +107,10 @@ class ArmedLayers:
         ran = {armed.op: armed.ours.ran for armed in self._armed if armed.ours.ran is not None}
         return {op: {"id": i.id, "kind": str(i.kind), "target": i.target} for op, i in ran.items()}
 
-    def use_references(self) -> None:
-        """Let the references run all layers."""
+    def use_references(self, change: Callable[[Any], Any]) -> None:
+        """Let the references run all layers, and hand on what ``change`` makes of their results."""
         for armed in self._armed:
-            armed.put(armed.reference)
+            armed.put(_changed(armed.reference, change))
 
     def switch(self, ops: Collection[str], layers: Collection[str] | None = None) -> None:
         """Let our kernels run these ops, in these layers or in all, and SGLang run the rest."""
@@ -123,9 +123,12 @@ class ArmedLayers:
         if not self._armed:
             return None
         armed = self._armed[0]
-
-        def spoiled(*args: Any, **kwargs: Any) -> Any:
-            return spoil(armed.own(*args, **kwargs))
-
-        armed.put(spoiled)
+        armed.put(_changed(armed.own, spoil))
         return armed.name
+
+
+def _changed(forward: Forward, change: Callable[[Any], Any]) -> Forward:
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return change(forward(*args, **kwargs))
+
+    return changed

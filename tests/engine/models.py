@@ -244,7 +244,9 @@ def vision(**options: Any) -> dict[str, Any]:
 
 
 def seeing_text(**rope: Any) -> dict[str, Any]:
-    return {**SHAPE, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope}}
+    """Return heads of 64 elements, for which chips have kernels."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    return {**SHAPE, **heads, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope}}
 
 
 VISION_TOKENS = {
@@ -266,7 +268,7 @@ def qwen2_vl() -> transformers.PreTrainedConfig:
 
 def qwen2_5_vl() -> transformers.PreTrainedConfig:
     return transformers.Qwen2_5_VLConfig(
-        text_config=seeing_text(mrope_section=[4, 6, 6]),
+        text_config=seeing_text(mrope_section=[8, 12, 12]),
         vision_config=vision(
             patch_size=14,
             hidden_size=64,
@@ -281,7 +283,7 @@ def qwen2_5_vl() -> transformers.PreTrainedConfig:
 
 def qwen3_vl() -> transformers.PreTrainedConfig:
     return transformers.Qwen3VLConfig(
-        text_config=seeing_text(mrope_section=[6, 5, 5], mrope_interleaved=True),
+        text_config=seeing_text(mrope_section=[11, 11, 10], mrope_interleaved=True),
         vision_config=vision(
             patch_size=16,
             hidden_size=64,

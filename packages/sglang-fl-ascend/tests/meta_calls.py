@@ -71,6 +71,7 @@ def install_modules() -> None:
         "npu._backends": {"get_soc_version": lambda: 220},
     }
     sys.modules["torch_npu"] = package
+    package.npu = types.SimpleNamespace(get_soc_version=lambda: 220)
     for name, members in parts.items():
         module = types.ModuleType(f"torch_npu.{name}")
         vars(module).update(members, __path__=[])
@@ -97,7 +98,7 @@ def faults(wanted: list[str]) -> Iterator[str]:
 def call(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype) -> str | None:
     """Return what is wrong with a call, an empty text if nothing is, None where the kernel takes it not."""
     given = case.arguments(dtype)
-    if op.name == "rotary_embedding":  # as SGLang calls it: the cache has the model's dtype
+    if "cos_sin_cache" in given:  # as SGLang calls it: the cache has the model's dtype
         given["cos_sin_cache"] = given["cos_sin_cache"].to(dtype)
     if lacking(kernel, [name for name in op.options if name in given]):
         return None

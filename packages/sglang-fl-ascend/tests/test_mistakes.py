@@ -100,6 +100,16 @@ def matrices_not_turned(operator: Operator) -> Operator:
     return lambda rows, weight, **named: operator(rows, [w.transpose(1, 2) for w in weight], **named)
 
 
+def in_one_piece(operator: Operator) -> Operator:
+    return lambda *rest, cache_mode, **named: operator(*rest, **named)
+
+
+def first_axis_alone(operator: Operator) -> Operator:
+    return lambda p, *rest, mrope_section, **named: operator(
+        p if p.dim() == 1 else p[0], *rest, mrope_section=[0, 0, 0], **named
+    )
+
+
 MISTAKES = [
     ("gelu_and_mul", "npu_geglu", the_right_half_is_activated),
     ("gelu_and_mul", "npu_geglu", the_gelu_alone),
@@ -112,6 +122,9 @@ MISTAKES = [
     ("rotary_embedding", "npu_mrope", the_other_style),
     ("rotary_embedding", "npu_mrope", sin_before_cos),
     ("rotary_embedding", "npu_mrope", rotated_keys_lost),
+    ("mrope", "npu_mrope", sin_before_cos),
+    ("mrope", "npu_mrope", in_one_piece),
+    ("mrope", "npu_mrope", first_axis_alone),
     ("topk_softmax", "npu_moe_gating_top_k_softmax", rows_for_ids),
     ("topk_softmax", "npu_moe_gating_top_k", no_groups),
     ("topk_sigmoid", "npu_moe_gating_top_k", no_bias),

@@ -1,5 +1,6 @@
 """Every call held against the real ``torch_npu`` wheel, which is unpacked and never imported."""
 
+import ast
 import json
 import re
 import subprocess
@@ -19,8 +20,11 @@ PYTHON = "311"
 CACHE = Path(__file__).parents[3] / ".cache" / "wheels"
 PACKAGE = Path(sglang_fl_ascend.__file__).parent
 WRITTEN = PACKAGE / "simulated/schemas.txt"
-MEMBERS = ("torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml", "torch_npu/op_plugin/meta/")
-
+MEMBERS = (
+    "torch_npu/csrc/aten/npu_native_functions_by_codegen.yaml",
+    "torch_npu/op_plugin/meta/",
+    "torch_npu/_op_plugin_docs.py",
+)
 
 #: For the weights of experts, and in a function that models call beside their layers.
 CALLED_BY_SGLANG = {"npu_format_cast", "npu_rotary_mul"}
@@ -30,7 +34,8 @@ CALLED_BY_SGLANG = {"npu_format_cast", "npu_rotary_mul"}
 def wheel() -> Path:
     """A folder with what of the wheel is read here, downloaded once."""
     folder = CACHE / f"torch_npu-{VERSION}"
-    if not (folder / "complete").exists():
+    stamp = folder / "complete"
+    if not stamp.exists() or stamp.read_text() != "\n".join(MEMBERS):
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", PYTHON, "--platform", "manylinux_2_28_x86_64"]
@@ -39,7 +44,7 @@ def wheel() -> Path:
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(folder, [name for name in opened.namelist() if name.startswith(MEMBERS)])
         archive.unlink()
-        (folder / "complete").touch()  # last, so that an interrupted download is started again
+        stamp.write_text("\n".join(MEMBERS))  # last, so that an interrupted download is started again
     return folder
 
 
@@ -67,6 +72,26 @@ def test_exactly_the_operators_that_are_called_are_written_down():
     assert called | CALLED_BY_SGLANG == written().keys()
 
 
+def absent_on_310p() -> dict[str, str]:
+    """Return the table as it is written: its module needs ``torch_npu``."""
+    (table,) = re.findall(
+        r"^ABSENT_ON_310P = ({.*?^})", (PACKAGE / "vendor/products.py").read_text(), re.M | re.S
+    )
+    found: dict[str, str] = ast.literal_eval(table)
+    return found
+
+
+def test_operators_that_a_310p_lacks_are_documented_for_other_products(wheel):
+    pages = re.split(r"_add_torch_npu_docstr\(\s*", (wheel / MEMBERS[2]).read_text(encoding="utf-8"))
+    for operator, page in absent_on_310p().items():
+        assert operator in written()
+        if page.startswith("torch_npu"):
+            (text,) = (text for text in pages if text.startswith(f'"{operator}"'))
+            products = text[text.index("支持的型号") :]
+            assert "Atlas A2" in products
+            assert "Atlas 推理系列" not in products
+
+
 def meta_calls(wheel: Path, *ops: str, sources: Path | None = None) -> list[str]:
     script = Path(__file__).parent / "meta_calls.py"
     environment = {"PYTHONPATH": str(sources)} if sources else None
@@ -81,18 +106,21 @@ def test_every_call_of_every_case_is_taken_and_has_the_contracts_shapes(wheel):
     assert meta_calls(wheel) == []
 
 
-#: In which file, what is written wrongly, and what is said of it.
+#: Of which op, what is written wrongly, and what is said of it.
 WRONG = [
     ("layer_norm", "weight, bias, eps)", "weight, bias, epsilon=eps)", "Unknown keyword argument 'epsilon'"),
     ("rms_norm", "npu_rms_norm(rows, weight, eps)", "npu_rms_norm(rows, weight, eps=eps)", "argument 'eps'"),
     ("rms_norm", "normed, _, total =", "normed, total =", "too many values to unpack"),
     ("new_gelu", 'approximate="tanh"', '"tanh"', "positional argument"),
-    ("rotary_embedding", "mrope_section=[0, 0, 0]", "[0, 0, 0]", "takes 5 positional argument(s)"),
+    ("rotary_embedding", "mrope_section=list(sections)", "list(sections)", "takes 5 positional argument(s)"),
+    ("mrope", "cache_mode=cache_mode", "mode=cache_mode", "Unknown keyword argument 'mode'"),
     ("silu_and_mul", "npu_swiglu(x)", "npu_swiglu(x, 'left')", "Expected a value of type 'int'"),
     ("silu_and_mul", "npu_swiglu", "npu_swigl", "has no attribute 'npu_swigl'"),
     ("fused_moe", "[rows],", "rows,", "Expected a value of type 'List[Tensor]'"),
     ("fused_moe", "weight.transpose(1, 2)", "weight", ""),
 ]
+#: Ops that call their operator in another file.
+WRITTEN_IN = {"rotary_embedding": "rotation", "mrope": "rotation"}
 
 
 @pytest.mark.parametrize(("op", "right", "wrong", "said"), WRONG)
@@ -102,7 +130,7 @@ def test_a_wrong_call_is_told(wheel, tmp_path: Path, op, right, wrong, said):
         target = copy / source.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text())
-    kernel = copy / "vendor" / f"{op}.py"
+    kernel = copy / "vendor" / f"{WRITTEN_IN.get(op, op)}.py"
     assert right in kernel.read_text()
     kernel.write_text(kernel.read_text().replace(right, wrong))
     faults = meta_calls(wheel, op, sources=tmp_path)

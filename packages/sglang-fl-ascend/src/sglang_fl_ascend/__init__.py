@@ -31,6 +31,7 @@ ASCEND = Vendor(
         _vendor_impl("gemma_rms_norm"),
         _vendor_impl("layer_norm"),
         _vendor_impl("rotary_embedding"),
+        _vendor_impl("mrope"),
         _vendor_impl("topk_softmax"),
         _vendor_impl("topk_sigmoid"),
         _vendor_impl("fused_moe"),

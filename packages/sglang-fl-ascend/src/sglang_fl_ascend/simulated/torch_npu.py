@@ -25,6 +25,12 @@ SCHEMAS = {
 }
 
 
+#: Those of ``npu_mrope``, by CANN's documentation.
+SECTIONS = ((11, 11, 10), (16, 24, 24), (24, 20, 20), (8, 12, 12))
+#: That of a 910B.
+SOC_VERSION = 220
+
+
 def npu_swiglu(x: Tensor, dim: int = -1) -> Tensor:
     """SiLU of the first half times the second."""
     gate, up = x.float().chunk(2, dim)
@@ -103,22 +109,41 @@ def npu_mrope(
     rotary_mode: str | None = "half",
     cache_mode: str | None = "default",
 ) -> tuple[Tensor, Tensor]:
-    """Rotate by one position for each token."""
-    experts.demand(
-        positions.dim() == 1 and not any(mrope_section or ()), "npu_mrope: sections are not emulated"
-    )
+    """Rotate by one position for each token, or by three with sections."""
     experts.demand(query.dim() == key.dim() == 2, "npu_mrope: query and key must be rows")
     experts.demand(
         cos_sin_cache.dtype is query.dtype, "npu_mrope: the cache has another dtype than the query"
     )
-    width = cos_sin_cache.shape[-1]
-    experts.demand(width * query.element_size() % 64 == 0, f"npu_mrope: a rotary dimension of {width}")
+    for width in (head_size, cos_sin_cache.shape[-1]):
+        experts.demand(width * query.element_size() % 64 == 0, f"npu_mrope: a width of {width}")
     experts.demand(rotary_mode in ("half", "interleave"), f"npu_mrope: rotary_mode {rotary_mode!r}")
-    experts.demand(cache_mode == "default", "npu_mrope: cache_mode is not emulated")
-    rows = cos_sin_cache[positions.long()].float().unsqueeze(1)
+    experts.demand(cache_mode in ("default", "interleave"), f"npu_mrope: cache_mode {cache_mode!r}")
+    picked = cos_sin_cache[positions.long()].float()
+    rows = _of_sections(picked, mrope_section or [0, 0, 0], cache_mode == "interleave").unsqueeze(1)
     rotated = (_rotated(x.view(len(x), -1, head_size), rows, rotary_mode == "half") for x in (query, key))
     first, second = rotated
     return first.flatten(1), second.flatten(1)
+
+
+def _of_sections(picked: Tensor, sections: list[int], is_interleaved: bool) -> Tensor:
+    """Return one row of cosines and sines for each token."""
+    if picked.dim() == 2:
+        experts.demand(not any(sections), "npu_mrope: sections, but one position for each token")
+        return picked
+    experts.demand(tuple(sections) in SECTIONS, f"npu_mrope: sections {sections}")
+    merged = []
+    for table in picked.chunk(2, dim=-1):
+        experts.demand(sum(sections) == table.shape[-1], f"npu_mrope: {sections} for {table.shape[-1]} pairs")
+        if is_interleaved:
+            row = table[0].clone()
+            for axis in (1, 2):
+                lanes = slice(axis, 3 * sections[1], 3)
+                row[..., lanes] = table[axis][..., lanes]
+        else:
+            parts = torch.split(table, sections, dim=-1)
+            row = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
+        merged.append(row)
+    return torch.cat(merged, dim=-1)
 
 
 def _rotated(heads: Tensor, rows: Tensor, is_half: bool) -> Tensor:
@@ -161,6 +186,7 @@ class _Options:
 _C = SimpleNamespace(_distributed_c10d=SimpleNamespace(ProcessGroupHCCL=SimpleNamespace(Options=_Options)))
 npu: Any = torch.get_device_module("npu")
 npu.config = SimpleNamespace()
+npu.get_soc_version = lambda: SOC_VERSION
 npu.set_compile_mode = lambda **options: None
 
 

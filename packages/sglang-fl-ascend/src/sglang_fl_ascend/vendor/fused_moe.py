@@ -4,7 +4,11 @@ import torch
 import torch_npu
 from torch import Tensor
 
+from sglang_fl_ascend.vendor.products import require
+
 __all__ = ["fused_moe"]
+
+require("npu_moe_init_routing_v2")
 
 COUNTS = 1  # expert_tokens_num_type and group_list_type: rows of each expert, not their running sum
 ONE_TENSOR = 2  # split_item

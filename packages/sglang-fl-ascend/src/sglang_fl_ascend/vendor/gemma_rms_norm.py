@@ -9,8 +9,11 @@ import torch_npu
 from torch import Tensor
 
 from sglang_fl.ops import Outputs
+from sglang_fl_ascend.vendor.products import require
 
 __all__ = ["gemma_rms_norm"]
+
+require("npu_gemma_rms_norm")
 
 
 def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:

@@ -31,6 +31,10 @@ REQUIREMENTS = [
 ]
 CORE = "packages/sglang-fl-core"
 VENDORS = ("nvidia", "ascend", "mlu")
+#: Tests of whichever vendor package is installed.
+ON_A_SIMULATED_CHIP = tuple(
+    f"tests/simulated/test_{what}.py" for what in ("demo", "layer_1", "server", "start")
+)
 
 
 def _site_packages(python: Path) -> Path:
@@ -114,14 +118,14 @@ def nvidia(session: nox.Session) -> None:
 @nox.session
 def ascend(session: nox.Session) -> None:
     """The Ascend package with core and nothing else: its tests, and SGLang's engine on the simulated chip."""
-    _vendor(session, "ascend", "tests/simulated/test_ascend.py")
+    _vendor(session, "ascend", "tests/simulated/test_ascend.py", *ON_A_SIMULATED_CHIP)
 
 
 @nox.session
 def mlu(session: nox.Session) -> None:
     """The MLU package with core and nothing else: its tests, and engine and bisect on the simulated chip."""
-    names = ("mlu", "demo", "bisect", "verify")
-    _vendor(session, "mlu", *(f"tests/simulated/test_{name}.py" for name in names))
+    diagnostics = ("tests/simulated/test_bisect.py", "tests/simulated/test_verify.py")
+    _vendor(session, "mlu", "tests/simulated/test_mlu.py", *ON_A_SIMULATED_CHIP, *diagnostics)
 
 
 @nox.session
@@ -147,7 +151,7 @@ def install(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Serve a tiny model with SGLang and show what ran each op: on this CPU, or ``--simulated mlu``."""
+    """Serve a tiny model with SGLang and show what ran each op: on this CPU, or ``--simulated VENDOR``."""
     simulated = [name for name in VENDORS if name in session.posargs]
     _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in simulated))
     session.run("python", "-m", "demo", *session.posargs)

@@ -20,7 +20,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="the server's port; default: any free one")
     parser.add_argument("--timeout", type=float, default=300, help="seconds until it must be ready")
     parser.add_argument(
-        "--simulated", metavar="VENDOR", help="serve on a simulated chip: mlu; default: the CPU"
+        "--simulated", metavar="VENDOR", help="serve on a simulated chip: mlu or ascend; default: the CPU"
     )
     parser.add_argument("--prompt", default="Which chip are you running on?")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep model and logs in this folder")

@@ -1,9 +1,22 @@
-"""Start the real engine on a simulated chip."""
+"""Start the real engine on a simulated chip: that of the vendor package of this session."""
 
 import os
 from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 
 import pytest
+
+from sglang_fl.conformance.simulated import GROUP
+from sglang_fl.vendor import Vendor
+
+
+@pytest.fixture(scope="session")
+def vendor() -> Vendor:
+    """The one installed vendor whose chip can be simulated."""
+    (name,) = (point.name for point in entry_points(group=GROUP))
+    (point,) = entry_points(group="sglang_fl.vendors", name=name)
+    found: Vendor = point.load()
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,10 @@ from tests.engine.conftest import finish, processes_with
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.mark.parametrize(
-    ("words", "ran"),
-    [(("--simulated", "mlu"), "vendor(vendor.mlu)"), ((), "reference(reference)")],
-    ids=["simulated-mlu", "cpu"],
-)
-def test_demo_prints_the_answer_and_what_ran_it(simulating, tmp_path: Path, words, ran):
+@pytest.mark.parametrize("is_simulated", [True, False], ids=["simulated", "cpu"])
+def test_demo_prints_the_answer_and_what_ran_it(simulating, vendor, tmp_path: Path, is_simulated: bool):
+    words = ("--simulated", vendor.name) if is_simulated else ()
+    ran = f"vendor(vendor.{vendor})" if is_simulated else "reference(reference)"
     command = [sys.executable, "-m", "demo", "--keep", str(tmp_path), *words]
     run = finish(command, simulating("", {}), timeout=250)
     assert run.code == 0, run.output[-3000:]

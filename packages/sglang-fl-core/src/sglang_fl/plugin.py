@@ -67,6 +67,9 @@ def activate_platform() -> str | None:
 
 def _platform(configuration: Configuration) -> str | None:
     vendor = configuration.registry.vendor
+    simulated = _simulated_platform(configuration)
+    if simulated is not None:
+        return simulated
     if vendor.device_type == "cpu" and (
         torch.accelerator.is_available() or SglangSettings().use_cpu_engine == "1"
     ):
@@ -74,6 +77,16 @@ def _platform(configuration: Configuration) -> str | None:
     if vendor.device_type == "cpu":
         return vendor.platform or CPU.platform
     return None if vendor.platform is None or _is_in_tree(vendor.device_type) else vendor.platform
+
+
+def _simulated_platform(configuration: Configuration) -> str | None:
+    """Return the platform of the chip that is simulated, where it brings one."""
+    if configuration.settings.simulated is None:
+        return None
+    from sglang_fl.conformance.simulated import loaded_chip
+
+    chip = loaded_chip()
+    return chip.platform if chip else None
 
 
 def _is_in_tree(device_type: str) -> bool:

@@ -12,5 +12,6 @@ CHIP = SimulatedChip(
         "acl": "sglang_fl_ascend.simulated.acl",
         "sgl_kernel_npu.norm.split_qkv_rmsnorm_rope": "sglang_fl_ascend.simulated.sgl_kernel_npu",
     },
+    platform="sglang_fl_ascend.simulated.platform.SimulatedNpuPlatform",
     importable=("torch_npu", "sgl_kernel_npu", "custom_ops", "torchair", "zbal"),
 )

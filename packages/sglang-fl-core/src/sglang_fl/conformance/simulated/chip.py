@@ -35,6 +35,8 @@ class SimulatedChip:
         with the module that stands in for it, or None for an empty one. One that is really installed wins
     importable : packages of which every module and name can be imported and nothing can be called; for
         names that SGLang imports wherever it sees this device
+    platform : the class path of an SGLang platform that stands in for SGLang's own, only where that asks for
+        kernels which are not emulated
     devices : how many of them a process sees
     memory : bytes of each; more cannot be allocated
     """
@@ -43,6 +45,7 @@ class SimulatedChip:
     process_group: str
     stand_ins: Mapping[str, str | None] = field(default_factory=dict, hash=False)
     importable: tuple[str, ...] = ()
+    platform: str | None = None
     devices: int = 2
     memory: int = 4 << 30
 

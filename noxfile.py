@@ -33,7 +33,7 @@ CORE = "packages/sglang-fl-core"
 VENDORS = ("nvidia", "ascend", "mlu")
 #: Tests of whichever vendor package is installed.
 ON_A_SIMULATED_CHIP = tuple(
-    f"tests/simulated/test_{what}.py" for what in ("demo", "layer_1", "server", "start")
+    f"tests/simulated/test_{what}.py" for what in ("demo", "layer_1", "server", "start", "tables")
 )
 
 

@@ -1,6 +1,7 @@
 """Huawei Ascend NPUs for sglang-fl: FlagGems' Triton kernels and the operators of ``torch_npu``."""
 
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_aten, flag_gems_impl
+from sglang_fl_ascend import aten
 from sglang_fl_ascend._version import __version__
 from sglang_fl_ascend.quarantine import QUARANTINE
 
@@ -38,6 +39,6 @@ ASCEND = Vendor(
     ),
     quarantine=QUARANTINE,
     defaults={"prefer": "vendor"},
-    aten=flag_gems_aten(),
+    aten=flag_gems_aten(aten.CHOICES, aten.QUARANTINE),
     environment={"GEMS_VENDOR": "ascend"},
 )

@@ -1,6 +1,7 @@
 """Cambricon MLUs for sglang-fl: FlagGems' Triton kernels and those of ``torch_mlu_ops``."""
 
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_aten, flag_gems_impl
+from sglang_fl_mlu import aten
 from sglang_fl_mlu._version import __version__
 
 __all__ = ["MLU", "__version__"]
@@ -27,6 +28,7 @@ MLU = Vendor(
         flag_gems_impl("rotary_embedding"),
         _vendor_impl("silu_and_mul"),
         _vendor_impl("gelu_and_mul"),
+        _vendor_impl("quick_gelu"),
         _vendor_impl("rms_norm"),
         _vendor_impl("layer_norm"),
         _vendor_impl("rotary_embedding"),
@@ -34,6 +36,6 @@ MLU = Vendor(
         _vendor_impl("topk_sigmoid"),
         _vendor_impl("fused_moe"),
     ),
-    aten=flag_gems_aten(),
+    aten=flag_gems_aten(aten.CHOICES, aten.QUARANTINE),
     environment={"GEMS_VENDOR": "cambricon"},
 )

@@ -375,9 +375,9 @@ FAMILIES = (
     ),
     Family(
         "Qwen2-VL",
-        "positions in three axes, pictures",
+        "positions in three axes, pictures through `QuickGELU`",
         qwen2_vl,
-        {**SWIGLU, "MRotaryEmbedding": "mrope"},
+        {**SWIGLU, "MRotaryEmbedding": "mrope", "QuickGELU": "quick_gelu"},
         transformers.AutoModelForImageTextToText,
         pictures("Qwen2VLProcessor", "Qwen2VLVideoProcessor", 14),
     ),

@@ -3,6 +3,7 @@
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_aten, flag_gems_impl
 from sglang_fl_nvidia._version import __version__
 from sglang_fl_nvidia.aten import measured_choices
+from sglang_fl_nvidia.quarantine import QUARANTINE
 
 __all__ = ["NVIDIA", "__version__"]
 
@@ -50,6 +51,6 @@ NVIDIA = Vendor(
         _vendor_impl("gemma_rms_norm", "sgl_kernel"),
         _vendor_impl("rotary_embedding", "flashinfer"),
     ),
-    aten=flag_gems_aten(measured_choices()),
+    aten=flag_gems_aten(measured_choices(), QUARANTINE),
     environment={"GEMS_VENDOR": "nvidia"},
 )

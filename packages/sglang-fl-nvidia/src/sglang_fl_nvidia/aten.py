@@ -11,17 +11,18 @@ from importlib.resources import files
 
 from sglang_fl.vendor import AtenChoice
 
-__all__ = ["measured_choices"]
+__all__ = ["choices_of", "measured_choices"]
 
 TABLE = "measured_aten.csv"
 
 
 def measured_choices() -> tuple[AtenChoice, ...]:
     """Return the conclusion for each op that was measured, with its reason."""
-    return tuple(_choices(files("sglang_fl_nvidia").joinpath(TABLE).read_text(encoding="utf-8")))
+    return tuple(choices_of(files("sglang_fl_nvidia").joinpath(TABLE).read_text(encoding="utf-8")))
 
 
-def _choices(table: str) -> Iterator[AtenChoice]:
+def choices_of(table: str) -> Iterator[AtenChoice]:
+    """Return the conclusions from a table: a line of what measured it, a head, a line for each op."""
     heading, *lines = table.splitlines()
     where = heading.partition(";")[2].strip()
     for row in csv.DictReader(lines):

@@ -1,0 +1,128 @@
+"""FlagGems' ATen kernels that differ from PyTorch's on an NVIDIA GPU, each with a reproduction.
+
+Found by ``python -m benchmarks.bench_aten``. A reproduction returns as long as the fault is there; a test
+runs it on a GPU.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_fl.vendor import AtenQuarantined, load_target
+
+__all__ = [
+    "QUARANTINE",
+    "elements_between_are_filled",
+    "empty_tensors_raise",
+    "integers_are_compared_in_float32",
+    "numbers_that_are_none_are_lost",
+    "strided_factors_are_misread",
+]
+
+
+def _entry(names: tuple[str, ...], reason: str, reproduction: Callable[[], None]) -> AtenQuarantined:
+    target = f"{__name__}:{reproduction.__name__}"
+    return AtenQuarantined(names, reason, "flag-gems", ">=5.0.2,<5.1", target)
+
+
+def _kernel(overload: str) -> Callable[..., Any]:
+    """Return FlagGems' kernel for an ATen op."""
+    kernels = load_target("sglang_fl.flagos.aten:kernels")()
+    (function,) = (kernel.function for kernel in kernels if kernel.overload == overload)
+    return function  # type: ignore[no-any-return]
+
+
+def integers_are_compared_in_float32() -> None:
+    """Compare integers that are one float32.
+
+    Raises
+    ------
+    AssertionError : they are told apart
+    """
+    import torch
+
+    x = torch.tensor([1 << 24], device="cuda")
+    if bool(_kernel("lt.Tensor")(x, x + 1)):
+        raise AssertionError("2**24 is less than 2**24 + 1")
+
+
+def elements_between_are_filled() -> None:
+    """Fill every second element.
+
+    Raises
+    ------
+    AssertionError : these, and no others, are filled
+    """
+    import torch
+
+    x = torch.zeros(128, dtype=torch.int64, device="cuda")
+    _kernel("fill_.Scalar")(x[::2], 1)
+    if x.tolist() == [1, 0] * 64:
+        raise AssertionError("every second element is filled")
+
+
+def strided_factors_are_misread() -> None:
+    """Multiply every second element of two tensors.
+
+    Raises
+    ------
+    AssertionError : the products are right
+    """
+    import torch
+
+    x = torch.arange(1.0, 8193.0, device="cuda").view(2, 4096)[:, ::2]
+    if torch.equal(_kernel("mul.Tensor")(x, x), x * x):
+        raise AssertionError("the products are right")
+
+
+def empty_tensors_raise() -> None:
+    """Reduce a tensor of no elements.
+
+    Raises
+    ------
+    AssertionError : that can be done
+    """
+    import torch
+
+    try:
+        _kernel("any")(torch.zeros(0, device="cuda"))
+    except ZeroDivisionError:
+        return
+    raise AssertionError("no element is true")
+
+
+def numbers_that_are_none_are_lost() -> None:
+    """Cut off a NaN at zero.
+
+    Raises
+    ------
+    AssertionError : it stays one
+    """
+    import torch
+
+    if bool(_kernel("relu")(torch.tensor([torch.nan], device="cuda")).isnan()):
+        raise AssertionError("a NaN stays one")
+
+
+_COMPARISONS = tuple(
+    f"{name}.{kind}" for name in ("eq", "ge", "gt", "le", "lt", "ne") for kind in ("Scalar", "Tensor")
+)
+
+QUARANTINE = (
+    _entry(
+        (*_COMPARISONS, "clamp.default"),
+        "compares integers as float32, which cannot tell them apart from 2**24 on",
+        integers_are_compared_in_float32,
+    ),
+    _entry(
+        ("fill_.Scalar",),
+        "fills what lies between the elements of a strided tensor",
+        elements_between_are_filled,
+    ),
+    _entry(("mul.Tensor",), "misreads strided tensors", strided_factors_are_misread),
+    _entry(
+        ("_log_softmax.default", "all.default", "any.default", "cumsum.default", "mean.dim"),
+        "raises ZeroDivisionError where there are no elements",
+        empty_tensors_raise,
+    ),
+    _entry(("amax.default", "argmax.default", "relu.default"), "loses NaN", numbers_that_are_none_are_lost),
+)

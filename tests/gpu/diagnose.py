@@ -478,6 +478,10 @@ def _bisection(name: str, verdict: dict[str, Any]) -> str:
         keys = ("name", "where", "what", "dtype", "shapes")
         lines += [f"| {' | '.join(str(culprit[key]) for key in keys)} |" for culprit in verdict["culprits"]]
         lines.append("")
+    if verdict.get("limits"):
+        lines += ["```", *verdict["limits"], "```\n"]
+    if verdict.get("uncalled"):
+        lines.append(f"{len(verdict['uncalled'])} ATen ops never called, so not judged.\n")
     return "\n".join(lines)
 
 

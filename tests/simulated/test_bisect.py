@@ -4,7 +4,7 @@ import pytest
 
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(700)
 
 
 @pytest.fixture(scope="module")

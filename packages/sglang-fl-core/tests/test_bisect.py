@@ -129,12 +129,13 @@ def test_random_numbers_are_no_fault():
 
 
 def test_a_book_keeps_one_call_of_each_shape_as_it_was_before():
-    book = CallBook()
+    book = CallBook(lambda: "model.norm")
     wrong = aten(lambda x, y: x.sub_(-y) * 1.01)
     kept = book.keeping(wrong)
     for length in (3, 3, 5):
         kept.function(torch.ones(length), torch.ones(length))
     found = list(book.faults(wrong))
+    assert {fault.where for fault in found} == {"model.norm"}
     assert sorted({fault.shapes for fault in found}) == [((3,), (3,)), ((5,), (5,))]
     assert all(torch.equal(fault.call[0][0], torch.ones(len(fault.call[0][0]))) for fault in found)
 

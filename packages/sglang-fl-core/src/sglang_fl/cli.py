@@ -205,6 +205,10 @@ def _print_verdict(verdict: Verdict) -> None:
     for culprit in verdict.culprits:
         rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
         _print(rows, False, culprit.name)
+    for limit in verdict.limits:
+        typer.echo(redacted(limit))
+    if verdict.uncalled:
+        typer.echo(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
     typer.echo(f"{numbers}. Inputs, versions and scripts: {verdict.folder}" if numbers else "")
 

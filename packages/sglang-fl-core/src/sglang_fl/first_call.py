@@ -251,10 +251,10 @@ class FirstCall:
         except NoImplementationError as error:
             if self._choice is None or not self._choice.or_own:
                 raise
-            logger.debug("%s: left to SGLang: %s", self._layer_class, error)
+            self._say_left(error)
             return self._leave(*args, **kwargs)
         except ContractError as error:
-            logger.debug("%s: left to SGLang: %s", self._layer_class, error)
+            self._say_left(error)
             return self._fall_through(*args, **kwargs)
         if attempt.trial.has_run:
             self._decide(attempt.bound())
@@ -280,6 +280,10 @@ class FirstCall:
             if self._choice is not None:
                 self._attempt = _Attempt(self._choice, self._layer_class, self._fall_through)
         return self._attempt
+
+    def _say_left(self, reason: Exception) -> None:
+        if _is_first((self._layer_class, str(reason))):
+            logger.debug("%s: left to SGLang: %s", self._layer_class, reason)
 
     def _leave(self, *args: Any, **kwargs: Any) -> Any:
         """Give the layer back to SGLang for good."""

@@ -37,6 +37,7 @@ class AtenFault:
     error, reference_error : units of the dtype's rounding from float64, of the kernel and of PyTorch's own
     dtype, shapes : of the tensor arguments
     call : ``(args, kwargs)`` before the call
+    where : the layer of the model that made the call
     """
 
     overload: str
@@ -46,6 +47,7 @@ class AtenFault:
     dtype: str
     shapes: tuple[tuple[int, ...], ...]
     call: tuple[Any, Any]
+    where: str = ""
 
     def __str__(self) -> str:
         return (
@@ -55,11 +57,22 @@ class AtenFault:
 
 
 class CallBook:
-    """Keeps copies of the arguments of calls, one for each combination of shapes and dtypes."""
+    """Keeps copies of the arguments of calls, one for each combination of shapes and dtypes.
 
-    def __init__(self) -> None:
-        self._calls: dict[str, dict[object, tuple[Any, Any]]] = {}
+    Parameters
+    ----------
+    where : asked in each call for the layer of the model that makes it
+    """
+
+    def __init__(self, where: Callable[[], str] = lambda: "") -> None:
+        self._where = where
+        self._calls: dict[str, dict[object, tuple[str, tuple[Any, Any]]]] = {}
         self._bytes = 0
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The ops of which a call was kept, as ATen calls them."""
+        return tuple(overload for overload, calls in self._calls.items() if calls)
 
     def keeping(self, kernel: AtenKernel) -> AtenKernel:
         """Return the kernel, which now keeps its arguments."""
@@ -71,20 +84,21 @@ class CallBook:
 
         return replace(kernel, function=kept, module=kernel.module or kernel.function.__module__)
 
-    def _keep(self, calls: dict[object, tuple[Any, Any]], args: Any, kwargs: Any) -> None:
+    def _keep(self, calls: dict[object, tuple[str, tuple[Any, Any]]], args: Any, kwargs: Any) -> None:
         tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         kind = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
         size = sum(t.nbytes for t in tensors)
         if kind in calls or len(calls) >= MOST_CALLS or self._bytes + size > MOST_BYTES:
             return
         self._bytes += size
-        calls[kind] = ((), {})  # first, because copying may call the very op
-        calls[kind] = _copied((args, kwargs))
+        calls[kind] = "", ((), {})  # first, because copying may call the very op
+        calls[kind] = self._where(), _copied((args, kwargs))
 
     def faults(self, kernel: AtenKernel) -> Iterator[AtenFault]:
         """Run the kept calls of an op by the kernel and by PyTorch, which must have the op back by now."""
-        for call in self._calls.get(kernel.overload, {}).values():
-            yield from compare(kernel, call)
+        for where, call in self._calls.get(kernel.overload, {}).values():
+            for fault in compare(kernel, call):
+                yield replace(fault, where=where)
 
 
 def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:

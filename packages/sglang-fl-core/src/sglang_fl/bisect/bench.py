@@ -65,6 +65,8 @@ class Bench:
         self._load = kernels
         self._device_type = device_type
         self._book = CallBook()
+        self._within: list[torch.nn.Module] = []
+        self._hooks: list[Any] = []
         self._kernels: tuple[AtenKernel, ...] = ()
         self._plain: AtenSwitchboard
         self._keeping: AtenSwitchboard
@@ -96,14 +98,17 @@ class Bench:
             self._violations[found.op] = replace(found, call=_on_cpu(found.call))
 
     def _arm(self) -> None:
-        self._book = CallBook()
+        self._book = CallBook(self._where)
         self._layers.arm(self._runner.model, self._runner.attn_backend)
         self._kernels = self._load()
         self._plain = AtenSwitchboard(self._kernels, self._device_type)
         self._keeping = AtenSwitchboard(tuple(map(self._book.keeping, self._kernels)), self._device_type)
+        refused = self._plain.switch_on(kernel.exact for kernel in self._kernels)
         self._answer(
-            "units", {"layer_2": self._layers.ops, "layer_1": [kernel.overload for kernel in self._kernels]}
+            "units",
+            {"layer_2": self._layers.ops, "layer_1": list(self._plain.is_on), "refused": refused},
         )
+        self._aten(self._plain, [])
 
     def _switch(self, layer_2: list[str], layer_1: list[str], layers: list[str] | None = None) -> None:
         self._layers.switch(layer_2, layers)
@@ -112,9 +117,7 @@ class Bench:
     def _aten(self, board: AtenSwitchboard, wanted: list[str]) -> None:
         for other in (self._plain, self._keeping):
             other.switch_off(op for op in map(_exact, other.is_on))
-        refused = board.switch_on(map(_exact, wanted))
-        if refused:
-            logger.warning("cannot be switched: %s", refused)
+        board.switch_on(map(_exact, wanted))
 
     def _use_references(self) -> None:
         self._switch([], [])
@@ -127,13 +130,35 @@ class Bench:
         """Switch these on, and check or keep each of their calls."""
         self._violations.clear()
         self._check.is_on = True
+        self._follow_layers()
         self._layers.switch(layer_2)
         self._aten(self._keeping, layer_1)
+
+    def _follow_layers(self) -> None:
+        """Know from now on which layer runs."""
+
+        def enter(layer: torch.nn.Module, given: Any) -> None:
+            self._within.append(layer)
+
+        def leave(layer: torch.nn.Module, given: Any, results: Any) -> None:
+            self._within.pop()
+
+        modules = torch.nn.modules.module
+        self._hooks = [
+            modules.register_module_forward_pre_hook(enter),
+            modules.register_module_forward_hook(leave, always_call=True),
+        ]
+
+    def _where(self) -> str:
+        return self._layers.name_of(self._within[-1]) if self._within else "outside of the model"
 
     def _findings(self, layer_1: list[str]) -> None:
         """End the watch and answer the first finding of each op; its inputs go into a file."""
         self._check.is_on = False
         self._switch([], [])
+        for hook in self._hooks:
+            hook.remove()
+        self._within.clear()
         wanted = [kernel for kernel in self._kernels if kernel.overload in layer_1]
         found = (next(self._book.faults(kernel), None) for kernel in wanted)
         faults = [fault for fault in found if fault is not None]
@@ -143,6 +168,8 @@ class Bench:
                 "implementations": self._layers.implementations(),
                 "violations": [self._saved(v) for v in self._violations.values()],
                 "faults": [self._saved(f) for f in faults],
+                "called": list(self._book.called),
+                "unchecked": self._check.unchecked,
             },
         )
 

@@ -75,6 +75,8 @@ class Bisection:
         self._sequences: list[list[int]] = []
         self._layer_2: dict[str, list[str]] = {}
         self._layer_1: list[str] = []
+        self._called: set[str] = set()
+        self._limits: dict[str, str] = {}
 
     def run(self) -> Verdict:
         """Carry out the steps until one decides."""
@@ -117,6 +119,7 @@ class Bisection:
         self._do("arm")
         for units in self._engine.answers("units"):  # the stages of a pipeline have different layers
             self._layer_1 = units["layer_1"]
+            self._limits |= {f"aten::{name}": reason for name, reason in units["refused"].items()}
             for op, layers in units["layer_2"].items():
                 known = self._layer_2.setdefault(op, [])
                 known += [layer for layer in layers if layer not in known]
@@ -145,6 +148,7 @@ class Bisection:
         self._switch(())
         self._do("plant")
         if self._engine.answers("planted")[0] is None:
+            self._limits["what these prompts cannot show"] = "no fused layer to plant a mistake in"
             self._say("no fused layer to plant a mistake in; the control is left out")
             return None
         control = distance(self._read(), self._baseline)
@@ -222,6 +226,8 @@ class Bisection:
             self._do("findings", layer_1=aten)
             answers = self._engine.answers("findings")
             for rank, answer in enumerate(answers):
+                self._called |= {*answer["called"]}
+                self._limits |= answer["unchecked"]
                 for culprit in _culprits(answer):
                     found.setdefault(culprit.name, []).append((rank, culprit))
         return [_of_ranks(found[unit], len(answers)) for unit in units if unit in found]
@@ -229,7 +235,9 @@ class Bisection:
     def _verdict(self, outcome: Outcome, summary: str, culprits: Sequence[Culprit] = ()) -> Verdict:
         seconds = round(time.perf_counter() - self._begun, 1)
         numbers = {**self._numbers, "passes": self._passes, "seconds": seconds}
-        return Verdict(outcome, summary, tuple(culprits), numbers)
+        limits = tuple(f"{unit} is not judged: {reason}" for unit, reason in self._limits.items())
+        uncalled = tuple(f"aten::{name}" for name in self._layer_1 if name not in self._called)
+        return Verdict(outcome, summary, tuple(culprits), numbers, limits, uncalled)
 
 
 def _named(unit: str) -> tuple[int, str]:
@@ -270,6 +278,7 @@ def _of_fault(said: dict[str, Any]) -> Culprit:
         layer=1,
         name=name,
         implementation="layer 1",
+        where=said["where"],
         what=said["text"].partition(": ")[2],
         dtype=said["dtype"],
         shapes=", ".join(str(tuple(shape)) for shape in said["shapes"]),

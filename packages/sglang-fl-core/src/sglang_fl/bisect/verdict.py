@@ -57,6 +57,8 @@ class Verdict:
     summary : one sentence
     culprits : none, one, or several that fail only together
     numbers : noise, threshold, deviation, passes, seconds
+    limits : what could not be switched or checked, and why
+    uncalled : the ATen ops that these prompts never called, of which the verdict says nothing
     folder : where inputs and script lie
     """
 
@@ -64,6 +66,8 @@ class Verdict:
     summary: str
     culprits: tuple[Culprit, ...] = ()
     numbers: dict[str, float] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    uncalled: tuple[str, ...] = ()
     folder: str = ""
 
     def as_json(self) -> dict[str, Any]:

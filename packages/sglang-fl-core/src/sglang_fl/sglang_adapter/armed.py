@@ -92,7 +92,7 @@ class ArmedLayers:
 
     def name_of(self, layer: Any) -> str:
         """Return a layer's name in the model."""
-        return self._names.get(id(layer), type(layer).__name__)
+        return self._names.get(id(layer)) or type(layer).__name__
 
     @property
     def ops(self) -> dict[str, list[str]]:

@@ -123,7 +123,7 @@ class LayerHook:
                     resolution = _without_reference(resolution)
                 self._report(resolution)
                 return Choice(resolution, self._bind(adapter, layer), or_own)
-            logger.debug("%s does not run %s: %s", type(layer).__name__, adapter.op, reason)
+            _say_left_out(type(layer).__name__, adapter.op.name, reason)
         return None
 
     def _bind(self, adapter: Adapter, layer: Any) -> Callable[[Kernel, Forward], Forward]:
@@ -157,6 +157,11 @@ def _adapters_of(cls: type[Any]) -> tuple[Adapter, ...]:
     if not found:
         logger.debug("%s has no adapter and stays SGLang's", cls.__qualname__)
     return found
+
+
+@functools.cache
+def _say_left_out(layer_class: str, op: str, reason: str) -> None:
+    logger.debug("%s does not run %s: %s", layer_class, op, reason)
 
 
 def _commit(layer: Any, first: Forward, bound: Forward) -> None:

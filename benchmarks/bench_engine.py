@@ -235,6 +235,7 @@ GPU = {
     "skip_tokenizer_init": True,
     "mem_fraction_static": 0.8,
     "max_total_tokens": 49152,  # so that the engines of all sides fit
+    "sleep_on_idle": True,  # else those that wait spin, beside the one that is measured
     "disable_radix_cache": True,
     "cuda_graph_max_bs_decode": 64,
     "random_seed": 1,

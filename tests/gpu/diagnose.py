@@ -44,8 +44,8 @@ REQUEST = {
 }
 #: Seconds until a server is ready, and for a request that may have to compile kernels.
 PATIENCE = 550
-#: ATen ops of which one is made wrong, the first that the model calls.
-TO_BE_WRONG = ("addmm", "mm", "add.Tensor")
+#: The ATen op whose kernel is made wrong; the model's layers with a bias call it.
+TO_BE_WRONG = "addmm"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Findings:
     ----------
     steps : the manual steps
     bisections : by what they are about, the verdict as JSON with ``wall``, seconds from start to end
-    planted : the units that the last of these has to find
+    planted : the units that bisect has to find where they are planted
     checks : servers with SGLANG_FL_VERIFY
     """
 
@@ -249,7 +249,7 @@ def diagnose(
     found = Findings()
     with ThreadPoolExecutor(jobs) as pool:
         # The longest first.
-        whole = pool.submit(run.bisect, "bisect all", offered) if "bisect" in parts else None
+        bisections = _bisections(pool, run, offered) if "bisect" in parts else {}
         steps = _steps(pool, run, offered) if "steps" in parts else []
         checks = _checks(pool, run) if "verify" in parts else []
         for future in steps:
@@ -260,9 +260,13 @@ def diagnose(
             found.checks.append(future.result())
             _compare(found.checks, (found.steps or found.checks)[0])
             _write(folder, found, machine)
-        if whole is not None:
-            called = {*found.steps[-1].aten} if found.steps and found.steps[-1].aten else None
-            _bisections(pool, run, found, whole, offered, called)
+        for name, future in bisections.items():
+            found.bisections[name] = future.result()
+            _write(folder, found, machine)
+        if bisections:
+            whole = found.bisections["as they are"]
+            found.bisections["without the culprits"] = _without_culprits(run, whole, offered)
+            found.planted = {"silu_and_mul", f"aten::{TO_BE_WRONG}"}
             _write(folder, found, machine)
     return found
 
@@ -278,40 +282,25 @@ def _write(folder: Path, found: Findings, machine: Machine) -> None:
 
 
 def _bisections(
-    pool: ThreadPoolExecutor,
-    run: _Runner,
-    found: Findings,
-    whole: "Future[dict[str, Any]]",
-    offered: list[str],
-    called: set[str] | None,
-) -> None:
-    """Bisect over all ATen ops; then without the culprits, as they are and with two kernels made wrong.
+    pool: ThreadPoolExecutor, run: _Runner, offered: list[str]
+) -> dict[str, Future[dict[str, Any]]]:
+    """Begin to bisect over all ATen ops, as they are and with two kernels made wrong."""
+    planted = run.planted("silu_and_mul", TO_BE_WRONG)
+    return {
+        "as they are": pool.submit(run.bisect, "bisect all", offered),
+        "two wrong kernels planted": pool.submit(run.bisect, "bisect planted", offered, **planted),
+    }
 
-    Parameters
-    ----------
-    called : the ops that the model calls, where a record has told
-    """
-    scope = offered
-    # If not even all of them at once can run, then those that the server has called.
-    if whole.result()["outcome"] not in ("nothing_found", "found") and called:
-        found.bisections["all ATen ops offered"] = whole.result()
-        scope = [name for name in offered if _overload(name) in called]
-        whole = pool.submit(run.bisect, "bisect called", scope)
-    found.bisections["all as they are"] = whole.result()
-    wrong = {culprit["name"] for culprit in whole.result()["culprits"]}
-    right = [name for name in scope if _overload(name) not in wrong]
-    aten = next(
-        name
-        for name in TO_BE_WRONG
-        if f"aten::{name}" in {*map(_overload, right)} & (called or {*map(_overload, offered)})
-    )
+
+def _without_culprits(run: _Runner, whole: dict[str, Any], offered: list[str]) -> dict[str, Any]:
+    """Bisect once more without what was found, if anything was."""
+    wrong = {culprit["name"] for culprit in whole["culprits"]}
+    if not wrong:
+        return whole
     fused = ",".join(name for name in sorted(wrong) if not name.startswith("aten::"))
+    right = [name for name in offered if _overload(name) not in wrong]
     settings = {"SGLANG_FL_OOT_BLACKLIST": fused} if fused else {}
-    planted = run.planted("silu_and_mul", aten)
-    rest = pool.submit(run.bisect, "bisect the right set", right, **settings)
-    last = pool.submit(run.bisect, "bisect planted", right, **settings, **planted)
-    found.planted = {"silu_and_mul", f"aten::{aten}"}
-    found.bisections |= {"without the culprits": rest.result(), "two wrong kernels planted": last.result()}
+    return run.bisect("bisect the right set", right, **settings)
 
 
 def _steps(pool: ThreadPoolExecutor, run: _Runner, offered: list[str]) -> list["Future[Step]"]:

@@ -27,6 +27,7 @@ class Setup:
     settings : beside the chip
     ranks : one process each, with collectives between them
     engine : arguments of ``sgl.Engine`` that only this chip needs
+    beside : what the dispatch log says more of the same classes, ``RMSNorm → sglang(npu_norm_rope)``
     """
 
     family: str
@@ -34,6 +35,7 @@ class Setup:
     settings: Mapping[str, str]
     ranks: int = 1
     engine: Mapping[str, Any] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
 
     @property
     def column(self) -> str:
@@ -117,9 +119,10 @@ def engine_arguments(family: Family, model: Path, setup: Setup) -> dict[str, Any
     }
 
 
-def written_down(column: str) -> set[str]:
-    """Return what the table says of a model: the rows that are marked in its column."""
-    lines = [line for line in NEEDS.read_text().splitlines() if line.startswith("|")]
+def written_down(vendor: str, column: str) -> set[str]:
+    """Return what the table of a vendor's chip says of a model: the rows that are marked in its column."""
+    _, _, page = NEEDS.read_text().partition(f"\n## {vendor}\n")
+    lines = [line for line in page.partition("\n## ")[0].splitlines() if line.startswith("|")]
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
     index = rows[0].index(column)
     return {row[0] for row in rows[2:] if row[index]}

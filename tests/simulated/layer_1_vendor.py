@@ -1,6 +1,6 @@
 """The vendor of this session's chip with ATen kernels, for the tests of layer 1 on a simulated chip.
 
-Not imported by tests: its text becomes the module of an installed package, which ``BASE_VENDOR`` completes.
+Not imported by tests: its text becomes the module of an installed package. ``MEASURED_BASE`` names a vendor.
 There is no Triton on a simulated chip, so the kernels are made of other ATen ops.
 """
 
@@ -12,7 +12,9 @@ import torch
 
 from sglang_fl.vendor import AtenChoice, AtenKernel, AtenOffer, AtenOp, AtenQuarantined, BackendKind
 
-(BASE,) = (point.load() for point in entry_points(group="sglang_fl.vendors", name=os.environ["TOY_BASE"]))
+(BASE,) = (
+    point.load() for point in entry_points(group="sglang_fl.vendors", name=os.environ["MEASURED_BASE"])
+)
 
 
 def ops():
@@ -63,20 +65,22 @@ KERNELS = (
 
 VENDOR = dataclasses.replace(
     BASE,
-    name="toy",
+    name="measured",
     impls=tuple(
-        dataclasses.replace(impl, id="vendor.toy") for impl in BASE.impls if impl.kind is BackendKind.VENDOR
+        dataclasses.replace(impl, id="vendor.measured")
+        for impl in BASE.impls
+        if impl.kind is BackendKind.VENDOR
     ),
     quarantine=(),
     defaults={"prefer": "vendor"},
     aten=AtenOffer(
-        "toy_vendor:ops",
-        "toy_vendor:kernels",
+        "measured_vendor:ops",
+        "measured_vendor:kernels",
         choices=(
             AtenChoice(
                 ("add", "softmax", "log_softmax", "argmax", "cumsum"), True, "right on a simulated chip"
             ),
         ),
-        quarantine=(AtenQuarantined(("cumsum",), "it raises", "torch", ">=2", "toy_vendor:broken"),),
+        quarantine=(AtenQuarantined(("cumsum",), "it raises", "torch", ">=2", "measured_vendor:broken"),),
     ),
 )

@@ -14,7 +14,7 @@ from tests.simulated.judge import Judged, Setup, judge
 pytestmark = pytest.mark.timeout(300)
 
 MODULE = Path(__file__).with_name("layer_1_vendor.py")
-LAYERS = dict.fromkeys(("RMSNorm", "RotaryEmbedding", "SiluAndMul"), "vendor(vendor.toy)")
+LAYERS = dict.fromkeys(("RMSNorm", "RotaryEmbedding", "SiluAndMul"), "vendor(vendor.measured)")
 #: What the record says of each kernel, and what the chip is asked for where the kernel does not run.
 RECORDED = {
     "add": "add aten::add.Tensor",
@@ -32,14 +32,14 @@ ASKED = {
 @pytest.fixture
 def run(vendor, simulating, tmp_path: Path):
     """``run(settings)`` returns what the engine did, and the names on the record of ATen ops."""
-    toy = install_vendor(tmp_path / "toy", "toy", MODULE.read_text())
+    package = install_vendor(tmp_path / "measured", "measured", MODULE.read_text())
     record = tmp_path / "aten.log"
 
     def run(settings: dict[str, str]) -> tuple[Judged, set[str]]:
         fixed = {
-            "PYTHONPATH": str(toy),
-            "TOY_BASE": vendor.name,
-            "SGLANG_FL_PLATFORM": "toy",
+            "PYTHONPATH": str(package),
+            "MEASURED_BASE": vendor.name,
+            "SGLANG_FL_PLATFORM": "measured",
             "SGLANG_FL_STRICT": "1",
             "SGLANG_FLAGGEMS_RECORD": "1",
             "SGLANG_FLAGGEMS_LOG_PATH": str(record),
@@ -60,8 +60,8 @@ def run(vendor, simulating, tmp_path: Path):
 
 
 def strip(line: str) -> str:
-    """Return a kernel's name and its ATen op: ``[DEBUG] toy_vendor.add: GEMS ADD aten::add.Tensor``."""
-    origin, _, rest = line.removeprefix("[DEBUG] toy_vendor.").partition(": GEMS ")
+    """Return a kernel's name and its ATen op: ``[DEBUG] measured_vendor.add: GEMS ADD aten::add.Tensor``."""
+    origin, _, rest = line.removeprefix("[DEBUG] measured_vendor.").partition(": GEMS ")
     return f"{origin} {rest.partition(' ')[2]}"
 
 

@@ -10,6 +10,8 @@ from sglang_fl.ops import Outputs
 __all__ = ["rotary_embedding"]
 
 DTYPES = (torch.float16, torch.bfloat16)
+#: Bytes that a thread of FlashInfer's kernel loads at once.
+VECTOR = 16
 
 
 def rotary_embedding(
@@ -25,7 +27,8 @@ def rotary_embedding(
 
     Raises
     ------
-    UnsupportedError : float32 activations, or a cache of another dtype than float32
+    UnsupportedError : float32 activations, a cache of another dtype than float32, or heads that do not begin
+        at multiples of 16 bytes
     """
     if query.dtype not in DTYPES or cos_sin_cache.dtype is not torch.float32:
         raise UnsupportedError(
@@ -39,7 +42,14 @@ def rotary_embedding(
         positions = positions + offsets
     # FlashInfer takes the first axis for the tokens and does not compare it with the positions.
     heads = [x.view(tokens, -1, head_size) for x in (query, key)]
+    if not all(map(_is_aligned, heads)):
+        raise UnsupportedError(f"FlashInfer rotates heads that begin at multiples of {VECTOR} bytes")
     apply_rope_with_cos_sin_cache_inplace(
         positions.reshape(-1), *heads, head_size, cos_sin_cache, is_neox_style
     )
     return query, key
+
+
+def _is_aligned(heads: Tensor) -> bool:
+    begins = (heads.data_ptr(), *(stride * heads.element_size() for stride in heads.stride()[:2]))
+    return all(begin % VECTOR == 0 for begin in begins)

@@ -56,6 +56,42 @@ def test_ci_runs_every_session_that_nox_runs_by_default():
     assert sorted(sessions["matrix"]["session"]) == sorted(named)
 
 
+WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
+TEMPLATE = CORE / "scaffold/template/github/release.yml.tmpl"
+
+
+@pytest.mark.parametrize("workflow", [*WORKFLOWS, TEMPLATE], ids=lambda path: path.name)
+def test_a_workflow_uses_actions_by_their_commit_and_may_only_read(workflow: Path):
+    text = workflow.read_text()
+    used = re.findall(r"uses: (.+)", text)
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action), action
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_runs_sessions_that_there_are(workflow: Path):
+    noxfile = (ROOT / "noxfile.py").read_text()
+    there = set(re.findall(r"^def (\w+)\(session: nox.Session", noxfile, re.MULTILINE))
+    text = workflow.read_text()
+    named = re.findall(r"nox -s ([^$\n\"-]+)", text)
+    sessions = {word for names in named for word in names.split()}
+    for job in yaml.safe_load(text)["jobs"].values():
+        sessions |= set(job.get("strategy", {}).get("matrix", {}).get("session", ()))
+    assert sessions
+    assert {session.partition("(")[0] for session in sessions} <= there
+
+
+def test_a_release_is_published_without_a_token_and_attested():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    assert "id-token" not in str(jobs["build"])
+    assert jobs["publish"]["permissions"] == {"id-token": "write", "attestations": "write"}
+    used = [step.get("uses", "").partition("@")[0] for step in jobs["publish"]["steps"]]
+    assert used.index("actions/attest-build-provenance") < used.index("pypa/gh-action-pypi-publish")
+    assert "secrets." not in str(jobs)
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_changed_source_has_a_changelog_fragment(package: Path):
     tags = git("tag", "--list", f"{package.name}-v*", "--sort=-version:refname").split()

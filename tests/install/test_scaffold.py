@@ -72,8 +72,11 @@ def use_third_party(environment: Path) -> None:
     (site / "third_party.pth").write_text("\n".join(lines))
 
 
-def test_it_passes_the_kit_without_an_edit(installed: Installed):
-    print(f"from new-vendor to a wheel that passes: {installed.seconds:.0f} s")
+def test_it_passes_the_kit_without_an_edit(installed: Installed, capsys: pytest.CaptureFixture[str]):
+    with capsys.disabled():
+        print(
+            f"\n{installed.folder.name}: from new-vendor to a wheel that passes in {installed.seconds:.0f} s"
+        )
     assert "failed" not in installed.tests
     assert " passed" in installed.tests
     assert "needs the chip" not in installed.tests

@@ -60,9 +60,11 @@ def run(python: Path, code: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_wheel_holds_its_package_and_nothing_else(wheels, name: str):
+def test_a_wheel_holds_its_package_and_nothing_else(wheels, name: str, capsys: pytest.CaptureFixture[str]):
     with zipfile.ZipFile(wheels[name]) as wheel:
         members = wheel.namelist()
+    with capsys.disabled():
+        print(f"\n{wheels[name].name}: {len(members)} files", *sorted(members), sep="\n  ")
     tops = {member.split("/")[0] for member in members}
     assert {top for top in tops if not top.endswith(".dist-info")} == {NAMES[name]}
     assert f"{NAMES[name]}/py.typed" in members

@@ -86,7 +86,6 @@ def test_reference_that_cannot_be_captured_is_told_and_is_no_fault():
 
 
 def test_there_are_wrong_kernels_of_every_sort():
-    print(f"conformance kit: {len(WRONG)} wrong kernels of {len({n.partition('__')[0] for n in WRONG})} ops")
     assert len(WRONG) == len(set(WRONG))
     assert len(WRONG) >= 60
     assert set(WRONG) > EDGE | REPEAT | GRAPH

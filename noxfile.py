@@ -17,6 +17,8 @@ nox.options.error_on_missing_interpreters = True
 
 #: The newest supported release; the weekly run tries newer ones.
 SGLANG = os.environ.get("SGLANG_RELEASE", "0.5.23")
+#: A release of each generation of SGLang's contract with plugins.
+COMPATIBLE = ["0.5.17", "0.5.20", SGLANG]
 ROOT = Path(__file__).parent
 STACK = ROOT / ".nox" / f"stack-sglang-{SGLANG}"
 REQUIREMENTS = [
@@ -96,7 +98,8 @@ def api(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Core's own tests, and what the layout promises."""
     _on_stack(session, CORE)
-    beside = ("tests/test_layout.py", "tests/test_scaffold.py", "tests/release/test_distribution.py")
+    beside = ["tests/test_layout.py", "tests/test_scaffold.py"]
+    beside += [f"tests/release/test_{subject}.py" for subject in ("distribution", "compatibility", "matrix")]
     session.run("python", "-m", "pytest", f"{CORE}/tests", *beside, *session.posargs)
 
 
@@ -140,6 +143,19 @@ def releases(session: nox.Session) -> None:
     """The seams and platforms of all supported SGLang releases, in their own wheels."""
     _on_stack(session, CORE, "packages/sglang-fl-mlu")
     session.run("python", "-m", "pytest", "tests/releases", *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("sglang", COMPATIBLE, ids=COMPATIBLE)
+def compat(session: nox.Session, sglang: str) -> None:
+    """The engine's tests against a release of each generation; writes docs/compatibility.md."""
+    _on_stack(session, CORE)
+    session.install("-q", "pytest-xdist")
+    if sglang != SGLANG:
+        # Its wheel alone, before the stack: SGLang's requirements come to 11 GB for each release.
+        path = _site_packages(Path(session.bin) / "python") / "release.pth"
+        session.run("python", "-m", "release.sglang_wheels", sglang, str(path))
+    session.run("python", "-m", "release.compatibility", sglang, *session.posargs)
 
 
 @nox.session
@@ -188,6 +204,13 @@ def release(session: nox.Session) -> None:
     _on_stack(session)
     session.install("-q", "build==1.3.0", "twine==7.0.0", "towncrier==25.8.0")
     session.run("python", "-m", "release.distribution", *session.posargs)
+
+
+@nox.session(default=False)
+def matrix(session: nox.Session) -> None:
+    """Core and vendor packages in all their versions together; writes docs/version-matrix.md."""
+    _on_stack(session)
+    session.run("python", "-m", "release.matrix", *session.posargs)
 
 
 @nox.session(default=False)

@@ -17,9 +17,22 @@ import tempfile
 import venv
 import zipfile
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
-__all__ = ["ReleaseError", "build_twice", "check_tree", "main", "wheel_faults"]
+__all__ = [
+    "ROOT",
+    "ReleaseError",
+    "build_twice",
+    "build_wheel",
+    "check_tree",
+    "environment_with",
+    "export",
+    "main",
+    "metadata_of",
+    "version_of",
+    "wheel_faults",
+]
 
 ROOT = Path(__file__).parents[1]
 #: The first moment that a zip file can hold; used where there is no commit.
@@ -102,7 +115,7 @@ def build_twice(package: Path, into: Path) -> list[Path]:
     hashes = []
     for number in ("one", "two"):
         source = Path(tempfile.mkdtemp()) / package.name
-        _export(package, source)
+        export(package, source)
         out = into / number
         _run(
             sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, SOURCE_DATE_EPOCH=epoch
@@ -113,12 +126,12 @@ def build_twice(package: Path, into: Path) -> list[Path]:
     return sorted((into / "one").iterdir())
 
 
-def _export(package: Path, into: Path) -> None:
-    """Write the files that git knows of the package, as they are in the last commit."""
+def export(package: Path, into: Path, reference: str = "HEAD", root: Path = ROOT) -> None:
+    """Write the files that git knows of the package, as they are in a commit or at a tag."""
     into.mkdir(parents=True)
     archive = into.parent / "source.tar"
-    tree = f"HEAD:{package.relative_to(ROOT)}"
-    _run("git", "archive", "--format=tar", "-o", archive, tree)
+    tree = f"{reference}:{package.relative_to(root)}"
+    _run("git", "archive", "--format=tar", "-o", archive, tree, cwd=root)
     with tarfile.open(archive) as tar:
         tar.extractall(into, filter="data")
 
@@ -141,11 +154,16 @@ def wheel_faults(wheel: Path, package: Path) -> Iterator[str]:
         yield "the licence is missing"
 
 
-def bill_of_materials(wheel: Path) -> dict[str, object]:
-    """Return an SBOM in CycloneDX form: what the wheel is, and what it requires."""
+def metadata_of(wheel: Path) -> Message:
+    """Return what a wheel says of itself: name, version, licence, requirements."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(member for member in archive.namelist() if member.endswith(".dist-info/METADATA"))
-        headers = email.parser.HeaderParser().parsestr(archive.read(name).decode())
+        return email.parser.HeaderParser().parsestr(archive.read(name).decode())
+
+
+def bill_of_materials(wheel: Path) -> dict[str, object]:
+    """Return an SBOM in CycloneDX form: what the wheel is, and what it requires."""
+    headers = metadata_of(wheel)
     needs = headers.get_all("Requires-Dist") or []
     return {
         "bomFormat": "CycloneDX",
@@ -175,20 +193,29 @@ def _component(need: str) -> dict[str, object]:
     return {"type": "library", "name": name, "properties": properties}
 
 
-def try_out(wheels: list[Path], package: Path, folder: Path) -> str:
-    """Install the wheels in a fresh environment and run the package's tests and the kit there.
+def environment_with(wheels: list[Path], folder: Path) -> Path:
+    """Make an environment with these wheels; third-party packages are those of this environment.
 
-    Third-party packages are those of this environment.
+    Returns
+    -------
+    Path : its interpreter
     """
     venv.create(folder, with_pip=False)
     python = folder / "bin/python"
-    _run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", *wheels)
+    if wheels:
+        _run(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", *wheels)
     ours = [Path(path) for path in sys.path if path.endswith("site-packages")]
     lines = [str(path) for path in ours if not list(path.glob("sglang_fl*"))]
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "third_party.pth").write_text(
         "\n".join(f"import site; site.addsitedir({line!r})" for line in lines)
     )
+    return python
+
+
+def try_out(wheels: list[Path], package: Path, folder: Path) -> str:
+    """Install the wheels in a fresh environment and run the package's tests and the kit there."""
+    python = environment_with(wheels, folder)
     tests = package / "tests"
     kit = [*tests.glob("test_vendor.py"), *tests.glob("test_conformance.py")]
     return _run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *kit).strip().splitlines()[-1]
@@ -218,20 +245,17 @@ def release(name: str, into: Path) -> list[Path]:
             raise ReleaseError(f"{wheel.name}: {'; '.join(faults)}")
         with zipfile.ZipFile(wheel) as archive:
             _say(f"{wheel.name} holds {len(archive.namelist())} files")
-        core = [] if name == "core" else [_core_wheel(Path(folder))]
+        core = [] if name == "core" else [build_wheel(ROOT / "packages/sglang-fl-core", Path(folder))]
         _say(f"in a fresh environment: {try_out([*core, wheel], package, Path(folder) / 'venv')}")
     materials = into / f"{wheel.stem}.cdx.json"
     materials.write_text(json.dumps(bill_of_materials(wheel), indent=2) + "\n", encoding="utf-8")
     return [*published, materials]
 
 
-def _core_wheel(folder: Path) -> Path:
-    """Build core's wheel to test a vendor package with."""
-    source = ROOT / "packages/sglang-fl-core"
-    _run(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source
-    )
-    (wheel,) = folder.glob("sglang_fl_core-*.whl")
+def build_wheel(source: Path, into: Path) -> Path:
+    """Build a package's wheel in a folder that has none of it yet."""
+    _run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", into, source)
+    (wheel,) = into.glob(f"{source.name.replace('-', '_')}-*.whl")
     return wheel
 
 

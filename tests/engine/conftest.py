@@ -36,6 +36,18 @@ if __name__ == "__main__":
 """
 
 
+def _publish_server_args() -> None:
+    """Up to 0.5.18 some layers cannot be built before a configuration is published."""
+    from sglang.srt import server_args
+
+    if hasattr(server_args, "set_global_server_args_for_scheduler"):
+        arguments = server_args.ServerArgs(model_path="dummy", device="cpu")
+        server_args.set_global_server_args_for_scheduler(arguments)
+
+
+_publish_server_args()  # before the test files are read: they build layers
+
+
 @dataclass(frozen=True)
 class Run:
     """How a process ended.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_the_banner_tells_versions_vendor_layers_and_logs(start, tmp_path: Path)
     lines = start({"SGLANG_FL_DISPATCH_LOG": str(log), "SGLANG_FL_PER_OP": orders})
     line = only(lines, "sglang-fl-core ")
     for part in (
-        "on SGLang 0.5.23, torch 2.",
+        f"on SGLang {version('sglang')}, torch 2.",
         "vendor cpu",
         "layer 1 off (vendor cpu has no ATen kernels (layer 1))",
         f"layer 2 on, told in {log}",

@@ -4,13 +4,11 @@
 linear attention needs Triton kernels, so neither runs on a CPU host; its classes do.
 """
 
-import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from sglang.kernels.fused_op import BaseFusedOp
 from sglang.srt.layers import activation
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.attention.linear.gdn_backend import GDNKernelDispatcher
@@ -25,7 +23,7 @@ from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.loaded import LoadedModels
-from sglang_fl.startup import configure
+from tests.engine.release import can_force_native, hook_with
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,10 +44,7 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def hook(log: Path, monkeypatch) -> LayerHook:
     """A hook whose dispatch log is of this test alone."""
-    own = LayerHook(configure().resolutions, DispatchLog(log))
-    resolve = inspect.unwrap(BaseFusedOp._resolve_forward_method)
-    monkeypatch.setattr(BaseFusedOp, "_resolve_forward_method", lambda layer: own(resolve, layer))
-    return own
+    return hook_with(DispatchLog(log), monkeypatch)
 
 
 def told(log: Path) -> list[str]:
@@ -66,7 +61,7 @@ def test_on_policy_training_pins_layers_and_the_log_tells_of_them_when_they_have
     hook, log: Path, monkeypatch
 ):
     published = SimpleNamespace(deterministic=SimpleNamespace(rl_on_policy_target="fsdp"))
-    monkeypatch.setattr(activation, "publish_role", lambda: "scheduler")
+    monkeypatch.setattr(activation, "publish_role", lambda: "scheduler", raising=False)
     monkeypatch.setattr(activation, "get_exec", lambda: published)
     layer, x = SiluAndMul(), torch.randn(2, 8)
     settle(log, layer)
@@ -76,6 +71,7 @@ def test_on_policy_training_pins_layers_and_the_log_tells_of_them_when_they_have
     assert told(log) == ["SiluAndMul → sglang(pinned)"]
 
 
+@can_force_native
 def test_a_forced_native_norm_stays_native_and_the_log_tells_of_it(hook, log: Path):
     layer, x = RMSNorm(8, force_native=True), torch.randn(2, 8)
     settle(log, layer)
@@ -153,7 +149,7 @@ def test_lora_on_experts_stays_sglangs_and_is_logged_so(log: Path):
     experts.base_layer.dispatcher = SimpleNamespace(
         dispatch=lambda **given: given, combine=lambda combine_input: combine_input
     )
-    batches = SimpleNamespace(get_batch_info=lambda layout: object())
+    batches = SimpleNamespace(get_batch_info=lambda layout: object(), batch_info=object())
     runner = SimpleNamespace(run=lambda dispatched, quantised, lora_info: "LoRA's runner")
     no = dict.fromkeys(("is_lora", "is_experimental_sgl_trtllm", "is_experimental_sgl_marlin"), lambda: False)
     for name, value in {

@@ -1,11 +1,9 @@
 """SGLang's own layer classes under the hook: what is bound, what falls through, how exact it is."""
 
-import inspect
 from pathlib import Path
 
 import pytest
 import torch
-from sglang.kernels.fused_op import BaseFusedOp
 from sglang.srt.batch_invariant_ops import batch_invariant_ops
 from sglang.srt.layers import layernorm
 from sglang.srt.layers.activation import (
@@ -41,10 +39,9 @@ from sglang_fl.conformance import error_in_units
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, Case
 from sglang_fl.sglang_adapter import gemma_rms_norm, rms_norm
-from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.rotary_embedding import bind
-from sglang_fl.startup import configure
 from tests.engine.native import native
+from tests.engine.release import SEAM, can_force_native, hook_with, present, resolves_in_the_first_call
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -71,12 +68,9 @@ def test_after_one_call_the_forward_method_is_the_kernel():
     assert layer._forward_method is OPS["silu_and_mul"].reference
 
 
-@pytest.mark.parametrize(
-    ("layer", "arguments"),
-    [(RMSNorm(8), (torch.randn(2, 8),)), (rope(), rope_inputs())],
-    ids=["RMSNorm", "RotaryEmbedding"],
-)
-def test_after_one_call_the_forward_method_stays_the_bound_kernel(layer, arguments):
+@pytest.mark.parametrize("name", ["RMSNorm", "RotaryEmbedding"])
+def test_after_one_call_the_forward_method_stays_the_bound_kernel(name: str):
+    layer, arguments = layers_of_each_class()[name]
     layer(*arguments)
     bound = layer._forward_method
     assert bound.__module__.startswith("sglang_fl.sglang_adapter")
@@ -94,7 +88,7 @@ def test_a_class_without_adapter_keeps_sglangs_own_object():
 def test_a_subclass_with_its_own_forward_keeps_sglangs_own_object():
     layer = Ernie4_5_VLRotaryEmbedding.__new__(Ernie4_5_VLRotaryEmbedding)
     torch.nn.Module.__init__(layer)
-    assert layer._resolve_forward_method() == layer.forward_native
+    assert getattr(layer, SEAM.method)() == layer.forward_native
 
 
 def layers_of_each_class() -> dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]:
@@ -176,6 +170,7 @@ def test_a_layer_of_each_class_runs_on_ours_and_gives_what_sglang_gives(name: st
     ]
 
 
+@resolves_in_the_first_call
 def test_resolving_without_storing_commits_nothing():
     layer = SiluAndMul()
     x = torch.randn(2, 8)
@@ -208,9 +203,7 @@ def outputs(result):
 def own_log(tmp_path: Path, monkeypatch) -> Path:
     """A dispatch log of this test alone; the hook's own has each line once in a process."""
     path = tmp_path / "dispatch.log"
-    hook = LayerHook(configure().resolutions, DispatchLog(path))
-    resolve = inspect.unwrap(BaseFusedOp._resolve_forward_method)
-    monkeypatch.setattr(BaseFusedOp, "_resolve_forward_method", lambda layer: hook(resolve, layer))
+    hook_with(DispatchLog(path), monkeypatch)
     return path
 
 
@@ -250,6 +243,7 @@ def test_an_mrope_without_sections_is_sglangs(own_log: Path):
     assert own_log.read_text().splitlines() == ["[OOT-DISPATCH] MRotaryEmbedding → sglang(native)"]
 
 
+@can_force_native
 def test_a_norm_that_sglang_pins_never_asks_us(own_log: Path):
     layer, x = RMSNorm(8, force_native=True), torch.randn(2, 8)
     assert torch.equal(layer(x), layer.forward_native(x))
@@ -272,6 +266,7 @@ def test_a_residual_of_another_dtype_is_left_to_sglang(own_log: Path):
     assert own_log.read_text().splitlines() == ["[OOT-DISPATCH] RMSNorm → sglang(native)"]
 
 
+@present(hasattr(layernorm, "_flashinfer_rmsnorm_quant_available"), "norm that quantises")
 def test_a_norm_is_sglangs_where_it_fuses_quantisation(monkeypatch, own_log: Path):
     monkeypatch.setattr(layernorm, "_flashinfer_rmsnorm_quant_available", True)
     monkeypatch.setattr(layernorm, "_is_static_per_tensor_fp8_linear", lambda method, linear: True)

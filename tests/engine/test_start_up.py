@@ -8,6 +8,7 @@ import pytest
 from sglang_fl import __version__
 from tests.engine.conftest import Run, finish
 from tests.engine.fake_vendor import install_vendor
+from tests.engine.release import SEAM
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -28,11 +29,12 @@ VENDOR = Vendor("older", device_type="x", core_api=0, probe="older_vendor:why_un
 """
 
 #: Runs as a module on PYTHONPATH that Python imports at its start; renames what layer 2 hooks.
-RENAMED_METHOD = """
-import sglang.kernels.fused_op as module
+RENAMED_METHOD = f"""
+import pkgutil
 
-module.BaseFusedOp._resolve = module.BaseFusedOp._resolve_forward_method
-del module.BaseFusedOp._resolve_forward_method
+owner = pkgutil.resolve_name("{SEAM.owner}")
+owner._renamed = owner.{SEAM.method}
+del owner.{SEAM.method}
 """
 
 #: Lets SGLang fail while it applies the hooks, as it does on a target that it cannot patch.
@@ -123,18 +125,18 @@ def test_sglangs_selector_is_answered_with_ours_where_sglang_has_the_platform(la
 
 def test_a_renamed_method_stops_the_start(launch):
     message = refused(launch({}, prelude=RENAMED_METHOD))
-    assert "BaseFusedOp._resolve_forward_method" in message
+    assert SEAM.target in message
     assert "does not exist" in message
 
 
 def test_hooks_that_sglang_fails_to_apply_stop_the_start(launch):
     run = launch({}, prelude=BROKEN_APPLICATION)
     assert run.code == 2
-    assert "_resolve_forward_method, where layer 2 enters, was not hooked" in run.output
+    assert f"{SEAM.method}, where layer 2 enters, was not hooked" in run.output
 
 
 #: Loads the plugins as a server does, under another version of SGLang, and tells who resolves a layer.
-OTHER_RELEASE = """
+OTHER_RELEASE = f"""
 import sglang.version
 
 sglang.version.__version__ = "0.5.24"
@@ -143,7 +145,7 @@ from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.layers.activation import SiluAndMul
 
-print("resolves to", SiluAndMul()._resolve_forward_method().__name__)
+print("resolves to", SiluAndMul().{SEAM.method}().__name__)
 """
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from release.sglang_wheels import unpacked
 from sglang_fl.sglang_adapter.seams import MODELS_LOADED, SCHEDULER, SERVING
-from tests.releases.conftest import unpacked
 from tests.releases.test_releases import RELEASES
 
 pytestmark = pytest.mark.timeout(300)

@@ -4,6 +4,7 @@
 linear attention needs Triton kernels, so neither runs on a CPU host; its classes do.
 """
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,7 +119,7 @@ def test_while_compiled_a_layer_runs_sglangs_native_path_and_the_log_tells_of_it
 
 
 def test_the_plugin_hears_of_layers_that_enter_torch_compile():
-    wrapper = BaseFusedOp.enter_torch_compile
+    wrapper = SiluAndMul.enter_torch_compile
     held = inspect.getclosurevars(wrapper).nonlocals.values()
     assert any(getattr(hook, "__func__", None) is LayerHook.tell_of_torch_compile for hook in held)
 

@@ -140,7 +140,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _compare(
-    kernel: AtenKernel, own: Callable[..., Any], call: tuple[Any, Any], note: str
+    kernel: AtenKernel, own: torch._ops.OpOverload, call: tuple[Any, Any], note: str
 ) -> Iterator[AtenFault]:
     theirs, exact = _copied(call), _as_float64(_copied(call))
     try:
@@ -159,8 +159,8 @@ def _compare(
         return
     for result, other, true in zip(mine, his, real, strict=True):
         if isinstance(result, Tensor):
-            pair = _named_elements(own, call, result, other) or (result, other)
-            yield from _differs(kernel, *pair, true, call, note)
+            result, other = _named_elements(own, call, result, other) or (result, other)
+            yield from _differs(kernel, result, other, true, call, note)
     again = _run(kernel, second)
     if isinstance(again, Exception):
         yield _fault(kernel, f"a second call raised {type(again).__name__}: {again}{note}", call)

@@ -73,9 +73,10 @@ class LayerHook:
 
         Routers and experts keep what runs them where there is more than one token.
         """
+        layer_class: type = type(layer)
         name = getattr(layer._forward_method, "__name__", "")  # (fused_moe_)forward_native
-        if name.endswith("forward_native") and _adapters_of(type(layer)):
-            self._log.write(type(layer).__name__, "sglang(torch.compile)")
+        if name.endswith("forward_native") and _adapters_of(layer_class):
+            self._log.write(layer_class.__name__, "sglang(torch.compile)")
 
     def replace_linear_attention(self, backend: Any) -> None:
         """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""

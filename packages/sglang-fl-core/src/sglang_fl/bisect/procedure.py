@@ -23,8 +23,9 @@ __all__ = ["Bisection", "Engine"]
 
 #: Tokens that the baseline generates and all passes are forced along, and steps that each pass decodes.
 RECORDED, DECODED = 16, 4
-#: How many times what the references, rounded otherwise, make of the same model counts as rounding.
-ROUNDING = 3.0
+#: How many times what the references, each result rounded otherwise, make of the same model counts as
+#: rounding: another draw of the roundings may make more of it.
+ROUNDING = 1.5
 #: How many times the difference of two equal passes counts as noise.
 NOISE = 4.0
 #: Nats below which nothing is told: logits of 10 to 100 in float32 round by as much.

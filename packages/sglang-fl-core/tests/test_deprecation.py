@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import sglang  # noqa: F401 - before our platform, which it looks for while it is half imported itself
 from packaging.version import Version
 
 from sglang_fl import __version__, conformance, deprecation, errors, ops, platform, vendor

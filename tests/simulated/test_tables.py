@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from release.sglang_wheels import unpacked
 from sglang_fl.aten.plan import make_plan, names_of_nothing, offered_ops
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
 from tests.engine.models import FAMILIES
-from tests.releases.conftest import unpacked
 
 ROOT = Path(__file__).parents[2]
 FLAG_GEMS = "5.0.2"

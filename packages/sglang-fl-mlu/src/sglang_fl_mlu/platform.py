@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
 
 from sglang_fl.platform import SGLangPools
 
@@ -24,7 +25,7 @@ def _mlu() -> Any:
     return torch.get_device_module(DEVICE)
 
 
-class MluPlatform(SGLangPools):
+class MluPlatform(SGLangPools, SRTPlatform):  # type: ignore[misc]
     """A Cambricon MLU: PyTorch attention, no graphs, collectives over CNCL."""
 
     _enum = PlatformEnum.OOT

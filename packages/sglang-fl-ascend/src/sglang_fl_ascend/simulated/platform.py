@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
 
 from sglang_fl.platform import SGLangPools
 
@@ -21,7 +22,7 @@ def _npu() -> Any:
     return torch.get_device_module(DEVICE)
 
 
-class SimulatedNpuPlatform(SGLangPools):
+class SimulatedNpuPlatform(SGLangPools, SRTPlatform):  # type: ignore[misc]
     """PyTorch's attention, collectives over HCCL."""
 
     _enum = PlatformEnum.OOT

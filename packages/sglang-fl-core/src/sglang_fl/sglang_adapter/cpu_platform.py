@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
 
 from sglang_fl.cpu import MEM_FRACTION_STATIC
 from sglang_fl.platform import SGLangPools
@@ -16,7 +17,7 @@ from sglang_fl.platform import SGLangPools
 __all__ = ["CpuPlatform"]
 
 
-class CpuPlatform(SGLangPools):
+class CpuPlatform(SGLangPools, SRTPlatform):  # type: ignore[misc]
     """A plain CPU: PyTorch attention, no graphs, collectives over gloo."""
 
     _enum = PlatformEnum.OOT

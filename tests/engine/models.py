@@ -30,6 +30,8 @@ class Family:
     model : the class in transformers that is made of the configuration
     processor : for families that see: makes the processor of pictures, given a tokenizer
     engine : arguments of ``sgl.Engine`` that only this family needs
+    once : ops of the part that sees; SGLang keeps what that made of a picture, so that a mistake planted
+        later has no effect
     """
 
     name: str
@@ -39,6 +41,7 @@ class Family:
     model: Any = transformers.AutoModelForCausalLM
     processor: Callable[[Any], transformers.ProcessorMixin] | None = None
     engine: dict[str, Any] = field(default_factory=dict)
+    once: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return self.name
@@ -259,7 +262,7 @@ VISION_TOKENS = {
 
 def qwen2_vl() -> transformers.PreTrainedConfig:
     return transformers.Qwen2VLConfig(
-        text_config=seeing_text(mrope_section=[4, 6, 6]),
+        text_config=seeing_text(mrope_section=[8, 12, 12]),
         # SGLang reads in_chans, as the published checkpoints have it.
         vision_config=vision(patch_size=14, in_chans=3, embed_dim=64, hidden_size=128, mlp_ratio=2),
         **VISION_TOKENS,
@@ -380,6 +383,7 @@ FAMILIES = (
         {**SWIGLU, "MRotaryEmbedding": "mrope", "QuickGELU": "quick_gelu"},
         transformers.AutoModelForImageTextToText,
         pictures("Qwen2VLProcessor", "Qwen2VLVideoProcessor", 14),
+        once=frozenset({"quick_gelu"}),
     ),
     Family(
         "Qwen2.5-VL",

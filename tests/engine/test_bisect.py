@@ -110,6 +110,8 @@ def test_ctrl_c_leaves_no_process_and_is_no_verdict(moment: str, tiny_model, env
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell that runs the tests in the background has them ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     deadline = time.monotonic() + 200
     while moment not in (tmp_path / "output.log").read_text(errors="replace"):

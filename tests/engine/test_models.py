@@ -230,7 +230,7 @@ def least_noticed(judged: Judged) -> float:
 
 
 def mistakes_in(family: Family) -> list[str]:
-    ops = sorted(set(expected_classes(family).values()))
+    ops = sorted({*expected_classes(family).values()} - family.once)
     return [f"{op}.{name}" for op in ops for name in mistakes_of(op)]
 
 

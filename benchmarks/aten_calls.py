@@ -8,7 +8,6 @@ graphs are seen, and once without. Two layers, one request.
 """
 
 import argparse
-import csv
 import gzip
 import json
 import os
@@ -17,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.bench_engine import CONFIGS, GPU, SIDES, about
+from benchmarks.tables import write_table
 
 STEPS = 32
 LAYERS = 2
@@ -66,10 +66,8 @@ def main() -> None:
     for row in [head, *rows]:
         print(*row, sep="  ", flush=True)
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            file.write(f"# python -m benchmarks.aten_calls --model {options.model}; {about(options.model)}\n")
-            csv.writer(file).writerows([head, *rows])
+        command = f"python -m benchmarks.aten_calls --model {options.model}"
+        write_table(options.csv, f"{command}; {about(options.model)}", head, rows)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import triton
 
 from benchmarks.aten_cases import SERVED, Call, edges_of
 from benchmarks.cuda_timing import graph_times, host_time
+from benchmarks.tables import write_table
 from sglang_fl import __version__
 from sglang_fl.aten import call_check, load_kernels
 from sglang_fl.vendor import AtenKernel
@@ -145,10 +146,8 @@ def main() -> None:
             rows.append(row)
             print(*astuple(rows[-1]), sep=" | ", flush=True)
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            file.write(f"# python -m benchmarks.bench_aten; {about()}\n")
-            csv.writer(file).writerows([[field.name for field in fields(Row)], *map(astuple, rows)])
+        head = [field.name for field in fields(Row)]
+        write_table(options.csv, f"python -m benchmarks.bench_aten; {about()}", head, map(astuple, rows))
 
 
 def calls_in(table: Path) -> dict[str, tuple[str, str]]:

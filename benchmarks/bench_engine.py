@@ -13,7 +13,6 @@ Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``
 """
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -27,6 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.tables import write_table
 
 SIDES = {
     "vanilla": {"SGLANG_PLUGINS": "__none__"},
@@ -270,11 +271,9 @@ def write(rows: list[list], text: str, options: argparse.Namespace) -> None:
     for row in [HEAD, *rows]:
         print(*row, sep="  ", flush=True)
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            command = f"--model {options.model} --sides {options.sides} --rounds {options.rounds}"
-            file.write(f"# python -m benchmarks.bench_engine {command}; {text}; {options.arguments}\n")
-            csv.writer(file).writerows([HEAD, *rows])
+        command = f"--model {options.model} --sides {options.sides} --rounds {options.rounds}"
+        about_it = f"python -m benchmarks.bench_engine {command}; {text}; {options.arguments}"
+        write_table(options.csv, about_it, HEAD, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ they allocate their results themselves, and ops in place go on from their own re
 """
 
 import argparse
-import csv
 import math
 import platform
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from sglang.srt import server_args
 from sglang.version import __version__ as sglang_version
 
 from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
+from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, ROUTERS, TOKENS, Model, Router
 from sglang_fl import __version__
 from sglang_fl.first_call import load_kernel
@@ -342,10 +342,7 @@ def main() -> None:
             print(*rows[-1], sep="  ", flush=True)
     print(*summary(rows), sep="\n")
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            file.write(f"# python -m benchmarks.bench_ops; {about()}\n")
-            csv.writer(file).writerows([HEAD, *rows])
+        write_table(options.csv, f"python -m benchmarks.bench_ops; {about()}", HEAD, rows)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@
 Random weights (``load_format=dummy``) under a model's real configuration. In each round one engine a side is
 started, all at the same time, and every workload runs on them in turn (A B A B ...), one at a time, with
 fresh random tokens and no prefix cache; the next round starts engines anew, because figures vary between
-starts by more than between repetitions in one. Throughput is that of a whole batch of requests, new tokens a
-second; of a prefill, prompt tokens a second. Medians over all repetitions, and the least and greatest of the
-medians of the rounds; the ratio to the first side likewise, each side against the first in the same round.
+starts by more than between repetitions in one. Each side has a home of its own for what it caches, empty
+before the first round: that start is the cold one, the others are warm. Throughput is that of a whole batch
+of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over all repetitions, and the
+least and greatest of the medians of the rounds; the ratio to the first side likewise, each side against the
+first in the same round.
 
 Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults).
 """
@@ -36,6 +38,14 @@ SIDES = {
 }
 #: What the caller has set for himself says nothing about the sides.
 OURS = ("SGLANG_FL", "SGLANG_PLUGINS", "USE_FLAGGEMS")
+#: Where else than at home compiled kernels would be cached.
+CACHES = (
+    "TRITON_CACHE_DIR",
+    "TRITON_HOME",
+    "FLAGGEMS_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_BASE",
+    "XDG_CACHE_HOME",
+)
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
 COMMON = {"hidden_act": "silu", "max_position_embeddings": 8192, "torch_dtype": "bfloat16"}
@@ -86,7 +96,7 @@ WORKLOADS = (
     Workload("prefill of 16 x 1024", 16, 1024, 1, 16),
 )
 WARM_UPS = 2
-START_UP, FIRST = "start-up (s)", "first generation (s)"
+COLD, START_UP, FIRST = "cold start-up (s)", "start-up (s)", "first generation (s)"
 #: Figures of one start: seconds, and tokens a second of each repetition of a workload.
 Figures = dict[str, list[float]]
 
@@ -126,13 +136,18 @@ class Side:
     Parameters
     ----------
     name : of ``SIDES``
+    homes : folder that holds each side's home
     options : of the command line
     """
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
+    def __init__(self, name: str, homes: Path, options: argparse.Namespace) -> None:
+        home = homes / name
+        home.mkdir(exist_ok=True)
         environment = {
-            **{name: text for name, text in os.environ.items() if not name.startswith(OURS)},
+            **{name: text for name, text in os.environ.items() if not name.startswith((*OURS, *CACHES))},
             **SIDES[name],
+            "HOME": str(home),
+            "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
             "SGLANG_FL_DISPATCH_LOG": f"{options.logs}/{name}.dispatch.log",
         }
         command = [sys.executable, "-m", "benchmarks.bench_engine", "--one", "--model", options.model]
@@ -170,11 +185,19 @@ class Side:
             self._process.kill()
 
 
-def run_round(options: argparse.Namespace, loads: Sequence[Workload]) -> dict[str, Figures]:
-    """Start an engine for each side, run the workloads on all of them in turn, return the figures by side."""
-    sides = [Side(name, options) for name in options.sides.split(",")]
+def run_round(
+    options: argparse.Namespace, loads: Sequence[Workload], homes: Path, start_up: str
+) -> dict[str, Figures]:
+    """Start an engine for each side, run the workloads on all of them in turn, return the figures by side.
+
+    Parameters
+    ----------
+    homes : folder that holds each side's home
+    start_up : what the start-up is called in the table
+    """
+    sides = [Side(name, homes, options) for name in options.sides.split(",")]
     try:
-        figures = {side.name: {START_UP: [side.answer()]} for side in sides}
+        figures = {side.name: {start_up: [side.answer()]} for side in sides}
         for side in sides:
             figures[side.name][FIRST] = [loads[0].tokens() / side.run(loads[0])]
         for load in loads:
@@ -193,17 +216,18 @@ def table(rounds: Sequence[dict[str, Figures]]) -> list[list]:
     """Return a row for each figure and side: median and spread, ratio to the first side and its spread."""
     rows = []
     first, *_ = rounds[0]
-    for name in rounds[0][first]:
+    for name in dict.fromkeys(name for figures in rounds for name in figures[first]):
+        having = [figures for figures in rounds if name in figures[first]]
         for side in rounds[0]:
-            medians = [statistics.median(figures[side][name]) for figures in rounds]
-            whole = statistics.median(figure for figures in rounds for figure in figures[side][name])
+            medians = [statistics.median(figures[side][name]) for figures in having]
+            whole = statistics.median(figure for figures in having for figure in figures[side][name])
             ratios = [
                 median / statistics.median(figures[first][name])
-                for median, figures in zip(medians, rounds, strict=True)
+                for median, figures in zip(medians, having, strict=True)
             ]
             rows.append(
                 [
-                    *(name, side, len(rounds)),
+                    *(name, side, len(having)),
                     *(f"{figure:.2f}" for figure in (whole, min(medians), max(medians))),
                     *(f"{ratio:.3f}" for ratio in (statistics.median(ratios), min(ratios), max(ratios))),
                 ]
@@ -259,12 +283,13 @@ def main() -> None:
         return
     loads = WORKLOADS[:1] if options.model == "tiny" else WORKLOADS
     rounds: list[dict[str, Figures]] = []
-    for number in range(options.rounds):
-        rounds.append(run_round(options, loads))
-        for side, figures in rounds[-1].items():
-            medians = {name: round(statistics.median(values), 2) for name, values in figures.items()}
-            print(number, side, medians, flush=True)
-        write(table(rounds), about(options.model), options)
+    with tempfile.TemporaryDirectory() as homes:
+        for number in range(options.rounds):
+            rounds.append(run_round(options, loads, Path(homes), START_UP if number else COLD))
+            for side, figures in rounds[-1].items():
+                medians = {name: round(statistics.median(values), 2) for name, values in figures.items()}
+                print(number, side, medians, flush=True)
+            write(table(rounds), about(options.model), options)
 
 
 def write(rows: list[list], text: str, options: argparse.Namespace) -> None:
@@ -272,6 +297,7 @@ def write(rows: list[list], text: str, options: argparse.Namespace) -> None:
         print(*row, sep="  ", flush=True)
     if options.csv:
         command = f"--model {options.model} --sides {options.sides} --rounds {options.rounds}"
+        command += f" --share {options.share:g}"
         about_it = f"python -m benchmarks.bench_engine {command}; {text}; {options.arguments}"
         write_table(options.csv, about_it, HEAD, rows)
 

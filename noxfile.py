@@ -244,6 +244,14 @@ def bench_aten(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.bench_aten", *session.posargs)
 
 
+@nox.session(name="bench-exactness", default=False)
+def bench_exactness(session: nox.Session) -> None:
+    """How far our Triton kernels and SGLang's own are from float64; needs an NVIDIA GPU."""
+    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
+    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    session.run("python", "-m", "benchmarks.bench_exactness", *session.posargs)
+
+
 @nox.session(name="bench-engine", default=False)
 def bench_engine(session: nox.Session) -> None:
     """SGLang's engine with the plugin and without it; needs an NVIDIA GPU."""

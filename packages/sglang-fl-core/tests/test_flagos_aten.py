@@ -13,7 +13,7 @@ import pytest
 
 from sglang_fl.errors import VendorError
 from sglang_fl.flagos import aten_ops
-from sglang_fl.vendor import AtenOp, flag_gems_aten, is_installed
+from sglang_fl.vendor import AtenOp, flag_gems_aten, flag_gems_aten_kernel, is_installed
 
 TABLE = """
 _FULL_CONFIG = (
@@ -92,3 +92,6 @@ def test_kernels_are_those_of_the_chip_that_apply_and_can_be_switched(flag_gems:
         ("_to_copy", "flag_gems.ops.to_copy"),
     ]
     assert kernels[0].function(1) == "hopper"
+    assert flag_gems_aten_kernel("mul.Tensor") is flag_gems_aten_kernel("mul") is kernels[0].function
+    with pytest.raises(VendorError, match="no ATen kernel 'neg' on this machine"):
+        flag_gems_aten_kernel("neg")

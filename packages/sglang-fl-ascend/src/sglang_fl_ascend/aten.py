@@ -5,10 +5,7 @@ and there is one by which all together are slower (flagos-ai/FlagGems#6286: less
 910C). A white list chooses among those that are not in quarantine.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from sglang_fl.vendor import AtenChoice, AtenQuarantined, load_target
+from sglang_fl.vendor import AtenChoice, AtenQuarantined, flag_gems_aten_kernel
 
 __all__ = ["CHOICES", "QUARANTINE", "index_gathers_wrong_elements", "ones_of_nothing_fail"]
 
@@ -63,12 +60,6 @@ CHOICES = (
 )
 
 
-def _kernel(name: str) -> Callable[..., Any]:
-    kernels = load_target("sglang_fl.flagos.aten:kernels")()
-    found: Callable[..., Any] = next(kernel.function for kernel in kernels if kernel.name == name)
-    return found
-
-
 def ones_of_nothing_fail() -> None:
     """Make ones of no elements.
 
@@ -78,7 +69,7 @@ def ones_of_nothing_fail() -> None:
     """
     import torch
 
-    ones_like = _kernel("ones_like")
+    ones_like = flag_gems_aten_kernel("ones_like")
     try:
         ones_like(torch.empty(0, device="npu"))
     except Exception:  # noqa: BLE001 - Triton's errors have no common class
@@ -95,7 +86,7 @@ def index_gathers_wrong_elements() -> None:
     """
     import torch
 
-    index = _kernel("index")
+    index = flag_gems_aten_kernel("index")
     table, rows = torch.randn(64, 40), torch.randint(0, 64, (1024, 2))
     found = index(table.to("npu"), [rows.to("npu")])
     if torch.equal(found.cpu(), table[rows]):

@@ -31,6 +31,7 @@ __all__ = [
     "Quarantined",
     "Vendor",
     "flag_gems_aten",
+    "flag_gems_aten_kernel",
     "flag_gems_impl",
     "load_target",
     "why_no_device",
@@ -329,6 +330,24 @@ def flag_gems_aten(
         choices=choices,
         quarantine=quarantine,
     )
+
+
+def flag_gems_aten_kernel(name: str) -> Callable[..., Any]:
+    """Return one of FlagGems' ATen kernels, for the reproduction of its fault.
+
+    Parameters
+    ----------
+    name : of the ATen op with its overload, ``lt.Tensor``, or of FlagGems' function, ``lt``
+
+    Raises
+    ------
+    VendorError : FlagGems offers no such kernel on this machine
+    """
+    kernels: tuple[AtenKernel, ...] = load_target("sglang_fl.flagos.aten:kernels")()
+    for kernel in kernels:
+        if name in (kernel.overload, kernel.name):
+            return kernel.function
+    raise VendorError(f"FlagGems has no ATen kernel {name!r} on this machine")
 
 
 def flag_gems_impl(op: str, impl_id: str = "flagos") -> OpImpl:

@@ -4,10 +4,7 @@ None replaces ``torch_mlu``'s by default: nobody has published a measurement tha
 white list chooses among those that are not in quarantine.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from sglang_fl.vendor import AtenChoice, AtenQuarantined, load_target
+from sglang_fl.vendor import AtenChoice, AtenQuarantined, flag_gems_aten_kernel
 
 __all__ = ["CHOICES", "QUARANTINE", "cumsum_is_wrong"]
 
@@ -42,12 +39,6 @@ CHOICES = (
 )
 
 
-def _kernel(name: str) -> Callable[..., Any]:
-    kernels = load_target("sglang_fl.flagos.aten:kernels")()
-    found: Callable[..., Any] = next(kernel.function for kernel in kernels if kernel.name == name)
-    return found
-
-
 def cumsum_is_wrong() -> None:
     """Sum up integers, which no rounding changes, over rows of several lengths.
 
@@ -57,7 +48,7 @@ def cumsum_is_wrong() -> None:
     """
     import torch
 
-    cumsum = _kernel("cumsum")
+    cumsum = flag_gems_aten_kernel("cumsum")
     for width in (7, 100, 4096, 100_000):
         x = torch.randint(0, 100, (3, width))
         if not torch.equal(cumsum(x.to("mlu"), 1).cpu(), x.cumsum(1)):

@@ -3,7 +3,7 @@
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor, flag_gems_aten, flag_gems_impl
 from sglang_fl_nvidia._version import __version__
 from sglang_fl_nvidia.aten import measured_choices
-from sglang_fl_nvidia.quarantine import QUARANTINE
+from sglang_fl_nvidia.aten_quarantine import QUARANTINE
 
 __all__ = ["NVIDIA", "__version__"]
 

@@ -1,4 +1,6 @@
-"""Compare core's public modules with the last release: a breaking change needs a new ``CORE_API``.
+"""Compare core's public modules with the last release.
+
+A breaking change needs a new ``CORE_API``; a name may go only if the last release had deprecated it.
 
 ``python -m release.public_api``; needs griffe. It reads source and imports nothing of it.
 """
@@ -6,6 +8,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import griffe
@@ -17,6 +20,23 @@ SOURCE = "packages/sglang-fl-core/src"
 TAGS = "sglang-fl-core-v*"
 PACKAGE = "sglang_fl"
 PUBLIC = ("vendor", "ops", "errors", "conformance", "platform")
+
+
+@dataclass(frozen=True)
+class Break:
+    """What a package written for the last release would trip over.
+
+    Parameters
+    ----------
+    text : what it is
+    is_gone : a name that is no longer there, and was not deprecated
+    """
+
+    text: str
+    is_gone: bool
+
+    def __str__(self) -> str:
+        return f"  {self.text}"
 
 
 def last_tag(root: Path) -> str | None:
@@ -37,14 +57,19 @@ def check(root: Path) -> tuple[int, str]:
     if tag is None:
         return 0, f"public API: there is no tag {TAGS} yet, so there is nothing to compare with"
     old, new = _modules(root, tag), _modules(root, None)
-    breaks = [line for name in sorted(old) for line in _breaks(name, old[name], new.get(name))]
-    before, now = (_core_api(modules["vendor"]) for modules in (old, new))
+    breaks = [broken for name in sorted(old) for broken in _breaks(name, old[name], new.get(name))]
     if not breaks:
         return 0, f"public API: nothing is broken since {tag}"
+    unannounced = [str(broken) for broken in breaks if broken.is_gone]
+    if unannounced:
+        advice = "A name works and warns for one version before it goes: mark it with sglang_fl.deprecation."
+        return 1, "\n".join([f"public API: {tag} had not deprecated these:", *unannounced, advice])
+    before, now = (_core_api(modules["vendor"]) for modules in (old, new))
+    told = [str(broken) for broken in breaks]
     if now > before:
-        return 0, "\n".join([f"public API: broken since {tag}, and CORE_API is now {now}:", *breaks])
+        return 0, "\n".join([f"public API: broken since {tag}, and CORE_API is now {now}:", *told])
     advice = f"Keep them (see docs/stability.md), or raise CORE_API from {before}."
-    return 1, "\n".join([f"public API: these break packages written for {tag}:", *breaks, advice])
+    return 1, "\n".join([f"public API: these break packages written for {tag}:", *told, advice])
 
 
 def _modules(root: Path, tag: str | None) -> dict[str, griffe.Module]:
@@ -58,15 +83,20 @@ def _modules(root: Path, tag: str | None) -> dict[str, griffe.Module]:
     return {name: package[name] for name in (*PUBLIC, *contracts) if name in package.modules or "." in name}
 
 
-def _breaks(name: str, old: griffe.Module, new: griffe.Module | None) -> Iterator[str]:
-    """Tell what a package that uses the old module would trip over."""
+def _breaks(name: str, old: griffe.Module, new: griffe.Module | None) -> Iterator[Break]:
+    """Yield what a package that uses the old module would trip over."""
     if new is None:
-        yield f"  {PACKAGE}.{name}: the module is gone"
+        yield Break(f"{PACKAGE}.{name}: the module is gone", is_gone=False)
         return
     for breakage in griffe.find_breaking_changes(old, new):
-        explanation = breakage.explain(griffe.ExplanationStyle.ONE_LINE)
-        if not _is_core_api(breakage):
-            yield f"  {explanation}"
+        is_gone = breakage.kind is griffe.BreakageKind.OBJECT_REMOVED
+        if not _is_core_api(breakage) and not (is_gone and _was_deprecated(breakage.obj)):
+            yield Break(breakage.explain(griffe.ExplanationStyle.ONE_LINE), is_gone)
+
+
+def _was_deprecated(obj: griffe.Object) -> bool:
+    decorators = getattr(obj, "decorators", ())
+    return any(decorator.callable_path.rpartition(".")[2] == "deprecated" for decorator in decorators)
 
 
 def _is_core_api(breakage: griffe.Breakage) -> bool:

@@ -56,14 +56,12 @@ def test_the_same_source_passes(released: Path):
 
 
 BREAKING = {
-    "function-gone": (VENDOR, "def flag_gems_impl(", "def gems_impl("),
     "parameter-without-default": (
         VENDOR,
         "requires: tuple[str, ...] = ()\n\n    def __post",
         "requires: tuple[str, ...]\n\n    def __post",
     ),
     "parameter-renamed": (VENDOR, "def load_target(target: str)", "def load_target(name: str)"),
-    "class-gone": ("errors.py", "class UnsupportedError(", "class Unsupported("),
     "contract-with-another-order": (
         SILU,
         "def silu_and_mul(x: Tensor)",
@@ -85,6 +83,34 @@ def test_a_breaking_change_is_refused_without_a_new_core_api(released: Path, edi
     assert "raise CORE_API from 1" in text
     edit(VENDOR, "\nCORE_API = 1\n", "\nCORE_API = 2\n")
     assert check(released)[0] == 0
+
+
+GONE = {
+    "function": (VENDOR, "def flag_gems_impl(", "def gems_impl("),
+    "class": ("errors.py", "class UnsupportedError(", "class Unsupported("),
+}
+
+
+@pytest.mark.parametrize(("file", "old", "new"), GONE.values(), ids=GONE)
+def test_a_name_that_goes_without_a_warning_is_refused_with_a_new_core_api_too(
+    released: Path, edit: Edit, file, old, new
+):
+    edit(file, old, new)
+    edit(VENDOR, "\nCORE_API = 1\n", "\nCORE_API = 2\n")
+    status, text = check(released)
+    assert status == 1
+    assert "sglang-fl-core-v0.1.0 had not deprecated these:" in text
+
+
+@pytest.mark.parametrize(("file", "old", "new"), GONE.values(), ids=GONE)
+def test_a_name_that_the_last_release_had_deprecated_may_go(repository: Path, file, old, new):
+    path = repository / SOURCE / "sglang_fl" / file
+    marked = path.read_text().replace(old, f'@deprecated("another", "0.2")\n{old}')
+    path.write_text(f"{marked}\nfrom sglang_fl.deprecation import deprecated\n")
+    git(repository, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "deprecated")
+    git(repository, "tag", "sglang-fl-core-v0.1.0")
+    path.write_text(path.read_text().replace(old, new))
+    assert check(repository) == (0, "public API: nothing is broken since sglang-fl-core-v0.1.0")
 
 
 HARMLESS = {

@@ -1,6 +1,7 @@
 """A deprecated name works for one more minor version and warns once."""
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 from packaging.version import Version
@@ -34,6 +35,24 @@ def test_a_deprecated_function_works_and_warns_once_at_its_caller():
 def test_a_deprecated_function_keeps_its_name_and_docstring():
     former = deprecated("double", "0.7")(twice)
     assert (former.__name__, former.__doc__) == ("twice", "Return it doubled.")
+
+
+def test_a_deprecated_class_stays_itself_and_warns_when_it_is_first_made():
+    @deprecated("Pair", "0.7")
+    @dataclass(frozen=True)
+    class Former:
+        left: int
+
+    with pytest.warns(
+        DeprecationWarning, match="Former will be removed in sglang-fl-core 0.7: use Pair$"
+    ) as caught:
+        made = Former(left=1)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Former(1) == made
+    assert isinstance(made, Former)
+    assert issubclass(type("Later", (Former,), {}), Former)
 
 
 def test_what_is_deprecated_is_listed():

@@ -36,9 +36,10 @@ DEPRECATED: list[Deprecated] = []
 
 
 def deprecated(instead: str, removed_in: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Mark a public function as one that works for one more minor version.
+    """Mark a public function or class as one that works for one more minor version.
 
-    Its first call in a process warns with ``DeprecationWarning``, later ones are silent.
+    Its first call in a process warns with ``DeprecationWarning``, later ones are silent. A class stays
+    itself, so that subclasses and ``isinstance`` go on; it warns when it is first instantiated.
 
     Parameters
     ----------
@@ -46,19 +47,25 @@ def deprecated(instead: str, removed_in: str) -> Callable[[Callable[P, R]], Call
     removed_in : the minor version of core that no longer has it, ``0.3``
     """
 
-    def mark(function: Callable[P, R]) -> Callable[P, R]:
-        entry = Deprecated(f"{function.__module__}.{function.__qualname__}", instead, removed_in)
+    def mark(marked: Callable[P, R]) -> Callable[P, R]:
+        entry = Deprecated(f"{marked.__module__}.{marked.__qualname__}", instead, removed_in)
         DEPRECATED.append(entry)
-
-        @functools.cache
-        def warn() -> None:
-            warnings.warn(str(entry), DeprecationWarning, stacklevel=3)
-
-        @functools.wraps(function)
-        def forward(*args: P.args, **kwargs: P.kwargs) -> R:
-            warn()
-            return function(*args, **kwargs)
-
-        return forward
+        if isinstance(marked, type):
+            marked.__init__ = _warning_once(entry, marked.__init__)  # type: ignore[misc]
+            return marked
+        return _warning_once(entry, marked)
 
     return mark
+
+
+def _warning_once(entry: Deprecated, function: Callable[P, R]) -> Callable[P, R]:
+    @functools.cache
+    def warn() -> None:
+        warnings.warn(str(entry), DeprecationWarning, stacklevel=3)
+
+    @functools.wraps(function)
+    def forward(*args: P.args, **kwargs: P.kwargs) -> R:
+        warn()
+        return function(*args, **kwargs)
+
+    return forward

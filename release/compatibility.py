@@ -1,8 +1,9 @@
 """Run the engine's tests against a release of SGLang and write down what came of it.
 
-``python -m release.compatibility 0.5.17``; in the session ``compat``, whose environment imports that release.
-Arguments after the release are pytest's. Writes ``docs/compatibility.json``, and from all that stands in it
-``docs/compatibility.md`` and the table in the README.
+``python -m release.compatibility 0.5.17 [test_models test_verify]``; in the session ``compat``, whose
+environment imports that release. Test files may be named, whose outcomes alone are written anew then. Writes
+``docs/compatibility.json``, and from all that stands in it ``docs/compatibility.md`` and the table in the
+README.
 """
 
 import json
@@ -19,41 +20,33 @@ from xml.etree import ElementTree
 __all__ = ["in_readme", "main", "page", "read_outcomes", "summary"]
 
 ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests/engine"
 RESULTS = ROOT / "docs/compatibility.json"
 PAGE = ROOT / "docs/compatibility.md"
 README = ROOT / "README.md"
 #: What stands around the table in the README.
 MARKS = ("<!-- compatibility -->\n", "<!-- /compatibility -->")
 
+#: What became of a test file: how many passed, how many were skipped by reason, the names of what failed.
+Outcomes = dict[str, Any]
+#: For each release versions, and each file's outcomes with their date.
 Results = dict[str, dict[str, Any]]
 
 
-def read_outcomes(report: Path) -> dict[str, Any]:
-    """Read what became of each test from pytest's report in JUnit's form.
-
-    Returns
-    -------
-    dict : ``files``, by test file how many passed, were skipped and failed; ``skipped``, how many by reason;
-        ``failed``, their names
-    """
-    files: dict[str, Counter[str]] = {}
-    reasons: Counter[str] = Counter()
-    failed = []
+def read_outcomes(report: Path) -> dict[str, Outcomes]:
+    """Read what became of the tests of each file from pytest's report in JUnit's form."""
+    files: dict[str, Outcomes] = {}
     for test in ElementTree.parse(report).iter("testcase"):
         path = test.get("classname") or test.get("name") or ""
-        outcome = "passed"
+        name = path.rpartition(".")[2]
+        outcomes = files.setdefault(name, {"passed": 0, "skipped": Counter(), "failed": []})
         if test.find("failure") is not None or test.find("error") is not None:
-            outcome = "failed"
-            failed.append(f"{path.rpartition('.')[2]}::{test.get('name')}")
+            outcomes["failed"].append(f"{name}::{test.get('name')}")
         elif (skip := test.find("skipped")) is not None:
-            outcome = "skipped"
-            reasons[skip.get("message") or "no reason"] += 1
-        files.setdefault(path.rpartition(".")[2], Counter())[outcome] += 1
-    return {
-        "files": {name: dict(sorted(counts.items())) for name, counts in sorted(files.items())},
-        "skipped": dict(sorted(reasons.items())),
-        "failed": sorted(failed),
-    }
+            outcomes["skipped"][skip.get("message") or "no reason"] += 1
+        else:
+            outcomes["passed"] += 1
+    return dict(sorted(files.items()))
 
 
 def summary(results: Results) -> str:
@@ -62,11 +55,13 @@ def summary(results: Results) -> str:
         return "No release was run to the end yet.\n"
     rows = ["| SGLang | passed | skipped | failed |", "|---|---|---|---|"]
     for release, result in results.items():
-        total: Counter[str] = Counter()
-        for counts in result["files"].values():
-            total.update(counts)
-        rows.append(f"| {release} | {total['passed']} | {total['skipped']} | {total['failed']} |")
+        passed, skipped, failed = map(sum, zip(*map(_counts, result["files"].values()), strict=True))
+        rows.append(f"| {release} | {passed} | {skipped} | {failed} |")
     return "\n".join(rows) + "\n"
+
+
+def _counts(outcomes: Outcomes) -> tuple[int, int, int]:
+    return outcomes["passed"], sum(outcomes["skipped"].values()), len(outcomes["failed"])
 
 
 def page(results: Results) -> str:
@@ -89,15 +84,24 @@ layer classes, seams and platforms of *all* supported releases are held by `nox 
 {head}{body}{rest}"""
 
 
-def _cell(counts: dict[str, int] | None) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in (counts or {}).items()) or "not run"
+def _cell(outcomes: Outcomes | None) -> str:
+    if outcomes is None:
+        return "not run"
+    counts = zip(_counts(outcomes), ("passed", "skipped", "failed"), strict=True)
+    return ", ".join(f"{count} {what}" for count, what in counts if count)
 
 
 def _rest(release: str, result: dict[str, Any]) -> str:
+    dates = sorted({outcomes["date"] for outcomes in result["files"].values()})
     versions = f"torch {result['torch']}, transformers {result['transformers']}"
-    lines = [f"\n## {release}\n\n{result['date']}, {versions}.\n"]
-    lines += [f"- {count} skipped: {reason}\n" for reason, count in result["skipped"].items()]
-    lines += [f"- **failed**: `{name}`\n" for name in result["failed"]]
+    lines = [f"\n## {release}\n\n{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {versions}.\n"]
+    reasons: Counter[str] = Counter()
+    for outcomes in result["files"].values():
+        reasons.update(outcomes["skipped"])
+    lines += [f"- {count} skipped: {reason}\n" for reason, count in sorted(reasons.items())]
+    lines += [
+        f"- **failed**: `{name}`\n" for outcomes in result["files"].values() for name in outcomes["failed"]
+    ]
     lines.insert(1, "\n" if len(lines) > 1 else "")
     return "".join(lines)
 
@@ -116,14 +120,21 @@ def _release_of(name: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", name)]
 
 
-def write(release: str, outcomes: dict[str, Any]) -> None:
-    """Put a release's outcomes beside those of the others, and write the pages."""
+def write(release: str, outcomes: dict[str, Outcomes], is_whole: bool = True) -> None:
+    """Put a release's outcomes beside those of the others, and write the pages.
+
+    Parameters
+    ----------
+    is_whole : the outcomes are those of all files; otherwise the other files keep theirs
+    """
     results: Results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    today = datetime.now(timezone.utc).date().isoformat()
+    files = {} if is_whole else results[release]["files"]
+    files |= {name: {"date": today, **of_file} for name, of_file in outcomes.items()}
     results[release] = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
         "torch": version("torch"),
         "transformers": version("transformers"),
-        **outcomes,
+        "files": dict(sorted(files.items())),
     }
     results = {name: results[name] for name in sorted(results, key=_release_of)}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -132,17 +143,22 @@ def write(release: str, outcomes: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Run the tests; the exit status is pytest's. Nothing is written where a part of them was asked for."""
-    release, *arguments = sys.argv[1:]
+    """Run the tests; the exit status is pytest's."""
+    release, *names = sys.argv[1:]
     if version("sglang") != release:
         raise SystemExit(f"this environment has SGLang {version('sglang')}, not {release}")
+    files = [TESTS / f"{name}.py" for name in names] or [TESTS]
+    missing = [str(file.relative_to(ROOT)) for file in files if not file.exists()]
+    if missing:
+        raise SystemExit(f"there is no {', '.join(missing)}")
     report = ROOT / ".cache" / f"compatibility-{release}.xml"
     report.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "pytest", "tests/engine", "-n", "2", "--dist", "loadfile"]
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", *map(str, files), "-n", "2", "--dist", "loadfile"]
     options = ["--continue-on-collection-errors", f"--junitxml={report}"]
-    done = subprocess.run([*command, *options, *arguments], cwd=ROOT, check=False)
-    if not arguments and report.exists():
-        write(release, read_outcomes(report))
+    done = subprocess.run([*command, *options], cwd=ROOT, check=False)
+    if report.exists():
+        write(release, read_outcomes(report), is_whole=not names)
     return done.returncode
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from release.compatibility import PAGE, README, RESULTS, in_readme, page, read_outcomes, summary
+from release import compatibility
+from release.compatibility import MARKS, PAGE, README, RESULTS, in_readme, page, read_outcomes, summary
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.engine.test_one" name="test_a"/>
@@ -20,15 +21,15 @@ REPORT = """<testsuites><testsuite>
 def results(tmp_path: Path) -> dict:
     (tmp_path / "report.xml").write_text(REPORT)
     outcomes = read_outcomes(tmp_path / "report.xml")
-    return {"0.5.17": {"date": "2030-01-01", "torch": "3", "transformers": "6", **outcomes}}
+    files = {name: {"date": "2030-01-01", **of_file} for name, of_file in outcomes.items()}
+    return {"0.5.17": {"torch": "3", "transformers": "6", "files": files}}
 
 
 def test_each_test_is_counted_once(results):
-    assert results["0.5.17"]["files"] == {
-        "test_one": {"failed": 1, "passed": 1},
-        "test_three": {"failed": 1},
-        "test_two": {"skipped": 1},
-    }
+    rows = page(results)
+    assert "| `test_one` | 1 passed, 1 failed |\n" in rows
+    assert "| `test_three` | 1 failed |\n" in rows
+    assert "| `test_two` | 1 skipped |\n" in rows
     assert "| 0.5.17 | 1 | 1 | 2 |" in summary(results)
 
 
@@ -37,6 +38,21 @@ def test_what_failed_or_was_skipped_stands_on_the_page(results):
     assert "- 1 skipped: 0.5.17 lacks it\n" in text
     assert "- **failed**: `test_one::test_b[x]`\n" in text
     assert "- **failed**: `test_three::tests.engine.test_three`\n" in text
+
+
+def test_files_that_are_run_again_replace_their_own_outcomes_alone(
+    results: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("RESULTS", "PAGE", "README"):
+        monkeypatch.setattr(compatibility, name, tmp_path / name)
+    (tmp_path / "RESULTS").write_text(json.dumps(results))
+    (tmp_path / "README").write_text("".join(MARKS))
+    compatibility.write("0.5.17", {"test_one": {"passed": 2, "skipped": {}, "failed": []}}, is_whole=False)
+    text = (tmp_path / "PAGE").read_text()
+    assert "| `test_one` | 2 passed |\n" in text
+    assert "| `test_three` | 1 failed |\n" in text
+    assert "\n2030-01-01 to 2" not in text  # today lies before it
+    assert " to 2030-01-01, torch " in text
 
 
 def test_a_readme_without_the_marks_is_refused():

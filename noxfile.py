@@ -225,7 +225,7 @@ def build(session: nox.Session) -> None:
 def bench_dispatch(session: nox.Session) -> None:
     """A call with the plugin beside the same call without it, in one run."""
     _on_stack(session, CORE)
-    session.run("python", "benchmarks/bench_dispatch.py", *session.posargs)
+    session.run("python", "-m", "benchmarks.bench_dispatch", *session.posargs)
 
 
 @nox.session(name="bench-ops", default=False)

@@ -6,11 +6,10 @@ SGLang's forwards read. What differs is the way to the kernel. Each layer is mea
 reference of its op, and with a kernel that returns at once: there is no faster one, so that ratio is
 the worst that can be. Ratio: the median over the rounds, in each of which both sides run in turn.
 
-    python benchmarks/bench_dispatch.py [--rounds N] [--calls N] [--csv FILE]
+    python -m benchmarks.bench_dispatch [--rounds N] [--calls N] [--csv FILE]
 """
 
 import argparse
-import csv
 import os
 import platform
 import statistics
@@ -29,6 +28,7 @@ from sglang.srt.layers.rotary_embedding.mrope import MRotaryEmbedding
 from sglang.srt.plugins import load_plugins
 from sglang.version import __version__ as sglang_version
 
+from benchmarks.tables import write_table
 from sglang_fl import __version__
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter import ADAPTERS
@@ -201,10 +201,7 @@ def report(rows: list[list[str]], path: Path | None) -> None:
     for row in [head, *rows]:
         print(f"{row[0]:24}{row[1]:12}" + "".join(f"{cell:>19}" for cell in row[2:]))
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            file.write(f"# python benchmarks/bench_dispatch.py; {about}\n")
-            csv.writer(file).writerows([head, *rows])
+        write_table(path, f"python -m benchmarks.bench_dispatch; {about}", head, rows)
 
 
 if __name__ == "__main__":

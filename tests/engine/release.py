@@ -5,7 +5,6 @@ import pkgutil
 
 import pytest
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.platforms.interface import SRTPlatform
 
 from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
@@ -15,7 +14,6 @@ from sglang_fl.startup import configure
 __all__ = [
     "RELEASE",
     "SEAM",
-    "TWO_RANKS",
     "can_force_native",
     "hook_with",
     "present",
@@ -24,13 +22,6 @@ __all__ = [
 
 RELEASE = seams.installed_version()
 SEAM = seams.seam_of(RELEASE)
-
-#: Settings of an engine with two ranks on a CPU. Releases that do not ask a platform for its capabilities
-#: take NCCL for its ranks, a CPU's too, where its library can be loaded, as it can with a torch for CUDA.
-TWO_RANKS = {
-    "SGLANG_CPU_OMP_THREADS_BIND": "0|1",
-    **({} if hasattr(SRTPlatform, "capabilities") else {"SGLANG_NCCL_SO_PATH": "/no/nccl"}),
-}
 
 resolves_in_the_first_call = pytest.mark.skipif(
     SEAM is seams.SEAMS[0], reason=f"SGLang {RELEASE} resolves a layer's kernel in its constructor, once"

@@ -13,7 +13,6 @@ import pytest
 from tests.engine.conftest import finish, processes_with
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
-from tests.engine.release import TWO_RANKS
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -33,7 +32,7 @@ def test_each_fault_is_found_by_its_name_and_nothing_else_is(bisected: Bisected,
 @pytest.fixture(scope="module")
 def bisected_on_two_ranks(environment_of, tmp_path_factory) -> Bisected:
     def environment(settings: dict[str, str]) -> dict[str, str]:
-        return environment_of({**TWO_RANKS, **settings})
+        return environment_of({"SGLANG_CPU_OMP_THREADS_BIND": "0|1", **settings})
 
     folder = tmp_path_factory.mktemp("ranks")
     make_model(next(family for family in FAMILIES if family.name == "Qwen2"), folder / "model")

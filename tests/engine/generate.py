@@ -13,6 +13,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def ask(engine: Any, requests: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def forget(engine: Any) -> None:
+    """Empty the cache of prefixes: SGLang refuses as long as it has not put its last batch away."""
+    deadline = time.monotonic() + 30
+    while not engine.flush_cache().success:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the engine is not idle 30 s after its last answer")
+        time.sleep(0.01)
+
+
 def main() -> None:
     """Start the engine, ask, plant one mistake after the other, ask again."""
     import sglang as sgl
@@ -50,12 +60,12 @@ def main() -> None:
         "mistakes": {},
     }
     for mistake in questions["mistakes"]:
-        engine.flush_cache()
+        forget(engine)
         planted = Path(questions["planted"], mistake)
         planted.touch()
         answers["mistakes"][mistake] = ask(engine, questions["prompts"])
         planted.unlink()
-    engine.flush_cache()
+    forget(engine)
     answers["again"] = ask(engine, questions["prompts"])
     print("RESULT " + json.dumps(answers))
     engine.shutdown()

@@ -11,7 +11,14 @@ from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.startup import configure
 
-__all__ = ["RELEASE", "SEAM", "can_force_native", "hook_with", "present", "resolves_in_the_first_call"]
+__all__ = [
+    "RELEASE",
+    "SEAM",
+    "can_force_native",
+    "hook_with",
+    "present",
+    "resolves_in_the_first_call",
+]
 
 RELEASE = seams.installed_version()
 SEAM = seams.seam_of(RELEASE)

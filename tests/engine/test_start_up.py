@@ -8,7 +8,7 @@ import pytest
 from sglang_fl import __version__
 from tests.engine.conftest import Run, finish
 from tests.engine.fake_vendor import install_vendor
-from tests.engine.release import SEAM
+from tests.engine.release import SEAM, present
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -96,10 +96,6 @@ WRONG = {
         {"SGLANG_FL_PER_OP": "silu_and_mul=flagos;rms_norm=reference"},
         ["'silu_and_mul=flagos'", "vendor cpu has none", "Available for silu_and_mul: reference"],
     ),
-    "forced-backend": (
-        {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "SGLANG_FL_OOT_WHITELIST": "RMSNorm"},
-        ["SGLANG_FORCE_FUSED_OP_BACKEND='torch'", "SGLANG_FL_OOT_WHITELIST names rms_norm. Unset one."],
-    ),
 }
 
 
@@ -108,6 +104,15 @@ def test_a_wrong_setting_stops_the_start_with_one_message(launch, settings, part
     message = refused(launch(settings))
     for part in parts:
         assert part in message
+
+
+@present(SEAM.honours_forced_backend, "layer that SGLANG_FORCE_FUSED_OP_BACKEND reaches")
+def test_a_forced_backend_and_a_named_op_stop_the_start(launch):
+    message = refused(
+        launch({"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "SGLANG_FL_OOT_WHITELIST": "RMSNorm"})
+    )
+    assert "SGLANG_FORCE_FUSED_OP_BACKEND='torch'" in message
+    assert "SGLANG_FL_OOT_WHITELIST names rms_norm. Unset one." in message
 
 
 def test_two_available_vendors_stop_the_start(launch, tmp_path: Path):
@@ -144,6 +149,7 @@ from sglang.srt.plugins import load_plugins
 
 load_plugins()
 from sglang.srt.layers.activation import SiluAndMul
+import tests.engine.conftest  # publishes a configuration where layers need one
 
 print("resolves to", SiluAndMul().{SEAM.method}().__name__)
 """
@@ -165,11 +171,12 @@ def test_an_unsupported_release_refuses_a_backend_asked_for_by_name(environment_
 LOAD = "from sglang.srt.plugins import load_plugins; load_plugins()"
 
 
-def test_a_forced_backend_is_warned_of(environment_of):
+def test_a_forced_backend_is_warned_of_where_it_reaches_the_layers(environment_of):
     settings = {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch"}
     run = finish([sys.executable, "-c", LOAD], environment_of(settings), timeout=60)
     assert run.code == 0, run.output
-    assert run.output.count("SGLANG_FORCE_FUSED_OP_BACKEND='torch': layers that have this backend are") == 1
+    warnings = run.output.count("SGLANG_FORCE_FUSED_OP_BACKEND='torch': layers that have this backend are")
+    assert warnings == SEAM.honours_forced_backend
 
 
 def test_broken_vendor_packages_harm_nobody(run_offline, tmp_path: Path):

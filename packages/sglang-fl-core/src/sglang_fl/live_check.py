@@ -36,10 +36,12 @@ class LiveCheck:
         self._names: dict[int, str] = {}
         self._said: set[tuple[object, ...]] = set()
         self._has_tripped = False
-        logger.info(
-            "checking one call in %d of %s; calls that a CUDA graph replays cannot be seen",
-            *(every, ", ".join(sorted(self._ops))),
-        )
+        self._every = every
+
+    def __str__(self) -> str:
+        """Say what is checked."""
+        ops = ", ".join(sorted(self._ops))
+        return f"checking one call in {self._every} of {ops}; calls that a CUDA graph replays cannot be seen"
 
     def learn_names(self, model: torch.nn.Module) -> None:
         """Remember the names of a model's layers."""

@@ -4,10 +4,11 @@ SGLang imports platforms while ``sglang`` itself is half imported: nothing here 
 method is called.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["SGLangPools"]
+__all__ = ["NotCuda", "SGLangPools"]
 
 
 class SGLangPools:
@@ -27,6 +28,33 @@ class SGLangPools:
         for answer in (get_mha_kv_pool_cls, get_mla_kv_pool_cls, get_paged_allocator_cls):
             if answer.__name__ not in vars(cls):
                 setattr(cls, answer.__name__, answer)
+
+
+class NotCuda:
+    """Keeps SGLang from taking a platform for CUDA where it does not ask.
+
+    Up to 0.5.20 SGLang prepares pictures on ``cuda:0`` for all platforms but a few of its own, and up to
+    0.5.22 it takes NCCL for their ranks wherever the library can be loaded, which a torch for CUDA brings
+    along. Later this class adds nothing. A platform names it before its SGLang base class::
+
+        class MyPlatform(SGLangPools, NotCuda, SRTPlatform): ...
+    """
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Have pictures prepared on the host by Pillow, unless the user chose what prepares them."""
+        super().apply_server_args_defaults(server_args)  # type: ignore[misc]
+        if hasattr(self, "capabilities"):
+            return
+        if not hasattr(server_args, "image_processor_backend"):
+            server_args.disable_fast_image_processor = True
+        elif server_args.image_processor_backend == "auto":
+            server_args.image_processor_backend = "pil"
+
+    def init_backend(self) -> None:
+        """Have no NCCL found, unless the user named one."""
+        super().init_backend()  # type: ignore[misc]
+        if not hasattr(getattr(self, "capabilities", None), "supports_pynccl"):
+            os.environ.setdefault("SGLANG_NCCL_SO_PATH", f"no-nccl-on-{self.device_name}")  # type: ignore[attr-defined]
 
 
 def get_mha_kv_pool_cls(platform: Any) -> type:

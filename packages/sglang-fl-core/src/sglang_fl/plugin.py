@@ -174,7 +174,7 @@ def _wrap(live: LiveCheck | None, has_record: bool) -> Callable[[Op, Any, Kernel
 
 
 def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
-    from sglang_fl.sglang_adapter import hook, loaded
+    from sglang_fl.sglang_adapter import hook, loaded, log_ready
 
     configuration = layers.configuration
     named = named_ops(configuration.settings)
@@ -186,6 +186,7 @@ def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
     live = None
     if settings.verify:
         live = LiveCheck(settings.verify, settings.verify_rate.denominator, vendor.device_type)
+        log_ready.when_log_is_ready(lambda: inform_user(str(live)))
     layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, _wrap(live, has_record))
     models = loaded.LoadedModels(named, log, installed_version())
 

@@ -12,12 +12,12 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 from sglang_fl.cpu import MEM_FRACTION_STATIC
-from sglang_fl.platform import SGLangPools
+from sglang_fl.platform import NotCuda, SGLangPools
 
 __all__ = ["CpuPlatform"]
 
 
-class CpuPlatform(SGLangPools, SRTPlatform):  # type: ignore[misc]
+class CpuPlatform(SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
     """A plain CPU: PyTorch attention, no graphs, collectives over gloo."""
 
     _enum = PlatformEnum.OOT
@@ -74,6 +74,7 @@ class CpuPlatform(SGLangPools, SRTPlatform):  # type: ignore[misc]
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Set what the user left open: the share of memory, and the attention backend."""
+        super().apply_server_args_defaults(server_args)
         if server_args.mem_fraction_static is None:
             server_args.mem_fraction_static = MEM_FRACTION_STATIC
         if server_args.attention_backend in (None, "intel_amx"):

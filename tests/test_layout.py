@@ -109,9 +109,9 @@ def test_only_settings_reads_the_environment():
         for path in ROOT.glob("packages/*/src/**/*.py")
         if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    # foreign.py looks at what NCCL, Gloo, Triton and the drivers will read, redaction.py at secrets; of ours
-    # they read none.
-    assert readers == {"settings.py", "foreign.py", "redaction.py"}
+    # foreign.py looks at what NCCL, Gloo, Triton and the drivers will read, redaction.py at secrets, and
+    # platform.py sets what SGLang reads; of ours they read none.
+    assert readers == {"settings.py", "foreign.py", "redaction.py", "platform.py"}
 
 
 def test_each_check_of_doctor_is_in_the_table_of_symptoms():

@@ -7,8 +7,10 @@ on the CPU.
 import importlib
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import exercise_shortcuts
@@ -40,6 +42,7 @@ def main() -> None:
     facts["flag"] = former_flag()
     facts["platform"] = platform()
     facts["pools"] = pools()
+    facts["not_cuda"] = not_cuda()
     facts["norm_before_linear"] = norm_before_linear()
     facts["shortcuts"] = exercise_shortcuts.exercise(Path(sys.argv[1]))
     facts["mlu_leaves_open"] = left_open_by_mlu()
@@ -144,6 +147,26 @@ def platform() -> dict[str, Any]:
         "mem_fraction_static": arguments.mem_fraction_static,
         "attention_backend": arguments.attention_backend,
     }
+
+
+def not_cuda() -> dict[str, list[str | None]]:
+    """Return by platform what prepares pictures and which NCCL SGLang is to load; None: SGLang's choice."""
+    from sglang.srt.platforms import current_platform
+    from sglang.srt.server_args import ServerArgs
+
+    from sglang_fl_mlu.platform import MluPlatform
+
+    answers = {}
+    for asked in (current_platform, MluPlatform()):
+        arguments = SimpleNamespace(mem_fraction_static=None, attention_backend=None)
+        if hasattr(ServerArgs, "image_processor_backend"):
+            arguments.image_processor_backend = "auto"
+        asked.apply_server_args_defaults(arguments)
+        slow = getattr(arguments, "disable_fast_image_processor", False)
+        backend = getattr(arguments, "image_processor_backend", "pil" if slow else "auto")
+        asked.init_backend()
+        answers[asked.device_name] = [backend, os.environ.pop("SGLANG_NCCL_SO_PATH", None)]
+    return answers
 
 
 def pools() -> dict[str, Any] | None:

@@ -100,6 +100,19 @@ def test_the_cpu_platform_sets_its_defaults(facts):
     }
 
 
+#: The last releases that do not ask a platform whether it is CUDA: pictures to 0.5.20 (0.5.21 cannot be told
+#: from them), ranks.
+LAST_WITH_PICTURES_ON_CUDA, LAST_WITH_NCCL_FOR_ALL = 21, 22
+
+
+def test_sglang_takes_no_platform_of_ours_for_cuda(facts):
+    release = int(facts["release"].rpartition(".")[2])
+    pictures = "pil" if release <= LAST_WITH_PICTURES_ON_CUDA else "auto"
+    for name, answer in facts["not_cuda"].items():
+        nccl = f"no-nccl-on-{name}" if release <= LAST_WITH_NCCL_FOR_ALL else None
+        assert answer == [pictures, nccl]
+
+
 LAST_THAT_ASKS_FOR_POOLS = 21
 
 

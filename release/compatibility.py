@@ -1,9 +1,9 @@
 """Run the engine's tests against a release of SGLang and write down what came of it.
 
 ``python -m release.compatibility 0.5.17 [test_models test_verify]``; in the session ``compat``, whose
-environment imports that release. Test files may be named, whose outcomes alone are written anew then. Writes
-``docs/compatibility.json``, and from all that stands in it ``docs/compatibility.md`` and the table in the
-README.
+environment imports that release. Test files may be named, whose outcomes alone are written anew then, or
+``--failed`` for the tests that failed. Writes ``docs/compatibility.json``, and from all that stands in it
+``docs/compatibility.md`` and the table in the README.
 """
 
 import json
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -78,7 +79,8 @@ def page(results: Results) -> str:
 Written by `nox -s compat`: the tests of SGLang's engine on the CPU, `tests/engine`, against a release of each
 generation of its contract with plugins. Older releases run from their own wheel, with the transformers that
 they pin, on top of the environment of the newest: its torch is newer than the one they were made for. The
-layer classes, seams and platforms of *all* supported releases are held by `nox -s releases`.
+layer classes, seams and platforms of *all* supported releases are held by `nox -s releases`. What failed may
+have been run again alone (`-- --failed`), after it was mended.
 
 {summary(results)}
 {head}{body}{rest}"""
@@ -120,6 +122,21 @@ def _release_of(name: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", name)]
 
 
+def after_failures(former: dict[str, Outcomes], again: dict[str, Outcomes]) -> dict[str, Outcomes]:
+    """Return the outcomes of the files of which the failed tests were run again."""
+    merged = {}
+    for name, outcomes in again.items():
+        passed = former[name]["passed"] + outcomes["passed"]
+        skipped = Counter(former[name]["skipped"]) + Counter(outcomes["skipped"])
+        merged[name] = {"passed": passed, "skipped": skipped, "failed": outcomes["failed"]}
+    return merged
+
+
+def read_results() -> Results:
+    """Return all that is written down so far."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
 def write(release: str, outcomes: dict[str, Outcomes], is_whole: bool = True) -> None:
     """Put a release's outcomes beside those of the others, and write the pages.
 
@@ -127,7 +144,7 @@ def write(release: str, outcomes: dict[str, Outcomes], is_whole: bool = True) ->
     ----------
     is_whole : the outcomes are those of all files; otherwise the other files keep theirs
     """
-    results: Results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = read_results()
     today = datetime.now(timezone.utc).date().isoformat()
     files = {} if is_whole else results[release]["files"]
     files |= {name: {"date": today, **of_file} for name, of_file in outcomes.items()}
@@ -142,24 +159,36 @@ def write(release: str, outcomes: dict[str, Outcomes], is_whole: bool = True) ->
     README.write_text(in_readme(README.read_text(encoding="utf-8"), summary(results)), encoding="utf-8")
 
 
+def run(release: str, tests: Sequence[str]) -> tuple[int, dict[str, Outcomes]]:
+    """Run tests, by path or node id; return pytest's status and what became of them."""
+    report = ROOT / ".cache" / f"compatibility-{release}.xml"
+    report.parent.mkdir(exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", *tests, "-n", "2", "--dist", "loadfile"]
+    options = ["--continue-on-collection-errors", f"--junitxml={report}"]
+    done = subprocess.run([*command, *options], cwd=ROOT, check=False)
+    return done.returncode, read_outcomes(report) if report.exists() else {}
+
+
 def main() -> int:
     """Run the tests; the exit status is pytest's."""
     release, *names = sys.argv[1:]
     if version("sglang") != release:
         raise SystemExit(f"this environment has SGLang {version('sglang')}, not {release}")
+    if names == ["--failed"]:
+        former = read_results()[release]["files"]
+        failed = [name for outcomes in former.values() for name in outcomes["failed"]]
+        status, outcomes = run(release, [f"{TESTS}/{name.replace('::', '.py::', 1)}" for name in failed])
+        write(release, after_failures(former, outcomes), is_whole=False)
+        return status
     files = [TESTS / f"{name}.py" for name in names] or [TESTS]
     missing = [str(file.relative_to(ROOT)) for file in files if not file.exists()]
     if missing:
         raise SystemExit(f"there is no {', '.join(missing)}")
-    report = ROOT / ".cache" / f"compatibility-{release}.xml"
-    report.parent.mkdir(exist_ok=True)
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", *map(str, files), "-n", "2", "--dist", "loadfile"]
-    options = ["--continue-on-collection-errors", f"--junitxml={report}"]
-    done = subprocess.run([*command, *options], cwd=ROOT, check=False)
-    if report.exists():
-        write(release, read_outcomes(report), is_whole=not names)
-    return done.returncode
+    status, outcomes = run(release, [str(file) for file in files])
+    if outcomes:
+        write(release, outcomes, is_whole=not names)
+    return status
 
 
 if __name__ == "__main__":

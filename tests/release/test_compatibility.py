@@ -55,6 +55,16 @@ def test_files_that_are_run_again_replace_their_own_outcomes_alone(
     assert " to 2030-01-01, torch " in text
 
 
+def test_what_failed_and_was_run_again_is_counted_once(results: dict):
+    again = {"test_one": {"passed": 1, "skipped": {}, "failed": []}}
+    again["test_three"] = {"passed": 0, "skipped": {"no chip": 1}, "failed": []}
+    merged = compatibility.after_failures(results["0.5.17"]["files"], again)
+    assert merged == {
+        "test_one": {"passed": 2, "skipped": {}, "failed": []},
+        "test_three": {"passed": 0, "skipped": {"no chip": 1}, "failed": []},
+    }
+
+
 def test_a_readme_without_the_marks_is_refused():
     with pytest.raises(ValueError, match="there are not once the lines"):
         in_readme("# sglang-fl\n", "")

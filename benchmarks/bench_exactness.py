@@ -121,48 +121,48 @@ def sides_of(op: Op) -> Mapping[str, Callable]:
     return {name: load_kernel(op, impl) for name, impl in impls.items()} | {"reference": op.reference}
 
 
-def error(op: Op, side: Callable, given: Arguments) -> float | None:
-    """Return the error of the worst result that is a floating-point one; None where the side refuses."""
-    exact = {name: copied(value, torch.float64) for name, value in given.items()}
-    own = {name: copied(value) for name, value in given.items()}
-    if lacking(side, [name for name in op.options if name in given]):
-        return None
-    expected = op.reference(**exact)
-    truth = op.results(expected, exact)
+def errors(given: Input, dtype: torch.dtype, seed: int) -> dict[str, float | None]:
+    """Return by side the error of the worst result that is a floating-point one; None where it refuses."""
+    op = OPS[given.op]
+    exact = {name: as_float64(value) for name, value in given.draw(dtype, seed).items()}
+    truth = op.results(op.reference(**exact), exact)
     sizes = op.magnitude(truth, **exact) if op.magnitude else truth
     sizes = (sizes,) if isinstance(sizes, Tensor) else sizes
+    found: dict[str, float | None] = {}
+    for name, side in sides_of(op).items():
+        results = results_of(op, side, given.draw(dtype, seed))
+        found[name] = results and max(
+            error_in_units(result, true, size)
+            for result, true, size in zip(results, truth, sizes, strict=True)
+            if result.is_floating_point()
+        )
+    return found
+
+
+def results_of(op: Op, side: Callable, arguments: Arguments) -> tuple[Tensor, ...] | None:
+    """Call a side, which may write to its arguments, on poisoned memory; return None where it refuses."""
+    if lacking(side, [name for name in op.options if name in arguments]):
+        return None
     poison = [torch.full((size,), torch.nan, device=DEVICE) for size, count in POISONS for _ in range(count)]
     del poison
     try:
-        outputs = side(**own)
+        return op.results(side(**arguments), arguments)
     except UnsupportedError:
         return None
-    results = op.results(outputs, own)
-    return max(
-        error_in_units(result, true, size)
-        for result, true, size in zip(results, truth, sizes, strict=True)
-        if result.is_floating_point()
-    )
 
 
-def copied(value: object, dtype: torch.dtype | None = None) -> object:
-    """Return a tensor's copy of the same strides; in ``dtype``, if given, where it is a floating one."""
-    if not isinstance(value, Tensor):
-        return value
-    if dtype is not None:
-        return value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
-    whole = value.as_strided((value.untyped_storage().nbytes() // value.element_size(),), (1,), 0).clone()
-    return whole.as_strided(value.shape, value.stride(), value.storage_offset())
+def as_float64(value: object) -> object:
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(torch.float64) if is_floating else value
 
 
 def row_of(given: Input, dtype: torch.dtype, seeds: int) -> list:
-    op = OPS[given.op]
-    figures: dict[str, float | None] = {}
-    for name, side in sides_of(op).items():
-        errors = [error(op, side, given.draw(dtype, seed)) for seed in range(1, 1 + seeds)]
-        figures[name] = None if None in errors else max(errors)
-    texts = ["" if figures.get(name) is None else f"{figures[name]:.3f}" for name in SIDES]
-    return [op.name, given.name, str(dtype).removeprefix("torch."), seeds, *texts]
+    draws = [errors(given, dtype, seed) for seed in range(1, 1 + seeds)]
+    texts = []
+    for name in SIDES:
+        figures = [draw.get(name) for draw in draws]
+        texts.append("" if None in figures else f"{max(figures):.3f}")
+    return [given.op, given.name, str(dtype).removeprefix("torch."), seeds, *texts]
 
 
 def further(row: list) -> float:

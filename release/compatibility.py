@@ -178,6 +178,8 @@ def main() -> int:
     if names == ["--failed"]:
         former = read_results()[release]["files"]
         failed = [name for outcomes in former.values() for name in outcomes["failed"]]
+        if not failed:
+            raise SystemExit(f"no test failed on {release}")
         status, outcomes = run(release, [f"{TESTS}/{name.replace('::', '.py::', 1)}" for name in failed])
         write(release, after_failures(former, outcomes), is_whole=False)
         return status

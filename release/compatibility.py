@@ -127,7 +127,7 @@ def after_failures(former: dict[str, Outcomes], again: dict[str, Outcomes]) -> d
     merged = {}
     for name, outcomes in again.items():
         passed = former[name]["passed"] + outcomes["passed"]
-        skipped = Counter(former[name]["skipped"]) + Counter(outcomes["skipped"])
+        skipped: Counter[str] = Counter(former[name]["skipped"]) + Counter(outcomes["skipped"])
         merged[name] = {"passed": passed, "skipped": skipped, "failed": outcomes["failed"]}
     return merged
 

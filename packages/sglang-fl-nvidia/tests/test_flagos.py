@@ -1,6 +1,7 @@
 """Our Triton kernels: in Triton's interpreter where there is no GPU, and what only a GPU can show."""
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import OPS, Case, Op
 from sglang_fl.vendor import OpImpl, load_target
 from sglang_fl_nvidia import NVIDIA
+from sglang_fl_nvidia.flagos import gated, layer_norm, rotation
 
 OURS = [impl for impl in NVIDIA.impls if impl.target.startswith("sglang_fl_nvidia.flagos.")]
 CASES = [(impl, case) for impl in OURS for case in OPS[impl.op].cases]
@@ -153,6 +155,91 @@ def test_many_tokens(op: str, tokens: int):
     unit = torch.finfo(DTYPES[0]).eps
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=unit, atol=unit * 1e-2)
+
+
+def _with_tiles(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **limits: int) -> None:
+    """Have a kernel take the tiles that it takes past other limits than its own."""
+    for name, limit in limits.items():
+        monkeypatch.setattr(module, name, limit)
+    monkeypatch.setattr(module, "_launches", {})
+
+
+@pytest.mark.parametrize("width", [4000, 5000], ids=["cut-into-wide-tiles", "not-so"])
+@pytest.mark.parametrize(("short", "cached"), [(1 << 30, 1 << 30), (0, 1 << 30), (0, 0)])
+def test_every_tile_of_a_gated_activation(
+    width: int, short: int, cached: int, monkeypatch: pytest.MonkeyPatch
+):
+    _with_tiles(monkeypatch, gated, SHORT=short, CACHED=cached)
+    x = torch.randn(9, 2 * width, device=DEVICE)
+    exact = OPS["silu_and_mul"].reference(x.double()).cpu()
+    assert error_in_units(kernel("silu_and_mul")(x).cpu(), exact) <= OPS["silu_and_mul"].bound.single
+
+
+@pytest.mark.parametrize("width", [100, 5000, 9000], ids=["narrow", "in-stages", "too-wide-for-stages"])
+@pytest.mark.parametrize("rows", [1, 7, 8])
+def test_every_tile_of_a_layer_norm(width: int, rows: int, monkeypatch: pytest.MonkeyPatch):
+    _with_tiles(monkeypatch, layer_norm, MANY=0, MANY_ROWS=0)
+    x, weight, bias = (torch.randn(*shape, device=DEVICE) for shape in ((rows, width), (width,), (width,)))
+    exact = OPS["layer_norm"].reference(*(t.double() for t in (x, weight, bias)), 1e-5)
+    got = kernel("layer_norm")(x, weight, bias, 1e-5)
+    torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("many", [0, 1 << 30])
+@pytest.mark.parametrize("is_neox", [True, False])
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(5, 2, 64), (40, 1, 96), (1, 1, 16)], ids=str)
+def test_every_tile_of_a_rotation(
+    heads: int, key_heads: int, size: int, is_neox: bool, many: int, monkeypatch: pytest.MonkeyPatch
+):
+    _with_tiles(monkeypatch, rotation, MANY=many)
+    positions, cache = torch.tensor([3, 0, 9, 1, 5], device=DEVICE), torch.rand(10, size, device=DEVICE)
+    query, key = (torch.randn(5, n * size, device=DEVICE) for n in (heads, key_heads))
+    rest = cache.double(), size, is_neox
+    exact = OPS["rotary_embedding"].reference(positions, query.double(), key.double(), *rest)
+    got = kernel("rotary_embedding")(positions, query, key, cache, size, is_neox)
+    for one, other in zip(got, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-6)
+
+
+def test_query_and_key_of_two_dtypes_are_both_turned_or_neither():
+    positions, cache = torch.arange(3, device=DEVICE), torch.rand(8, 32, device=DEVICE)
+    query, key = torch.randn(3, 64, device=DEVICE), torch.randn(3, 32, device=DEVICE).half()
+    wanted = OPS["rotary_embedding"].reference(positions, query, key, cache, 32, True)
+    before = query.clone()
+    with pytest.raises(UnsupportedError, match="float64"):
+        kernel("rotary_embedding")(positions, query, key.double(), cache, 32, True)
+    assert torch.equal(query, before)
+    got = kernel("rotary_embedding")(positions, query, key, cache, 32, True)
+    assert got[0] is query
+    assert got[1] is key
+    torch.testing.assert_close(got[0], wanted[0])
+    torch.testing.assert_close(got[1], wanted[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 64, 4096])
+def test_kernels_that_overlap_compute_what_they_compute_alone(tokens: int):
+    """Each reads what one kernel before it wrote, or two, while that one may still run."""
+    positions = torch.arange(tokens, device="cuda")
+    cache, weight = torch.rand(tokens, 64, device="cuda"), torch.rand(512, device="cuda").half()
+
+    def chain(pause: Callable[[], None]) -> list[Tensor]:
+        generator = torch.Generator("cuda").manual_seed(tokens)
+        x, residual = torch.randn(2, tokens, 512, device="cuda", generator=generator).half()
+        for _ in range(20):
+            kernel("rms_norm")(x, weight, 1e-6, residual)
+            pause()
+            kernel("rotary_embedding")(positions, x, residual, cache, 64, True)
+            pause()
+            x = kernel("layer_norm")(x, weight, None, 1e-6)
+            pause()
+            kernel("silu_and_mul")(x)
+            pause()
+        return [x, residual]
+
+    alone = chain(torch.cuda.synchronize)
+    together = chain(lambda: None)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
 @pytest.mark.gpu

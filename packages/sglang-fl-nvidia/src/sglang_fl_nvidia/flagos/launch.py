@@ -5,9 +5,9 @@ than all the rest of an op (12 µs; H200 host, Triton 3.6). Here a kernel is com
 constants and then launched directly, through the call that Triton itself makes last (4.7 µs).
 
 On Hopper and later the kernels overlap with their neighbours in the stream (programmatic dependent launch):
-a kernel is brought onto the chip while its predecessor ends, and waits there (``gdc_wait``) before it
-touches anything that the predecessor may have written. Weights alone are loaded before that wait, because
-nothing on the way of a forward pass writes them.
+a kernel is brought onto the chip while its predecessor runs, and waits there before it touches anything that
+the predecessor may have written. Weights alone are loaded before that wait, because nothing on the way of a
+forward pass writes them.
 """
 
 import functools
@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import UnsupportedError
 
-__all__ = ["DTYPES", "Launch", "Launches", "address", "compiled"]
+__all__ = ["DTYPES", "Launch", "Launches", "address", "compiled", "overlap"]
 
 #: What the kernels here take; all of them compute in float32.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -37,6 +39,20 @@ _IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 _OVERLAP_SINCE = (9, 0)
 #: PyTorch without CUDA has none; there only Triton's interpreter runs.
 _stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+@triton.jit
+def overlap(OVERLAP: tl.constexpr) -> None:
+    """Wait until the kernel before is done, then let the next one come onto the chip.
+
+    Called once, by every program, after it has loaded weights and before all else. The next kernel comes when
+    all programs of this one have begun, so it takes no place from them. Not before the wait: the next kernel
+    could then load what the one *before* is still writing. At the end, as other kernels do it, is too late
+    for short ones: µs of ``silu_and_mul`` at 16 x 14336 after another (bfloat16, H200) 1.37, here 1.01.
+    """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 def _itself(tensor: Tensor) -> Tensor:

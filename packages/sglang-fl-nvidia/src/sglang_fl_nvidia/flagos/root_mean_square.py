@@ -6,11 +6,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import Outputs
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled, overlap
 
 __all__ = ["MANY", "PLAIN", "SHIFTED", "Style", "norm_rows", "tile"]
 
@@ -73,8 +72,7 @@ def norm_kernel(
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32) + SHIFT
     if ROWS > 1:
         inside = inside & (row < rows)
-    if OVERLAP:
-        gdc_wait()
+    overlap(OVERLAP)
     h = tl.load(x_ptr + row * X_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         h += tl.load(residual_ptr + row * RESIDUAL_STRIDE + column, mask=inside, other=0.0).to(tl.float32)
@@ -90,22 +88,22 @@ def norm_kernel(
         normed = normed.to(x_ptr.dtype.element_ty).to(tl.float32)
     result = (normed * weight).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * OUT_STRIDE + column, result, mask=inside)
-    if OVERLAP:
-        gdc_launch_dependents()
 
 
-def tile(width: int, is_many: bool) -> tuple[int, int, int]:
+def tile(width: int, is_many: bool, has_residual: bool) -> tuple[int, int, int]:
     """Return rows and columns of a program, and its warps.
 
-    µs on an H200 (bfloat16), few rows (16) and many (16384), for rows/warps of a program:
-    896 wide: 1/4 0.85 and 20.4, 2/2 1.05 and 14.3; 4096 wide with a residual: 1/8 1.17 and 134.8, 1/4 1.20
-    and 133.8; 7168 wide: 1/8 1.28 and 113.3, 1/16 1.27 and 119.7.
+    µs on an H200 (bfloat16), few rows (16) and many (16384), for rows/warps of a program: 896 wide: 1/4 0.85
+    and 20.4, 2/2 1.05 and 14.3; with a residual many 2/2 29.8 and 1/4 29.6, and at 4096 rows 9.3 and 8.6.
+    4096 wide with a residual: many 1/2 131.3, 1/4 133.5 and 1/8 134.6. 7168 wide: 1/8 1.28 and 113.3, 1/16
+    1.27 and 119.7.
     """
     block = triton.next_power_of_2(width)
     if block >= 2048:
-        return 1, block, min(32, max(4 if is_many else 8, block // 2048))
+        least = 8 if not is_many else 2 if has_residual else 4
+        return 1, block, min(32, max(least, block // 2048))
     if block == 1024:
-        return (2, block, 2) if is_many else (1, block, 4)
+        return (2, block, 2) if is_many and not has_residual else (1, block, 4)
     return 1024 // block, block, 2
 
 
@@ -244,7 +242,7 @@ def _compiled(
     names = ("X_STRIDE", "RESIDUAL_STRIDE", "POST_STRIDE", "OUT_STRIDE", "SUM_STRIDE")
 
     def launch(is_many: bool) -> tuple[Launch, int]:
-        rows_each, block, warps = tile(width, is_many)
+        rows_each, block, warps = tile(width, is_many, residual is not None)
         return compiled(
             norm_kernel,
             *(x, weight, added, added_too, out, total, rows, 1e-6),

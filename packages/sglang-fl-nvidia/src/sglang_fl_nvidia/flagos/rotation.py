@@ -6,59 +6,17 @@ Each program holds both elements of the pairs that it turns, loaded before eithe
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import ContractError, UnsupportedError
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 
 __all__ = ["rotate_heads"]
 
-#: Tokens from which on programs are bound by the memory, not by their latency.
-MANY = 512
-
-
-@triton.jit
-def _loaded(start, inside, HALF: tl.constexpr, LANES: tl.constexpr, IS_NEOX: tl.constexpr):
-    """Return the heads that begin at ``start``, (tokens, heads, 1): two halves, or all as they lie."""
-    if IS_NEOX:
-        lane = tl.arange(0, LANES)[None, None, :]
-        inside = inside & (lane < HALF)
-        left = tl.load(start + lane, mask=inside, other=0.0)
-        right = tl.load(start + HALF + lane, mask=inside, other=0.0)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        left = tl.load(start + element, mask=inside & (element < 2 * HALF), other=0.0)
-        right = left
-    return left, right
-
-
-@triton.jit
-def _turn(
-    start,
-    inside,
-    left,
-    right,
-    cos,
-    sin,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    LANES: tl.constexpr,
-    IS_NEOX: tl.constexpr,
-):
-    """Turn what was loaded, and store it where it was."""
-    if IS_NEOX:
-        left, right = left.to(tl.float32), right.to(tl.float32)
-        lane = tl.arange(0, LANES)[None, None, :]
-        inside = inside & (lane < HALF)
-        tl.store(start + lane, left * cos - right * sin, mask=inside)
-        tl.store(start + HALF + lane, right * cos + left * sin, mask=inside)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        left, right = tl.split(tl.reshape(left.to(tl.float32), (TOKENS, HEADS, LANES, 2)))
-        turned = tl.join(left * cos - right * sin, right * cos + left * sin)
-        both = tl.reshape(turned, (TOKENS, HEADS, 2 * LANES))
-        tl.store(start + element, both, mask=inside & (element < 2 * HALF))
+#: Pairs of elements from which on programs are bound by the memory, not by their latency.
+MANY = 400_000
+#: Pairs that a program turns, and its warps, for a few pairs and for many: µs at 64 and at 4096 tokens of
+#: 64 + 8 heads of 128 (bfloat16, H200): 512/4 1.33 and 46.2, 1024/4 1.55 and 39.2, 512/1 1.38 and 45.8.
+FEW_TILE, MANY_TILE = (512, 4), (1024, 4)
 
 
 @triton.jit(do_not_specialize=["tokens", "axis_stride"])
@@ -76,50 +34,55 @@ def rotation_kernel(
     QUERY_STRIDE: tl.constexpr,
     QUERY_HEAD_STRIDE: tl.constexpr,
     QUERY_HEADS: tl.constexpr,
-    QUERY_BLOCK: tl.constexpr,
     KEY_STRIDE: tl.constexpr,
     KEY_HEAD_STRIDE: tl.constexpr,
     KEY_HEADS: tl.constexpr,
-    KEY_BLOCK: tl.constexpr,
-    HEAD_BLOCKS: tl.constexpr,
+    HEADS: tl.constexpr,
     TOKENS: tl.constexpr,
     HALF: tl.constexpr,
     LANES: tl.constexpr,
     IS_NEOX: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Turn a block of the heads of a few tokens."""
+    """Turn a block of the heads of a few tokens; those of the key are numbered after those of the query."""
+    BLOCKS: tl.constexpr = (QUERY_HEADS + KEY_HEADS + HEADS - 1) // HEADS
     program = tl.program_id(0)
-    block = program % HEAD_BLOCKS
-    token = (program // HEAD_BLOCKS).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
+    token = (program // BLOCKS).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
+    head = program % BLOCKS * HEADS + tl.arange(0, HEADS)[None, :, None]
     lane = tl.arange(0, LANES)[None, None, :]
-    inside = token < tokens
-    known = inside & (lane < HALF)
-    if OVERLAP:
-        gdc_wait()
+    known = (token < tokens) & (lane < HALF)
+    overlap(OVERLAP)
     if HAS_AXES:
         axis = tl.load(axes_ptr + lane, mask=lane < HALF, other=0).to(tl.int64)
         position = tl.load(positions_ptr + axis * axis_stride + token, mask=known, other=0).to(tl.int64)
     else:
-        position = tl.load(positions_ptr + token, mask=inside, other=0).to(tl.int64)
+        position = tl.load(positions_ptr + token, mask=token < tokens, other=0).to(tl.int64)
         if HAS_OFFSETS:
-            position += tl.load(offsets_ptr + token, mask=inside, other=0)
+            position += tl.load(offsets_ptr + token, mask=token < tokens, other=0)
+    of_query = query_ptr + token * QUERY_STRIDE + head.to(tl.int64) * QUERY_HEAD_STRIDE
+    of_key = key_ptr + token * KEY_STRIDE + (head - QUERY_HEADS).to(tl.int64) * KEY_HEAD_STRIDE
+    start = tl.where(head < QUERY_HEADS, of_query, of_key)
+    inside = (token < tokens) & (head < QUERY_HEADS + KEY_HEADS)
     # The heads are asked for before the cosines, which must wait for the positions.
-    head = (block * QUERY_BLOCK + tl.arange(0, QUERY_BLOCK)[None, :, None]).to(tl.int64)
-    query = query_ptr + token * QUERY_STRIDE + head * QUERY_HEAD_STRIDE
-    in_query = inside & (head < QUERY_HEADS)
-    query_left, query_right = _loaded(query, in_query, HALF, LANES, IS_NEOX)
-    head = (block * KEY_BLOCK + tl.arange(0, KEY_BLOCK)[None, :, None]).to(tl.int64)
-    key = key_ptr + token * KEY_STRIDE + head * KEY_HEAD_STRIDE
-    in_key = inside & (head < KEY_HEADS)
-    key_left, key_right = _loaded(key, in_key, HALF, LANES, IS_NEOX)
+    if IS_NEOX:
+        in_half = inside & (lane < HALF)
+        left = tl.load(start + lane, mask=in_half, other=0.0).to(tl.float32)
+        right = tl.load(start + HALF + lane, mask=in_half, other=0.0).to(tl.float32)
+    else:
+        element = tl.arange(0, 2 * LANES)[None, None, :]
+        in_whole = inside & (element < 2 * HALF)
+        whole = tl.load(start + element, mask=in_whole, other=0.0).to(tl.float32)
+        left, right = tl.split(tl.reshape(whole, (TOKENS, HEADS, LANES, 2)))
     at = cache_ptr + position * (2 * HALF) + lane
     cos = tl.load(at, mask=known, other=0.0).to(tl.float32)
     sin = tl.load(at + HALF, mask=known, other=0.0).to(tl.float32)
-    _turn(query, in_query, query_left, query_right, cos, sin, TOKENS, QUERY_BLOCK, HALF, LANES, IS_NEOX)
-    _turn(key, in_key, key_left, key_right, cos, sin, TOKENS, KEY_BLOCK, HALF, LANES, IS_NEOX)
-    if OVERLAP:
-        gdc_launch_dependents()
+    turned_left, turned_right = left * cos - right * sin, right * cos + left * sin
+    if IS_NEOX:
+        tl.store(start + lane, turned_left, mask=in_half)
+        tl.store(start + HALF + lane, turned_right, mask=in_half)
+    else:
+        turned = tl.reshape(tl.join(turned_left, turned_right), (TOKENS, HEADS, 2 * LANES))
+        tl.store(start + element, turned, mask=in_whole)
 
 
 #: How the heads of a tensor lie: stride of a token and of a head in elements, number of heads.
@@ -128,7 +91,8 @@ _Layout = tuple[int, int, int]
 #: A launch, the tokens of each program, and the programs of each token.
 _Rotation = tuple[Launch, int, int]
 
-_launches: dict[tuple[object, ...], tuple[_Rotation, _Rotation]] = {}
+#: For few tokens and for many, and after how many these begin.
+_launches: dict[tuple[object, ...], tuple[_Rotation, _Rotation, int]] = {}
 
 
 def rotate_heads(
@@ -174,10 +138,16 @@ def rotate_heads(
             positions, offsets, axes, dense, dense_key, cos_sin_cache, head_size, is_neox_style
         )
         return turned[0].view(query.shape), turned[1].view(key.shape)
+    if query.dtype != key.dtype:  # a program turns heads of one dtype
+        _check(query, key, cos_sin_cache, head_size)
+        rest = cos_sin_cache, head_size, is_neox_style
+        rotate_heads(positions, offsets, axes, query, query.new_empty((tokens, 0)), *rest)
+        rotate_heads(positions, offsets, axes, key.new_empty((tokens, 0)), key, *rest)
+        return query, key
     start = positions.data_ptr() | (0 if offsets is None else offsets.data_ptr())
     start |= query.data_ptr() | key.data_ptr() | cos_sin_cache.data_ptr()
     signature = (
-        *(lies, key_lies, query.dtype, key.dtype, cos_sin_cache.dtype, cos_sin_cache.shape[1]),
+        *(lies, key_lies, query.dtype, cos_sin_cache.dtype, cos_sin_cache.shape[1]),
         *(positions.dtype, None if offsets is None else offsets.dtype, axes is None, head_size),
         is_neox_style,
         *(start % 16 == 0, query.get_device()),
@@ -188,7 +158,8 @@ def rotate_heads(
             *(positions, offsets, axes, query, key, cos_sin_cache),
             *(lies, key_lies, head_size, is_neox_style, start % 16 == 0),
         )
-    launch, tokens_each, blocks = found[tokens > MANY]
+    few, many, most = found
+    launch, tokens_each, blocks = many if tokens > most else few
     launch(
         -(-tokens // tokens_each) * blocks,
         address(positions),
@@ -225,18 +196,12 @@ def _dense(x: Tensor, tokens: int, head_size: int) -> Tensor:
     return x.reshape(tokens, x.numel() // (tokens * head_size), head_size).contiguous()
 
 
-def _blocks(heads: int, key_heads: int, lanes: int, is_many: bool) -> tuple[int, int, int, int, int]:
-    """Return blocks of heads, heads of query and of key in one, tokens of a program, and its warps.
-
-    A few tokens want many threads, each with little to wait for; many want few threads with much under way.
-    """
-    pairs = triton.next_power_of_2(heads) * lanes
-    blocks = max(1, pairs // (1024 if is_many else 512))
-    block = triton.next_power_of_2(triton.cdiv(heads, blocks))
-    key_block = triton.next_power_of_2(triton.cdiv(key_heads, blocks))
-    if is_many:
-        return blocks, block, key_block, max(1, 2048 // pairs), 2
-    return blocks, block, key_block, 1, min(8, max(1, block * lanes // 64))
+def _tile(heads: int, lanes: int, is_many: bool) -> tuple[int, int, int]:
+    """Return the tokens and heads that a program turns, and its warps."""
+    pairs, warps = MANY_TILE if is_many else FEW_TILE
+    block = min(triton.next_power_of_2(max(heads, 1)), max(1, pairs // lanes))
+    tokens_each = max(1, pairs // (block * lanes)) if is_many else 1
+    return tokens_each, block, max(1, min(warps, tokens_each * block * lanes // (pairs // warps)))
 
 
 def _compiled(
@@ -251,13 +216,13 @@ def _compiled(
     head_size: int,
     is_neox_style: bool,
     is_aligned: bool,
-) -> tuple[_Rotation, _Rotation]:
+) -> tuple[_Rotation, _Rotation, int]:
     _check(query, key, cos_sin_cache, head_size)
     half = cos_sin_cache.shape[1] // 2
-    lanes = triton.next_power_of_2(half)
+    lanes, heads = triton.next_power_of_2(half), lies[2] + key_lies[2]
 
     def rotation(is_many: bool) -> _Rotation:
-        blocks, block, key_block, tokens_each, warps = _blocks(lies[2], key_lies[2], lanes, is_many)
+        tokens_each, block, warps = _tile(heads, lanes, is_many)
         launch = compiled(
             rotation_kernel,
             *(positions, positions if offsets is None else offsets),
@@ -268,18 +233,16 @@ def _compiled(
             HAS_OFFSETS=offsets is not None,
             HAS_AXES=axes is not None,
             **dict(zip(("QUERY_STRIDE", "QUERY_HEAD_STRIDE", "QUERY_HEADS"), lies, strict=True)),
-            QUERY_BLOCK=block,
             **dict(zip(("KEY_STRIDE", "KEY_HEAD_STRIDE", "KEY_HEADS"), key_lies, strict=True)),
-            KEY_BLOCK=key_block,
-            HEAD_BLOCKS=blocks,
+            HEADS=block,
             TOKENS=tokens_each,
             HALF=half,
             LANES=lanes,
             IS_NEOX=is_neox_style,
         )
-        return launch, tokens_each, blocks
+        return launch, tokens_each, max(1, triton.cdiv(heads, block))
 
-    return rotation(False), rotation(True)
+    return rotation(False), rotation(True), MANY // max(heads * lanes, 1)
 
 
 def _check(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:

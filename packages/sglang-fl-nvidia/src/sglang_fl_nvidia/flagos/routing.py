@@ -6,56 +6,56 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import ContractError, UnsupportedError
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 
 __all__ = ["choose_experts"]
 
 #: The scores of a token must fit into a warp's registers.
 MOST_EXPERTS = 2048
-#: Tokens from which on a program takes several, and how many. µs at 16384 tokens, 8 of 128 experts (H200):
-#: 23.1 with one token in a program, 17.4 with four.
-MANY, MANY_TOKENS = 512, 4
+#: Tokens of a program where its experts come to so many or fewer, else one. µs at 16384 tokens with one and
+#: with four (H200): 8 of 128 experts 20.6 and 10.0, 8 of 256 in groups 20.3 and 24.5.
+FEW_EXPERTS, MANY_TOKENS = 128, 4
 #: As the reference (``sglang_fl.ops.routing``): defined where all chosen scores have underflowed.
 TINY = tl.constexpr(1e-20)
-#: Smaller than any key.
-NEVER = tl.constexpr(-(2**63))
-LOW = tl.constexpr(0xFFFFFFFF)
+#: Smaller than any key, and larger than the number of any expert.
+NEVER, NOBODY = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _keys(value, number):
-    """Return integers in the order of the float32 values, equal values in falling order of their number.
-
-    So the largest element and its place come from one reduction, and no two keys are equal.
-    """
+def _key(value):
+    """Return an int32 for a float32, in the same order: those a warp reduces in one instruction."""
     bits = value.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (number.to(tl.int64) ^ LOW)
+    return tl.maximum(bits ^ ((bits >> 31) & 0x7FFFFFFF), NEVER + 1)
 
 
 @triton.jit
-def _value_of(key):
-    ordered = (key >> 32).to(tl.int32)
-    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+def _value(key):
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _best_two(best, second, other_best, other_second):
+    least = tl.minimum(best, other_best)
+    return tl.maximum(best, other_best), tl.maximum(least, tl.maximum(second, other_second))
 
 
 @triton.jit
 def _is_in_best_groups(
-    keys, number_of_group, COUNTS_TWO: tl.constexpr, GROUPS: tl.constexpr, CHOSEN_GROUPS: tl.constexpr
+    keys, COUNTS_TWO: tl.constexpr, GROUPS: tl.constexpr, CHOSEN_GROUPS: tl.constexpr, BLOCKS: tl.constexpr
 ):
     """Say for each group of ``keys`` (tokens, groups, members) whether it is one of the best."""
-    best = tl.max(keys, axis=2, keep_dims=True)
-    worth = _value_of(best)
     if COUNTS_TWO:
-        worth += _value_of(tl.max(tl.where(keys == best, NEVER, keys), axis=2, keep_dims=True))
-    ranks = tl.where(number_of_group < GROUPS, _keys(worth, number_of_group), NEVER)
-    left = ranks
-    for _ in tl.static_range(CHOSEN_GROUPS - 1):
-        left = tl.where(left == tl.max(left, axis=1, keep_dims=True), NEVER, left)
-    return ranks >= tl.max(left, axis=1, keep_dims=True)
+        best, second = tl.reduce((keys, tl.full(keys.shape, NEVER, tl.int32)), 2, _best_two, keep_dims=True)
+        worth = _key(_value(best) + _value(second))
+    else:
+        worth = tl.max(keys, axis=2, keep_dims=True)
+    group, other = tl.arange(0, BLOCKS)[None, :, None], tl.arange(0, BLOCKS)[None, None, :]
+    worth = tl.where(group < GROUPS, worth, NEVER)
+    of_other = tl.permute(worth, (0, 2, 1))
+    is_before = (of_other > worth) | ((of_other == worth) & (other < group))
+    return tl.sum(is_before.to(tl.int32), axis=2, keep_dims=True) < CHOSEN_GROUPS
 
 
 @triton.jit
@@ -102,30 +102,30 @@ def routing_kernel(
     exists = (group < GROUPS) & (member < GROUP_SIZE)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + expert, mask=exists, other=0.0).to(tl.float32)
-    if OVERLAP:
-        gdc_wait()
+    overlap(OVERLAP)
     row = logits_ptr + token * STRIDE
     logits = tl.load(row + expert, mask=exists & (token < tokens), other=0.0).to(tl.float32)
     scores, highest, total = _scores(logits, exists, IS_SOFTMAX)
     if HAS_BIAS:
         scores += bias
-    keys = tl.where(exists, _keys(scores, number), NEVER)
+    keys = tl.where(exists, _key(scores), NEVER)
     if CHOSEN_GROUPS < GROUPS:
         grouped = tl.reshape(keys, (TOKENS, GROUP_BLOCKS, GROUP_BLOCK))
-        number_of_group = tl.arange(0, GROUP_BLOCKS)[None, :, None]
         counts_two: tl.constexpr = HAS_BIAS and GROUP_SIZE > 1
-        is_best = _is_in_best_groups(grouped, number_of_group, counts_two, GROUPS, CHOSEN_GROUPS)
+        is_best = _is_in_best_groups(grouped, counts_two, GROUPS, CHOSEN_GROUPS, GROUP_BLOCKS)
         keys = tl.reshape(tl.where(is_best, grouped, NEVER), (TOKENS, BLOCK))
     place = tl.arange(0, BLOCK_K)[None, :]
-    chosen = tl.zeros([TOKENS, BLOCK_K], dtype=tl.int64)
+    chosen = tl.zeros([TOKENS, BLOCK_K], dtype=tl.int32)
+    chosen_keys = tl.zeros([TOKENS, BLOCK_K], dtype=tl.int32)
     for turn in tl.static_range(TOP_K):
         best = tl.max(keys, axis=1, keep_dims=True)
-        chosen = tl.where(place == turn, best, chosen)
-        keys = tl.where(keys == best, NEVER, keys)
-    best_number = ((chosen & LOW) ^ LOW).to(tl.int32)
-    ids = best_number // GROUP_BLOCK * GROUP_SIZE + best_number % GROUP_BLOCK
+        first = tl.min(tl.where(keys == best, number, NOBODY), axis=1, keep_dims=True)
+        chosen = tl.where(place == turn, first, chosen)
+        chosen_keys = tl.where(place == turn, best, chosen_keys)
+        keys = tl.where(number == first, NEVER, keys)
+    ids = chosen // GROUP_BLOCK * GROUP_SIZE + chosen % GROUP_BLOCK
     kept = (place < TOP_K) & (token < tokens)
-    weights = _value_of(chosen)
+    weights = _value(chosen_keys)
     if HAS_BIAS:  # the key holds the biased score
         chosen_logits = tl.load(row + ids, mask=kept, other=0.0).to(tl.float32)
         weights = tl.exp(chosen_logits - highest) / total if IS_SOFTMAX else tl.sigmoid(chosen_logits)
@@ -133,11 +133,12 @@ def routing_kernel(
         weights /= tl.sum(tl.where(place < TOP_K, weights, 0.0), axis=1, keep_dims=True) + TINY
     tl.store(weights_ptr + token * TOP_K + place, weights * factor, mask=kept)
     tl.store(ids_ptr + token * TOP_K + place, ids, mask=kept)
-    if OVERLAP:
-        gdc_launch_dependents()
 
 
-_launches: dict[tuple[object, ...], Launches] = {}
+#: A launch, and the tokens of each program.
+_Routing = tuple[Launch, int]
+
+_launches: dict[tuple[object, ...], _Routing] = {}
 
 
 def choose_experts(
@@ -189,14 +190,13 @@ def choose_experts(
         # Without groups the number of those to choose says nothing; with them it must be given.
         groups = (1, 1) if num_expert_group is None else (num_expert_group, topk_group or 0)
         _check(router_logits, top_k, correction_bias, *groups)
-        arguments = (router_logits, bias, weights, ids, tokens, 1.0)
-        constants = _constants(experts, stride, top_k, *groups)
-        flags = (is_softmax, correction_bias is not None, renormalize)
-        found = _launches[key] = (
-            _compiled(arguments, is_aligned, constants, 1, flags),
-            _compiled(arguments, is_aligned, constants, MANY_TOKENS, flags),
+        found = _launches[key] = _compiled(
+            (router_logits, bias, weights, ids, tokens, 1.0),
+            is_aligned,
+            _constants(experts, stride, top_k, *groups),
+            (is_softmax, correction_bias is not None, renormalize),
         )
-    launch, tokens_each = found[tokens > MANY]
+    launch, tokens_each = found
     launch(
         -(-tokens // tokens_each),
         *(address(router_logits), address(bias), address(weights), address(ids)),
@@ -206,12 +206,10 @@ def choose_experts(
 
 
 def _compiled(
-    arguments: tuple[Any, ...],
-    is_aligned: bool,
-    constants: dict[str, int],
-    tokens_each: int,
-    flags: tuple[bool, bool, bool],
-) -> tuple[Launch, int]:
+    arguments: tuple[Any, ...], is_aligned: bool, constants: dict[str, int], flags: tuple[bool, bool, bool]
+) -> _Routing:
+    padded = constants["GROUP_BLOCKS"] * constants["GROUP_BLOCK"]
+    tokens_each = MANY_TOKENS if padded <= FEW_EXPERTS else 1
     return compiled(
         routing_kernel,
         *arguments,

@@ -70,6 +70,16 @@ def test_wrong_kernel_is_told_and_ends_with_code_1(install_kernel, certify):
     assert "units from float64" in rows["vendor.toy"]["faults"]["cases"][0]
 
 
+def test_faults_are_whole_lines_below_the_table(install_kernel):
+    install_kernel(WRONG)
+    done = verify("silu_and_mul")
+    assert done.exit_code == 1
+    lines = done.output.splitlines()
+    (fault, *_) = [line for line in lines if line.startswith("silu_and_mul vendor.toy: faults: ")]
+    assert fault.endswith("units from float64, allowed are 0.55")
+    assert "silu_and_mul reference: not checked: graph: a CPU captures no graphs" in lines
+
+
 def test_table_as_json_has_a_row_for_each_implementation(install_kernel):
     install_kernel(RIGHT)
     done = verify("silu_and_mul", "--json")

@@ -64,7 +64,8 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(redacted(data), indent=2))
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
+def _print(rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[str, ...] = ()) -> None:
+    """Print a table; the columns ``below`` hold lists of sentences, which follow it line by line."""
     rows, title = redacted(rows), redacted(title)
     if as_json:
         _print_json(rows)
@@ -73,11 +74,16 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
         typer.echo(title)
         return
     table = Table(title=title, title_justify="left", show_lines=False)
-    for column in rows[0]:
+    columns = [column for column in rows[0] if column not in below]
+    for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(_cell(row[column])) for column in columns))
     Console().print(table)
+    for row in rows:
+        for column in below:
+            for sentence in row[column]:
+                typer.echo(f"{row[columns[0]]} {row[columns[1]]}: {column.replace('_', ' ')}: {sentence}")
 
 
 def _cell(value: Any) -> str:
@@ -316,7 +322,8 @@ def verify(
     """Hold every implementation of this machine's vendor against its contract; code 1 where one fails."""
     with _exit_on_error():
         rows, is_good = verification.compare(*compare) if compare else verification.verify(op, certificate)
-    _print(rows, as_json, _verify_title(bool(compare), bool(rows)))
+    below = () if compare else ("faults", "not_checked")
+    _print(rows, as_json, _verify_title(bool(compare), bool(rows)), below)
     if not is_good:
         raise typer.Exit(1)
 

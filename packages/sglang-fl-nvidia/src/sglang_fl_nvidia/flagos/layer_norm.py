@@ -1,5 +1,6 @@
 """``layer_norm`` in one Triton kernel: mean and variance of a row that is loaded once."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -80,7 +81,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         # What has no elements, or rows of one, counts as contiguous with whatever strides.
         dense = x.new_empty(shape).copy_(x.reshape(shape))
         return layer_norm(dense, weight, bias, eps).view(x.shape)
-    out = x.new_empty(x.shape)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows, width = x.shape
     if rows == 0:
         return out

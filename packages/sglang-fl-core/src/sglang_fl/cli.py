@@ -65,7 +65,10 @@ def _print_json(data: Any) -> None:
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[str, ...] = ()) -> None:
-    """Print a table; the columns ``below`` hold lists of sentences, which follow it line by line."""
+    """Print a table; the columns ``below`` hold lists of sentences, which follow it line by line.
+
+    The first two columns say which row each line is of.
+    """
     rows, title = redacted(rows), redacted(title)
     if as_json:
         _print_json(rows)

@@ -4,6 +4,9 @@
 than all the rest of an op (12 µs; H200 host, Triton 3.6). Here a kernel is compiled once for each set of
 constants and then launched directly, through the call that Triton itself makes last (4.7 µs).
 
+All tiles of a kernel, for few rows and for many, are compiled when the first is needed, while the model is
+loaded, so that a longer prompt compiles nothing later.
+
 On Hopper and later the kernels overlap with their neighbours in the stream (programmatic dependent launch):
 a kernel is brought onto the chip while its predecessor runs, and waits there before it touches anything that
 the predecessor may have written. Weights alone are loaded before that wait, because nothing on the way of a
@@ -22,17 +25,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import UnsupportedError
 
-__all__ = ["DTYPES", "Launch", "Launches", "address", "compiled", "overlap"]
+__all__ = ["DTYPES", "Launch", "address", "compiled", "overlap"]
 
 #: What the kernels here take; all of them compute in float32.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 #: ``launch(programs, *arguments)``: run so many programs on these addresses and numbers.
 Launch = Callable[..., None]
-
-#: For few rows and for many, each a launch and what its caller divides the rows by. Both are compiled when
-#: the first is needed, while the model is loaded, so that a longer prompt compiles nothing later.
-Launches = tuple[tuple[Launch, int], tuple[Launch, int]]
 
 _IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 #: The compute capability from which on a kernel can overlap with the one before.
@@ -46,9 +45,10 @@ def overlap(OVERLAP: tl.constexpr) -> None:
     """Wait until the kernel before is done, then let the next one come onto the chip.
 
     Called once, by every program, after it has loaded weights and before all else. The next kernel comes when
-    all programs of this one have begun, so it takes no place from them. Not before the wait: the next kernel
-    could then load what the one *before* is still writing. At the end, as other kernels do it, is too late
-    for short ones: µs of ``silu_and_mul`` at 16 x 14336 after another (bfloat16, H200) 1.37, here 1.01.
+    all programs of this one have begun, so it takes no place from them. Not before the wait: what the next
+    one loads ahead of its own wait could then still be being written two kernels back. At the end, as other
+    kernels do it, is too late for short ones: µs of ``silu_and_mul`` at 16 x 14336 after another (bfloat16,
+    H200) 1.37, here 1.01.
     """
     if OVERLAP:
         gdc_wait()

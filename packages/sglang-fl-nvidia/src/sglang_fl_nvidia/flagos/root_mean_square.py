@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import Outputs
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, Launches, address, compiled, overlap
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 
-__all__ = ["MANY", "PLAIN", "SHIFTED", "Style", "norm_rows", "tile"]
+__all__ = ["PLAIN", "SHIFTED", "Style", "norm_rows"]
 
 #: Rows from which on programs are bound by the memory, not by their latency.
 MANY = 512
@@ -90,13 +90,13 @@ def norm_kernel(
     tl.store(out_ptr + row * OUT_STRIDE + column, result, mask=inside)
 
 
-def tile(width: int, is_many: bool, has_residual: bool) -> tuple[int, int, int]:
+def _tile(width: int, is_many: bool, has_residual: bool) -> tuple[int, int, int]:
     """Return rows and columns of a program, and its warps.
 
     µs on an H200 (bfloat16), few rows (16) and many (16384), for rows/warps of a program: 896 wide: 1/4 0.85
     and 20.4, 2/2 1.05 and 14.3; with a residual many 2/2 29.8 and 1/4 29.6, and at 4096 rows 9.3 and 8.6.
-    4096 wide with a residual: many 1/2 131.3, 1/4 133.5 and 1/8 134.6. 7168 wide: 1/8 1.28 and 113.3, 1/16
-    1.27 and 119.7.
+    4096 wide with a residual: many 1/2 131.3, 1/4 133.5 and 1/8 134.6. 7168 wide: 1/8 1.28 and 113.3, many
+    1/4 112.2.
     """
     block = triton.next_power_of_2(width)
     if block >= 2048:
@@ -107,7 +107,10 @@ def tile(width: int, is_many: bool, has_residual: bool) -> tuple[int, int, int]:
     return 1024 // block, block, 2
 
 
-_launches: dict[tuple[object, ...], Launches] = {}
+#: For few rows and for many, each a launch and the rows of a program.
+_Norms = tuple[tuple[Launch, int], tuple[Launch, int]]
+
+_launches: dict[tuple[object, ...], _Norms] = {}
 
 
 def norm_rows(
@@ -233,7 +236,7 @@ def _compiled(
     total: Tensor,
     style: Style,
     is_aligned: bool,
-) -> Launches:
+) -> _Norms:
     _check(x, weight, residual, post, style)
     rows, width = x.shape
     added, added_too = x if residual is None else residual, x if post is None else post
@@ -242,7 +245,7 @@ def _compiled(
     names = ("X_STRIDE", "RESIDUAL_STRIDE", "POST_STRIDE", "OUT_STRIDE", "SUM_STRIDE")
 
     def launch(is_many: bool) -> tuple[Launch, int]:
-        rows_each, block, warps = tile(width, is_many, residual is not None)
+        rows_each, block, warps = _tile(width, is_many, residual is not None)
         return compiled(
             norm_kernel,
             *(x, weight, added, added_too, out, total, rows, 1e-6),

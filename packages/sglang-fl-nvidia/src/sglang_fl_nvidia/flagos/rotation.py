@@ -138,6 +138,8 @@ def rotate_heads(
             positions, offsets, axes, dense, dense_key, cos_sin_cache, head_size, is_neox_style
         )
         return turned[0].view(query.shape), turned[1].view(key.shape)
+    if lies[2] + key_lies[2] == 0:
+        return query, key
     if query.dtype != key.dtype:  # a program turns heads of one dtype
         _check(query, key, cos_sin_cache, head_size)
         rest = cos_sin_cache, head_size, is_neox_style
@@ -199,7 +201,7 @@ def _dense(x: Tensor, tokens: int, head_size: int) -> Tensor:
 def _tile(heads: int, lanes: int, is_many: bool) -> tuple[int, int, int]:
     """Return the tokens and heads that a program turns, and its warps."""
     pairs, warps = MANY_TILE if is_many else FEW_TILE
-    block = min(triton.next_power_of_2(max(heads, 1)), max(1, pairs // lanes))
+    block = min(triton.next_power_of_2(heads), max(1, pairs // lanes))
     tokens_each = max(1, pairs // (block * lanes)) if is_many else 1
     return tokens_each, block, max(1, min(warps, tokens_each * block * lanes // (pairs // warps)))
 
@@ -240,9 +242,9 @@ def _compiled(
             LANES=lanes,
             IS_NEOX=is_neox_style,
         )
-        return launch, tokens_each, max(1, triton.cdiv(heads, block))
+        return launch, tokens_each, triton.cdiv(heads, block)
 
-    return rotation(False), rotation(True), MANY // max(heads * lanes, 1)
+    return rotation(False), rotation(True), MANY // (heads * lanes)
 
 
 def _check(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:

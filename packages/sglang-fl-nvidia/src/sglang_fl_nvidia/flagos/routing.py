@@ -14,8 +14,10 @@ __all__ = ["choose_experts"]
 
 #: The scores of a token must fit into a warp's registers.
 MOST_EXPERTS = 2048
-#: Tokens of a program where its experts come to so many or fewer, else one. µs at 16384 tokens with one and
-#: with four (H200): 8 of 128 experts 20.6 and 10.0, 8 of 256 in groups 20.3 and 24.5.
+#: Each group is compared with each other.
+MOST_GROUPS = 64
+#: Experts, padding included, up to which a program takes several tokens, and how many. µs at 16384 tokens
+#: with one and with four (H200): 8 of 128 experts 20.6 and 10.0, 8 of 256 in groups 20.3 and 24.5.
 FEW_EXPERTS, MANY_TOKENS = 128, 4
 #: As the reference (``sglang_fl.ops.routing``): defined where all chosen scores have underflowed.
 TINY = tl.constexpr(1e-20)
@@ -25,7 +27,10 @@ NEVER, NOBODY = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
 
 @triton.jit
 def _key(value):
-    """Return an int32 for a float32, in the same order: those a warp reduces in one instruction."""
+    """Return an int32 for a float32, in the same order: those a warp reduces in one instruction.
+
+    A NaN with every bit set would be as small as ``NEVER``.
+    """
     bits = value.to(tl.int32, bitcast=True)
     return tl.maximum(bits ^ ((bits >> 31) & 0x7FFFFFFF), NEVER + 1)
 
@@ -80,6 +85,7 @@ def routing_kernel(
     tokens,
     factor,
     STRIDE: tl.constexpr,
+    BIAS_STRIDE: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -101,7 +107,7 @@ def routing_kernel(
     expert = group * GROUP_SIZE + member
     exists = (group < GROUPS) & (member < GROUP_SIZE)
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + expert, mask=exists, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + expert * BIAS_STRIDE, mask=exists, other=0.0).to(tl.float32)
     overlap(OVERLAP)
     row = logits_ptr + token * STRIDE
     logits = tl.load(row + expert, mask=exists & (token < tokens), other=0.0).to(tl.float32)
@@ -158,7 +164,7 @@ def choose_experts(
     Raises
     ------
     ContractError : groups, ``top_k`` or bias do not fit the experts
-    UnsupportedError : another dtype, or more than 2048 experts, padding included
+    UnsupportedError : another dtype, more than 2048 experts, padding included, or more than 64 groups
     """
     tokens, experts = router_logits.shape
     if router_logits.stride(1) != 1:
@@ -167,8 +173,7 @@ def choose_experts(
     ids = router_logits.new_empty((tokens, top_k), dtype=torch.int32)
     if tokens == 0:
         return weights, ids
-    if correction_bias is not None and not correction_bias.is_contiguous():
-        correction_bias = correction_bias.contiguous()
+    # Not made contiguous: the kernel loads it before the copy would be known to be done.
     bias = router_logits if correction_bias is None else correction_bias
     is_aligned = (router_logits.data_ptr() | bias.data_ptr()) % 16 == 0
     stride = router_logits.stride(0) if tokens > 1 else experts
@@ -182,6 +187,7 @@ def choose_experts(
             correction_bias is None,
             bias.dtype,
             bias.shape[-1],
+            bias.stride(-1),
         ),
         *(num_expert_group, topk_group, is_softmax, is_aligned, router_logits.get_device()),
     )
@@ -193,7 +199,7 @@ def choose_experts(
         found = _launches[key] = _compiled(
             (router_logits, bias, weights, ids, tokens, 1.0),
             is_aligned,
-            _constants(experts, stride, top_k, *groups),
+            _constants(experts, stride, bias.stride(-1), top_k, *groups),
             (is_softmax, correction_bias is not None, renormalize),
         )
     launch, tokens_each = found
@@ -221,10 +227,13 @@ def _compiled(
     ), tokens_each
 
 
-def _constants(experts: int, stride: int, top_k: int, groups: int, chosen_groups: int) -> dict[str, int]:
+def _constants(
+    experts: int, stride: int, bias_stride: int, top_k: int, groups: int, chosen_groups: int
+) -> dict[str, int]:
     size = experts // groups
     return {
         "STRIDE": stride,
+        "BIAS_STRIDE": bias_stride,
         "TOP_K": top_k,
         "BLOCK_K": triton.next_power_of_2(top_k),
         "GROUPS": groups,
@@ -252,7 +261,10 @@ def _check(
         )
     dtypes = {router_logits.dtype, *([] if correction_bias is None else [correction_bias.dtype])}
     padded = triton.next_power_of_2(groups) * triton.next_power_of_2(experts // groups)
-    if not dtypes <= set(DTYPES) or padded > MOST_EXPERTS:
+    too_many = padded > MOST_EXPERTS or (chosen_groups < groups and groups > MOST_GROUPS)
+    if too_many or not dtypes <= set(DTYPES):
         raise UnsupportedError(
-            f"it chooses among at most {MOST_EXPERTS} experts, by no {router_logits.dtype}"
+            f"it chooses among at most {MOST_EXPERTS} experts in at most {MOST_GROUPS} groups, in float16, "
+            f"bfloat16 or float32, not among {experts} in {groups}, "
+            f"in {' and '.join(sorted(map(str, dtypes)))}"
         )

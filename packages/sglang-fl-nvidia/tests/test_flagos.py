@@ -210,14 +210,21 @@ def test_every_tile_of_a_gated_activation(
     assert error_in_units(kernel("silu_and_mul")(x).cpu(), exact) <= OPS["silu_and_mul"].bound.single
 
 
-@pytest.mark.parametrize("width", [100, 4000, 9000], ids=["narrow", "in-stages", "too-wide-for-stages"])
-@pytest.mark.parametrize("rows", [1, 7, 8])
-def test_every_tile_of_a_layer_norm(width: int, rows: int, monkeypatch: pytest.MonkeyPatch):
-    _with_tiles(monkeypatch, layer_norm, MANY=0, MANY_ROWS=0)
-    x, weight, bias = (torch.randn(*shape, device=DEVICE) for shape in ((rows, width), (width,), (width,)))
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [(100, torch.float32), (4000, torch.float32), (6000, torch.bfloat16), (9000, torch.float32)],
+    ids=["narrow", "in-pieces", "long", "too-long-for-stages"],
+)
+@pytest.mark.parametrize("rows", [1, 7, 8, 17])
+def test_every_tile_of_a_layer_norm(
+    width: int, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+):
+    _with_tiles(monkeypatch, layer_norm, MANY=0, MANY_ROWS=0, LONG=6000, MOST_TURNS=3)
+    x = torch.randn(rows, width, device=DEVICE, dtype=dtype)
+    weight, bias = (torch.randn(width, device=DEVICE) for _ in range(2))
     exact = OPS["layer_norm"].reference(*(t.double() for t in (x, weight, bias)), 1e-5)
     got = kernel("layer_norm")(x, weight, bias, 1e-5)
-    torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(got, exact.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=2e-6)
 
 
 @pytest.mark.parametrize("many", [0, 1 << 30])

@@ -25,7 +25,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import UnsupportedError
 
-__all__ = ["DTYPES", "Launch", "address", "compiled", "overlap"]
+__all__ = ["DTYPES", "Launch", "address", "compiled", "multiprocessors", "overlap"]
 
 #: What the kernels here take; all of them compute in float32.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -67,6 +67,11 @@ address: Callable[[Tensor], Any] = _itself if _IS_INTERPRETED else Tensor.data_p
 @functools.cache
 def _overlaps(device: int) -> bool:
     return torch.cuda.get_device_capability(device) >= _OVERLAP_SINCE
+
+
+def multiprocessors(device: int) -> int:
+    """Return how many multiprocessors a GPU has; one for Triton's interpreter."""
+    return 1 if _IS_INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _unaligned(value: Any) -> Any:

@@ -3,13 +3,14 @@
     python -m benchmarks.bench_engine [--model Qwen2.5-0.5B] [--sides vanilla,layer2] [--rounds 3] [--csv F]
 
 Random weights (``load_format=dummy``) under a model's real configuration. In each round one engine a side is
-started, all at the same time, and every workload runs on them in turn (A B A B ...), one at a time, with
-fresh random tokens and no prefix cache; the next round starts engines anew, because figures vary between
+started, all at the same time, and every workload runs on them in turn, one at a time and in a random order,
+with fresh random tokens and no prefix cache; the next round starts engines anew, because figures vary between
 starts by more than between repetitions in one. Each side has a home of its own for what it caches, empty
 before the first round: that start is the cold one, the others are warm. Throughput is that of a whole batch
 of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over all repetitions, and the
-least and greatest of the medians of the rounds; the ratio to the first side likewise, each side against the
-first in the same round.
+least and greatest of the medians of the rounds. The ratio to the first side is that of two figures of one
+turn, taken one after the other, because a shared host's speed changes by half from one second to another: the
+median over all turns, and the least and greatest of the medians of the rounds.
 
 Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults).
 """
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +92,10 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload("1 request, 512 in, 128 out", 1, 512, 128, 16),
-    Workload("16 requests, 512 in, 128 out", 16, 512, 128, 12),
-    Workload("64 requests, 512 in, 128 out", 64, 512, 128, 10),
-    Workload("prefill of 16 x 1024", 16, 1024, 1, 16),
+    Workload("1 request, 512 in, 128 out", 1, 512, 128, 40),
+    Workload("16 requests, 512 in, 128 out", 16, 512, 128, 24),
+    Workload("64 requests, 512 in, 128 out", 64, 512, 128, 20),
+    Workload("prefill of 16 x 1024", 16, 1024, 1, 24),
 )
 WARM_UPS = 2
 COLD, START_UP, FIRST = "cold start-up (s)", "start-up (s)", "first generation (s)"
@@ -110,11 +112,35 @@ def serve_one(model: str, arguments: dict) -> None:
         Path(folder, "config.json").write_text(json.dumps(shape))
         begun = time.perf_counter()
         engine = sglang.Engine(model_path=folder, load_format="dummy", **arguments)
+        pin()
         print(ANSWER, time.perf_counter() - begun, flush=True)
         draw = random.Random(7)
         for line in sys.stdin:
             print(ANSWER, generate(engine, WORKLOADS[int(line)], draw, shape["vocab_size"]), flush=True)
         engine.shutdown()
+
+
+def pin() -> None:
+    """Give each process of this engine two cores, the same on every side; its first thread the first of them.
+
+    On a host that is shared, a core may be half as fast again as the next. Which of them a scheduler happens
+    to run on makes more of a difference to a small model than any kernel does. Where there are too few cores,
+    all stay where they are.
+    """
+    import psutil
+
+    cores = sorted(os.sched_getaffinity(0))
+    children = [child for child in psutil.Process().children() if child.name().startswith("sglang")]
+    processes = [psutil.Process(), *sorted(children, key=lambda child: child.name())]
+    if len(cores) < 2 * len(processes) + 2:
+        print(f"{len(cores)} cores are too few to pin {len(processes)} processes", file=sys.stderr)
+        return
+    for number, process in enumerate(processes, start=1):
+        first, second = cores[2 * number : 2 * number + 2]
+        print(f"{process.name()} runs on core {first}, its threads on {second}", file=sys.stderr)
+        for thread in process.threads():
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(thread.id, {first if thread.id == process.pid else second})
 
 
 def generate(engine: Any, load: Workload, draw: random.Random, vocabulary: int) -> float:
@@ -196,13 +222,14 @@ def run_round(
     start_up : what the start-up is called in the table
     """
     sides = [Side(name, homes, options) for name in options.sides.split(",")]
+    draw = random.Random(7)
     try:
         figures = {side.name: {start_up: [side.answer()]} for side in sides}
         for side in sides:
             figures[side.name][FIRST] = [loads[0].tokens() / side.run(loads[0])]
         for load in loads:
             for turn in range(WARM_UPS + max(1, round(load.repetitions * options.share))):
-                for side in sides if turn % 2 else reversed(sides):
+                for side in draw.sample(sides, len(sides)):  # after which other one makes a difference too
                     figure = side.run(load)
                     if turn >= WARM_UPS:
                         figures[side.name].setdefault(load.name, []).append(figure)
@@ -221,15 +248,17 @@ def table(rounds: Sequence[dict[str, Figures]]) -> list[list]:
         for side in rounds[0]:
             medians = [statistics.median(figures[side][name]) for figures in having]
             whole = statistics.median(figure for figures in having for figure in figures[side][name])
-            ratios = [
-                median / statistics.median(figures[first][name])
-                for median, figures in zip(medians, having, strict=True)
+            pairs = [
+                [one / other for one, other in zip(figures[side][name], figures[first][name], strict=True)]
+                for figures in having
             ]
+            ratio = statistics.median(pair for of_round in pairs for pair in of_round)
+            ratios = [statistics.median(of_round) for of_round in pairs]
             rows.append(
                 [
                     *(name, side, len(having)),
                     *(f"{figure:.2f}" for figure in (whole, min(medians), max(medians))),
-                    *(f"{ratio:.3f}" for ratio in (statistics.median(ratios), min(ratios), max(ratios))),
+                    *(f"{ratio:.3f}" for ratio in (ratio, min(ratios), max(ratios))),
                 ]
             )
     return rows
@@ -274,7 +303,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="starts of each side")
     parser.add_argument("--share", type=float, default=1, help="of the workloads' repetitions")
     parser.add_argument("--arguments", default=json.dumps(GPU), help="of the engine, as JSON")
-    parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for the engines' logs")
+    parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for logs and every figure")
     parser.add_argument("--csv", type=Path, help="write the table there too, after each round")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -286,6 +315,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as homes:
         for number in range(options.rounds):
             rounds.append(run_round(options, loads, Path(homes), START_UP if number else COLD))
+            with Path(options.logs, "figures.jsonl").open("a") as every:
+                print(json.dumps(rounds[-1]), file=every)
             for side, figures in rounds[-1].items():
                 medians = {name: round(statistics.median(values), 2) for name, values in figures.items()}
                 print(number, side, medians, flush=True)

@@ -252,6 +252,14 @@ def bench_exactness(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.bench_exactness", *session.posargs)
 
 
+@nox.session(name="bench-step", default=False)
+def bench_step(session: nox.Session) -> None:
+    """A model's layers as one CUDA graph, by whose kernels run in it; needs an NVIDIA GPU."""
+    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
+    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    session.run("python", "-m", "benchmarks.bench_step", *session.posargs)
+
+
 @nox.session(name="bench-engine", default=False)
 def bench_engine(session: nox.Session) -> None:
     """SGLang's engine with the plugin and without it; needs an NVIDIA GPU."""

@@ -59,6 +59,12 @@ def kernel(op: str, impl_id: str = "flagos") -> Callable:
     return load_kernel(OPS[op], impl)
 
 
+def set_server_args() -> None:
+    """Let SGLang's layers find the arguments of a server, which some of them ask when they are made."""
+    arguments = server_args.ServerArgs(model_path="dummy", device="cuda")
+    server_args.set_global_server_args_for_scheduler(arguments)
+
+
 def compiled(forward: Callable) -> Callable:
     """SGLang's plain PyTorch path under ``torch.compile``, for any number of tokens."""
     return torch.compile(forward, dynamic=True)
@@ -327,8 +333,7 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(SIDES), help="those to measure; flagos always is")
     parser.add_argument("--csv", type=Path, help="write the table there too")
     options = parser.parse_args()
-    arguments = server_args.ServerArgs(model_path="dummy", device="cuda")
-    server_args.set_global_server_args_for_scheduler(arguments)
+    set_server_args()
     print(about(), flush=True)
     wanted = {"flagos", *options.sides.split(",")}
     torch._dynamo.config.recompile_limit = 64  # one for each model, and one token is another program

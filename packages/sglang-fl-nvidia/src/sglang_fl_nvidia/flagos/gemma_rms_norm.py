@@ -20,6 +20,6 @@ def gemma_rms_norm(
 
     Raises
     ------
-    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of more than 65536 elements
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of none or more than 65536
     """
     return norm_rows(x, weight, eps, residual, post_residual_addition, SHIFTED)

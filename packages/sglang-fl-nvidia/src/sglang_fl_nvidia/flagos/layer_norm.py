@@ -1,5 +1,7 @@
 """``layer_norm`` in one Triton kernel: mean and variance of a row that is loaded once."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,13 +17,14 @@ __all__ = ["layer_norm"]
 MANY, MANY_ROWS = 3 << 19, 512
 #: How many then.
 TURNS = 4
-#: Rows from this length on are dealt evenly to as many programs as run at once, two on a multiprocessor, or
-#: to a multiple of that where each would norm more than that many: so all end together. Share of a copy's
-#: speed (7168 wide, bfloat16, H200) of four rows a program, and so: 768 rows 0.82 and 0.92, 3072 0.88 and
-#: 0.94, 4096 0.88 and 0.92. Of shorter rows more programs run at once, and it made no such difference.
+#: Rows from this length on are dealt evenly to as many programs as run at once (two on a multiprocessor), or
+#: to a multiple of that where each would norm more than ``MOST_TURNS``: so all end together. Share of a
+#: copy's speed (7168 wide, bfloat16, H200) of four rows a program, and so: 768 rows 0.82 and 0.92, 3072 0.88
+#: and 0.94, 4096 0.88 and 0.92. Of rows up to 6144 wide more programs run at once, and it made no such
+#: difference; those of more than 8192, or of float32, are never loaded in stages.
 LONG, AT_ONCE, MOST_TURNS = 6145, 2, 16
 #: The stages in which rows are loaded ahead, and elements of a row that are one tensor there: in one of 8192
-#: a row of 5120 is mostly padding, 0.90 of a copy where five of 1024 make 0.93.
+#: three eighths of a row of 5120 are padding, 0.90 of a copy where five of 1024 make 0.93.
 STAGES, PIECE = 3, 1024
 #: Bytes of a row up to which that many stages fit into the shared memory of any GPU.
 MOST_STAGED = 16384
@@ -85,8 +88,22 @@ def layer_norm_kernel(
             tl.store(at, result.to(out_ptr.dtype.element_ty), mask=column < WIDTH)
 
 
-#: How few rows are launched, and how many are; the rows after which these begin; programs at once, 0: any.
-_Norms = tuple[Launch, Launch, int, int]
+class _Norms(NamedTuple):
+    """How rows of one kind are normed.
+
+    Parameters
+    ----------
+    few : a program a row
+    many : each program norms several
+    most : rows that still are few
+    at_once : programs that run at once, to which many rows are dealt; 0: a program for each ``TURNS`` rows
+    """
+
+    few: Launch
+    many: Launch
+    most: int
+    at_once: int
+
 
 _launches: dict[tuple[object, ...], _Norms] = {}
 
@@ -96,7 +113,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
     Raises
     ------
-    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of more than 65536 elements
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of none or more than 65536
     """
     if x.dim() != 2 or x.stride(1) != 1:
         if x.dim() == 0:
@@ -142,10 +159,9 @@ def _compiled(
             continue
         if parameter.dtype not in DTYPES:
             raise UnsupportedError(f"it takes no {name} of {parameter.dtype}")
-    if x.dtype not in DTYPES or width > MOST_COLUMNS:
+    if x.dtype not in DTYPES or not 0 < width <= MOST_COLUMNS:
         raise UnsupportedError(
-            f"it takes float16, bfloat16 and float32 in rows of at most {MOST_COLUMNS}, not "
-            f"{width} of {x.dtype}"
+            f"it takes float16, bfloat16 and float32 in rows of 1 to {MOST_COLUMNS}, not {width} of {x.dtype}"
         )
     block = triton.next_power_of_2(width)
 
@@ -164,8 +180,8 @@ def _compiled(
         )
 
     warps = min(32, max(1, block // 1024 if block >= 4096 else block // 256))
-    few, most = launch(block, 1, warps), max(MANY_ROWS, MANY // max(width, 1))
+    few, most = launch(block, 1, warps), max(MANY_ROWS, MANY // width)
     if block * x.element_size() > MOST_STAGED:
-        return few, few, most, 0
+        return _Norms(few, few, most, 0)
     many = launch(min(block, PIECE), STAGES, max(1, min(4, block // 1024)))
-    return few, many, most, AT_ONCE * multiprocessors(x.get_device()) if width >= LONG else 0
+    return _Norms(few, many, most, AT_ONCE * multiprocessors(x.get_device()) if width >= LONG else 0)

@@ -27,7 +27,7 @@ def rms_norm(
 
     Raises
     ------
-    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of more than 65536 elements
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of none or more than 65536
     """
     style = PLAIN
     if cast_x_before_out_mul or fp32_residual or variance_size_override is not None:

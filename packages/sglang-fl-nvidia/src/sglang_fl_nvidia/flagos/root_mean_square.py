@@ -135,7 +135,7 @@ def norm_rows(
     Raises
     ------
     ContractError : the weight or a summand does not fit ``x``
-    UnsupportedError : another dtype, or rows of more than 65536 elements
+    UnsupportedError : another dtype, or rows of none or more than 65536
     """
     shape = x.shape
     if (
@@ -279,8 +279,8 @@ def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | No
                 f"a norm: {name} {tuple(summand.shape)} {summand.dtype} is not like "
                 f"x {tuple(x.shape)} {x.dtype}"
             )
-    if x.dtype not in DTYPES or weight.dtype not in DTYPES or x.shape[-1] > MOST_COLUMNS:
+    if x.dtype not in DTYPES or weight.dtype not in DTYPES or not 0 < x.shape[-1] <= MOST_COLUMNS:
         raise UnsupportedError(
-            f"it takes float16, bfloat16 and float32 in rows of at most {MOST_COLUMNS}, not x "
+            f"it takes float16, bfloat16 and float32 in rows of 1 to {MOST_COLUMNS}, not x "
             f"{tuple(x.shape)} {x.dtype}, weight {weight.dtype}"
         )

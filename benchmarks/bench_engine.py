@@ -9,8 +9,8 @@ starts by more than between repetitions in one. Each side has a home of its own 
 before the first round: that start is the cold one, the others are warm. Throughput is that of a whole batch
 of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over all repetitions, and the
 least and greatest of the medians of the rounds. The ratio to the first side is that of two figures of one
-turn, taken one after the other, because a shared host's speed changes by half from one second to another: the
-median over all turns, and the least and greatest of the medians of the rounds.
+turn, because a shared host's speed changes by half from one second to another: the median over all turns, and
+the least and greatest of the medians of the rounds.
 
 Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults).
 """
@@ -96,6 +96,7 @@ WORKLOADS = (
     Workload("16 requests, 512 in, 128 out", 16, 512, 128, 24),
     Workload("64 requests, 512 in, 128 out", 64, 512, 128, 20),
     Workload("prefill of 16 x 1024", 16, 1024, 1, 24),
+    Workload("prefill of 1 x 512", 1, 512, 1, 40),
 )
 WARM_UPS = 2
 COLD, START_UP, FIRST = "cold start-up (s)", "start-up (s)", "first generation (s)"
@@ -112,11 +113,12 @@ def serve_one(model: str, arguments: dict) -> None:
         Path(folder, "config.json").write_text(json.dumps(shape))
         begun = time.perf_counter()
         engine = sglang.Engine(model_path=folder, load_format="dummy", **arguments)
-        pin()
         print(ANSWER, time.perf_counter() - begun, flush=True)
         draw = random.Random(7)
-        for line in sys.stdin:
+        for number, line in enumerate(sys.stdin):
             print(ANSWER, generate(engine, WORKLOADS[int(line)], draw, shape["vocab_size"]), flush=True)
+            if number == 0:
+                pin()  # not before: a thread that is born later would share its parent's core
         engine.shutdown()
 
 
@@ -139,7 +141,7 @@ def pin() -> None:
         first, second = cores[2 * number : 2 * number + 2]
         print(f"{process.name()} runs on core {first}, its threads on {second}", file=sys.stderr)
         for thread in process.threads():
-            with suppress(ProcessLookupError):  # it has ended meanwhile
+            with suppress(ProcessLookupError):  # the thread has ended meanwhile
                 os.sched_setaffinity(thread.id, {first if thread.id == process.pid else second})
 
 
@@ -212,7 +214,7 @@ class Side:
 
 
 def run_round(
-    options: argparse.Namespace, loads: Sequence[Workload], homes: Path, start_up: str
+    options: argparse.Namespace, loads: Sequence[Workload], homes: Path, start_up: str, draw: random.Random
 ) -> dict[str, Figures]:
     """Start an engine for each side, run the workloads on all of them in turn, return the figures by side.
 
@@ -220,9 +222,9 @@ def run_round(
     ----------
     homes : folder that holds each side's home
     start_up : what the start-up is called in the table
+    draw : draws the order of the sides in each turn
     """
     sides = [Side(name, homes, options) for name in options.sides.split(",")]
-    draw = random.Random(7)
     try:
         figures = {side.name: {start_up: [side.answer()]} for side in sides}
         for side in sides:
@@ -303,8 +305,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="starts of each side")
     parser.add_argument("--share", type=float, default=1, help="of the workloads' repetitions")
     parser.add_argument("--arguments", default=json.dumps(GPU), help="of the engine, as JSON")
-    parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for logs and every figure")
-    parser.add_argument("--csv", type=Path, help="write the table there too, after each round")
+    parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for the engines' logs")
+    parser.add_argument("--csv", type=Path, help="write the table there, every figure to a .json beside")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -312,15 +314,16 @@ def main() -> None:
         return
     loads = WORKLOADS[:1] if options.model == "tiny" else WORKLOADS
     rounds: list[dict[str, Figures]] = []
+    draw = random.Random(7)
     with tempfile.TemporaryDirectory() as homes:
         for number in range(options.rounds):
-            rounds.append(run_round(options, loads, Path(homes), START_UP if number else COLD))
-            with Path(options.logs, "figures.jsonl").open("a") as every:
-                print(json.dumps(rounds[-1]), file=every)
+            rounds.append(run_round(options, loads, Path(homes), START_UP if number else COLD, draw))
             for side, figures in rounds[-1].items():
                 medians = {name: round(statistics.median(values), 2) for name, values in figures.items()}
                 print(number, side, medians, flush=True)
             write(table(rounds), about(options.model), options)
+            if options.csv:
+                options.csv.with_suffix(".json").write_text(json.dumps(rounds) + "\n")
 
 
 def write(rows: list[list], text: str, options: argparse.Namespace) -> None:

@@ -3,8 +3,8 @@
     python -m benchmarks.bench_step [--csv FILE]
 
 Norms, projections, rotation and activation of all layers of a model in bfloat16, in its order, so that a
-kernel of ours runs between matrix products as it does in a served model; without attention, which is the same
-on every side, and without sampling. Sides: SGLang's own CUDA path; ours; ours without programmatic dependent
+kernel of ours runs between matrix products as it does in a served model; without attention, the last norm and
+sampling. Sides: SGLang's own CUDA path; ours; ours without programmatic dependent
 launch; and the matrix products alone, which shows what kernels at no cost would bring. Device time of a
 replay by events, in turn; host time of a replay: until the call returns, the device being idle. Medians and
 quartiles.
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.bench_ops import POSITIONS, about, kernel, random, set_server_args
+from benchmarks.bench_ops import DTYPE, POSITIONS, about, kernel, random, set_server_args
+from benchmarks.cuda_timing import captured
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, Model
 from sglang_fl_nvidia.flagos import gated, launch, root_mean_square, rotation
@@ -33,8 +34,8 @@ LAYERS = {"Qwen2.5-0.5B": 24, "Llama-3-8B": 32}
 TOKENS = (1, 16, 64)
 REPLAYS, WARM_UPS = 300, 20
 HEAD = [
-    *("model", "tokens", "side", "device (us)", "first quartile", "third quartile", "sglang / side"),
-    *("host of a replay (us)", "first quartile", "third quartile"),
+    *("model", "tokens", "side", "device (µs)", "device, first quartile", "device, third quartile"),
+    *("sglang / side", "host (µs)", "host, first quartile", "host, third quartile"),
 ]
 
 
@@ -57,9 +58,10 @@ class Kernels:
 def ours(model: Model) -> Kernels:
     norm, rotate = kernel("rms_norm"), kernel("rotary_embedding")
     cache = torch.randn(POSITIONS, model.head_size, device="cuda")
+    rotation_of = model.head_size, model.is_neox_style
     return Kernels(
         lambda x, weight, residual: norm(x, weight, 1e-6, residual),
-        lambda positions, query, key: rotate(positions, query, key, cache, model.head_size, True),
+        lambda positions, query, key: rotate(positions, query, key, cache, *rotation_of),
         kernel("silu_and_mul"),
     )
 
@@ -69,8 +71,8 @@ def sglangs(model: Model) -> Kernels:
     from sglang.srt.layers.layernorm import RMSNorm
     from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-    layer = RMSNorm(model.hidden).to("cuda", torch.bfloat16)
-    sizes = (model.head_size, model.head_size, POSITIONS, 10000, True, torch.bfloat16)
+    layer = RMSNorm(model.hidden).to("cuda", DTYPE)
+    sizes = (model.head_size, model.head_size, POSITIONS, 10000, model.is_neox_style, DTYPE)
 
     def norm(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         layer.weight.data = weight
@@ -129,16 +131,6 @@ def no_overlap() -> Iterator[None]:
             module._launches.update(cache)
 
 
-def captured(run: Callable[[], Tensor]) -> torch.cuda.CUDAGraph:
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
-
-
 def measure(graphs: dict[str, torch.cuda.CUDAGraph]) -> dict[str, tuple[list[float], list[float]]]:
     """Return for each graph device and host times of its replays, in µs."""
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in graphs}
@@ -168,9 +160,11 @@ def rows(model: Model) -> Iterator[list]:
             torch.arange(tokens, device="cuda"),
         )
         kernels = {"sglang": sglangs(model), "ours": own, "matrix products alone": none(model)}
-        graphs = {name: captured(partial(step, model, layers, given, run)) for name, run in kernels.items()}
+        graphs = {
+            name: captured([partial(step, model, layers, given, run)], 1) for name, run in kernels.items()
+        }
         with no_overlap():
-            graphs["ours, no overlap"] = captured(partial(step, model, layers, given, own))
+            graphs["ours, no overlap"] = captured([partial(step, model, layers, given, own)], 1)
         times = measure(graphs)
         whole = statistics.median(times["sglang"][0])
         for name, (device, host) in times.items():

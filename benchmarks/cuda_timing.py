@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-__all__ = ["graph_times", "host_time"]
+__all__ = ["captured", "graph_times", "host_time"]
 
 #: Enough for inputs to leave the L2 cache (50 MB on Hopper) before they come round again.
 FOOTPRINT = 160e6
@@ -23,7 +23,7 @@ def graph_times(calls: dict[str, Sequence[Callable]], count: int, rounds: int = 
     calls : for each name callables that do the same on other inputs, taken in turn
     count : of calls in a graph
     """
-    graphs = {name: _captured(callables, count) for name, callables in calls.items()}
+    graphs = {name: captured(callables, count) for name, callables in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(rounds):
         for name, graph in graphs.items():
@@ -31,7 +31,8 @@ def graph_times(calls: dict[str, Sequence[Callable]], count: int, rounds: int = 
     return {name: statistics.median(measured) for name, measured in times.items()}
 
 
-def _captured(callables: Sequence[Callable], count: int) -> torch.cuda.CUDAGraph:
+def captured(callables: Sequence[Callable], count: int) -> torch.cuda.CUDAGraph:
+    """Return a CUDA graph of ``count`` calls, of each callable in turn, that has been replayed once."""
     for call in callables:
         call()
     torch.cuda.synchronize()

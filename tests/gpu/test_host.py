@@ -1,4 +1,4 @@
-"""With CUDA graphs nothing of the plugin runs on the host in a decode step."""
+"""With CUDA graphs nothing of the plugin runs on the host in a decode step; without them our kernels do."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 #: A plugin of SGLang's own kind, loaded in each of its processes: notes every call of a function of ours, and
 #: of a wrapper that SGLang has put around its own for a hook.
 NOTE_CALLS = """
-import os, sys
+import os, sys, threading
 
 def load():
     notes = open(os.environ["NOTES"], "a", buffering=1)
@@ -29,16 +30,18 @@ def load():
             notes.write(f"{os.getpid()} {path}:{frame.f_code.co_name}\\n")
 
     sys.setprofile(note)
+    threading.setprofile(note)
 """
 
 GENERATE = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 import sglang
 
 arguments, notes = json.loads(sys.argv[1]), Path(sys.argv[2])
 if __name__ == "__main__":  # SGLang's processes import this file again
     engine = sglang.Engine(**arguments)
+    print("RESULT", json.dumps([0, os.getpid(), notes.read_text().splitlines()]), flush=True)
     for number, new in enumerate((4, 1, 33, 1, 33)):
         before = len(notes.read_text().splitlines())
         prompt = [3 + number, *range(5, 40)]
@@ -47,27 +50,31 @@ if __name__ == "__main__":  # SGLang's processes import this file again
         )
         time.sleep(1)  # the scheduler still puts its last batch away
         noted = notes.read_text().splitlines()[before:]
-        print("RESULT", json.dumps([new, before, noted]), flush=True)
+        print("RESULT", json.dumps([new, os.getpid(), noted]), flush=True)
     engine.shutdown()
 """
 
 
-def test_a_decode_step_runs_nothing_of_the_plugin(tmp_path: Path):
+def calls_by_new_tokens(folder: Path, **arguments: Any) -> dict[int, list[list[str]]]:
+    """Start an engine and return what was noted: at its start (0) and for each request, by its new tokens.
+
+    What the process that starts the engine noted is left out: the model runs in another.
+    """
     (family,) = (family for family in FAMILIES if family.name == "Qwen2")
-    make_model(replace(family, config=partial(config_on_a_gpu, family)), tmp_path / "model")
-    (tmp_path / "note_calls.py").write_text(NOTE_CALLS)
-    metadata = tmp_path / "note_calls-0.0.1.dist-info"
+    make_model(replace(family, config=partial(config_on_a_gpu, family)), folder / "model")
+    (folder / "note_calls.py").write_text(NOTE_CALLS)
+    metadata = folder / "note_calls-0.0.1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: note-calls\nVersion: 0.0.1\n")
     (metadata / "entry_points.txt").write_text("[sglang.srt.plugins]\nnote_calls = note_calls:load\n")
-    (tmp_path / "generate.py").write_text(GENERATE)
-    notes = tmp_path / "notes"
-    arguments = json.dumps({"model_path": str(tmp_path / "model"), **GPU, "disable_radix_cache": True})
+    (folder / "generate.py").write_text(GENERATE)
+    notes = folder / "notes"
+    engine = {"model_path": str(folder / "model"), **GPU, "disable_radix_cache": True, **arguments}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "generate.py"), arguments, str(notes)],
+        [sys.executable, str(folder / "generate.py"), json.dumps(engine), str(notes)],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
             "NOTES": str(notes),
             "SGLANG_FL_STRICT": "1",
         },
@@ -77,8 +84,22 @@ def test_a_decode_step_runs_nothing_of_the_plugin(tmp_path: Path):
         start_new_session=True,
     )
     told = [json.loads(line.removeprefix("RESULT")) for line in done.stdout.splitlines() if "RESULT" in line]
-    assert len(told) == 5, done.stderr[-3000:]
-    assert told[0][1], "nothing was noted while the engine started"
-    calls = {new: [lines for asked, _, lines in told[1:] if asked == new] for new in (1, 33)}
-    # 32 steps more call nothing more.
+    assert len(told) == 6, done.stderr[-3000:]
+    calls: dict[int, list[list[str]]] = {}
+    for new, launcher, lines in told:
+        calls.setdefault(new, []).append([line for line in lines if not line.startswith(f"{launcher} ")])
+    return calls
+
+
+def test_a_decode_step_in_a_graph_calls_nothing_of_the_plugin(tmp_path: Path):
+    calls = calls_by_new_tokens(tmp_path)
+    # The process that captured the graphs was watched.
+    assert any("/flagos/rms_norm.py:rms_norm" in line for line in calls[0][0])
     assert max(map(len, calls[33])) <= max(map(len, calls[1])), calls[33]
+
+
+def test_a_decode_step_without_graphs_is_seen_to_call_our_kernels(tmp_path: Path):
+    calls = calls_by_new_tokens(tmp_path, disable_cuda_graph=True)
+    longer = min(map(len, calls[33])) - max(map(len, calls[1]))
+    assert longer >= 32
+    assert any("/flagos/rms_norm.py:rms_norm" in line for line in calls[33][0])

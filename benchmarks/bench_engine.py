@@ -9,14 +9,15 @@ starts by more than between repetitions in one. Each side has a home of its own 
 before the first round: that start is the cold one, the others are warm. Throughput is that of a whole batch
 of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over all repetitions, and the
 least and greatest of the medians of the rounds. The ratio to the first side is that of two figures of one
-turn, because a shared host's speed changes by half from one second to another: the median over all turns, and
-the least and greatest of the medians of the rounds.
+turn, because a shared host's speed changes by half from one second to another: the median over all turns, its
+standard error, and the least and greatest of the medians of the rounds.
 
 Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults).
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -254,16 +255,22 @@ def table(rounds: Sequence[dict[str, Figures]]) -> list[list]:
                 [one / other for one, other in zip(figures[side][name], figures[first][name], strict=True)]
                 for figures in having
             ]
-            ratio = statistics.median(pair for of_round in pairs for pair in of_round)
+            all_pairs = [pair for of_round in pairs for pair in of_round]
             ratios = [statistics.median(of_round) for of_round in pairs]
             rows.append(
                 [
                     *(name, side, len(having)),
                     *(f"{figure:.2f}" for figure in (whole, min(medians), max(medians))),
-                    *(f"{ratio:.3f}" for ratio in (ratio, min(ratios), max(ratios))),
+                    *(f"{ratio:.3f}" for ratio in (statistics.median(all_pairs), min(ratios), max(ratios))),
+                    f"{error_of_median(all_pairs):.3f}",
                 ]
             )
     return rows
+
+
+def error_of_median(figures: Sequence[float]) -> float:
+    """Return the standard error of a median: 1.25 times that of the mean, as for a normal distribution."""
+    return 1.25 * statistics.stdev(figures) / len(figures) ** 0.5 if len(figures) > 1 else math.nan
 
 
 def about(model: str) -> str:
@@ -282,7 +289,7 @@ def about(model: str) -> str:
 
 HEAD = [
     *("figure", "side", "rounds", "median", "least of the rounds", "greatest of the rounds"),
-    *("ratio", "least ratio", "greatest ratio"),
+    *("ratio", "least ratio", "greatest ratio", "standard error of the ratio"),
 ]
 GPU = {
     "attention_backend": "triton",

@@ -228,50 +228,50 @@ def bench_dispatch(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.bench_dispatch", *session.posargs)
 
 
+def _on_a_gpu(session: nox.Session, *more: str) -> None:
+    """Install the stack, core and NVIDIA's package, and the kernel libraries to compare with."""
+    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
+    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48", *more)
+
+
 @nox.session(name="bench-ops", default=False)
 def bench_ops(session: nox.Session) -> None:
     """Our Triton kernels beside SGLang's own and others; needs an NVIDIA GPU."""
-    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
-    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48", "liger-kernel==0.8.5")
+    _on_a_gpu(session, "liger-kernel==0.8.5")
     session.run("python", "-m", "benchmarks.bench_ops", *session.posargs)
 
 
 @nox.session(name="bench-aten", default=False)
 def bench_aten(session: nox.Session) -> None:
     """FlagGems' ATen kernels beside PyTorch's: exact, and at what cost; needs an NVIDIA GPU."""
-    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
-    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    _on_a_gpu(session)
     session.run("python", "-m", "benchmarks.bench_aten", *session.posargs)
 
 
 @nox.session(name="bench-exactness", default=False)
 def bench_exactness(session: nox.Session) -> None:
     """How far our Triton kernels and SGLang's own are from float64; needs an NVIDIA GPU."""
-    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
-    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    _on_a_gpu(session)
     session.run("python", "-m", "benchmarks.bench_exactness", *session.posargs)
 
 
 @nox.session(name="bench-step", default=False)
 def bench_step(session: nox.Session) -> None:
     """A model's layers as one CUDA graph, by whose kernels run in it; needs an NVIDIA GPU."""
-    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
-    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    _on_a_gpu(session)
     session.run("python", "-m", "benchmarks.bench_step", *session.posargs)
 
 
 @nox.session(name="bench-engine", default=False)
 def bench_engine(session: nox.Session) -> None:
     """SGLang's engine with the plugin and without it; needs an NVIDIA GPU."""
-    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
-    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    _on_a_gpu(session)
     session.run("python", "-m", "benchmarks.bench_engine", *session.posargs)
 
 
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """What only an NVIDIA GPU can show: kernels on the chip, and the real server on it."""
-    _on_stack(session, CORE, "packages/sglang-fl-nvidia")
-    session.install("-q", "--no-deps", "flag-gems==5.0.2", "sqlalchemy==2.0.48")
+    _on_a_gpu(session)
     tests = ("tests/gpu", "packages/sglang-fl-nvidia/tests")
     session.run("python", "-m", "pytest", *tests, "-m", "gpu", *session.posargs)

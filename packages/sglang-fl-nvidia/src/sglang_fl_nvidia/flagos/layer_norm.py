@@ -21,7 +21,7 @@ TURNS = 4
 #: to a multiple of that where each would norm more than ``MOST_TURNS``: so all end together. Share of a
 #: copy's speed (7168 wide, bfloat16, H200) of four rows a program, and so: 768 rows 0.82 and 0.92, 3072 0.88
 #: and 0.94, 4096 0.88 and 0.92. Of rows up to 6144 wide more programs run at once, and it made no such
-#: difference; so long rows of float32, and any of more than 8192, are not loaded in stages at all.
+#: difference. (Long rows of float32, and any of more than 8192, are not loaded in stages at all.)
 LONG, AT_ONCE, MOST_TURNS = 6145, 2, 16
 #: The stages in which rows are loaded ahead, and elements of a row that are one tensor there: in one of 8192
 #: three eighths of a row of 5120 are padding, 0.90 of a copy where five of 1024 make 0.93.

@@ -328,19 +328,19 @@ def main() -> None:
             for side, figures in rounds[-1].items():
                 medians = {name: round(statistics.median(values), 2) for name, values in figures.items()}
                 print(number, side, medians, flush=True)
-            write(table(rounds), about(options.model), options)
-            if options.csv:
-                options.csv.with_suffix(".json").write_text(json.dumps(rounds) + "\n")
+            write(rounds, options)
 
 
-def write(rows: list[list], text: str, options: argparse.Namespace) -> None:
+def write(rounds: Sequence[dict[str, Figures]], options: argparse.Namespace) -> None:
+    rows = table(rounds)
     for row in [HEAD, *rows]:
         print(*row, sep="  ", flush=True)
     if options.csv:
         command = f"--model {options.model} --sides {options.sides} --rounds {options.rounds}"
         command += f" --share {options.share:g}"
-        about_it = f"python -m benchmarks.bench_engine {command}; {text}; {options.arguments}"
+        about_it = f"python -m benchmarks.bench_engine {command}; {about(options.model)}; {options.arguments}"
         write_table(options.csv, about_it, HEAD, rows)
+        options.csv.with_suffix(".json").write_text(json.dumps(rounds) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@
 
 Norms, projections, rotation and activation of all layers of a model in bfloat16, in its order, so that a
 kernel of ours runs between matrix products as it does in a served model; without attention, the last norm and
-sampling. Sides: SGLang's own CUDA path; ours; ours without programmatic dependent
-launch; and the matrix products alone, which shows what kernels at no cost would bring. Device time of a
-replay by events, in turn; host time of a replay: until the call returns, the device being idle. Medians and
-quartiles.
+sampling. Sides: SGLang's own CUDA path; ours; ours without programmatic dependent launch; and the matrix
+products alone, which shows what kernels at no cost would bring. Device time of a replay by events, in turn;
+host time of a replay: until the call returns, the device being idle. Medians and quartiles.
 """
 
 import argparse
@@ -152,19 +151,17 @@ def measure(graphs: dict[str, torch.cuda.CUDAGraph]) -> dict[str, tuple[list[flo
 
 def rows(model: Model) -> Iterator[list]:
     layers = weights(model)
-    own = ours(model)
+    kernels = {"sglang": sglangs(model), "ours": ours(model), "matrix products alone": none(model)}
     for tokens in TOKENS:
         given = (
             random(tokens, model.hidden),
             random(tokens, model.hidden),
             torch.arange(tokens, device="cuda"),
         )
-        kernels = {"sglang": sglangs(model), "ours": own, "matrix products alone": none(model)}
-        graphs = {
-            name: captured([partial(step, model, layers, given, run)], 1) for name, run in kernels.items()
-        }
+        calls = {name: [partial(step, model, layers, given, run)] for name, run in kernels.items()}
+        graphs = {name: captured(call, 1) for name, call in calls.items()}
         with no_overlap():
-            graphs["ours, no overlap"] = captured([partial(step, model, layers, given, own)], 1)
+            graphs["ours, no overlap"] = captured(calls["ours"], 1)
         times = measure(graphs)
         whole = statistics.median(times["sglang"][0])
         for name, (device, host) in times.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.fake_vendor import install_module
 from tests.engine.models import FAMILIES, make_model
 from tests.gpu.test_models import GPU, config_on_a_gpu
 
@@ -62,11 +63,7 @@ def calls_by_new_tokens(folder: Path, **arguments: Any) -> dict[int, list[list[s
     """
     (family,) = (family for family in FAMILIES if family.name == "Qwen2")
     make_model(replace(family, config=partial(config_on_a_gpu, family)), folder / "model")
-    (folder / "note_calls.py").write_text(NOTE_CALLS)
-    metadata = folder / "note_calls-0.0.1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: note-calls\nVersion: 0.0.1\n")
-    (metadata / "entry_points.txt").write_text("[sglang.srt.plugins]\nnote_calls = note_calls:load\n")
+    install_module(folder, "note_calls", NOTE_CALLS, "sglang.srt.plugins", "note_calls = note_calls:load")
     (folder / "generate.py").write_text(GENERATE)
     notes = folder / "notes"
     engine = {"model_path": str(folder / "model"), **GPU, "disable_radix_cache": True, **arguments}

@@ -215,11 +215,11 @@ def test_every_tile_of_a_gated_activation(
     [(100, torch.float32), (4000, torch.float32), (6000, torch.float16), (9000, torch.float32)],
     ids=["narrow", "in-pieces", "long", "too-long-for-stages"],
 )
-@pytest.mark.parametrize("rows", [1, 7, 8, 17])
+@pytest.mark.parametrize("rows", [1, 5, 7, 8, 17])
 def test_every_tile_of_a_layer_norm(
     width: int, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
 ):
-    _with_tiles(monkeypatch, layer_norm, MANY=0, MANY_ROWS=0, LONG=6000, MOST_TURNS=3)
+    _with_tiles(monkeypatch, layer_norm, MANY=0, MANY_ROWS=0, LONG=6000, MOST_TURNS=3, LATER_TURNS=2)
     monkeypatch.setattr(layer_norm, "multiprocessors", lambda device: 1)
     x = torch.randn(rows, width, device=DEVICE, dtype=dtype)
     weight, bias = (torch.randn(width, device=DEVICE) for _ in range(2))

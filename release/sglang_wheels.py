@@ -4,6 +4,7 @@
 import that release, one a line; everything else is that of the environment.
 """
 
+import fcntl
 import re
 import subprocess
 import sys
@@ -36,10 +37,15 @@ def _pinned_transformers(folder: Path, release: str) -> list[Path]:
 def unpacked(name: str, version: str) -> Path:
     """Return a folder that holds the contents of that wheel."""
     folder = CACHE / f"{name}-{version}"
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(name, version, folder)
-        (folder / "complete").touch()  # last, so that an interrupted download is started again
+    complete = folder / "complete"
+    if complete.exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():  # another process may have held the lock
+            _download(name, version, folder)
+            complete.touch()  # last, so that an interrupted download is started again
     return folder
 
 

@@ -1,6 +1,7 @@
 """SGLang's engine with the plugin beside the same engine without it: throughput and start-up.
 
-    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B] [--sides vanilla,layer2] [--rounds 3] [--csv F]
+    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B] [--sides vanilla,layer2] [--rounds 3]
+        [--workload NAME] [--csv FILE]
 
 Random weights (``load_format=dummy``) under a model's real configuration. In each round one engine a side is
 started, all at the same time, and every workload runs on them in turn, one at a time and in a random order,
@@ -12,7 +13,8 @@ least and greatest of the medians of the rounds. The ratio to the first side is 
 turn, because a shared host's speed changes by half from one second to another: the median over all turns, its
 standard error, and the least and greatest of the medians of the rounds.
 
-Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults).
+Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults),
+and ``control``, which is vanilla once more: how far its ratio is from 1 says what the others' are worth.
 """
 
 import argparse
@@ -38,6 +40,7 @@ SIDES = {
     "vanilla": {"SGLANG_PLUGINS": "__none__"},
     "layer2": {"USE_FLAGGEMS": "0"},
     "layers12": {},
+    "control": {"SGLANG_PLUGINS": "__none__"},
 }
 #: What the caller has set for himself says nothing about the sides.
 OURS = ("SGLANG_FL", "SGLANG_PLUGINS", "USE_FLAGGEMS")
@@ -310,6 +313,9 @@ def main() -> None:
     parser.add_argument("--model", default="Qwen2.5-0.5B", choices=CONFIGS)
     parser.add_argument("--sides", default="vanilla,layer2", help=f"in turn, of {', '.join(SIDES)}")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each side")
+    names = [load.name for load in WORKLOADS]
+    all_of = "again for each; without it all (of tiny the first)"
+    parser.add_argument("--workload", action="append", choices=names, help=all_of)
     parser.add_argument("--share", type=float, default=1, help="of the workloads' repetitions")
     parser.add_argument("--arguments", default=json.dumps(GPU), help="of the engine, as JSON")
     parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for the engines' logs")
@@ -319,7 +325,8 @@ def main() -> None:
     if options.one:
         serve_one(options.model, json.loads(options.arguments))
         return
-    loads = WORKLOADS[:1] if options.model == "tiny" else WORKLOADS
+    wanted = options.workload or (names[:1] if options.model == "tiny" else names)
+    loads = [load for load in WORKLOADS if load.name in wanted]
     rounds: list[dict[str, Figures]] = []
     draw = random.Random(7)
     with tempfile.TemporaryDirectory() as homes:
@@ -338,6 +345,7 @@ def write(rounds: Sequence[dict[str, Figures]], options: argparse.Namespace) -> 
     if options.csv:
         command = f"--model {options.model} --sides {options.sides} --rounds {options.rounds}"
         command += f" --share {options.share:g}"
+        command += "".join(f" --workload {name!r}" for name in options.workload or ())
         about_it = f"python -m benchmarks.bench_engine {command}; {about(options.model)}; {options.arguments}"
         write_table(options.csv, about_it, HEAD, rows)
         options.csv.with_suffix(".json").write_text(json.dumps(rounds) + "\n")

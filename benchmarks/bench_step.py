@@ -4,8 +4,9 @@
 
 Norms, projections, rotation and activation of all layers of a model in bfloat16, in its order, so that a
 kernel of ours runs between matrix products as it does in a served model; without attention, the last norm and
-sampling. Sides: SGLang's own CUDA path; ours; ours without programmatic dependent launch; and the matrix
-products alone, which shows what kernels at no cost would bring. Device time of a replay by events, in turn;
+sampling. Sides: SGLang's own CUDA path; ours; ours without programmatic dependent launch; and three that
+compute nothing: in place of each kernel a copy of at most what it must read and write, or an empty kernel,
+both launched as ours are; and the matrix products alone. Device time of a replay by events, in turn;
 host time of a replay: until the call returns, the device being idle. Medians and quartiles.
 """
 
@@ -19,6 +20,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -27,6 +30,7 @@ from benchmarks.cuda_timing import captured
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, Model
 from sglang_fl_nvidia.flagos import gated, launch, root_mean_square, rotation
+from sglang_fl_nvidia.flagos.launch import compiled, overlap
 
 #: Of the models that ``bench_engine`` serves.
 LAYERS = {"Qwen2.5-0.5B": 24, "Llama-3-8B": 32}
@@ -80,12 +84,54 @@ def sglangs(model: Model) -> Kernels:
     return Kernels(norm, RotaryEmbedding(*sizes).cuda().forward_cuda, SiluAndMul().forward_cuda)
 
 
-def none(model: Model) -> Kernels:
-    return Kernels(
-        lambda x, weight, residual: (x, residual),
-        lambda positions, query, key: (query, key),
-        lambda x: x[..., : model.intermediate],
+@triton.jit(do_not_specialize=["count"])
+def copy_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    overlap(OVERLAP)
+    tl.store(out_ptr + at, tl.load(x_ptr + at, mask=at < count), mask=at < count)
+
+
+@triton.jit
+def empty_kernel(x_ptr, OVERLAP: tl.constexpr):
+    overlap(OVERLAP)
+
+
+def idle(model: Model, run: Callable[[Tensor, Tensor, int], object]) -> Kernels:
+    """Pass on what is given, after ``run`` on where to read, where to write and how many elements."""
+    activated = random(TOKENS[-1], model.intermediate)
+
+    def norm(x: Tensor, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        run(x, x, x.numel())
+        return x, residual
+
+    def rotate(positions: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        run(query, query, query.numel() + key.numel())  # they lie in one tensor, which has the value as well
+        return query, key
+
+    def activate(x: Tensor) -> Tensor:
+        out = activated[: len(x)]
+        run(x, out, out.numel())
+        return out
+
+    return Kernels(norm, rotate, activate)
+
+
+def copies(model: Model) -> Kernels:
+    x = random(1, 16)
+    copy = compiled(copy_kernel, x, x, 1, is_aligned=True, num_warps=4, BLOCK=1024)
+    return idle(
+        model,
+        lambda x, out, count: copy(triton.cdiv(count, 1024), x.data_ptr(), out.data_ptr(), count),
     )
+
+
+def empty(model: Model) -> Kernels:
+    run = compiled(empty_kernel, random(1, 16), is_aligned=True, num_warps=1)
+    return idle(model, lambda x, out, count: run(1, x.data_ptr()))
+
+
+def none(model: Model) -> Kernels:
+    return idle(model, lambda x, out, count: None)
 
 
 def weights(model: Model) -> list[tuple[Tensor, ...]]:
@@ -151,7 +197,13 @@ def measure(graphs: dict[str, torch.cuda.CUDAGraph]) -> dict[str, tuple[list[flo
 
 def rows(model: Model) -> Iterator[list]:
     layers = weights(model)
-    kernels = {"sglang": sglangs(model), "ours": ours(model), "matrix products alone": none(model)}
+    kernels = {
+        "sglang": sglangs(model),
+        "ours": ours(model),
+        "copies": copies(model),
+        "empty kernels": empty(model),
+        "matrix products alone": none(model),
+    }
     for tokens in TOKENS:
         given = (
             random(tokens, model.hidden),

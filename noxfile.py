@@ -33,6 +33,9 @@ REQUIREMENTS = [
 ]
 CORE = "packages/sglang-fl-core"
 VENDORS = ("nvidia", "ascend", "mlu")
+#: For each of two test processes. With two threads each, on the two cores of a small machine, they wait for
+#: each other's threads: a model with experts then took 147 s to judge, and takes 62 with one.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 #: Tests of whichever vendor package is installed.
 ON_A_SIMULATED_CHIP = tuple(
     f"tests/simulated/test_{what}.py" for what in ("demo", "layer_1", "server", "start", "tables")
@@ -73,11 +76,8 @@ def _on_stack(session: nox.Session, *packages: str) -> None:
 def _pytest(session: nox.Session, *tests: str) -> None:
     """Run tests, two files at a time (``-- -n 0``: one): those of a file share what is slow to make."""
     session.install("-q", "pytest-xdist")
-    # Two processes with two threads each, on the two cores of a small machine, wait for each other's threads:
-    # a model with experts then took 147 s to judge, and takes 62 with one.
-    one_thread = {"OMP_NUM_THREADS": "1"}
     command = ("python", "-m", "pytest", *tests, "-n", "2", "--dist", "loadfile", *session.posargs)
-    session.run(*command, env=one_thread)
+    session.run(*command, env=ONE_THREAD)
 
 
 @nox.session
@@ -159,7 +159,7 @@ def compat(session: nox.Session, sglang: str) -> None:
         # Its wheel alone, before the stack: SGLang's requirements come to 11 GB for each release.
         path = _site_packages(Path(session.bin) / "python") / "release.pth"
         session.run("python", "-m", "release.sglang_wheels", sglang, str(path))
-    session.run("python", "-m", "release.compatibility", sglang, *session.posargs)
+    session.run("python", "-m", "release.compatibility", sglang, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -1,4 +1,4 @@
-"""The demo on the simulated chip of the vendor package that is installed."""
+"""The demo with a vendor package installed: on its simulated chip, and on the CPU without one."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,15 @@ from tests.engine.conftest import finish, processes_with
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_demo_prints_the_answer_and_what_ran_it(simulating, vendor, tmp_path: Path):
-    command = [sys.executable, "-m", "demo", "--keep", str(tmp_path), "--simulated", vendor.name]
+@pytest.mark.parametrize("is_simulated", [True, False], ids=["simulated", "cpu"])
+def test_demo_prints_the_answer_and_what_ran_it(simulating, vendor, tmp_path: Path, is_simulated: bool):
+    words = ("--simulated", vendor.name) if is_simulated else ()
+    ran = f"vendor(vendor.{vendor})" if is_simulated else "reference(reference)"
+    command = [sys.executable, "-m", "demo", "--keep", str(tmp_path), *words]
     run = finish(command, simulating("", {}), timeout=250)
     assert run.code == 0, run.output[-3000:]
     for layer_class in ("RMSNorm", "RotaryEmbedding", "SiluAndMul"):
-        assert f"  [OOT-DISPATCH] {layer_class} → vendor(vendor.{vendor})\n" in run.output
+        assert f"  [OOT-DISPATCH] {layer_class} → {ran}\n" in run.output
     assert run.output.count("[OOT-DISPATCH]") == 3
     assert "Answer (of random weights): " in run.output
     assert processes_with(str(tmp_path)) == []

@@ -31,8 +31,8 @@ from sglang.version import __version__ as sglang_version
 from benchmarks.tables import write_table
 from sglang_fl import __version__
 from sglang_fl.ops import OPS
-from sglang_fl.sglang_adapter import ADAPTERS
-from sglang_fl.sglang_adapter.adapter import covering
+from sglang_fl.sglang_adapter.layers import ADAPTERS
+from sglang_fl.sglang_adapter.layers.adapter import covering
 
 Kernels = dict[str, Callable]
 

@@ -24,8 +24,8 @@ from benchmarks.bench_ops import about
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, Model
 from sglang_fl.conformance import error_in_units
+from sglang_fl.dispatch.life import load_kernel
 from sglang_fl.errors import UnsupportedError
-from sglang_fl.first_call import load_kernel
 from sglang_fl.ops import OPS, Case, Op, lacking
 from sglang_fl_nvidia import NVIDIA
 

@@ -25,7 +25,7 @@ from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, ROUTERS, TOKENS, Model, Router
 from sglang_fl import __version__
-from sglang_fl.first_call import load_kernel
+from sglang_fl.dispatch.life import load_kernel
 from sglang_fl.ops import OPS
 from sglang_fl_nvidia import NVIDIA
 

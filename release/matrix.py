@@ -139,7 +139,7 @@ def _make_later(source: Path) -> None:
     (module,) = (source / "src").iterdir()
     _edit(module / "_version.py", r'"[^"]+"', f'"{LATER}"')
     if module.name == "sglang_fl":
-        _edit(module / "vendor.py", r"^(OLDEST_)?CORE_API = \d+$", r"\1CORE_API = 99")
+        _edit(module / "vendor/vendor.py", r"^(OLDEST_)?CORE_API = \d+$", r"\1CORE_API = 99")
     else:
         _edit(module / "__init__.py", r"core_api=\d+", "core_api=99")
         _edit(source / "pyproject.toml", r'"sglang-fl-core[^"]*"', f'"sglang-fl-core>={LATER},<0.3"')

@@ -90,13 +90,19 @@ def _breaks(name: str, old: griffe.Module, new: griffe.Module | None) -> Iterato
         return
     for breakage in griffe.find_breaking_changes(old, new):
         is_gone = breakage.kind is griffe.BreakageKind.OBJECT_REMOVED
-        if not _is_core_api(breakage) and not (is_gone and _was_deprecated(breakage.obj)):
+        may_go = is_gone and (_was_deprecated(breakage.obj) or _has_moved(breakage.obj, new))
+        if not _is_core_api(breakage) and not may_go:
             yield Break(breakage.explain(griffe.ExplanationStyle.ONE_LINE), is_gone)
 
 
 def _was_deprecated(obj: griffe.Object) -> bool:
     decorators = getattr(obj, "decorators", ())
     return any(decorator.callable_path.rpartition(".")[2] == "deprecated" for decorator in decorators)
+
+
+def _has_moved(obj: griffe.Object, new: griffe.Module) -> bool:
+    """Whether a file has gone whose public names its package still has: those are what one imports."""
+    return obj.is_module and bool(obj.exports) and all(name in new.members for name in obj.exports or ())
 
 
 def _is_core_api(breakage: griffe.Breakage) -> bool:

@@ -11,7 +11,7 @@ import yaml
 from sglang_fl.diagnostics.doctor import CHECKS
 from sglang_fl.ops import OPS
 from sglang_fl.settings import markdown_table
-from sglang_fl.sglang_adapter import ADAPTERS
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "packages/sglang-fl-core/src/sglang_fl"
@@ -114,7 +114,7 @@ def test_only_settings_reads_the_environment():
     }
     # foreign.py looks at what NCCL, Gloo, Triton and the drivers will read, redaction.py at secrets, and
     # platform.py sets what SGLang reads; of ours they read none.
-    assert readers == {"settings.py", "foreign.py", "redaction.py", "platform.py"}
+    assert readers == {"model.py", "foreign.py", "redaction.py", "platform.py"}
 
 
 def test_each_check_of_doctor_is_in_the_table_of_symptoms():

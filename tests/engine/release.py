@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 from sglang.srt.layers.layernorm import RMSNorm
 
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.startup import configure

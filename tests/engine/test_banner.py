@@ -22,7 +22,7 @@ from sglang.srt.utils import configure_logger
 
 for _ in range(2):  # two engines, one after the other
     configure_logger(types.SimpleNamespace(log_level="info"))
-logging.getLogger("sglang_fl.first_call").info("a line of ours")
+logging.getLogger("sglang_fl.dispatch.life").info("a line of ours")
 """
 
 
@@ -79,4 +79,4 @@ def test_a_logging_configuration_does_not_silence_us(start, tmp_path: Path):
     file.write_text(json.dumps(configuration))
     lines = start({"SGLANG_LOGGING_CONFIG_PATH": str(file)})
     assert only(lines, "sglang-fl-core ").startswith("sglang_fl.startup: ")
-    assert only(lines, "a line of ours") == "sglang_fl.first_call: a line of ours"
+    assert only(lines, "a line of ours") == "sglang_fl.dispatch.life: a line of ours"

@@ -17,7 +17,7 @@ from sglang.srt.layers.attention.linear.utils import LinearAttnKernelBackend
 from sglang.srt.plugins import load_plugins
 
 from sglang_fl.bisect.bench import Bench, _armed
-from sglang_fl.op_check import OpCheck
+from sglang_fl.dispatch.op_check import OpCheck
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.startup import configure

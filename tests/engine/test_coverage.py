@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sglang_fl.sglang_adapter import ADAPTERS
-from sglang_fl.sglang_adapter.adapter import covering
 from sglang_fl.sglang_adapter.coverage import adapter_of
+from sglang_fl.sglang_adapter.layers import ADAPTERS
+from sglang_fl.sglang_adapter.layers.adapter import covering
 from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
 
 FOUND = fused_classes(Path(util.find_spec("sglang").submodule_search_locations[0]))

@@ -20,10 +20,10 @@ from sglang.srt.lora.layers import FusedMoEWithLoRA, get_lora_layer
 from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.hook import LayerHook
-from sglang_fl.sglang_adapter.loaded import LoadedModels
+from sglang_fl.sglang_adapter.loaded_models import LoadedModels
 from tests.engine.release import can_force_native, hook_with
 
 
@@ -180,7 +180,7 @@ def test_in_speculative_decoding_the_check_of_drafted_tokens_is_left_to_sglang(h
 
 
 def test_several_items_scored_at_once_are_left_to_sglang():
-    from sglang_fl.sglang_adapter.gated_delta_rule import bind_extend
+    from sglang_fl.sglang_adapter.layers.gated_delta_rule import bind_extend
 
     asked = []
     forward = bind_extend(None, None, lambda *args, **kwargs: asked.append(kwargs))

@@ -36,10 +36,10 @@ from sglang.srt.models.glm4v import Glm4vRMSNorm
 from sglang.srt.plugins import load_plugins
 
 from sglang_fl.conformance import error_in_units
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, Case
-from sglang_fl.sglang_adapter import gemma_rms_norm, rms_norm
-from sglang_fl.sglang_adapter.rotary_embedding import bind
+from sglang_fl.sglang_adapter.layers import gemma_rms_norm, rms_norm
+from sglang_fl.sglang_adapter.layers.rotary_embedding import bind
 from tests.engine.native import native
 from tests.engine.release import SEAM, can_force_native, hook_with, present, resolves_in_the_first_call
 

@@ -13,10 +13,10 @@ from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from sglang_fl.dispatch_log import DispatchLog
 from sglang_fl.errors import SettingsError
-from sglang_fl.sglang_adapter import loaded, seams
-from sglang_fl.sglang_adapter.loaded import LoadedModels
+from sglang_fl.logs.dispatch_log import DispatchLog
+from sglang_fl.sglang_adapter import loaded_models, seams
+from sglang_fl.sglang_adapter.loaded_models import LoadedModels
 from sglang_fl.sglang_adapter.shortcuts import SHORTCUTS, Shortcut
 from tests.engine.release import RELEASE, can_force_native, present
 
@@ -54,7 +54,7 @@ def test_it_is_not_refused_where_another_op_is_named_or_the_release_has_no_such_
 
 @can_force_native
 def test_a_named_op_whose_layer_is_pinned_is_warned_of_once(caplog):
-    loaded._warn_once.cache_clear()
+    loaded_models._warn_once.cache_clear()
     pinned = [RMSNorm(8, force_native=True) for _ in range(2)]
     with caplog.at_level(logging.WARNING, "sglang_fl"):
         models("rms_norm").settle(torch.nn.ModuleList([*pinned, SiluAndMul()]))
@@ -86,9 +86,9 @@ def test_a_switch_that_sglang_did_not_hook_is_refused(monkeypatch):
 
 def test_nothing_is_imported_to_hook_it(tmp_path: Path):
     target = "sglang.srt.models.no_such_model.Attention.forward"
-    assert loaded._current(target) is None
-    assert loaded._current("sglang.srt.layers.activation.SiluAndMul.forward_native") is not None
-    assert loaded._current("sglang.srt.layers.activation.NoSuchLayer.forward") is None
+    assert loaded_models._current(target) is None
+    assert loaded_models._current("sglang.srt.layers.activation.SiluAndMul.forward_native") is not None
+    assert loaded_models._current("sglang.srt.layers.activation.NoSuchLayer.forward") is None
 
 
 PROLOGUES = [

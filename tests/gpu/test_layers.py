@@ -39,4 +39,4 @@ def test_query_and_key_are_rotated_in_place(prefer: str, monkeypatch):
     monkeypatch.setenv("SGLANG_FL_STRICT", "1")
     done = subprocess.run([sys.executable, "-c", ROTATE_VIEWS], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "ran sglang_fl.sglang_adapter.rotary_embedding" in done.stdout
+    assert "ran sglang_fl.sglang_adapter.layers.rotary_embedding" in done.stdout

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
-from sglang_fl.sglang_adapter.loaded import LoadedModels
+from sglang_fl.sglang_adapter.loaded_models import LoadedModels
 
 NAMED = dict.fromkeys(("rms_norm", "silu_and_mul"), "SGLANG_FL_PER_OP")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from release.sglang_wheels import unpacked
-from sglang_fl.sglang_adapter import ADAPTERS
 from sglang_fl.sglang_adapter.coverage import NOT_DISPATCHED, adapter_of
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
 from tests.releases.test_releases import RELEASES
 

@@ -46,10 +46,10 @@ def test_the_seam_is_the_one_of_its_generation(facts):
     ("layer", "module"),
     [
         ("SiluAndMul", "sglang_fl.ops.silu_and_mul"),
-        ("RMSNorm", "sglang_fl.sglang_adapter.rms_norm"),
-        ("RotaryEmbedding", "sglang_fl.sglang_adapter.rotary_embedding"),
-        ("LinearScalingRotaryEmbedding", "sglang_fl.sglang_adapter.rotary_embedding"),
-        ("GemmaRMSNorm", "sglang_fl.sglang_adapter.gemma_rms_norm"),
+        ("RMSNorm", "sglang_fl.sglang_adapter.layers.rms_norm"),
+        ("RotaryEmbedding", "sglang_fl.sglang_adapter.layers.rotary_embedding"),
+        ("LinearScalingRotaryEmbedding", "sglang_fl.sglang_adapter.layers.rotary_embedding"),
+        ("GemmaRMSNorm", "sglang_fl.sglang_adapter.layers.gemma_rms_norm"),
     ],
 )
 def test_a_layer_holds_its_bound_kernel_after_one_call(facts, layer, module):
@@ -85,7 +85,7 @@ def test_the_signatures_are_those_the_adapters_translate(facts):
 
 
 def test_a_linear_layer_announced_to_a_norm_does_not_take_it_from_us(facts):
-    assert facts["norm_before_linear"] == "sglang_fl.sglang_adapter.rms_norm"
+    assert facts["norm_before_linear"] == "sglang_fl.sglang_adapter.layers.rms_norm"
 
 
 def test_the_former_flag_means_the_same_everywhere(facts):

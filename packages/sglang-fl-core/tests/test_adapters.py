@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from sglang_fl.ops import OPS
-from sglang_fl.sglang_adapter import ADAPTERS as ADAPTERS_OF_SGLANG
-from sglang_fl.sglang_adapter.adapter import Adapter, by_layer_class, covering
+from sglang_fl.sglang_adapter.layers import ADAPTERS as ADAPTERS_OF_SGLANG
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, by_layer_class, covering
 
 
 class Norm:
@@ -135,7 +135,7 @@ def test_nothing_is_covered_without_adapters():
 
 def test_adapters_are_listed_without_importing_sglang():
     code = (
-        "import sys; from sglang_fl.sglang_adapter import ADAPTERS; "
+        "import sys; from sglang_fl.sglang_adapter.layers import ADAPTERS; "
         "print(len(ADAPTERS), 'sglang' in sys.modules)"
     )
     answer = subprocess.run(

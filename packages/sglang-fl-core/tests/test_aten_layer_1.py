@@ -158,7 +158,7 @@ INSTALLED = """
 from sglang_fl.vendor import AtenChoice, AtenOffer, Vendor
 
 CHIP = Vendor(
-    "toy", "cpu", 1, "sglang_fl.cpu:why_unavailable",
+    "toy", "cpu", 1, "sglang_fl.registry.cpu:why_unavailable",
     aten=AtenOffer("{kernels}:{ops}", "{kernels}:kernels", choices=(AtenChoice(("neg",), True, "fast"),)),
 )
 """

@@ -6,8 +6,8 @@ import pytest
 
 from sglang_fl.aten import Plan, make_plan, names_of_nothing
 from sglang_fl.aten.plan import load_kernels
-from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError, VendorError
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings import Settings
 from sglang_fl.vendor import AtenChoice, AtenOffer, AtenOp, AtenQuarantined, Vendor
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_fl.aten import AtenRecord, AtenSwitchboard
-from sglang_fl.layer_2_calls import marked
+from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.vendor import AtenKernel
 
 

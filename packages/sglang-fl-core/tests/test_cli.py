@@ -31,7 +31,7 @@ CHIP = Vendor(
     "toy",
     device_type="cpu",
     core_api=1,
-    probe="sglang_fl.cpu:why_unavailable",
+    probe="sglang_fl.registry.cpu:why_unavailable",
     impls=(OpImpl("rms_norm", BackendKind.FLAGOS, "flagos", "no_such_package.kernels:rms_norm"),),
     quarantine=(
         Quarantined("rms_norm", "flagos", "it returns zeros", "pydantic", "{versions}", "toy:proof"),
@@ -51,7 +51,7 @@ def kernels():
     raise AssertionError("a listing loaded me")
 
 CHIP = Vendor(
-    "toy", "cpu", 1, "sglang_fl.cpu:why_unavailable",
+    "toy", "cpu", 1, "sglang_fl.registry.cpu:why_unavailable",
     aten=AtenOffer(
         __name__ + ":ops",
         __name__ + ":kernels",

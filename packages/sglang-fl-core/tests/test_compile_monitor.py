@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_fl.compile_monitor import CompileMonitor
+from sglang_fl.logs.compile_monitor import CompileMonitor
 
 triton = pytest.importorskip("triton")
 from triton import knobs  # noqa: E402
@@ -138,7 +138,7 @@ def test_kernel_that_is_tuned_under_traffic_is_told_with_its_shapes(
 CAPTURING = """
 import sys, types, torch, logging
 from triton import knobs
-from sglang_fl.compile_monitor import CompileMonitor
+from sglang_fl.logs.compile_monitor import CompileMonitor
 
 torch.utils.rename_privateuse1_backend("toy")
 is_capturing = sys.argv[1] == "1"

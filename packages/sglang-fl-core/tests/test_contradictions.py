@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sglang_fl.contradictions import refuse_contradictions, without_effect
-from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings import Settings
+from sglang_fl.settings.contradictions import refuse_contradictions, without_effect
 from sglang_fl.vendor import AtenOffer, Vendor
 
 

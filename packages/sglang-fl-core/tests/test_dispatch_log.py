@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.logs.dispatch_log import DispatchLog
 
 
 def test_line_tells_layer_class_and_what_ran(tmp_path: Path):
@@ -49,7 +49,7 @@ def test_lines_of_others_are_kept(tmp_path: Path):
 def test_lines_of_several_processes_never_mix(tmp_path: Path):
     path = tmp_path / "dispatch.log"
     code = (
-        "import sys; from pathlib import Path; from sglang_fl.dispatch_log import DispatchLog\n"
+        "import sys; from pathlib import Path; from sglang_fl.logs.dispatch_log import DispatchLog\n"
         "log = DispatchLog(Path(sys.argv[1]))\n"
         "for number in range(2000): log.write(f'Layer{number}', sys.argv[2] * 40)\n"
     )

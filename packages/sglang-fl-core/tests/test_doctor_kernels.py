@@ -22,7 +22,7 @@ def kernels():
     raise AssertionError("doctor loaded me")
 
 CHIP = Vendor(
-    "toy", {device_type!r}, 1, "sglang_fl.cpu:why_unavailable",
+    "toy", {device_type!r}, 1, "sglang_fl.registry.cpu:why_unavailable",
     impls=({impls}),
     aten=AtenOffer(
         __name__ + ":ops",

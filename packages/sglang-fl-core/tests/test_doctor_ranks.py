@@ -21,7 +21,7 @@ Install = Callable[..., str]
 ABSENT = """
 from sglang_fl.vendor import Vendor
 
-CHIP = Vendor("toy", "cuda", 1, "sglang_fl.cpu:why_unavailable")
+CHIP = Vendor("toy", "cuda", 1, "sglang_fl.registry.cpu:why_unavailable")
 """
 
 

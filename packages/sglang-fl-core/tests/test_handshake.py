@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sglang_fl.errors import VendorError
-from sglang_fl.handshake import SUPPORTED, check_core_api
+from sglang_fl.registry.handshake import SUPPORTED, check_core_api
 from sglang_fl.vendor import CORE_API
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_fl import isolation
 from sglang_fl.conformance import check_declared
-from sglang_fl.cpu import CPU
-from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.first_call import Choice, FirstCall
+from sglang_fl.dispatch.life import Choice, FirstCall
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS
-from sglang_fl.registry import InstalledVendor, installed_vendors
+from sglang_fl.registry import InstalledVendor, installed_vendors, isolation
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.startup import Configuration, configure
 from sglang_fl.vendor import Vendor, load_target
 
@@ -24,7 +23,7 @@ RMS = OPS["rms_norm"]
 
 HEAD = """
 from sglang_fl import ops
-from sglang_fl.cpu import CPU
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor
 

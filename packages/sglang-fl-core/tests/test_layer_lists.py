@@ -9,8 +9,8 @@ import pytest
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
-from sglang_fl.sglang_adapter import ADAPTERS
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.startup import configure
 
 Install = Callable[..., Any]

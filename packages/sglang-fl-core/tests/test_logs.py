@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sglang_fl.aten import AtenRecord
 from sglang_fl.cli import app
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.vendor import AtenKernel
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sglang_fl.names import NameList, parse_aten_names, parse_layer_names, parse_vendor_names
+from sglang_fl.settings.names import NameList, parse_aten_names, parse_layer_names, parse_vendor_names
 
 
 @pytest.mark.parametrize(

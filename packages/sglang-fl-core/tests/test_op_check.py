@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sglang_fl.live_check import LiveCheck
-from sglang_fl.op_check import OpCheck, Violation
+from sglang_fl.dispatch.live_check import LiveCheck
+from sglang_fl.dispatch.op_check import OpCheck, Violation
 from sglang_fl.ops import OPS, Kernel
 
 SILU, NORM = OPS["silu_and_mul"], OPS["rms_norm"]

@@ -3,7 +3,7 @@
 import pytest
 
 from sglang_fl.errors import SettingsError
-from sglang_fl.policy import Policy, Token, parse_order, parse_orders
+from sglang_fl.settings.policy import Policy, Token, parse_order, parse_orders
 from sglang_fl.vendor import BackendKind, OpImpl
 
 FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from sglang_fl.bisect.reproduction import broken
 from sglang_fl.cli import app
-from sglang_fl.redaction import is_secret, redacted
+from sglang_fl.logs.redaction import is_secret, redacted
 
 SECRET = "sk-5f3a-0192"
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import (
@@ -16,6 +15,7 @@ from sglang_fl.registry import (
     is_in_force,
     why_not_installed,
 )
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.vendor import BackendKind, OpImpl, Quarantined
 
 Install = Callable[..., str]

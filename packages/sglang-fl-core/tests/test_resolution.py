@@ -6,12 +6,12 @@ from importlib.metadata import version
 
 import pytest
 
-from sglang_fl.cpu import CPU
+from sglang_fl.dispatch.resolution import Resolution, Skipped, resolve, resolve_all
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
-from sglang_fl.policy import Policy, parse_order
 from sglang_fl.registry import InstalledVendor, Registry
-from sglang_fl.resolution import Resolution, Skipped, resolve, resolve_all
+from sglang_fl.registry.cpu import CPU
+from sglang_fl.settings.policy import Policy, parse_order
 from sglang_fl.vendor import BackendKind, OpImpl, Quarantined, Vendor
 
 FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from sglang_fl.errors import SettingsError, choices
-from sglang_fl.given import variable
-from sglang_fl.names import NameList
 from sglang_fl.ops import OPS
-from sglang_fl.policy import parse_order
 from sglang_fl.settings import Settings, SglangSettings, explain, unknown_variables
+from sglang_fl.settings.names import NameList
+from sglang_fl.settings.policy import parse_order
+from sglang_fl.settings.sources import variable
 from sglang_fl.vendor import BackendKind, Vendor
 
 DEFAULTS: dict[str, Any] = {

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from sglang_fl import startup
 from sglang_fl.errors import SettingsError
-from sglang_fl.given import variable
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
-from sglang_fl.sglang_adapter import ADAPTERS
+from sglang_fl.settings.sources import variable
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sglang_fl.errors import SettingsError
-from sglang_fl.settings_file import MAX_BYTES, read_file
+from sglang_fl.settings.file import MAX_BYTES, read_file
 
 PLAIN = """\
 # the settings of this machine

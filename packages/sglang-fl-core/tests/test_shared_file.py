@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sglang_fl.diagnostics.doctor.writable import why_no_file
-from sglang_fl.shared_file import SharedFile
+from sglang_fl.logs.shared_file import SharedFile
 
 
 def test_the_file_is_for_its_owner_and_readable_by_his_group_alone(tmp_path: Path):

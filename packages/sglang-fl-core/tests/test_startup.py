@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sglang_fl.cpu import CPU
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.startup import configure
 from sglang_fl.vendor import BackendKind
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sglang_fl.cpu import CPU
 from sglang_fl.errors import VendorError
 from sglang_fl.ops import OPS
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.vendor import (
     BackendKind,
     OpImpl,

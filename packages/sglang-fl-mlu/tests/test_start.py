@@ -25,8 +25,8 @@ def test_a_library_with_another_signature_is_replaced_by_the_reference_and_named
     import types
     from unittest import mock
 
+    from sglang_fl.dispatch.life import load_kernel
     from sglang_fl.errors import VendorError
-    from sglang_fl.first_call import load_kernel
     from sglang_fl.ops import OPS
 
     def fused_rms_norm(x, gamma, eps):

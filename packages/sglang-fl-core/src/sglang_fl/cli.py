@@ -20,7 +20,7 @@ from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.diagnostics import doctor as health
 from sglang_fl.diagnostics import logs, report, verification
 from sglang_fl.errors import SettingsError, SglangFlError
-from sglang_fl.redaction import redacted
+from sglang_fl.logs.redaction import redacted
 from sglang_fl.scaffold import write_package
 from sglang_fl.settings import markdown_table
 

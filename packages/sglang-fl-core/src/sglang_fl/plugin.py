@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
-from sglang_fl.banner import banner
-from sglang_fl.compile_monitor import CompileMonitor
-from sglang_fl.cpu import CPU
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.diagnostics.banner import banner
+from sglang_fl.dispatch.layer_2_calls import marked
+from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.errors import SettingsError, SglangFlError
-from sglang_fl.layer_2_calls import marked
-from sglang_fl.live_check import LiveCheck
+from sglang_fl.logs.compile_monitor import CompileMonitor
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import Kernel, Op
+from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
@@ -174,7 +174,7 @@ def _wrap(live: LiveCheck | None, has_record: bool) -> Callable[[Op, Any, Kernel
 
 
 def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
-    from sglang_fl.sglang_adapter import hook, loaded, log_ready
+    from sglang_fl.sglang_adapter import hook, loaded_models, log_ready
 
     configuration = layers.configuration
     named = named_ops(configuration.settings)
@@ -188,7 +188,7 @@ def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
         live = LiveCheck(settings.verify, settings.verify_rate.denominator, vendor.device_type)
         log_ready.when_log_is_ready(lambda: inform_user(str(live)))
     layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, _wrap(live, has_record))
-    models = loaded.LoadedModels(named, log, installed_version())
+    models = loaded_models.LoadedModels(named, log, installed_version())
 
     def settle(model: torch.nn.Module) -> None:
         with _exit_on_error():

@@ -6,12 +6,12 @@ import multiprocessing
 from dataclasses import dataclass
 
 from sglang_fl import settings as settings_module
-from sglang_fl.contradictions import refuse_contradictions, without_effect
+from sglang_fl.dispatch.resolution import Resolution, resolve_all
 from sglang_fl.errors import SettingsError, choices
-from sglang_fl.policy import Policy
 from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
-from sglang_fl.resolution import Resolution, resolve_all
 from sglang_fl.settings import Setting, Settings
+from sglang_fl.settings.contradictions import refuse_contradictions, without_effect
+from sglang_fl.settings.policy import Policy
 
 __all__ = ["Configuration", "configure", "inform_user", "simulate", "warn_user"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sglang_fl.aten.names import find, find_all
-from sglang_fl.contradictions import why_no_layer_1
 from sglang_fl.errors import VendorError
 from sglang_fl.registry import is_in_force
 from sglang_fl.settings import Settings, prepare_environment
+from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.startup import Configuration, warn_user
 from sglang_fl.vendor import (
     AtenKernel,

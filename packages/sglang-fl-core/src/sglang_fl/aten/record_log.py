@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sglang_fl import layer_2_calls
-from sglang_fl.shared_file import SharedFile
+from sglang_fl.dispatch import layer_2_calls
+from sglang_fl.logs.shared_file import SharedFile
 from sglang_fl.vendor import AtenKernel
 
 __all__ = ["AtenRecord"]

@@ -18,16 +18,16 @@ from torch.utils import _pytree as tree
 from sglang_fl.aten import load_kernels, plan_layer_1
 from sglang_fl.aten.call_check import AtenFault, CallBook
 from sglang_fl.aten.switchboard import AtenSwitchboard
-from sglang_fl.dispatch_log import DispatchLog
+from sglang_fl.dispatch.op_check import OpCheck, Violation
+from sglang_fl.dispatch.resolution import reference_alone
 from sglang_fl.errors import SettingsError
-from sglang_fl.op_check import OpCheck, Violation
+from sglang_fl.logs.dispatch_log import DispatchLog
+from sglang_fl.logs.redaction import redacted
 from sglang_fl.ops import Kernel, Op
-from sglang_fl.redaction import redacted
-from sglang_fl.resolution import reference_alone
 from sglang_fl.settings import prepare_environment
 from sglang_fl.sglang_adapter import seams
-from sglang_fl.sglang_adapter.armed import ArmedLayers
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
+from sglang_fl.sglang_adapter.switchable_layers import ArmedLayers
 from sglang_fl.startup import Configuration
 from sglang_fl.vendor import AtenKernel
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
-from sglang_fl.redaction import redacted
+from sglang_fl.logs.redaction import redacted
 from sglang_fl.sglang_adapter.former_flags import in_todays_words
 
 __all__ = ["broken", "make_folder", "manual_steps", "write_report"]
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from sglang_fl.op_check import violations
+from sglang_fl.dispatch.op_check import violations
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import load_target
 

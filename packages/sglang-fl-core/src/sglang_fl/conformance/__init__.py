@@ -5,8 +5,8 @@ The measure is float64 arithmetic: the reference, called with float64 inputs.
 
 from sglang_fl.conformance.check import check_case, check_impl
 from sglang_fl.conformance.declared import check_declared
-from sglang_fl.conformance.error import error_in_units
 from sglang_fl.conformance.verdict import ASPECTS, Verdict, verify_impl
+from sglang_fl.ops.compare import error_in_units
 
 __all__ = [
     "ASPECTS",

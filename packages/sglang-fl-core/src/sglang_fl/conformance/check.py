@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglang_fl.conformance.error import error_in_units
 from sglang_fl.conformance.memory import Snapshot, alias_faults
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Bound, Case, Kernel, Op, Outputs, lacking
+from sglang_fl.ops.compare import error_in_units
 from sglang_fl.ops.op import Arguments
 from sglang_fl.vendor import OpImpl, load_target
 

@@ -8,12 +8,12 @@ from typing import Any
 from packaging.version import Version
 
 from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
-from sglang_fl.contradictions import why_no_layer_1
+from sglang_fl.dispatch.resolution import resolve
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import installed_vendors, is_in_force
-from sglang_fl.resolution import resolve
 from sglang_fl.settings import Settings
+from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists

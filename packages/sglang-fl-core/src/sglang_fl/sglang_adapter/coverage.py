@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_fl.sglang_adapter import ADAPTERS
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
 
 __all__ = ["NOT_DISPATCHED", "Coverage", "adapter_of", "coverage"]

@@ -11,8 +11,8 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from sglang_fl.cpu import MEM_FRACTION_STATIC
 from sglang_fl.platform import NotCuda, SGLangPools
+from sglang_fl.registry.cpu import MEM_FRACTION_STATIC
 
 __all__ = ["CpuPlatform"]
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_fl.dispatch_log import DispatchLog
-from sglang_fl.first_call import Choice, FirstCall, Forward
+from sglang_fl.dispatch.life import Choice, FirstCall, Forward
+from sglang_fl.dispatch.resolution import Resolution
+from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import Kernel, Op
-from sglang_fl.resolution import Resolution
-from sglang_fl.sglang_adapter import ADAPTERS, applied, gated_delta_rule
-from sglang_fl.sglang_adapter.adapter import Adapter, covering
+from sglang_fl.sglang_adapter import hooks_applied
 from sglang_fl.sglang_adapter.layer_lists import LayerLists
+from sglang_fl.sglang_adapter.layers import ADAPTERS, gated_delta_rule
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, covering
 from sglang_fl.sglang_adapter.seams import Seam
 from sglang_fl.vendor import BackendKind
 
@@ -205,4 +206,4 @@ def install(
         hook.replace_linear_attention(backend)
 
     HookRegistry.register(gated_delta_rule.TARGET, replace_linear_attention, HookType.AFTER)
-    applied.when_applied(when_applied)
+    hooks_applied.when_applied(when_applied)

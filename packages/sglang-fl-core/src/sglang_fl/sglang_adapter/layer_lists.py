@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
-from sglang_fl.sglang_adapter import ADAPTERS
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 
 __all__ = ["LayerLists", "layer_lists", "named_ops"]
 

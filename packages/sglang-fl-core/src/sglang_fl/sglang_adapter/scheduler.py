@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_fl.sglang_adapter.applied import when_applied
+from sglang_fl.sglang_adapter.hooks_applied import when_applied
 from sglang_fl.sglang_adapter.seams import MODELS_LOADED, SCHEDULER, SERVING
 
 __all__ = ["install"]

@@ -1,8 +1,8 @@
 """Where SGLang 0.5.15 to 0.5.23 computes an op without asking for the layer's forward, and how to stop it.
 
-A written catalogue, which imports nothing of SGLang. ``loaded`` puts it into force once a model is there:
-a shortcut past an op whose backend the user named is turned off, the others are watched, and the dispatch
-log tells of those that ran.
+A written catalogue, which imports nothing of SGLang. ``loaded_models`` puts it into force once a model is
+there: a shortcut past an op whose backend the user named is turned off, the others are watched, and the
+dispatch log tells of those that ran.
 """
 
 from collections.abc import Callable, Collection

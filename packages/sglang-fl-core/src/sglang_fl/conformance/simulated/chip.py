@@ -14,7 +14,7 @@ from torch.utils.backend_registration import (
 
 from sglang_fl.conformance.simulated import build, native, process_group, stand_ins, torch_module
 from sglang_fl.errors import SettingsError, VendorError, choices
-from sglang_fl.shared_file import open_for_appending
+from sglang_fl.logs.shared_file import open_for_appending
 
 __all__ = ["GROUP", "SimulatedChip", "find_chip", "load", "loaded_chip"]
 

@@ -20,7 +20,7 @@ from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
 from sglang_fl.diagnostics.doctor.triton_cache import triton_cache
 from sglang_fl.errors import SettingsError, choices
-from sglang_fl.redaction import redacted
+from sglang_fl.logs.redaction import redacted
 
 __all__ = ["CHECKS", "Row", "examine", "exit_code"]
 

@@ -8,7 +8,7 @@ does so here alone.
 import os
 from collections.abc import Mapping
 
-from sglang_fl.redaction import HIDDEN, is_secret
+from sglang_fl.logs.redaction import HIDDEN, is_secret
 
 __all__ = ["child_environment", "variable", "variables"]
 

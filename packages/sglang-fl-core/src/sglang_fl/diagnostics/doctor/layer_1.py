@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from sglang_fl.aten import make_plan
-from sglang_fl.contradictions import why_no_layer_1
 from sglang_fl.diagnostics.doctor.child import last_line, run_python
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
@@ -11,6 +10,7 @@ from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.diagnostics.doctor.writable import why_no_file
 from sglang_fl.errors import SglangFlError
 from sglang_fl.settings import Settings
+from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.startup import Configuration
 
 __all__ = ["aten_record", "flag_gems", "layer_1"]

@@ -8,9 +8,9 @@ from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.errors import SglangFlError
-from sglang_fl.sglang_adapter import ADAPTERS
 from sglang_fl.sglang_adapter.coverage import Coverage, coverage
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.startup import Configuration
 from sglang_fl.vendor import BackendKind
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from sglang_fl.cpu import MEM_FRACTION_STATIC
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.devices import count
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.diagnostics.doctor.model import Model, read_model
 from sglang_fl.errors import SettingsError
+from sglang_fl.registry.cpu import MEM_FRACTION_STATIC
 
 __all__ = ["memory"]
 

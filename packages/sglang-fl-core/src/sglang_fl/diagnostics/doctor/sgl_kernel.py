@@ -6,7 +6,7 @@ from sglang_fl.diagnostics.doctor.child import last_line, run_python
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.launch import Launch
-from sglang_fl.resolution import Resolution
+from sglang_fl.dispatch.resolution import Resolution
 from sglang_fl.startup import Configuration
 
 __all__ = ["sgl_kernel"]

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from sglang_fl.shared_file import open_for_appending
+from sglang_fl.logs.shared_file import open_for_appending
 
 __all__ = ["why_no_file", "why_no_folder"]
 

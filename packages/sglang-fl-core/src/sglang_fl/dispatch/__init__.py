@@ -1,0 +1,1 @@
+"""What runs a layer: which implementations may, what becomes of each layer, and checks of what ran."""

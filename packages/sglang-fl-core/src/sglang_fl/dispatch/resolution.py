@@ -1,0 +1,160 @@
+"""An op's candidates in order, and the reason of each implementation that is not one.
+
+Dispatch order of an op, highest first:
+
+1. the order that the user gave for it (``SGLANG_FL_PER_OP``); nothing else runs then;
+2. else the preferred kind (``SGLANG_FL_PREFER``, else the vendor's default), then the other kinds
+   in the order flagos, vendor, reference;
+3. within one step, the order of the vendor's list;
+4. what is not available here, belongs to a vendor that the user's filters exclude, or is in quarantine is
+   skipped, with the reason;
+5. among the rest the first call decides (``life``).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sglang_fl.errors import SettingsError
+from sglang_fl.ops import OPS, Op
+from sglang_fl.registry import Registry, why_not_installed
+from sglang_fl.settings.policy import Policy, Token
+from sglang_fl.vendor import BackendKind, OpImpl
+
+__all__ = ["Resolution", "Skipped", "reference_alone", "resolve", "resolve_all"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step of the order, or an implementation, that is no candidate, and why.
+
+    Parameters
+    ----------
+    what : the order token's text, or the implementation's id
+    reason : half a sentence
+    """
+
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What may run an op here.
+
+    Parameters
+    ----------
+    op : the op
+    candidates : in the order in which their first calls are tried; never empty
+    passed_over : the steps before the first candidate; they cannot run here
+    skipped : all steps that cannot run here
+    excluded : implementations that exist here but that no step of the order asks for
+    strict : a failing candidate is an error
+    prefers_sglang : the reference stands last only because nobody named it, and the device is a chip: where
+        SGLang has a kernel of its own for a layer, that one is the last resort
+    """
+
+    op: Op
+    candidates: tuple[OpImpl, ...]
+    passed_over: tuple[Skipped, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    excluded: tuple[Skipped, ...] = ()
+    strict: bool = False
+    prefers_sglang: bool = False
+
+
+def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
+    """Walk the order of an op.
+
+    Raises
+    ------
+    SettingsError : the user asked for this op's backend, and none of what was asked is available;
+        the message names the op, what was asked, why not, and what is available
+    """
+    impls, order = registry.implementations(op), policy.order(op.name)
+    steps = [step for token in order for step in _steps(op, registry, policy, token)]
+    candidates = [step for step in dict.fromkeys(steps) if isinstance(step, OpImpl)]
+    skipped = [step for step in dict.fromkeys(steps) if isinstance(step, Skipped)]
+    if not candidates:
+        raise SettingsError(_refusal(op, registry, policy, skipped))
+    excluded = (impl for impl in impls if not any(token.selects(impl) for token in order))
+    return Resolution(
+        op,
+        candidates=tuple(candidates),
+        passed_over=tuple(s for s in steps[: steps.index(candidates[0])] if isinstance(s, Skipped)),
+        skipped=tuple(skipped),
+        excluded=tuple(Skipped(impl.id, "not in the order given for this op") for impl in excluded),
+        strict=policy.strict,
+        prefers_sglang=registry.vendor.device_type != "cpu" and not policy.names_reference(op.name),
+    )
+
+
+def _steps(op: Op, registry: Registry, policy: Policy, token: Token) -> Iterator[OpImpl | Skipped]:
+    """Yield what one step of an order comes to: candidates, or reasons why there is none."""
+    meant = [impl for impl in registry.implementations(op) if token.selects(impl)]
+    if not meant:
+        yield Skipped(token.text, _why_none(registry, token))
+    for impl in meant:
+        reason = _why_not(impl, op, registry, policy)
+        yield Skipped(impl.id, reason) if reason else impl
+
+
+def _why_not(impl: OpImpl, op: Op, registry: Registry, policy: Policy) -> str | None:
+    """Say why an implementation may not run, or None."""
+    missing = why_not_installed(impl)
+    denied = policy.why_denied(registry.vendor.name) if impl.kind is BackendKind.VENDOR else None
+    if missing or denied or op.name in policy.lifted:
+        return missing or denied
+    for entry in registry.quarantine(op):
+        if entry.impl == impl.id:
+            return f"in quarantine: {entry}; !{op} in a list of SGLANG_FL_OOT_* lifts it"
+    return None
+
+
+def _why_none(registry: Registry, token: Token) -> str:
+    text = f"vendor {registry.vendor} has none"
+    if token.text == BackendKind.REFERENCE.value:
+        return text
+    others = [
+        f"{other.name}: {other.why_not or 'not the chosen vendor'}"
+        for other in registry.installed
+        if other.name not in (registry.vendor.name, "cpu")
+    ]
+    return f"{text} ({'; '.join(others)})" if others else f"{text}, and no other vendor is installed"
+
+
+def _refusal(op: Op, registry: Registry, policy: Policy, skipped: list[Skipped]) -> str:
+    asked = "|".join(map(str, policy.order(op.name)))
+    impls = registry.implementations(op)
+    available = [impl.id for impl in impls if not _why_not(impl, op, registry, policy)]
+    return (
+        f"{policy.title('per_op')}: '{op}={asked}' cannot be had here: "
+        f"{'; '.join(map(str, skipped))}. Available for {op}: {', '.join(available)}."
+    )
+
+
+def reference_alone(resolution: Resolution) -> Resolution:
+    """Return the resolution of the same op by its reference and nothing else."""
+    op = resolution.op
+    return Resolution(op, (OpImpl(op.name, BackendKind.REFERENCE, "reference", op.target),))
+
+
+def resolve_all(registry: Registry, policy: Policy) -> dict[str, Resolution]:
+    """Resolve every op, so that a request that cannot be met is refused before a model is loaded.
+
+    Raises
+    ------
+    SettingsError : as ``resolve``; the messages of several ops are joined, one line each
+    """
+    resolutions: dict[str, Resolution] = {}
+    refusals = []
+    for op in OPS.values():
+        try:
+            resolutions[op.name] = resolve(op, registry, policy)
+        except SettingsError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise SettingsError("\n".join(refusals))
+    return resolutions

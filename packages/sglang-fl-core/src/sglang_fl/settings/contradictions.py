@@ -1,0 +1,100 @@
+"""Settings that are right by themselves, but not together: refused, or without effect."""
+
+from collections.abc import Iterator
+
+from sglang_fl.errors import SettingsError, choices
+from sglang_fl.ops import OPS
+from sglang_fl.settings import Settings
+from sglang_fl.settings.sources import EXCLUSIVE
+from sglang_fl.vendor import Vendor
+
+__all__ = ["refuse_contradictions", "why_no_layer_1", "without_effect"]
+
+
+def refuse_contradictions(settings: Settings) -> None:
+    """Refuse settings that cannot hold together.
+
+    Raises
+    ------
+    SettingsError : both lists of a pair, a vendor both allowed and denied, an order that names the
+        kernels of a vendor that is denied, a ``!`` before what is no op, a record without a file; one
+        line for each
+    """
+    found = [
+        *_both_lists(settings),
+        *_both_filters(settings),
+        *_denied(settings),
+        *_wrong_lifts(settings),
+        *_no_file(settings),
+    ]
+    if found:
+        raise SettingsError("\n".join(found))
+
+
+def _both_lists(settings: Settings) -> Iterator[str]:
+    for white, black in EXCLUSIVE:
+        if getattr(settings, white).names and getattr(settings, black).names:
+            yield f"{settings.quoted(white)} and {settings.quoted(black)} exclude each other. Keep one."
+
+
+def _both_filters(settings: Settings) -> Iterator[str]:
+    for name in sorted(set(settings.allow_vendors) & set(settings.deny_vendors)):
+        pair = f"{settings.quoted('allow_vendors')} and {settings.quoted('deny_vendors')}"
+        yield f"{pair}: the vendor {name!r} cannot be both allowed and denied."
+
+
+def _denied(settings: Settings) -> Iterator[str]:
+    policy = settings.policy
+    for op_name, order in settings.per_op.items():
+        for vendor in dict.fromkeys(token.vendor for token in order if token.vendor):
+            reason = policy.why_denied(vendor)
+            if reason:
+                asked = f"{op_name}={'|'.join(map(str, order))}"
+                yield f"{settings.title('per_op')}: '{asked}' cannot be had: {reason}."
+
+
+def _wrong_lifts(settings: Settings) -> Iterator[str]:
+    for name in EXCLUSIVE[0]:
+        for op_name in getattr(settings, name).lifted:
+            if op_name not in OPS:
+                yield f"{settings.quoted(name)}: there is no op {op_name!r}. {choices(op_name, OPS)}"
+
+
+def _no_file(settings: Settings) -> Iterator[str]:
+    if settings.use_flaggems and settings.flaggems_record and settings.flaggems_log_path is None:
+        log_path = settings.title("flaggems_log_path")
+        yield f"{settings.quoted('flaggems_record')}: {log_path} names no file for the record. Set it."
+
+
+def without_effect(settings: Settings, vendor: Vendor) -> list[str]:
+    """Say which settings of the user do nothing, and why: at most one line for each reason."""
+    lists, log = EXCLUSIVE[1], ("flaggems_log_path",)
+    complaints: list[str] = []
+    absence = why_no_layer_1(settings, vendor)
+    if absence:
+        record = ("flaggems_record", *log) if settings.flaggems_record else ()
+        complaints += _told(settings, ("use_flaggems", *lists, *record), absence)
+    if not settings.flaggems_record:
+        complaints += _told(settings, log, f"{settings.title('flaggems_record')} is not 1")
+    if not settings.oot_enabled:
+        reason = f"{settings.title('oot_enabled')}=0 switches layer 2 (fused ops) off"
+        complaints += _told(settings, ("per_op", *EXCLUSIVE[0]), reason)
+    return complaints
+
+
+def why_no_layer_1(settings: Settings, vendor: Vendor) -> str | None:
+    """Say why no ATen op can be replaced, or None."""
+    off = f"{settings.title('use_flaggems')}=0 switches layer 1 (ATen ops) off"
+    if settings.is_users("use_flaggems") and not settings.use_flaggems:
+        return off
+    if vendor.aten is None:
+        return f"vendor {vendor} has no ATen kernels (layer 1)"
+    if vendor.aten.missing:
+        return f"{', '.join(vendor.aten.missing)} is not installed, whose ATen kernels layer 1 needs"
+    return None if settings.use_flaggems else off
+
+
+def _told(settings: Settings, names: tuple[str, ...], reason: str) -> Iterator[str]:
+    titles = [settings.title(name) for name in names if settings.is_users(name) and getattr(settings, name)]
+    if titles:
+        yield f"{', '.join(titles)}: no effect: {reason}"

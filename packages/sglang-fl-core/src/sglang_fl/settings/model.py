@@ -1,0 +1,368 @@
+"""The one reader of the environment: typed settings, and where each value came from.
+
+Priority: environment, then the file that ``SGLANG_FL_CONFIG`` names, then the defaults of the chosen
+vendor, then those declared here.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from sglang_fl.errors import SettingsError, choices
+from sglang_fl.ops import OPS
+from sglang_fl.settings.names import (
+    NameList,
+    parse_aten_names,
+    parse_layer_names,
+    parse_op_names,
+    parse_vendor_names,
+)
+from sglang_fl.settings.policy import Order, Policy, parse_orders
+from sglang_fl.settings.sources import ENVIRONMENT, Given, as_text, collect, file_key, quoted, variable
+from sglang_fl.vendor import BackendKind, Vendor
+
+__all__ = [
+    "Setting",
+    "Settings",
+    "SglangSettings",
+    "ask_for_bench",
+    "bench_folder",
+    "explain",
+    "markdown_table",
+    "prepare_environment",
+    "unknown_variables",
+]
+
+#: Stands for all ops in ``SGLANG_FL_VERIFY``.
+ALL = "all"
+PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+def _upper(text: str) -> str:
+    return text.upper()
+
+
+def _parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> Mapping[str, Order]:
+    try:
+        return parse_orders(value)
+    except SettingsError as error:  # what pydantic understands
+        raise ValueError(str(error)) from error
+
+
+def _parse_path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("a path cannot hold a null character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("no file system can hold this name") from None
+    return Path(text)
+
+
+def _parse_verify(value: str | Sequence[str]) -> tuple[str, ...]:
+    names = parse_op_names(value)
+    for name in names:
+        if name not in OPS and name != ALL:
+            raise ValueError(f"there is no op {name!r}. {choices(name, [*OPS, ALL])}")
+    return tuple(OPS) if ALL in names else names
+
+
+def _parse_rate(text: str) -> Fraction:
+    if not re.fullmatch(r"1(/[1-9][0-9]{0,8})?", text):
+        raise ValueError("write 1 for every call, or 1/64 for one in so many")
+    return Fraction(text)
+
+
+def _refuse(text: str) -> None:
+    raise ValueError("this setting is not implemented in this version. Unset it.")
+
+
+LayerNames = Annotated[NameList, NoDecode, PlainValidator(parse_layer_names)]
+AtenNames = Annotated[NameList, NoDecode, PlainValidator(parse_aten_names)]
+VendorNames = Annotated[tuple[str, ...], NoDecode, PlainValidator(parse_vendor_names)]
+File = Annotated[Path | None, PlainValidator(_parse_path)]
+
+
+class Settings(BaseSettings):
+    """What a user can set. ``sources`` knows the variable of a field and its key in a file."""
+
+    model_config = SettingsConfigDict(
+        alias_generator=variable,
+        populate_by_name=True,
+        case_sensitive=True,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        validate_default=False,
+    )
+
+    use_flaggems: bool = Field(
+        default=False,
+        description="layer 1 (ATen ops) master switch; `1` by default where the vendor offers ATen kernels",
+    )
+    flagos_whitelist: AtenNames = Field(
+        default=NameList(), description="ATen ops that alone are replaced (layer 1): `mul,aten::div.Tensor`"
+    )
+    flagos_blacklist: AtenNames = Field(
+        default=NameList(), description="ATen ops that are left to PyTorch (layer 1)"
+    )
+    flaggems_record: bool = Field(
+        default=False, description="`1`: record the replaced ATen ops that are called (layer 1)"
+    )
+    flaggems_log_path: File = Field(default=None, description="the file of that record (layer 1)")
+    flaggems_log_once: bool = Field(
+        default=True, description="`1`: record each ATen op once, `0`: every call (layer 1)"
+    )
+    oot_enabled: bool = Field(
+        default=True,
+        description="layer 2 (fused ops) master switch. `0`: SGLang runs its own, bit for bit",
+    )
+    prefer: BackendKind = Field(
+        default=BackendKind.FLAGOS,
+        description="the backend kind tried first: `flagos`, `vendor`, `reference`",
+    )
+    per_op: Annotated[Mapping[str, Order], NoDecode, PlainValidator(_parse_orders)] = Field(
+        default={}, description="orders of single ops: `silu_and_mul=flagos;rms_norm=vendor|reference`"
+    )
+    oot_whitelist: LayerNames = Field(
+        default=NameList(),
+        description="SGLang layer classes or ops that alone are dispatched: `RotaryEmbedding,rms_norm`",
+    )
+    oot_blacklist: LayerNames = Field(
+        default=NameList(), description="SGLang layer classes or ops that are left to SGLang"
+    )
+    strict: bool = Field(
+        default=False, description="`1`: a kernel that fails in its first call is an error, no fallback"
+    )
+    allow_vendors: VendorNames = Field(
+        default=(), description="vendors whose native kernels alone may run: `nvidia`"
+    )
+    deny_vendors: VendorNames = Field(default=(), description="vendors whose native kernels do not run")
+    verify: Annotated[tuple[str, ...], NoDecode, PlainValidator(_parse_verify)] = Field(
+        default=(),
+        description="ops whose calls a live server samples and holds against float64: `rms_norm`, `all`",
+    )
+    verify_rate: Annotated[Fraction, PlainValidator(_parse_rate)] = Field(
+        default=Fraction(1, 64), description="how many calls are sampled: `1/64`, or `1` for each"
+    )
+    dispatch_log: File = Field(default=None, description="file that tells what each op ran on")
+    config: File = Field(default=None, description="YAML file with these settings")
+    platform: str | None = Field(default=None, description="the vendor, where it is not found by itself")
+    simulated: str | None = Field(
+        default=None, description="a chip to simulate, by its vendor's name: `mlu`. For tests; it is slow"
+    )
+    simulated_record: File = Field(
+        default=None, description="file that lists what a model asks of the simulated chip"
+    )
+    log_level: Annotated[LogLevel, BeforeValidator(_upper)] = Field(
+        default="INFO",
+        description="level of the `sglang_fl` logger: `DEBUG`, `INFO`, `WARNING`, `ERROR`",
+    )
+    dist_backend: Annotated[None, PlainValidator(_refuse)] = Field(
+        default=None, description="layer 3 (communication). Not in this version: refused"
+    )
+
+    _given: Mapping[str, Given] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put what is passed to the constructor, from a file or a vendor, below the environment."""
+        return (env_settings, init_settings)
+
+    @classmethod
+    def read(cls, vendor: Vendor | None = None) -> "Settings":
+        """Read the environment, over a file, over a vendor's defaults.
+
+        Raises
+        ------
+        SettingsError : whatever a user must change; one line for each
+        """
+        given, complaints = collect(cls.model_fields, os.environ, vendor)
+        weaker: dict[str, Any] = {
+            name: said.value for name, said in given.items() if said.source != ENVIRONMENT
+        }
+        try:
+            settings = cls(**weaker)
+        except ValidationError as error:
+            complaints += [_complaint(dict(detail), given) for detail in error.errors(include_url=False)]
+            raise SettingsError("\n".join(complaints)) from None
+        if complaints:
+            raise SettingsError("\n".join(complaints))
+        settings._given = given
+        return settings
+
+    def source(self, name: str) -> str:
+        """Return where a value comes from: ``environment``, a file, ``vendor NAME`` or ``default``."""
+        return self._given[name].source if name in self._given else "default"
+
+    def title(self, name: str) -> str:
+        """Return how the user calls a setting: its variable, or its key in the file."""
+        return self._given[name].title if name in self._given else variable(name)
+
+    def is_users(self, name: str) -> bool:
+        """Whether the user has set it, rather than a vendor package or nobody."""
+        return name in self._given and not self._given[name].is_vendors
+
+    def quoted(self, name: str) -> str:
+        """Return a setting as an error quotes it: ``SGLANG_FL_PREFER='vendor'``."""
+        return f"{self.title(name)}={quoted(_written(getattr(self, name)))}"
+
+    @property
+    def policy(self) -> Policy:
+        """The part of the settings that says who may run."""
+        return Policy(
+            prefer=self.prefer,
+            per_op=self.per_op,
+            strict=self.strict,
+            allow_vendors=self.allow_vendors,
+            deny_vendors=self.deny_vendors,
+            lifted=frozenset(self.oot_whitelist.lifted + self.oot_blacklist.lifted),
+            titles={name: said.title for name, said in self._given.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting for a report.
+
+    Parameters
+    ----------
+    variable : its environment variable
+    value : as a user would write it
+    source : ``environment``, the path of a file, ``vendor NAME`` or ``default``
+    meaning : what it does
+    """
+
+    variable: str
+    value: str
+    source: str
+    meaning: str
+
+
+def explain(settings: Settings) -> list[Setting]:
+    """Tell each setting's value and where it came from."""
+    return [
+        Setting(
+            variable(name),
+            _written(getattr(settings, name)),
+            settings.source(name),
+            (field.description or "").replace("`", ""),
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def markdown_table() -> str:
+    """Return the table of ``docs/configure.md``: variable, key in a file, default, meaning."""
+    rows = ["| variable | key | default | meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default, meaning = _written(field.default), (field.description or "").replace("|", "\\|")
+        key = file_key(name)
+        cells = (variable(name), key or "", default)
+        rows.append(f"| {' | '.join(f'`{cell}`' if cell else '' for cell in cells)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def _written(value: Any) -> str:
+    """Write a value as a user would; what no terminal can show, escaped."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, Mapping):
+        return ";".join(f"{op}={'|'.join(map(str, order))}" for op, order in value.items())
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
+
+
+class SglangSettings(BaseSettings):
+    """SGLang's own variables that decide whether it asks us, and as what."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SGLANG_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    platform: str | None = None
+    use_cpu_engine: str = "0"
+    force_fused_op_backend: str | None = None
+    plugins: str | None = None
+
+
+#: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
+BENCH = "SGLANG_FL_BISECT"
+
+
+def bench_folder() -> Path | None:
+    """Return the folder where ``sglang-fl bisect`` awaits answers, if it has started this process."""
+    text = os.environ.get(BENCH)
+    return Path(text) if text else None
+
+
+def ask_for_bench(folder: Path) -> None:
+    """Have the processes that are started from now on load the plugin for ``sglang-fl bisect``."""
+    os.environ[BENCH] = str(folder)
+
+
+def unknown_variables() -> list[str]:
+    """Say of each variable with one of our prefixes that none of them is called so."""
+    known = {BENCH, *map(variable, Settings.model_fields)}
+    return [
+        f"{name}: there is no such variable.{_nearest(name, known)}"
+        for name in sorted(os.environ)
+        if name.startswith(PREFIXES) and name not in known
+    ]
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    # The full list is long, and `sglang-fl env` prints it.
+    _, found, nearest = choices(name, known).partition(" Nearest:")
+    return found + nearest
+
+
+def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:
+    """Turn one of pydantic's errors into: how the user calls it, text as given, what is valid."""
+    located = str(error["loc"][0])
+    name = next(name for name in Settings.model_fields if located in (name, variable(name)))
+    said = given[name]
+    origin = " (a default of the vendor package)" if said.is_vendors else ""
+    text = as_text(said.value)
+    if error["type"] == "value_error":
+        reason = str(error["ctx"]["error"])
+    else:
+        reason = _reason(Settings.model_fields[name], text)
+    return f"{said.title}={quoted(text)}{origin}: {reason}"
+
+
+def _reason(field: FieldInfo, text: str) -> str:
+    if field.annotation is BackendKind:
+        return f"no such backend kind. {choices(text, [kind.value for kind in BackendKind])}"
+    if field.annotation is bool:
+        return "neither 1 nor 0."
+    return f"no such level. {choices(text.upper(), get_args(field.annotation))}"
+
+
+def prepare_environment(vendor: Vendor) -> None:
+    """Set the variables that a vendor's kernel libraries read, unless the user has set them."""
+    for name, text in vendor.environment.items():
+        os.environ.setdefault(name, text)

@@ -1,0 +1,174 @@
+"""The kernels of the gated delta rule (Qwen3-Next) to its three ops.
+
+They are no layer classes: SGLang's attention backend holds an object ``TritonGDNKernel`` and calls its
+methods. Each method of the object is replaced by one that finds its kernel in its first call.
+
+SGLang: ``extend(q, k, v, g, beta, *, ssm_states, cache_indices, query_start_loc, ...)`` to
+``chunk_gated_delta_rule``; ``decode(q, k, v, a, b, *, A_log, dt_bias, ssm_states, cache_indices,
+query_start_loc, ...)`` to ``fused_sigmoid_gating_delta_rule_update``; ``packed_decode(mixed_qkv, a, b, *,
+A_log, dt_bias, scale, ssm_states, cache_indices, ...)`` to
+``fused_recurrent_gated_delta_rule_packed_decode``.
+
+Falls through: scoring of several items at once (``inplace_update=False``) and states that are replayed
+(``replayssm_*``). Left to SGLang: ``target_verify``, the check of drafted tokens in speculative decoding, and
+the other kernels that ``--linear-attn-backend`` selects.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_fl.ops import OPS, Kernel
+from sglang_fl.sglang_adapter.layers.adapter import Adapter
+
+__all__ = ["ADAPTERS", "TARGET", "Method", "methods_of"]
+
+#: The function that builds the attention backend of hybrid models; its name is the same in all releases.
+TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
+
+_CLASS = "sglang.srt.layers.attention.linear.kernels.gdn_triton:TritonGDNKernel"
+
+
+def bind_extend(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``extend``."""
+
+    def extend(
+        q: Any,
+        k: Any,
+        v: Any,
+        g: Any,
+        beta: Any,
+        *,
+        ssm_states: Any,
+        cache_indices: Any,
+        query_start_loc: Any,
+        inplace_update: bool = True,
+        **given: Any,
+    ) -> Any:
+        states = {
+            "ssm_states": ssm_states,
+            "cache_indices": cache_indices,
+            "query_start_loc": query_start_loc,
+        }
+        if not inplace_update:
+            return fall_through(q, k, v, g, beta, **states, inplace_update=False, **given)
+        o, h = kernel(q, k, v, g, beta, *states.values(), k.shape[-1] ** -0.5)
+        return o, None, h
+
+    return extend
+
+
+def bind_decode(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``decode``."""
+
+    def decode(
+        q: Any,
+        k: Any,
+        v: Any,
+        a: Any,
+        b: Any,
+        *,
+        A_log: Any,
+        dt_bias: Any,
+        ssm_states: Any,
+        cache_indices: Any,
+        query_start_loc: Any,
+        **given: Any,
+    ) -> Any:
+        states = (ssm_states, cache_indices, query_start_loc)
+        return kernel(A_log, a, dt_bias, q, k, v, b, *states, k.shape[-1] ** -0.5)
+
+    return decode
+
+
+def bind_packed_decode(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``packed_decode``."""
+
+    def packed_decode(
+        mixed_qkv: Any,
+        a: Any,
+        b: Any,
+        *,
+        A_log: Any,
+        dt_bias: Any,
+        scale: float,
+        ssm_states: Any,
+        cache_indices: Any,
+        **given: Any,
+    ) -> Any:
+        if given.get("replayssm_d") is not None:
+            return fall_through(
+                mixed_qkv,
+                a,
+                b,
+                A_log=A_log,
+                dt_bias=dt_bias,
+                scale=scale,
+                ssm_states=ssm_states,
+                cache_indices=cache_indices,
+                **given,
+            )
+        o: Any = kernel(mixed_qkv, a, b, A_log, dt_bias, ssm_states, cache_indices, scale)
+        return o.unsqueeze(0)
+
+    return packed_decode
+
+
+ADAPTERS = (
+    Adapter(f"{_CLASS}.extend", OPS["chunk_gated_delta_rule"], bind_extend),
+    Adapter(f"{_CLASS}.decode", OPS["fused_sigmoid_gating_delta_rule_update"], bind_decode),
+    Adapter(
+        f"{_CLASS}.packed_decode", OPS["fused_recurrent_gated_delta_rule_packed_decode"], bind_packed_decode
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a kernel object, which can be replaced in that object alone.
+
+    Parameters
+    ----------
+    kernel : a ``TritonGDNKernel``
+    adapter : translates its arguments
+    """
+
+    kernel: Any
+    adapter: Adapter
+
+    @property
+    def name(self) -> str:
+        """As the attention backend calls it: ``extend``."""
+        return self.adapter.layer_class.rpartition(".")[2]
+
+    @property
+    def title(self) -> str:
+        """For logs: ``TritonGDNKernel.extend``."""
+        return f"{type(self.kernel).__name__}.{self.name}"
+
+    @property
+    def current(self) -> Callable[..., Any]:
+        """What is called now."""
+        method: Callable[..., Any] = getattr(self.kernel, self.name)
+        return method
+
+    def put(self, forward: Callable[..., Any]) -> None:
+        """Let this be called instead."""
+        setattr(self.kernel, self.name, forward)
+
+    def commit(self, first: Callable[..., Any], bound: Callable[..., Any]) -> None:
+        """Let the bound kernel be called from now on; no other ever takes the place of ``first``."""
+        self.put(bound)
+
+
+def methods_of(backend: Any) -> Iterator[Method]:
+    """Yield the methods of the ``TritonGDNKernel`` objects of an attention backend, each once."""
+    linear = getattr(backend, "linear_attn_backend", None)
+    dispatcher = getattr(linear, "kernel_dispatcher", None)
+    seen: list[Any] = []
+    for role in ("decode_kernel", "extend_kernel"):
+        kernel = getattr(dispatcher, role, None)
+        name = f"{type(kernel).__module__}:{type(kernel).__qualname__}"
+        if name == _CLASS and not any(kernel is other for other in seen):
+            seen.append(kernel)
+            yield from (Method(kernel, adapter) for adapter in ADAPTERS)

@@ -1,0 +1,12 @@
+"""``QuickGELU`` to the op ``quick_gelu``.
+
+SGLang: ``forward(x)``. Contract: ``quick_gelu(x)``. They are the same, so the bound forward is
+the kernel itself.
+"""
+
+from sglang_fl.ops import OPS
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_kernel
+
+__all__ = ["ADAPTER"]
+
+ADAPTER = Adapter("sglang.srt.layers.activation:QuickGELU", OPS["quick_gelu"], bind_kernel)

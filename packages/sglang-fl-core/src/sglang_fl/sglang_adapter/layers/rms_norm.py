@@ -1,0 +1,134 @@
+"""``RMSNorm``, ``RMSNormWithoutScale`` and ``Gemma4RMSNorm`` without a shift to the op ``rms_norm``.
+
+SGLang: ``RMSNorm.forward(x, residual=None, post_residual_addition=None, quant_linear=None)``, the last
+from 0.5.18 on; the two others ``forward(x)``. Contract: ``rms_norm(x, weight, eps, residual=None, *,
+post_residual_addition=None, variance_size_override=None, cast_x_before_out_mul=False,
+fp32_residual=False)``.
+
+Falls through: layers with ``override_orig_dtype`` (on-policy training), batch-invariant mode, a
+``post_residual_addition`` that the kernel does not take, and calls in which SGLang fuses the FP8
+quantisation of the linear layer that follows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang_fl.ops import OPS, Kernel, lacking, with_options
+from sglang_fl.sglang_adapter.layers.adapter import Adapter
+
+__all__ = ["ADAPTERS"]
+
+
+def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that reads the layer's weight at each call; it may be replaced meanwhile."""
+    run = with_options(kernel, _options(layer))
+    takes_post = not lacking(kernel, ["post_residual_addition"])
+    eps: float = layer.variance_epsilon
+    state = vars(layer)
+    plain_linear: Any = None  # the linear layer last seen that SGLang would not quantise for
+
+    def forward(
+        x: Any, residual: Any = None, post_residual_addition: Any = None, quant_linear: Any = None
+    ) -> Any:
+        nonlocal plain_linear
+        # Passed by the model up to 0.5.21, attached to the layer (fuse_input_quant) since.
+        linear = state.get("_quant_linear") if quant_linear is None else quant_linear
+        if linear is not plain_linear:
+            if _fuses_quantisation(linear):
+                return fall_through(x, residual, post_residual_addition, linear)
+            plain_linear = linear
+        # SGLang, too, takes no notice of what is to be added to a residual that is not there.
+        if post_residual_addition is None or residual is None:
+            return run(x, layer.weight, eps, residual)
+        if not takes_post:
+            return fall_through(x, residual, post_residual_addition)
+        return run(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
+
+    return forward
+
+
+def _options(layer: Any) -> dict[str, Any]:
+    """Return the options of the contract that this layer needs; they are fixed when it is built."""
+    options = {
+        "variance_size_override": layer.variance_size_override,
+        "cast_x_before_out_mul": layer.cast_x_before_out_mul,
+        "fp32_residual": layer.fp32_residual,
+    }
+    return {name: value for name, value in options.items() if value}
+
+
+def why_not(layer: Any) -> str | None:
+    """Say what of a layer the contract cannot express."""
+    if layer.override_orig_dtype is not None:
+        return f"override_orig_dtype={layer.override_orig_dtype}"
+    if _is_batch_invariant():
+        return "batch-invariant mode"
+    return None
+
+
+def _is_batch_invariant() -> bool:
+    """Whether SGLang's deterministic inference is on; then its own kernels must run.
+
+    SGLang switches it on after the model is built and before anything runs.
+    """
+    from sglang.srt.batch_invariant_ops import is_batch_invariant_mode_enabled
+
+    return bool(is_batch_invariant_mode_enabled())
+
+
+def _fuses_quantisation(linear: Any) -> bool:
+    """Whether SGLang's own norm would also quantise its output for the linear layer that follows.
+
+    Models announce that layer on every norm (from 0.5.18 on); SGLang quantises only if it takes FP8
+    with one static scale, and else ignores it.
+    """
+    if linear is None:
+        return False
+    from sglang.srt.layers import layernorm
+
+    return bool(layernorm._flashinfer_rmsnorm_quant_available) and (
+        layernorm._fp8_static_input_scale(linear) is not None
+    )
+
+
+def bind_without_scale(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that scales by ones, which are made for the first ``x`` of each dtype and device."""
+    eps: float = layer.eps
+    ones: Any = None
+
+    def forward(x: Any) -> Any:
+        nonlocal ones
+        if ones is None or ones.dtype != x.dtype or ones.device != x.device:
+            ones = x.new_ones(x.shape[-1])
+        return kernel(x, ones, eps)
+
+    return forward
+
+
+def bind_gemma4(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that reads the layer's weight at each call; without scale it is ones."""
+    eps: float = layer.eps
+
+    def forward(x: Any) -> Any:
+        return kernel(x, layer.weight, eps)
+
+    return forward
+
+
+def why_not_gemma4(layer: Any) -> str | None:
+    """Say whether the layer shifts its weight."""
+    if layer.with_scale and layer.scale_shift != 0.0:
+        return f"scale_shift={layer.scale_shift}"
+    return None
+
+
+_OP = OPS["rms_norm"]
+
+ADAPTERS = (
+    Adapter("sglang.srt.layers.layernorm:RMSNorm", _OP, bind, why_not),
+    # These override forward to flatten x, and call on.
+    Adapter("sglang.srt.models.gemma3n_causal:Gemma3nRMSNorm", _OP, bind, why_not),
+    Adapter("sglang.srt.models.glm4v:Glm4vRMSNorm", _OP, bind, why_not),
+    Adapter("sglang.srt.layers.layernorm:RMSNormWithoutScale", _OP, bind_without_scale),
+    Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma4, why_not_gemma4),
+)

@@ -1,0 +1,128 @@
+"""``TopK`` to the ops ``topk_softmax`` and ``topk_sigmoid``.
+
+SGLang: ``forward(hidden_states, router_logits, *, num_token_non_padded=None,
+expert_location_dispatch_info=None, ...)`` returns a ``TopKOutput``. Contract: ``topk_softmax(router_logits,
+top_k, renormalize, *, correction_bias=None, num_expert_group=None, topk_group=None,
+routed_scaling_factor=1.0)`` and the same of ``topk_sigmoid``, which return weights and ids.
+
+Only the choice of the experts is ours. What SGLang does with it (padded tokens, moved experts, recording)
+stays SGLang's: its own forward runs, on a twin of the layer whose ``custom_routing_function`` is the kernel.
+
+Falls through: layers with a routing function of their own, fused shared experts, an output format that
+leaves the routing to the experts' kernel, other scoring functions; calls with a bias for each token or with
+partial logits; to 0.5.16 calls with padded tokens, which a routing function excludes there.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sglang_fl.ops import OPS, Kernel, with_options
+from sglang_fl.sglang_adapter import seams
+from sglang_fl.sglang_adapter.layers.adapter import Adapter
+
+__all__ = ["ADAPTERS"]
+
+
+#: SGLang's forwards that ask for no routing function, and those to run in their place.
+ROUTES_ITSELF = {"forward_npu": "forward_native"}
+
+
+def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+    """Return SGLang's own forward, on a twin of the layer that routes by the kernel."""
+    run = with_options(kernel, _options(layer.topk_config))
+
+    def route(hidden_states: Any, gating_output: Any, topk: int, renormalize: bool) -> Any:
+        return run(gating_output, topk, renormalize)
+
+    twin = copy.copy(layer)
+    twin.topk_config = dataclasses.replace(
+        layer.topk_config,
+        custom_routing_function=route,
+        use_grouped_topk=False,
+        # The kernel has multiplied by it already.
+        apply_routed_scaling_factor_on_output=False,
+    )
+    name = fall_through.__name__
+    own = partial(getattr(type(layer), ROUTES_ITSELF.get(name, name)), twin)
+    excluded = ["dynamic_expert_bias", "router_logits_partials"]
+    if not seams.routes_padded_tokens(seams.installed_version()):
+        excluded.append("num_token_non_padded")
+
+    def forward(hidden_states: Any, router_logits: Any, **given: Any) -> Any:
+        if given and any(given.get(name) is not None for name in excluded):
+            return fall_through(hidden_states, router_logits, **given)
+        return own(hidden_states, router_logits, **given)
+
+    return forward
+
+
+def _options(config: Any) -> dict[str, Any]:
+    """Return the options of the contract that this configuration needs."""
+    options: dict[str, Any] = {"correction_bias": config.correction_bias}
+    if config.use_grouped_topk:
+        options |= {"num_expert_group": config.num_expert_group, "topk_group": config.topk_group}
+    if config.apply_routed_scaling_factor_on_output:
+        options["routed_scaling_factor"] = config.routed_scaling_factor
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def why_not(layer: Any) -> str | None:
+    """Say what of a layer neither contract can express."""
+    config = layer.topk_config
+    reasons = {
+        "custom_routing_function": config.custom_routing_function is not None,
+        "fused shared experts": bool(_shared_slots(config)),
+        "waterfill": any(
+            getattr(layer, name, False) for name in ("enable_waterfill", "enable_deepep_waterfill")
+        ),
+        f"output_format={config.output_format}": not _is_standard(config.output_format),
+        f"scoring_func={config.scoring_func!r}": config.scoring_func not in ("softmax", "sigmoid"),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _shared_slots(config: Any) -> int:
+    """Return the number of columns for shared experts, by the name of 0.5.23 or the one before."""
+    for name in ("num_shared_topk_slots", "num_fused_shared_experts"):
+        slots = getattr(config, name, None)
+        if slots is not None:
+            return int(slots)
+    return 0
+
+
+def _is_standard(output_format: Any) -> bool:
+    if output_format is not None:
+        return bool(output_format.name == "STANDARD")
+    # To 0.5.22 an open format is settled in the call, by the runner of the experts.
+    from sglang.srt.layers.moe.utils import get_moe_runner_backend
+
+    backend = get_moe_runner_backend()
+    return bool(backend.is_auto() or backend.is_triton())
+
+
+def _uses_sigmoid(config: Any) -> bool:
+    # Groups with a bias are SGLang's name for DeepSeek-V3's routing, whatever the scoring function says.
+    return config.scoring_func == "sigmoid" or (
+        config.use_grouped_topk and config.correction_bias is not None
+    )
+
+
+def why_not_softmax(layer: Any) -> str | None:
+    """Say whether the scores are sigmoids, or what else there is."""
+    return "the scores are sigmoids" if _uses_sigmoid(layer.topk_config) else why_not(layer)
+
+
+def why_not_sigmoid(layer: Any) -> str | None:
+    """Say whether the scores are a softmax, or what else there is."""
+    return why_not(layer) if _uses_sigmoid(layer.topk_config) else "the scores are a softmax"
+
+
+_LAYER_CLASS = "sglang.srt.layers.moe.topk:TopK"
+
+ADAPTERS = (
+    Adapter(_LAYER_CLASS, OPS["topk_softmax"], bind, why_not_softmax),
+    Adapter(_LAYER_CLASS, OPS["topk_sigmoid"], bind, why_not_sigmoid),
+)

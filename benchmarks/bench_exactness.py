@@ -24,7 +24,7 @@ from benchmarks.bench_ops import about
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, Model
 from sglang_fl.conformance import error_in_units
-from sglang_fl.dispatch.life import load_kernel
+from sglang_fl.dispatch.loading import load_kernel
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Case, Op, lacking
 from sglang_fl_nvidia import NVIDIA
@@ -118,7 +118,8 @@ def normal(dtype: torch.dtype, seed: int) -> Callable[..., Tensor]:
 
 def sides_of(op: Op) -> Mapping[str, Callable]:
     impls = {impl.id: impl for impl in NVIDIA.impls if impl.op == op.name and impl.id in SIDES}
-    return {name: load_kernel(op, impl) for name, impl in impls.items()} | {"reference": op.reference}
+    kernels = {name: load_kernel(op, impl, strict=True) for name, impl in impls.items()}
+    return kernels | {"reference": op.reference}
 
 
 def errors(given: Input, dtype: torch.dtype, seed: int) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, ROUTERS, TOKENS, Model, Router
 from sglang_fl import __version__
-from sglang_fl.dispatch.life import load_kernel
+from sglang_fl.dispatch.loading import load_kernel
 from sglang_fl.ops import OPS
 from sglang_fl_nvidia import NVIDIA
 
@@ -56,7 +56,7 @@ class Cell:
 
 def kernel(op: str, impl_id: str = "flagos") -> Callable:
     (impl,) = (impl for impl in NVIDIA.impls if (impl.op, impl.id) == (op, impl_id))
-    return load_kernel(OPS[op], impl)
+    return load_kernel(OPS[op], impl, strict=True)
 
 
 def set_server_args() -> None:

@@ -185,5 +185,5 @@ def test_several_items_scored_at_once_are_left_to_sglang():
     asked = []
     forward = bind_extend(None, None, lambda *args, **kwargs: asked.append(kwargs))
     states = dict.fromkeys(("ssm_states", "cache_indices", "query_start_loc"))
-    forward(*(torch.zeros(1, 1, 1, 1),) * 5, **states, inplace_update=False)
+    forward(None, *(torch.zeros(1, 1, 1, 1),) * 5, **states, inplace_update=False)
     assert asked[0]["inplace_update"] is False

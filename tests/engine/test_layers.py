@@ -1,6 +1,7 @@
 """SGLang's own layer classes under the hook: what is bound, what falls through, how exact it is."""
 
 from pathlib import Path
+from types import MethodType
 
 import pytest
 import torch
@@ -36,6 +37,8 @@ from sglang.srt.models.glm4v import Glm4vRMSNorm
 from sglang.srt.plugins import load_plugins
 
 from sglang_fl.conformance import error_in_units
+from sglang_fl.dispatch.life import is_ours
+from sglang_fl.dispatch.own_path import OwnPath
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, Case
 from sglang_fl.sglang_adapter.layers import gemma_rms_norm, rms_norm
@@ -62,19 +65,13 @@ def rope_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.arange(3), torch.randn(3, 128), torch.randn(3, 64)
 
 
-def test_after_one_call_the_forward_method_is_the_kernel():
-    layer = SiluAndMul()
-    layer(torch.randn(2, 8))
-    assert layer._forward_method is OPS["silu_and_mul"].reference
-
-
-@pytest.mark.parametrize("name", ["RMSNorm", "RotaryEmbedding"])
+@pytest.mark.parametrize("name", ["SiluAndMul", "RMSNorm", "RotaryEmbedding"])
 def test_after_one_call_the_forward_method_stays_the_bound_kernel(name: str):
     layer, arguments = layers_of_each_class()[name]
     layer(*arguments)
     bound = layer._forward_method
-    assert bound.__module__.startswith("sglang_fl.sglang_adapter")
-    assert "bind" in bound.__qualname__
+    assert bound.__func__.__module__.startswith("sglang_fl.sglang_adapter.layers")
+    assert bound.__self__ is layer
     layer(*arguments)
     assert layer._forward_method is bound
 
@@ -182,10 +179,12 @@ def test_resolving_without_storing_commits_nothing():
 def test_leaving_torch_compile_restores_the_bound_kernel():
     layer = SiluAndMul()
     layer(torch.randn(2, 8))
+    bound = layer._forward_method
+    assert is_ours(bound)
     layer.enter_torch_compile(num_tokens=2)
     assert layer._forward_method == layer.forward_native
     layer.leave_torch_compile()
-    assert layer._forward_method is OPS["silu_and_mul"].reference
+    assert layer._forward_method is bound
 
 
 PLAIN = {"hidden_size": 8}
@@ -215,6 +214,17 @@ def test_a_norm_that_no_contract_can_express_is_sglangs_and_logged_so(layer_clas
     assert own_log.read_text().splitlines() == [f"[OOT-DISPATCH] {layer_class.__name__} → sglang(native)"]
 
 
+class OwnForward:
+    """Stands for SGLang's own forward on one of its paths."""
+
+    def __init__(self, path: OwnPath = OwnPath.NATIVE) -> None:
+        self.path = path
+        self.method = path.value
+
+    def __call__(self, layer: object, *given: object) -> str:
+        return "SGLang's"
+
+
 @pytest.mark.parametrize("bind_norm", [rms_norm.bind, gemma_rms_norm.bind], ids=["rms", "gemma"])
 def test_a_third_summand_is_left_to_sglang_where_the_kernel_does_not_take_it(bind_norm):
     layer = RMSNorm(8) if bind_norm is rms_norm.bind else GemmaRMSNorm(8)
@@ -222,10 +232,7 @@ def test_a_third_summand_is_left_to_sglang_where_the_kernel_does_not_take_it(bin
     def kernel(x, weight, eps, residual=None):
         return "ours"
 
-    def fall_through(*given: object):
-        return "SGLang's"
-
-    forward = bind_norm(layer, kernel, fall_through)
+    forward = MethodType(bind_norm(layer, kernel, OwnForward()), layer)
     x = torch.randn(2, 8)
     assert forward(x, x, x) == "SGLang's"
     assert [forward(x), forward(x, x), forward(x, None, x)] == ["ours"] * 3
@@ -294,17 +301,14 @@ def test_a_rotary_embedding_that_must_write_the_kv_cache_is_left_to_sglang():
         layer(*rope_inputs(), fused_set_kv_buffer_arg=object())
 
 
-def forward_cuda(positions, query, key, offsets=None, fused_set_kv_buffer_arg=None):
-    """Stand for SGLang's own path on CUDA, which rotates in place."""
-
-
 def test_where_sglang_rotates_in_place_so_do_we():
     layer, (positions, query, key) = rope(), rope_inputs()
     expected = OPS["rotary_embedding"].reference(positions, query, key, layer.cos_sin_cache, 64, True)
     # As models/llama4.py does: views of one tensor go in, and what comes out is not looked at.
     packed = torch.cat((query, key), dim=-1)
     kernel = OPS["rotary_embedding"].reference
-    bind(layer, kernel, forward_cuda)(positions, *packed.split([128, 64], dim=-1))
+    forward = bind(layer, kernel, OwnForward(OwnPath.CUDA))
+    forward(layer, positions, *packed.split([128, 64], dim=-1))
     assert torch.equal(packed, torch.cat(expected, dim=-1))
 
 
@@ -319,7 +323,7 @@ def test_where_sglang_does_not_one_tensor_for_query_and_key_is_rotated_once():
         key.copy_(kernel(positions, key, key, *rest)[0])
         return query, key
 
-    _, ours = bind(layer, in_place, layer.forward_native)(positions, key, key)
+    _, ours = bind(layer, in_place, OwnForward())(layer, positions, key, key)
     assert torch.equal(ours, expected)
 
 

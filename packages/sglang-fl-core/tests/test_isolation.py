@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from sglang_fl.conformance import check_declared
-from sglang_fl.dispatch.life import Choice, FirstCall
+from sglang_fl.dispatch.life import LayerLife
+from sglang_fl.dispatch.plan import LayerPlan
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS
 from sglang_fl.registry import InstalledVendor, installed_vendors, isolation
 from sglang_fl.registry.cpu import CPU
+from sglang_fl.sglang_adapter.layers.adapter import Adapter
 from sglang_fl.startup import Configuration, configure
 from sglang_fl.vendor import Vendor, load_target
 
@@ -153,10 +155,24 @@ def test_faulty_target_is_one_message_for_all_layers_and_the_reference_runs(
 
 def run_layer(configuration: Configuration, x: torch.Tensor) -> Any:
     """Call a layer of a class of this test's own for the first time."""
-    choice = Choice(configuration.resolutions["rms_norm"], lambda kernel, fall_through: kernel)
-    layer_class = f"Norm{id(configuration)}"
-    first = FirstCall(lambda: choice, layer_class, pytest.fail, lambda *_: None, DispatchLog(None))
-    return first(x, torch.ones(8), 1e-6)
+
+    class Norm:
+        def forward_native(self) -> None:
+            pytest.fail("no call is left to SGLang")
+
+    def bind(layer: Any, kernel: Any, own: Any) -> Any:
+        return lambda layer, *given: kernel(*given)
+
+    plan = LayerPlan(
+        "forward_native",
+        adapter=Adapter("a:Norm", RMS, bind),
+        resolution=configuration.resolutions["rms_norm"],
+    )
+    norm, layer_class = Norm(), f"Norm{id(configuration)}"
+    life = LayerLife(
+        lambda *_: plan, norm, layer_class, norm.forward_native, lambda *_: None, DispatchLog(None)
+    )
+    return life(x, torch.ones(8), 1e-6)
 
 
 def test_a_target_without_module_or_with_another_signature_is_told_before_it_runs(install_vendor: Install):

@@ -25,7 +25,7 @@ def test_a_library_with_another_signature_is_replaced_by_the_reference_and_named
     import types
     from unittest import mock
 
-    from sglang_fl.dispatch.life import load_kernel
+    from sglang_fl.dispatch.loading import load_kernel
     from sglang_fl.errors import VendorError
     from sglang_fl.ops import OPS
 
@@ -39,4 +39,4 @@ def test_a_library_with_another_signature_is_replaced_by_the_reference_and_named
         mock.patch.dict(sys.modules, torch_mlu_ops=library),
         pytest.raises(VendorError, match=r"torch_mlu_ops.fused_rms_norm 2.0 takes \(x, gamma, eps\), sglang"),
     ):
-        load_kernel(OPS["rms_norm"], impl)
+        load_kernel(OPS["rms_norm"], impl, strict=True)

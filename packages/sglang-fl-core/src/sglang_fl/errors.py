@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "REFUSALS",
     "ContractError",
     "NoImplementationError",
     "SeamError",
@@ -42,10 +43,14 @@ class ContractError(SglangFlError, ValueError):
 class UnsupportedError(SglangFlError):
     """A kernel cannot do what the contract allows; raised before it has written anything.
 
-    In a layer's first call the next candidate runs then; in a later one the error ends the request. So
-    a kernel refuses only by what never changes for a layer: dtypes, width, style. A limit on the number
-    of tokens it must handle itself.
+    In a layer's first call the next candidate runs then. A later call that is refused is SGLang's. So a
+    kernel refuses by what rarely changes for a layer: dtypes, width, style. A limit on the number of tokens
+    it must handle itself.
     """
+
+
+#: What a kernel raises before it has written anything: the call is not its own.
+REFUSALS = (ContractError, UnsupportedError)
 
 
 class NoImplementationError(SglangFlError):

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
-from sglang_fl.diagnostics.banner import banner
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.errors import SettingsError, SglangFlError
@@ -25,7 +24,7 @@ from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
-from sglang_fl.startup import Configuration, configure, inform_user, warn_user
+from sglang_fl.startup import Configuration, configure, inform_user, is_launcher, warn_user
 
 __all__ = ["activate_platform", "load_plugin"]
 
@@ -137,13 +136,18 @@ class _Layers:
 
 
 def _announce(layers: _Layers) -> None:
-    """Have the banner told, also where all layers are off; of an unsupported SGLang a warning tells."""
+    """Log the banner, also where all layers are off; an unsupported SGLang gets a warning instead.
+
+    Only the process that the user started has one, and only it imports what the banner needs.
+    """
+    version = installed_version()
+    if not is_launcher() or not seam_of(version):
+        return
+    from sglang_fl.diagnostics.banner import banner
     from sglang_fl.sglang_adapter import log_ready
 
-    version = installed_version()
-    if seam_of(version):
-        text = banner(layers.configuration, layers.plan, version)
-        log_ready.when_log_is_ready(lambda: inform_user(text))
+    text = banner(layers.configuration, layers.plan, version)
+    log_ready.when_log_is_ready(lambda: inform_user(text))
 
 
 def _install(layers: _Layers) -> None:

@@ -13,7 +13,7 @@ from sglang_fl.settings import Setting, Settings
 from sglang_fl.settings.contradictions import refuse_contradictions, without_effect
 from sglang_fl.settings.policy import Policy
 
-__all__ = ["Configuration", "configure", "inform_user", "simulate", "warn_user"]
+__all__ = ["Configuration", "configure", "inform_user", "is_launcher", "simulate", "warn_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +96,14 @@ def inform_user(text: str) -> None:
     _tell_user(logging.INFO, text)
 
 
-def _tell_user(level: int, text: str) -> None:
+def is_launcher() -> bool:
+    """Whether this is the process that a user started, not one that SGLang has spawned."""
     # By name: we may be imported while a spawned process does not know its parent yet.
-    is_spawned = multiprocessing.current_process().name != "MainProcess"
-    logger.log(logging.DEBUG if is_spawned else level, "%s", text)
+    return multiprocessing.current_process().name == "MainProcess"
+
+
+def _tell_user(level: int, text: str) -> None:
+    logger.log(level if is_launcher() else logging.DEBUG, "%s", text)
 
 
 def _names(installed: tuple[InstalledVendor, ...]) -> set[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
 
-from sglang_fl.conformance import error_in_units
+from sglang_fl.ops.compare import error_in_units
 from sglang_fl.vendor import AtenKernel
 
 __all__ = ["AtenFault", "CallBook", "compare"]

@@ -27,7 +27,7 @@ from sglang_fl.ops import Kernel, Op
 from sglang_fl.settings import prepare_environment
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
-from sglang_fl.sglang_adapter.switchable_layers import ArmedLayers
+from sglang_fl.sglang_adapter.switchable_layers import SwitchableLayers
 from sglang_fl.startup import Configuration
 from sglang_fl.vendor import AtenKernel
 
@@ -54,7 +54,7 @@ class Bench:
     def __init__(
         self,
         folder: Path,
-        layers: ArmedLayers,
+        layers: SwitchableLayers,
         check: OpCheck,
         kernels: Callable[[], tuple[AtenKernel, ...]],
         device_type: str,
@@ -99,7 +99,7 @@ class Bench:
 
     def _arm(self) -> None:
         self._book = CallBook(self._where)
-        self._layers.arm(self._runner.model, self._runner.attn_backend)
+        self._layers.find(self._runner.model, self._runner.attn_backend)
         self._kernels = self._load()
         self._plain = AtenSwitchboard(self._kernels, self._device_type)
         self._keeping = AtenSwitchboard(tuple(map(self._book.keeping, self._kernels)), self._device_type)
@@ -216,7 +216,7 @@ def install_bench(configuration: Configuration, folder: Path, check: Callable[..
     scheduler.install(bench.attach, lambda: None, check)
 
 
-def _armed(configuration: Configuration, seam: seams.Seam, calls: OpCheck) -> ArmedLayers:
+def _armed(configuration: Configuration, seam: seams.Seam, calls: OpCheck) -> SwitchableLayers:
     from sglang_fl.sglang_adapter.hook import LayerHook
 
     def wrap(op: Op, layer: Any, kernel: Kernel) -> Kernel:
@@ -225,9 +225,9 @@ def _armed(configuration: Configuration, seam: seams.Seam, calls: OpCheck) -> Ar
     log, lists = DispatchLog(None), layer_lists(configuration.settings)
     references = {name: reference_alone(resolution) for name, resolution in configuration.resolutions.items()}
     if not configuration.settings.oot_enabled:
-        return ArmedLayers(None, None, seam)
+        return SwitchableLayers(None, None, seam)
     ours = LayerHook(configuration.resolutions, log, lists, wrap)
-    layers = ArmedLayers(ours, LayerHook(references, log, lists), seam)
+    layers = SwitchableLayers(ours, LayerHook(references, log, lists), seam)
     return layers
 
 

@@ -1,7 +1,7 @@
 """The start-up banner: one line that says what this server consists of.
 
-It is told in the process that the user has started, because versions, vendor and settings are the same in
-all others; those say it at DEBUG. What only a rank can know (how many ATen ops layer 1 has taken over, which
+It is logged in the process that the user has started, because versions, vendor and settings are the same in
+all others. What only a rank can know (how many ATen ops layer 1 has taken over, which
 op is not on the preferred kind) each rank tells in a line of its own.
 """
 

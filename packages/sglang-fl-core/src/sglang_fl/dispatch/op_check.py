@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sglang_fl.conformance import error_in_units
 from sglang_fl.ops import Kernel, Op
+from sglang_fl.ops.compare import error_in_units
 
 T = TypeVar("T")
 

@@ -59,17 +59,8 @@ def chunk_gated_delta_rule(
     ------
     ContractError : shapes that do not fit
     """
-    tokens, heads, keys = k.shape[1:]
-    values = v.shape[2:]
-    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
-        raise ContractError(
-            f"chunk_gated_delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit"
-        )
-    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
-        raise ContractError(
-            f"chunk_gated_delta_rule: initial_state {tuple(initial_state.shape)} is not a pool of states "
-            f"{(*values, keys)}, or there is not one index for each sequence"
-        )
+    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    tokens, keys, values = k.shape[1], k.shape[3], v.shape[2:]
     dtype = compute_dtype(q, initial_state)
     wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))
     wide_v, wide_g, wide_beta = (x[0].to(dtype) for x in (v, g, beta))
@@ -90,6 +81,36 @@ def chunk_gated_delta_rule(
     empty = torch.zeros(0, *values, keys, dtype=dtype, device=q.device)
     h = torch.stack(states) if states else empty
     return o.unsqueeze(0).to(q.dtype), h.unsqueeze(0).to(k.dtype)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor, initial_state_indices: Tensor, cu_seqlens: Tensor
+) -> None:
+    tokens, heads, keys = k.shape[1:]
+    values = v.shape[2:]
+    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
+        raise ContractError(
+            f"chunk_gated_delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit"
+        )
+    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
+        raise ContractError(
+            f"chunk_gated_delta_rule: initial_state {tuple(initial_state.shape)} is not a pool of states "
+            f"{(*values, keys)}, or there is not one index for each sequence"
+        )
+
+
+def _like(
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor,
+    initial_state_indices: Tensor,
+    cu_seqlens: Tensor,
+    **others: Any,
+) -> Tensor:
+    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    return torch.empty_like(v, dtype=q.dtype)
 
 
 def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:
@@ -151,5 +172,6 @@ OP = Op(
     writes_rows={"initial_state": "initial_state_indices"},
     magnitude=_magnitude,
     comparable=without_padding,
+    like=_like,
     captured=False,  # it is for prompts, and the number of chunks depends on the values of cu_seqlens
 )

@@ -1,5 +1,7 @@
 """The op ``fused_moe``: the feed-forward layers of the experts chosen for each token."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +49,26 @@ def fused_moe(
     ------
     ContractError : shapes that do not fit
     """
+    _check(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids)
+    tokens, width = hidden_states.shape
+    dtype = compute_dtype(hidden_states, topk_weights)
+    result = torch.zeros(tokens, width, dtype=dtype, device=hidden_states.device)
+    for expert in range(len(w13_weight)):
+        token, slot = torch.where(topk_ids == expert)
+        if not len(token):
+            continue
+        x, scale = hidden_states[token].to(dtype), topk_weights[token, slot, None].to(dtype)
+        if apply_router_weight_on_input:
+            x, scale = x * scale, torch.ones_like(scale)
+        gate, up = F.linear(x, w13_weight[expert].to(dtype)).chunk(2, dim=-1)
+        y = F.linear(F.silu(gate) * up, w2_weight[expert].to(dtype))
+        result.index_add_(0, token, y * scale)
+    return (result * routed_scaling_factor).to(hidden_states.dtype)
+
+
+def _check(
+    hidden_states: Tensor, w13_weight: Tensor, w2_weight: Tensor, topk_weights: Tensor, topk_ids: Tensor
+) -> None:
     tokens, width = hidden_states.shape
     experts, rows, columns = w13_weight.shape
     if columns != width or w2_weight.shape != (experts, width, rows // 2) or rows % 2:
@@ -59,19 +81,18 @@ def fused_moe(
             f"fused_moe: topk_weights {tuple(topk_weights.shape)} and topk_ids {tuple(topk_ids.shape)} are "
             f"not rows for {tokens} tokens"
         )
-    dtype = compute_dtype(hidden_states, topk_weights)
-    result = torch.zeros(tokens, width, dtype=dtype, device=hidden_states.device)
-    for expert in range(experts):
-        token, slot = torch.where(topk_ids == expert)
-        if not len(token):
-            continue
-        x, scale = hidden_states[token].to(dtype), topk_weights[token, slot, None].to(dtype)
-        if apply_router_weight_on_input:
-            x, scale = x * scale, torch.ones_like(scale)
-        gate, up = F.linear(x, w13_weight[expert].to(dtype)).chunk(2, dim=-1)
-        y = F.linear(F.silu(gate) * up, w2_weight[expert].to(dtype))
-        result.index_add_(0, token, y * scale)
-    return (result * routed_scaling_factor).to(hidden_states.dtype)
+
+
+def _like(
+    hidden_states: Tensor,
+    w13_weight: Tensor,
+    w2_weight: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    **options: Any,
+) -> Tensor:
+    _check(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids)
+    return torch.empty_like(hidden_states)
 
 
 def _magnitude(
@@ -150,4 +171,5 @@ OP = Op(
     # The activated rows, each expert's result and the sum may be rounded, in units of all products' size.
     bound=Bound(half=1.0, single=4),
     magnitude=_magnitude,
+    like=_like,
 )

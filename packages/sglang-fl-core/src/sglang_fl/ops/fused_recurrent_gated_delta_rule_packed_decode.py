@@ -50,13 +50,9 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     ------
     ContractError : shapes that do not fit
     """
+    _check(mixed_qkv, a, initial_state)
     heads, values, keys = initial_state.shape[1:]
     mixed = mixed_qkv.shape[1] - heads * values
-    if mixed <= 0 or mixed % (2 * keys) or heads % (mixed // 2 // keys) or a.shape != (len(mixed_qkv), heads):
-        raise ContractError(
-            f"fused_recurrent_gated_delta_rule_packed_decode: mixed_qkv {tuple(mixed_qkv.shape)} and a "
-            f"{tuple(a.shape)} do not fit states {(heads, values, keys)}"
-        )
     dtype = compute_dtype(mixed_qkv, initial_state)
     q, k, v = torch.split(mixed_qkv.to(dtype), [mixed // 2, mixed // 2, heads * values], dim=-1)
     q, k = (unit_rows(x.view(len(x), mixed // 2 // keys, keys)) for x in (q, k))
@@ -70,6 +66,21 @@ def fused_recurrent_gated_delta_rule_packed_decode(
         state, o[row] = recur(initial_state[index].to(dtype), *steps)
         initial_state[index] = state.to(initial_state.dtype)
     return o.to(mixed_qkv.dtype)
+
+
+def _check(mixed_qkv: Tensor, a: Tensor, initial_state: Tensor) -> None:
+    heads, values, keys = initial_state.shape[1:]
+    mixed = mixed_qkv.shape[1] - heads * values
+    if mixed <= 0 or mixed % (2 * keys) or heads % (mixed // 2 // keys) or a.shape != (len(mixed_qkv), heads):
+        raise ContractError(
+            f"fused_recurrent_gated_delta_rule_packed_decode: mixed_qkv {tuple(mixed_qkv.shape)} and a "
+            f"{tuple(a.shape)} do not fit states {(heads, values, keys)}"
+        )
+
+
+def _like(*, mixed_qkv: Tensor, a: Tensor, initial_state: Tensor, **others: Any) -> Tensor:
+    _check(mixed_qkv, a, initial_state)
+    return mixed_qkv.new_empty(len(mixed_qkv), *initial_state.shape[1:3])
 
 
 def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:
@@ -129,4 +140,5 @@ OP = Op(
     writes_rows={"initial_state": "initial_state_indices"},
     magnitude=_magnitude,
     comparable=without_padding,
+    like=_like,
 )

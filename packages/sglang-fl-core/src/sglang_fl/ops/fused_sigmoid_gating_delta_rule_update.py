@@ -50,18 +50,8 @@ def fused_sigmoid_gating_delta_rule_update(
     ------
     ContractError : shapes that do not fit
     """
-    tokens, heads, keys = k.shape[1:]
-    values = v.shape[2:]
-    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
-        raise ContractError(
-            f"fused_sigmoid_gating_delta_rule_update: q {tuple(q.shape)}, k {tuple(k.shape)} and "
-            f"v {tuple(v.shape)} do not fit"
-        )
-    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
-        raise ContractError(
-            f"fused_sigmoid_gating_delta_rule_update: initial_state {tuple(initial_state.shape)} is not a "
-            f"pool of states {(*values, keys)}, or there is not one index for each sequence"
-        )
+    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    tokens, values = k.shape[1], v.shape[2:]
     dtype = compute_dtype(q, initial_state)
     wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))
     wide_v = v[0].to(dtype)
@@ -76,6 +66,37 @@ def fused_sigmoid_gating_delta_rule_update(
             state, o[token] = recur(state, *steps)
         initial_state[index] = state.to(initial_state.dtype)
     return o.unsqueeze(0).to(q.dtype)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor, initial_state_indices: Tensor, cu_seqlens: Tensor
+) -> None:
+    tokens, heads, keys = k.shape[1:]
+    values = v.shape[2:]
+    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
+        raise ContractError(
+            f"fused_sigmoid_gating_delta_rule_update: q {tuple(q.shape)}, k {tuple(k.shape)} and "
+            f"v {tuple(v.shape)} do not fit"
+        )
+    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
+        raise ContractError(
+            f"fused_sigmoid_gating_delta_rule_update: initial_state {tuple(initial_state.shape)} is not a "
+            f"pool of states {(*values, keys)}, or there is not one index for each sequence"
+        )
+
+
+def _like(
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor,
+    initial_state_indices: Tensor,
+    cu_seqlens: Tensor,
+    **others: Any,
+) -> Tensor:
+    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    return torch.empty_like(v, dtype=q.dtype)
 
 
 def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:
@@ -133,4 +154,5 @@ OP = Op(
     writes_rows={"initial_state": "initial_state_indices"},
     magnitude=_magnitude,
     comparable=without_padding,
+    like=_like,
 )

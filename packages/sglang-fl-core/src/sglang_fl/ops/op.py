@@ -142,6 +142,8 @@ class Op:
     as_good : ``as_good(results, truth, arguments)``: whether results that differ from the truth are as right,
         because the contract leaves a choice open; both as ``results`` gives them
     captured : whether servers capture its calls in graphs; where not, a kernel may read from the device
+    like : ``like(**arguments)`` checks the arguments and returns tensors of the results' shapes and dtypes,
+        for a reference that must look at the data; leading results alone will do
     """
 
     reference: Kernel
@@ -155,6 +157,7 @@ class Op:
     comparable: Callable[[Outputs, Arguments], Outputs] | None = None
     as_good: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Mapping[str, Any]], bool] | None = None
     captured: bool = True
+    like: Callable[..., Outputs] | None = None
 
     def __post_init__(self) -> None:
         named = {*self.writes, *filter(None, [self.writes_if_given])}
@@ -193,6 +196,18 @@ class Op:
         ordered = self.comparable(results, arguments)
         return (ordered,) if isinstance(ordered, Tensor) else ordered
 
+    def results_like(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Return what the contract says a call returns: tensors without data, of its shapes and dtypes.
+
+        The reference runs on tensors without data, so nothing is computed and nothing is written.
+
+        Raises
+        ------
+        ContractError : the contract excludes this call
+        """
+        returned = (self.like or self.reference)(**{k: _without_data(v) for k, v in arguments.items()})
+        return (returned,) if isinstance(returned, Tensor) else tuple(returned)
+
     def written_rows(self, name: str, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the indices of the rows of a written argument that this call may touch; None: all."""
         if name not in self.writes_rows:
@@ -226,6 +241,12 @@ class Op:
 
     def __str__(self) -> str:
         return self.name
+
+
+def _without_data(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _where(kernel: Kernel) -> str:

@@ -1,6 +1,8 @@
-"""The one hook of layer 2: AROUND the method in which SGLang resolves a layer's kernel."""
+"""The one hook of layer 2: AROUND the method in which SGLang resolves a layer's kernel.
 
-import dataclasses
+It puts a ``LayerLife`` in the place of SGLang's own forward, and decides nothing: ``dispatch.plan`` does.
+"""
+
 import functools
 import logging
 from collections.abc import Callable
@@ -9,30 +11,23 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_fl.dispatch.life import Choice, FirstCall, Forward
+from sglang_fl.dispatch.life import LayerLife, Wrap, is_ours
+from sglang_fl.dispatch.plan import Forward, LayerPlan, plan_layer
 from sglang_fl.dispatch.resolution import Resolution
 from sglang_fl.logs.dispatch_log import DispatchLog
-from sglang_fl.ops import Kernel, Op
 from sglang_fl.sglang_adapter import hooks_applied
 from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.layers import ADAPTERS, gated_delta_rule
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, covering
 from sglang_fl.sglang_adapter.seams import Seam
-from sglang_fl.vendor import BackendKind
 
 __all__ = ["LayerHook", "Wrap", "install"]
 
 logger = logging.getLogger(__name__)
 
-#: SGLang's own forwards that are plain PyTorch, and no better than the reference.
-PYTORCH_PATHS = ("forward_native", "forward_cpu")
-
-
-Wrap = Callable[[Op, Any, Kernel], Kernel]
-
 
 class LayerHook:
-    """Decides for each layer whether we run it; asks only for its class, never for its state.
+    """Gives each layer that an adapter covers its ``LayerLife``; asks for its class, never for its state.
 
     Parameters
     ----------
@@ -57,34 +52,43 @@ class LayerHook:
         self._reported: set[str] = set()
 
     def __call__(self, original: Callable[[Any], Forward], layer: Any) -> Forward:
-        """Return the layer's forward: ours if an adapter covers its class, else SGLang's own object.
+        """Return the layer's forward: its life if an adapter covers its class, else SGLang's own object.
 
         SGLang compares that object with its own methods, so it is handed on untouched. A layer that the
         lists leave out gets it with its first call, of which the dispatch log tells.
+
+        Raises
+        ------
+        Exception : what looking at the layer's class raises, if the resolutions are strict
         """
         own = original(layer)
         layer_class: type = type(layer)
-        adapters = _adapters_of(layer_class)
-        if not adapters:
+        try:
+            adapters = _adapters_of(layer_class)
+        except Exception as error:
+            if any(resolution.strict for resolution in self._resolutions.values()):
+                raise
+            _warn_once(f"{layer_class.__name__} is left to SGLang: {type(error).__name__}: {error}")
             return own
-        return self._first_call(adapters, layer, layer_class.__name__, own, partial(_commit, layer))
+        return self._life(adapters, layer, layer_class.__name__, own, _commit) if adapters else own
 
     def tell_of_torch_compile(self, entered: None, layer: Any, *args: Any, **kwargs: Any) -> None:
         """Log that SGLang has put a layer's plain PyTorch path in place for ``torch.compile`` to trace.
 
         Routers and experts keep what runs them where there is more than one token.
         """
+        forward = layer._forward_method
         layer_class: type = type(layer)
-        name = getattr(layer._forward_method, "__name__", "")  # (fused_moe_)forward_native
-        if name.endswith("forward_native") and _adapters_of(layer_class):
+        name = getattr(forward, "__name__", "")  # (fused_moe_)forward_native
+        if name.endswith("forward_native") and not is_ours(forward) and _adapters_of(layer_class):
             self._log.write(layer_class.__name__, "sglang(torch.compile)")
 
     def replace_linear_attention(self, backend: Any) -> None:
         """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""
         for method in gated_delta_rule.methods_of(backend):
-            method.put(self._first_call_of(method))
+            method.put(self._life_of(method))
 
-    def take_over(self, layer: Any, own: Forward) -> FirstCall | None:
+    def take_over(self, layer: Any, own: Forward) -> LayerLife | None:
         """Return what would run a layer that is complete, or None where it is SGLang's; it is not put there.
 
         Parameters
@@ -93,64 +97,40 @@ class LayerHook:
         own : SGLang's own forward of the layer
         """
         layer_class: type = type(layer)
-        adapters, commit = _adapters_of(layer_class), partial(_commit, layer)
-        return _complete(self._first_call(adapters, layer, layer_class.__name__, own, commit))
+        life = self._life(_adapters_of(layer_class), layer, layer_class.__name__, own, _commit)
+        return life if life.op else None
 
-    def take_over_method(self, method: gated_delta_rule.Method) -> FirstCall | None:
+    def take_over_method(self, method: gated_delta_rule.Method) -> LayerLife | None:
         """Return the same for a method of a kernel that is no layer."""
-        return _complete(self._first_call_of(method))
+        life = self._life_of(method)
+        return life if life.op else None
 
-    def _first_call(
+    def _life(
         self,
         adapters: tuple[Adapter, ...],
         layer: Any,
         name: str,
         own: Forward,
-        commit: Callable[[Forward, Forward], None],
-    ) -> FirstCall:
-        return FirstCall(partial(self._choose, adapters, layer, own), name, own, commit, self._log)
+        commit: Callable[[Any, Forward, Forward], None],
+    ) -> LayerLife:
+        return LayerLife(partial(self._plan, adapters), layer, name, own, commit, self._log, self._wrap)
 
-    def _first_call_of(self, method: gated_delta_rule.Method) -> FirstCall:
-        own = method.current
-        return self._first_call((method.adapter,), method.kernel, method.title, own, method.commit)
+    def _life_of(self, method: gated_delta_rule.Method) -> LayerLife:
+        return self._life((method.adapter,), method.kernel, method.title, method.current, method.commit)
 
-    def _choose(self, adapters: tuple[Adapter, ...], layer: Any, own: Forward) -> Choice | None:
-        """Return how the first adapter that translates this very layer would run it."""
-        for adapter in adapters:
-            reason = self._lists.why_left_out(type(layer), adapter.op.name) or adapter.why_not(layer)
-            if reason is None:
-                resolution = self._resolutions[adapter.op.name]
-                or_own = resolution.prefers_sglang and own.__name__ not in PYTORCH_PATHS
-                if or_own:
-                    resolution = _without_reference(resolution)
-                self._report(resolution)
-                return Choice(resolution, self._bind(adapter, layer), or_own)
-            _say_left_out(type(layer).__name__, adapter.op.name, reason)
-        return None
-
-    def _bind(self, adapter: Adapter, layer: Any) -> Callable[[Kernel, Forward], Forward]:
-        wrap = self._wrap
-        if wrap is None:
-            return partial(adapter.bind, layer)
-        return lambda kernel, fall_through: adapter.bind(layer, wrap(adapter.op, layer, kernel), fall_through)
+    def _plan(self, adapters: tuple[Adapter, ...], layer: Any, own: Forward) -> LayerPlan:
+        plan = plan_layer(adapters, layer, own, self._resolutions, self._lists.why_left_out)
+        if plan.resolution is not None:
+            self._report(plan.resolution)
+        return plan
 
     def _report(self, resolution: Resolution) -> None:
-        """Say once for each op that what was asked for first is not to be had here."""
+        """Say once for each op that what was asked for first cannot run here."""
         if resolution.passed_over and resolution.op.name not in self._reported:
             self._reported.add(resolution.op.name)
             reasons = "; ".join(map(str, resolution.passed_over))
             runs = resolution.candidates[0] if resolution.candidates else "SGLang's own kernel"
             logger.info("%s runs on %s (%s)", resolution.op, runs, reasons)
-
-
-def _complete(first: FirstCall) -> FirstCall | None:
-    """Return it, or None where it would leave the layer to SGLang."""
-    return None if first.op is None else first
-
-
-def _without_reference(resolution: Resolution) -> Resolution:
-    kernels = tuple(impl for impl in resolution.candidates if impl.kind is not BackendKind.REFERENCE)
-    return dataclasses.replace(resolution, candidates=kernels)
 
 
 @functools.cache
@@ -162,18 +142,18 @@ def _adapters_of(cls: type[Any]) -> tuple[Adapter, ...]:
 
 
 @functools.cache
-def _say_left_out(layer_class: str, op: str, reason: str) -> None:
-    logger.debug("%s does not run %s: %s", layer_class, op, reason)
+def _warn_once(complaint: str) -> None:
+    logger.warning("%s", complaint)
 
 
-def _commit(layer: Any, first: Forward, bound: Forward) -> None:
+def _commit(layer: Any, life: Forward, forward: Forward) -> None:
     """Let SGLang call the bound kernel itself from now on.
 
-    Only where it still holds the first callable: ``enter_torch_compile`` puts another one there, and
+    Only where it still holds the layer's life: ``enter_torch_compile`` puts another callable there, and
     some callers ask for the forward without storing it.
     """
-    if layer._forward_method is first:
-        layer._forward_method = bound
+    if layer._forward_method is life:
+        layer._forward_method = forward
 
 
 def install(

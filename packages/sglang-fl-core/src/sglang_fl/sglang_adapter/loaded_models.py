@@ -16,6 +16,7 @@ import torch
 from packaging.version import Version
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_fl.dispatch.life import is_ours
 from sglang_fl.errors import SettingsError
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter.layers import ADAPTERS
@@ -113,7 +114,7 @@ class LoadedModels:
         adapters = covering(type(layer), ADAPTERS)
         for name in ("_forward_method", "forward") if adapters else ():
             own = vars(layer).get(name)
-            if own is not None and getattr(own, "__self__", None) is layer:
+            if own is not None and getattr(own, "__self__", None) is layer and not is_ours(own):
                 setattr(layer, name, _telling_once(layer, name, own, self._log))
                 for op in (adapter.op.name for adapter in adapters if adapter.op.name in self._named):
                     _warn_once(

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sglang_fl.dispatch.life import FirstCall, Forward
+from sglang_fl.dispatch.life import LayerLife
+from sglang_fl.dispatch.plan import Forward
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.layers.gated_delta_rule import methods_of
 from sglang_fl.sglang_adapter.seams import Seam
 
-__all__ = ["ArmedLayers"]
+__all__ = ["SwitchableLayers"]
 
 
 @dataclass(frozen=True)
-class _Armed:
+class _Switchable:
     """One layer, or one method of a kernel.
 
     Parameters
@@ -32,13 +33,13 @@ class _Armed:
 
     name: str
     own: Forward
-    ours: FirstCall
-    reference: FirstCall
+    ours: LayerLife
+    reference: LayerLife
     op: str
     put: Callable[[Forward], None]
 
 
-class ArmedLayers:
+class SwitchableLayers:
     """Switches layers by swapping the callable that SGLang keeps for each; off at first.
 
     Only for an engine without CUDA graphs, which replay what was captured, and without ``torch.compile``.
@@ -54,10 +55,10 @@ class ArmedLayers:
         self._hook = hook
         self._reference_hook = reference_hook
         self._seam = seam
-        self._armed: list[_Armed] = []
+        self._layers: list[_Switchable] = []
         self._names: dict[int, str] = {}
 
-    def arm(self, model: Any, backend: Any = None) -> None:
+    def find(self, model: Any, backend: Any = None) -> None:
         """Find what an adapter covers. The model has run, so each layer holds SGLang's own forward.
 
         Parameters
@@ -65,7 +66,7 @@ class ArmedLayers:
         model : a loaded model
         backend : its attention backend
         """
-        self._armed = []
+        self._layers = []
         self._names = {id(layer): name for name, layer in model.named_modules()}
         if self._hook is None or self._reference_hook is None:
             return
@@ -84,11 +85,11 @@ class ArmedLayers:
         name: str,
         own: Forward,
         put: Callable[[Forward], None],
-        ours: FirstCall | None,
-        plain: FirstCall | None,
+        ours: LayerLife | None,
+        plain: LayerLife | None,
     ) -> None:
         if ours is not None and ours.op is not None and plain is not None:
-            self._armed.append(_Armed(name, own, ours, plain, ours.op.name, put))
+            self._layers.append(_Switchable(name, own, ours, plain, ours.op.name, put))
 
     def name_of(self, layer: Any) -> str:
         """Return a layer's name in the model."""
@@ -98,33 +99,33 @@ class ArmedLayers:
     def ops(self) -> dict[str, list[str]]:
         """The names of the layers of each op, in the model's order."""
         found: dict[str, list[str]] = {}
-        for armed in self._armed:
-            found.setdefault(armed.op, []).append(armed.name)
+        for layer in self._layers:
+            found.setdefault(layer.op, []).append(layer.name)
         return found
 
     def implementations(self) -> dict[str, dict[str, str]]:
         """Return for each op that has run the implementation that runs it: its id, kind and target."""
-        ran = {armed.op: armed.ours.ran for armed in self._armed if armed.ours.ran is not None}
+        ran = {layer.op: layer.ours.ran for layer in self._layers if layer.ours.ran is not None}
         return {op: {"id": i.id, "kind": str(i.kind), "target": i.target} for op, i in ran.items()}
 
     def use_references(self, change: Callable[[Any], Any]) -> None:
         """Let the references run all layers, and hand on what ``change`` makes of their results."""
-        for armed in self._armed:
-            armed.put(_changed(armed.reference, change))
+        for layer in self._layers:
+            layer.put(_changed(layer.reference, change))
 
     def switch(self, ops: Collection[str], layers: Collection[str] | None = None) -> None:
         """Let our kernels run these ops, in these layers or in all, and SGLang run the rest."""
-        for armed in self._armed:
-            on = armed.op in ops and (layers is None or armed.name in layers)
-            armed.put(armed.ours if on else armed.own)
+        for layer in self._layers:
+            on = layer.op in ops and (layers is None or layer.name in layers)
+            layer.put(layer.ours if on else layer.own)
 
     def plant(self, spoil: Callable[[Any], Any]) -> str | None:
         """Let the first layer's own results be spoiled until the next switch; return its name, if any."""
-        if not self._armed:
+        if not self._layers:
             return None
-        armed = self._armed[0]
-        armed.put(_changed(armed.own, spoil))
-        return armed.name
+        first = self._layers[0]
+        first.put(_changed(first.own, spoil))
+        return first.name
 
 
 def _changed(forward: Forward, change: Callable[[Any], Any]) -> Forward:

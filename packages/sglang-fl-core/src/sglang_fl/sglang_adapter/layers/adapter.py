@@ -4,19 +4,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_fl.dispatch.plan import Bind, Forward, Own
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import Kernel, Op
 
-__all__ = ["Adapter", "Bind", "bind_kernel", "by_layer_class", "covering"]
-
-#: ``bind(layer, kernel, fall_through)`` returns the forward of this one layer: it calls the kernel,
-#: or ``fall_through``, SGLang's own path, for calls that the contract cannot express. It raises
-#: ``UnsupportedError`` where the kernel does not take an option that the layer needs.
-Bind = Callable[[Any, Kernel, Callable[..., Any]], Callable[..., Any]]
+__all__ = ["Adapter", "Bind", "Own", "bind_x", "by_layer_class", "covering"]
 
 
-def bind_kernel(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Kernel:
-    """Return the kernel: for layers whose arguments are the contract's. See ``Bind``."""
-    return kernel
+def bind_x(layer: Any, kernel: Kernel, own: Own) -> Forward:
+    """Return a forward for layers whose one argument is the contract's. See ``Bind``."""
+
+    def forward(layer: Any, x: Any) -> Any:
+        try:
+            return kernel(x)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x)
+
+    return forward
 
 
 def _always(layer: Any) -> None:

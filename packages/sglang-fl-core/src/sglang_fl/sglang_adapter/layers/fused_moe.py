@@ -9,47 +9,54 @@ has packed or permuted for a kernel of its own (``--moe-runner-backend``), and c
 come in another form than the standard one.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, with_options
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTER"]
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that reads the experts' weights at each call; they may be replaced meanwhile."""
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
+    """Return a forward that reads the experts' weights at each call; they may be replaced meanwhile.
+
+    SGLang's layer class is here a quantisation method, which is given the experts in each call.
+    """
     from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput, StandardDispatchOutput
     from sglang.srt.layers.moe.topk import StandardTopKOutput
 
-    run = with_options(kernel, _options(layer.moe_runner_config, fall_through))
+    run = with_options(kernel, _options(layer.moe_runner_config, own))
 
-    def forward(layer: Any, dispatch_output: Any) -> Any:
+    def forward(method: Any, layer: Any, dispatch_output: Any) -> Any:
+        topk = dispatch_output.topk_output
         # Other forms, such as the one on Ascend NPUs, have sorted the rows by expert already.
-        if (
-            type(dispatch_output) is not StandardDispatchOutput
-            or type(topk := dispatch_output.topk_output) is not StandardTopKOutput
-            or dispatch_output.hidden_states_scale is not None
-            or getattr(layer, "use_intel_amx_backend", False)
-        ):
-            return fall_through(layer=layer, dispatch_output=dispatch_output)
-        result = run(
-            dispatch_output.hidden_states, layer.w13_weight, layer.w2_weight, topk.topk_weights, topk.topk_ids
+        is_standard = (
+            type(dispatch_output) is StandardDispatchOutput
+            and type(topk) is StandardTopKOutput
+            and dispatch_output.hidden_states_scale is None
+            and not getattr(layer, "use_intel_amx_backend", False)
         )
-        return StandardCombineInput(hidden_states=result)
+        try:
+            if is_standard:
+                hidden = dispatch_output.hidden_states
+                result = run(hidden, layer.w13_weight, layer.w2_weight, topk.topk_weights, topk.topk_ids)
+                return StandardCombineInput(hidden_states=result)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(method, layer=layer, dispatch_output=dispatch_output)
 
     return forward
 
 
-def _options(config: Any, own: Callable[..., Any]) -> dict[str, Any]:
+def _options(config: Any, own: Own) -> dict[str, Any]:
     """Return the options of the contract that these experts need."""
     options: dict[str, Any] = {}
     if config.apply_router_weight_on_input:
         options["apply_router_weight_on_input"] = True
     # Where SGLang runs its PyTorch path the models multiply by the factor, elsewhere its runner does.
-    is_scaled_by_model = own.__name__ in ("forward_native", "forward_cpu")
-    if not is_scaled_by_model and config.routed_scaling_factor not in (None, 1.0):
+    if not own.path.is_pytorch and config.routed_scaling_factor not in (None, 1.0):
         options["routed_scaling_factor"] = config.routed_scaling_factor
     return options
 

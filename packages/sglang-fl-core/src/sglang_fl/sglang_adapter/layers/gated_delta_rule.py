@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTERS", "TARGET", "Method", "methods_of"]
 
@@ -29,10 +31,11 @@ TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
 _CLASS = "sglang.srt.layers.attention.linear.kernels.gdn_triton:TritonGDNKernel"
 
 
-def bind_extend(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind_extend(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``extend``."""
 
     def extend(
+        layer: Any,
         q: Any,
         k: Any,
         v: Any,
@@ -51,17 +54,22 @@ def bind_extend(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) ->
             "query_start_loc": query_start_loc,
         }
         if not inplace_update:
-            return fall_through(q, k, v, g, beta, **states, inplace_update=False, **given)
-        o, h = kernel(q, k, v, g, beta, *states.values(), k.shape[-1] ** -0.5)
-        return o, None, h
+            return own(layer, q, k, v, g, beta, **states, inplace_update=False, **given)
+        try:
+            o, h = kernel(q, k, v, g, beta, *states.values(), k.shape[-1] ** -0.5)
+            return o, None, h
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, q, k, v, g, beta, **states, **given)
 
     return extend
 
 
-def bind_decode(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind_decode(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``decode``."""
 
     def decode(
+        layer: Any,
         q: Any,
         k: Any,
         v: Any,
@@ -75,16 +83,25 @@ def bind_decode(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) ->
         query_start_loc: Any,
         **given: Any,
     ) -> Any:
-        states = (ssm_states, cache_indices, query_start_loc)
-        return kernel(A_log, a, dt_bias, q, k, v, b, *states, k.shape[-1] ** -0.5)
+        states = {
+            "ssm_states": ssm_states,
+            "cache_indices": cache_indices,
+            "query_start_loc": query_start_loc,
+        }
+        try:
+            return kernel(A_log, a, dt_bias, q, k, v, b, *states.values(), k.shape[-1] ** -0.5)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, q, k, v, a, b, A_log=A_log, dt_bias=dt_bias, **states, **given)
 
     return decode
 
 
-def bind_packed_decode(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind_packed_decode(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``packed_decode``."""
 
     def packed_decode(
+        layer: Any,
         mixed_qkv: Any,
         a: Any,
         b: Any,
@@ -96,20 +113,15 @@ def bind_packed_decode(layer: Any, kernel: Kernel, fall_through: Callable[..., A
         cache_indices: Any,
         **given: Any,
     ) -> Any:
-        if given.get("replayssm_d") is not None:
-            return fall_through(
-                mixed_qkv,
-                a,
-                b,
-                A_log=A_log,
-                dt_bias=dt_bias,
-                scale=scale,
-                ssm_states=ssm_states,
-                cache_indices=cache_indices,
-                **given,
-            )
-        o: Any = kernel(mixed_qkv, a, b, A_log, dt_bias, ssm_states, cache_indices, scale)
-        return o.unsqueeze(0)
+        try:
+            if given.get("replayssm_d") is None:
+                o: Any = kernel(mixed_qkv, a, b, A_log, dt_bias, ssm_states, cache_indices, scale)
+                return o.unsqueeze(0)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        parameters = {"A_log": A_log, "dt_bias": dt_bias, "scale": scale}
+        states = {"ssm_states": ssm_states, "cache_indices": cache_indices}
+        return own(layer, mixed_qkv, a, b, **parameters, **states, **given)
 
     return packed_decode
 
@@ -156,9 +168,9 @@ class Method:
         """Let this be called instead."""
         setattr(self.kernel, self.name, forward)
 
-    def commit(self, first: Callable[..., Any], bound: Callable[..., Any]) -> None:
-        """Let the bound kernel be called from now on; no other ever takes the place of ``first``."""
-        self.put(bound)
+    def commit(self, kernel: Any, life: Callable[..., Any], forward: Callable[..., Any]) -> None:
+        """Let the bound kernel be called from now on; no other ever takes the place of ``life``."""
+        setattr(kernel, self.name, forward)
 
 
 def methods_of(backend: Any) -> Iterator[Method]:

@@ -3,21 +3,26 @@
 SGLang: ``forward(x)``, and the attribute ``approximate``. Contract: ``gelu_and_mul(x, approximate="tanh")``.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTER"]
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward with the layer's approximation, which is fixed when the layer is built."""
     approximate: str = layer.approximate
 
-    def forward(x: Any) -> Any:
-        return kernel(x, approximate)
+    def forward(layer: Any, x: Any) -> Any:
+        try:
+            return kernel(x, approximate)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x)
 
     return forward
 

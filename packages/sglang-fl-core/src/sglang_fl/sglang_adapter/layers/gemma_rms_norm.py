@@ -8,36 +8,44 @@ Falls through: a ``post_residual_addition`` that the kernel does not take. The w
 not ``gemma_weight``, which is stale where the weight was set without its loader.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, lacking
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTERS"]
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's weight at each call; it may be replaced meanwhile."""
     takes_post = not lacking(kernel, ["post_residual_addition"])
     eps: float = layer.variance_epsilon
 
-    def forward(x: Any, residual: Any = None, post_residual_addition: Any = None) -> Any:
-        if post_residual_addition is None or residual is None:
-            return kernel(x, layer.weight, eps, residual)
-        if not takes_post:
-            return fall_through(x, residual, post_residual_addition)
-        return kernel(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
+    def forward(layer: Any, x: Any, residual: Any = None, post_residual_addition: Any = None) -> Any:
+        try:
+            if post_residual_addition is None or residual is None:
+                return kernel(x, layer.weight, eps, residual)
+            if takes_post:
+                return kernel(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x, residual, post_residual_addition)
 
     return forward
 
 
-def bind_gemma3(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind_gemma3(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's weight at each call."""
     eps: float = layer.eps
 
-    def forward(x: Any, residual: Any = None) -> Any:
-        return kernel(x, layer.weight, eps, residual)
+    def forward(layer: Any, x: Any, residual: Any = None) -> Any:
+        try:
+            return kernel(x, layer.weight, eps, residual)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x) if residual is None else own(layer, x, residual)
 
     return forward
 

@@ -4,23 +4,28 @@ SGLang: ``forward(x)``, and the attributes ``elementwise_affine`` and ``use_bias
 layer's weight and bias, always there, are meant. Contract: ``layer_norm(x, weight, bias, eps)``.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTER"]
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's parameters at each call; they may be replaced meanwhile."""
     eps: float = layer.variance_epsilon
     is_scaled: bool = layer.elementwise_affine
     is_shifted: bool = layer.use_bias
 
-    def forward(x: Any) -> Any:
-        return kernel(x, layer.weight if is_scaled else None, layer.bias if is_shifted else None, eps)
+    def forward(layer: Any, x: Any) -> Any:
+        try:
+            return kernel(x, layer.weight if is_scaled else None, layer.bias if is_shifted else None, eps)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x)
 
     return forward
 

@@ -8,28 +8,34 @@ Falls through: layers without sections, and calls that also write the KV cache
 (``fused_set_kv_buffer_arg``).
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, with_options
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
-from sglang_fl.sglang_adapter.layers.rotary_embedding import rotates_in_place, store
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.sglang_adapter.layers.rotary_embedding import IN_PLACE, store
 
 __all__ = ["ADAPTER"]
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the cache at each call; SGLang replaces it when it grows."""
     run = with_options(kernel, {"mrope_interleaved_glm": True} if layer.mrope_interleaved_glm else {})
     head_size: int = layer.head_size
     style = (layer.is_neox_style, layer.mrope_section, layer.mrope_interleaved)
-    is_in_place = rotates_in_place(fall_through)
+    is_in_place = own.path in IN_PLACE
 
-    def forward(positions: Any, query: Any, key: Any, fused_set_kv_buffer_arg: Any = None) -> Any:
+    def forward(layer: Any, positions: Any, query: Any, key: Any, fused_set_kv_buffer_arg: Any = None) -> Any:
         if fused_set_kv_buffer_arg is not None:
-            return fall_through(positions, query, key, fused_set_kv_buffer_arg)
-        rotated = run(positions, query, key, layer.cos_sin_cache, head_size, *style)
-        return store(rotated, query, key) if is_in_place else rotated
+            return own(layer, positions, query, key, fused_set_kv_buffer_arg)
+        try:
+            rotated = run(positions, query, key, layer.cos_sin_cache, head_size, *style)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        else:
+            return store(rotated, query, key) if is_in_place else rotated
+        return own(layer, positions, query, key)
 
     return forward
 

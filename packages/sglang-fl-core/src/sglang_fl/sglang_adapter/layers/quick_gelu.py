@@ -1,12 +1,11 @@
 """``QuickGELU`` to the op ``quick_gelu``.
 
-SGLang: ``forward(x)``. Contract: ``quick_gelu(x)``. They are the same, so the bound forward is
-the kernel itself.
+SGLang: ``forward(x)``. Contract: ``quick_gelu(x)``. They are the same.
 """
 
 from sglang_fl.ops import OPS
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_kernel
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_x
 
 __all__ = ["ADAPTER"]
 
-ADAPTER = Adapter("sglang.srt.layers.activation:QuickGELU", OPS["quick_gelu"], bind_kernel)
+ADAPTER = Adapter("sglang.srt.layers.activation:QuickGELU", OPS["quick_gelu"], bind_x)

@@ -1,12 +1,11 @@
 """``ReLU2`` to the op ``relu2``.
 
-SGLang: ``forward(x)``. Contract: ``relu2(x)``. They are the same, so the bound forward is
-the kernel itself.
+SGLang: ``forward(x)``. Contract: ``relu2(x)``. They are the same.
 """
 
 from sglang_fl.ops import OPS
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_kernel
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_x
 
 __all__ = ["ADAPTER"]
 
-ADAPTER = Adapter("sglang.srt.layers.activation:ReLU2", OPS["relu2"], bind_kernel)
+ADAPTER = Adapter("sglang.srt.layers.activation:ReLU2", OPS["relu2"], bind_x)

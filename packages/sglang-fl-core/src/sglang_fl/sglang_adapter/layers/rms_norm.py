@@ -10,39 +10,42 @@ Falls through: layers with ``override_orig_dtype`` (on-policy training), batch-i
 quantisation of the linear layer that follows.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, lacking, with_options
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTERS"]
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's weight at each call; it may be replaced meanwhile."""
     run = with_options(kernel, _options(layer))
     takes_post = not lacking(kernel, ["post_residual_addition"])
     eps: float = layer.variance_epsilon
-    state = vars(layer)
     plain_linear: Any = None  # the linear layer last seen that SGLang would not quantise for
 
     def forward(
-        x: Any, residual: Any = None, post_residual_addition: Any = None, quant_linear: Any = None
+        layer: Any, x: Any, residual: Any = None, post_residual_addition: Any = None, quant_linear: Any = None
     ) -> Any:
         nonlocal plain_linear
         # Passed by the model up to 0.5.21, attached to the layer (fuse_input_quant) since.
-        linear = state.get("_quant_linear") if quant_linear is None else quant_linear
+        linear = layer.__dict__.get("_quant_linear") if quant_linear is None else quant_linear
         if linear is not plain_linear:
             if _fuses_quantisation(linear):
-                return fall_through(x, residual, post_residual_addition, linear)
+                return own(layer, x, residual, post_residual_addition, linear)
             plain_linear = linear
-        # SGLang, too, takes no notice of what is to be added to a residual that is not there.
-        if post_residual_addition is None or residual is None:
-            return run(x, layer.weight, eps, residual)
-        if not takes_post:
-            return fall_through(x, residual, post_residual_addition)
-        return run(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
+        try:
+            # SGLang, too, takes no notice of what is to be added to a residual that is not there.
+            if post_residual_addition is None or residual is None:
+                return run(x, layer.weight, eps, residual)
+            if takes_post:
+                return run(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x, residual, post_residual_addition)
 
     return forward
 
@@ -91,26 +94,34 @@ def _fuses_quantisation(linear: Any) -> bool:
     )
 
 
-def bind_without_scale(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that scales by ones, which are made for the first ``x`` of each dtype and device."""
+def bind_without_scale(layer: Any, kernel: Kernel, own: Own) -> Forward:
+    """Return a forward that scales by ones, which are made for each width, dtype and device of ``x``."""
     eps: float = layer.eps
     ones: Any = None
 
-    def forward(x: Any) -> Any:
+    def forward(layer: Any, x: Any) -> Any:
         nonlocal ones
-        if ones is None or ones.dtype != x.dtype or ones.device != x.device:
+        if ones is None or ones.dtype != x.dtype or ones.device != x.device or len(ones) != x.shape[-1]:
             ones = x.new_ones(x.shape[-1])
-        return kernel(x, ones, eps)
+        try:
+            return kernel(x, ones, eps)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x)
 
     return forward
 
 
-def bind_gemma4(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind_gemma4(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's weight at each call; without scale it is ones."""
     eps: float = layer.eps
 
-    def forward(x: Any) -> Any:
-        return kernel(x, layer.weight, eps)
+    def forward(layer: Any, x: Any) -> Any:
+        try:
+            return kernel(x, layer.weight, eps)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x)
 
     return forward
 

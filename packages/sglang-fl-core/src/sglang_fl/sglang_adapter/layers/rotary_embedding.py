@@ -8,21 +8,19 @@ Falls through: calls that also write the KV cache (``fused_set_kv_buffer_arg``),
 SGLang's NPU code has attached rows picked beforehand (``sin_cos_cache``).
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.own_path import OwnPath
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTERS", "rotates_in_place", "store"]
+__all__ = ["ADAPTERS", "IN_PLACE", "store"]
 
-
-def rotates_in_place(own: Callable[..., Any]) -> bool:
-    """Whether SGLang's own path rotates query and key where they lie.
-
-    ``models/llama4.py`` takes no notice of what is returned, so under those paths we must write there too.
-    """
-    return own.__name__ in ("forward_cuda", "forward_hip")
+#: The paths on which SGLang rotates query and key where they lie. ``models/llama4.py`` takes no notice of
+#: what is returned, so in their place we must write there too.
+IN_PLACE = (OwnPath.CUDA, OwnPath.HIP)
 
 
 def store(rotated: Any, query: Any, key: Any) -> Any:
@@ -33,24 +31,32 @@ def store(rotated: Any, query: Any, key: Any) -> Any:
     return query, key
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the cache at each call; SGLang replaces it when it grows."""
     head_size: int = layer.head_size
     is_neox_style: bool = layer.is_neox_style
-    state = vars(layer)
-    is_in_place = rotates_in_place(fall_through)
+    is_in_place = own.path in IN_PLACE
 
     def forward(
-        positions: Any, query: Any, key: Any, offsets: Any = None, fused_set_kv_buffer_arg: Any = None
+        layer: Any,
+        positions: Any,
+        query: Any,
+        key: Any,
+        offsets: Any = None,
+        fused_set_kv_buffer_arg: Any = None,
     ) -> Any:
         if fused_set_kv_buffer_arg is not None:
-            return fall_through(positions, query, key, offsets, fused_set_kv_buffer_arg)
-        if "sin_cos_cache" in state:
-            return fall_through(positions, query, key, offsets)
-        if query is key:  # dsa_indexer.py, off CUDA: a kernel that writes would rotate it twice
-            query = query.clone()
-        rotated = kernel(positions, query, key, layer.cos_sin_cache, head_size, is_neox_style, offsets)
-        return store(rotated, query, key) if is_in_place else rotated
+            return own(layer, positions, query, key, offsets, fused_set_kv_buffer_arg)
+        if "sin_cos_cache" in layer.__dict__:
+            return own(layer, positions, query, key, offsets)
+        q = query.clone() if query is key else query  # dsa_indexer.py, off CUDA: else it would turn twice
+        try:
+            rotated = kernel(positions, q, key, layer.cos_sin_cache, head_size, is_neox_style, offsets)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        else:
+            return store(rotated, q, key) if is_in_place else rotated
+        return own(layer, positions, query, key, offsets)
 
     return forward
 

@@ -1,12 +1,11 @@
 """``SiluAndMul`` to the op ``silu_and_mul``.
 
-SGLang: ``forward(x)``. Contract: ``silu_and_mul(x)``. They are the same, so the bound forward is
-the kernel itself.
+SGLang: ``forward(x)``. Contract: ``silu_and_mul(x)``. They are the same.
 """
 
 from sglang_fl.ops import OPS
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_kernel
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_x
 
 __all__ = ["ADAPTER"]
 
-ADAPTER = Adapter("sglang.srt.layers.activation:SiluAndMul", OPS["silu_and_mul"], bind_kernel)
+ADAPTER = Adapter("sglang.srt.layers.activation:SiluAndMul", OPS["silu_and_mul"], bind_x)

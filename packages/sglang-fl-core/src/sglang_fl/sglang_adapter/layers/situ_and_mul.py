@@ -4,22 +4,27 @@ SGLang: ``forward(x)``, and the attributes ``beta`` and ``linear_beta``. Contrac
 ``situ_and_mul(x, beta, linear_beta=None)``.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTER"]
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward with the layer's two limits, which are fixed when the layer is built."""
     beta: float = layer.beta
     linear_beta: float | None = layer.linear_beta
 
-    def forward(x: Any) -> Any:
-        return kernel(x, beta, linear_beta)
+    def forward(layer: Any, x: Any) -> Any:
+        try:
+            return kernel(x, beta, linear_beta)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x)
 
     return forward
 

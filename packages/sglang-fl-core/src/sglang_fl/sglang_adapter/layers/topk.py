@@ -15,48 +15,87 @@ partial logits; to 0.5.16 calls with padded tokens, which a routing function exc
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from functools import partial
+from operator import is_
 from typing import Any
 
+from sglang_fl.dispatch.own_path import OwnPath
+from sglang_fl.dispatch.plan import Forward
+from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, with_options
 from sglang_fl.sglang_adapter import seams
-from sglang_fl.sglang_adapter.layers.adapter import Adapter
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTERS"]
 
 
-#: SGLang's forwards that ask for no routing function, and those to run in their place.
-ROUTES_ITSELF = {"forward_npu": "forward_native"}
+class _Twin:
+    """A layer's twin that routes by the kernel; made again whenever the layer's configuration has changed.
+
+    Parameters
+    ----------
+    layer : the router, or a copy of it
+    kernel : of the op
+    """
+
+    def __init__(self, layer: Any, kernel: Kernel) -> None:
+        config = layer.topk_config
+        run = with_options(kernel, _options(config))
+
+        def route(hidden_states: Any, gating_output: Any, topk: int, renormalize: bool) -> Any:
+            return run(gating_output, topk, renormalize)
+
+        self.layer = copy.copy(layer)
+        self._config = config
+        self._values = tuple(vars(config).values())
+        self._routing = dataclasses.replace(
+            config,
+            custom_routing_function=route,
+            use_grouped_topk=False,
+            # The kernel has multiplied by it already.
+            apply_routed_scaling_factor_on_output=False,
+        )
+
+    def is_of(self, config: Any) -> bool:
+        """Whether this configuration holds the very objects that the twin was made from."""
+        return config is self._config and all(map(is_, vars(config).values(), self._values))
+
+    def follow(self, layer: Any) -> Any:
+        """Return the twin with the layer's attributes of now."""
+        self.layer.__dict__.update(layer.__dict__)
+        self.layer.topk_config = self._routing
+        return self.layer
 
 
-def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
+def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return SGLang's own forward, on a twin of the layer that routes by the kernel."""
-    run = with_options(kernel, _options(layer.topk_config))
-
-    def route(hidden_states: Any, gating_output: Any, topk: int, renormalize: bool) -> Any:
-        return run(gating_output, topk, renormalize)
-
-    twin = copy.copy(layer)
-    twin.topk_config = dataclasses.replace(
-        layer.topk_config,
-        custom_routing_function=route,
-        use_grouped_topk=False,
-        # The kernel has multiplied by it already.
-        apply_routed_scaling_factor_on_output=False,
-    )
-    name = fall_through.__name__
-    own = partial(getattr(type(layer), ROUTES_ITSELF.get(name, name)), twin)
+    # On NPUs SGLang's own forward asks for no routing function; its plain one does.
+    method = "forward_native" if own.path is OwnPath.NPU else own.method
+    twin = _Twin(layer, kernel)
     excluded = ["dynamic_expert_bias", "router_logits_partials"]
     if not seams.routes_padded_tokens(seams.installed_version()):
         excluded.append("num_token_non_padded")
 
-    def forward(hidden_states: Any, router_logits: Any, **given: Any) -> Any:
-        if given and any(given.get(name) is not None for name in excluded):
-            return fall_through(hidden_states, router_logits, **given)
-        return own(hidden_states, router_logits, **given)
+    def forward(layer: Any, hidden_states: Any, router_logits: Any, **given: Any) -> Any:
+        nonlocal twin
+        if given and (any(given.get(name) is not None for name in excluded) or _is_fake(given)):
+            return own(layer, hidden_states, router_logits, **given)
+        if not twin.is_of(layer.topk_config):
+            if why_not(layer) is not None:
+                return own(layer, hidden_states, router_logits, **given)
+            twin = _Twin(layer, kernel)
+        try:
+            return getattr(type(layer), method)(twin.follow(layer), hidden_states, router_logits, **given)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, hidden_states, router_logits, **given)
 
     return forward
+
+
+def _is_fake(given: dict[str, Any]) -> bool:
+    """Whether SGLang routes at random in this call, with a bias of zeros that no routing function is told."""
+    info = given.get("expert_location_dispatch_info")
+    return info is not None and info.ep_dispatch_algorithm == "fake"
 
 
 def _options(config: Any) -> dict[str, Any]:
@@ -73,6 +112,7 @@ def why_not(layer: Any) -> str | None:
     """Say what of a layer neither contract can express."""
     config = layer.topk_config
     reasons = {
+        "ep_dispatch_algorithm='fake'": _dispatch_algorithm() == "fake",
         "custom_routing_function": config.custom_routing_function is not None,
         "fused shared experts": bool(_shared_slots(config)),
         "waterfill": any(
@@ -82,6 +122,18 @@ def why_not(layer: Any) -> str | None:
         f"scoring_func={config.scoring_func!r}": config.scoring_func not in ("softmax", "sigmoid"),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _dispatch_algorithm() -> str | None:
+    """Return SGLang's ``--ep-dispatch-algorithm``, or None where no server has been configured."""
+    from sglang.srt.eplb import expert_location_dispatch as dispatch
+
+    try:
+        if hasattr(dispatch, "get_exec"):
+            return dispatch.get_exec().moe.ep_dispatch_algorithm  # type: ignore[no-any-return]
+        return dispatch.get_global_server_args().ep_dispatch_algorithm  # type: ignore[no-any-return]
+    except (AttributeError, ValueError, RuntimeError):
+        return None
 
 
 def _shared_slots(config: Any) -> int:

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType, SimpleNamespace
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
@@ -30,6 +31,7 @@ from sglang.version import __version__ as sglang_version
 
 from benchmarks.tables import write_table
 from sglang_fl import __version__
+from sglang_fl.dispatch.own_path import OwnPath
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.layers.adapter import covering
@@ -136,7 +138,8 @@ def with_plugin(kernels: Kernels) -> dict[str, Callable]:
     layers = called_once()
     for layer in layers.values() if kernels is not REFERENCES else ():
         (adapter,) = covering(type(layer), ADAPTERS)
-        layer._forward_method = adapter.bind(layer, kernels[adapter.op.name], layer.forward_native)
+        own = SimpleNamespace(path=OwnPath.NATIVE, method="forward_native")
+        layer._forward_method = MethodType(adapter.bind(layer, kernels[adapter.op.name], own), layer)
     return layers
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sglang_fl.ops import OPS, Bound
-from sglang_fl.ops.norm import THREE_TERMS
+from sglang_fl.ops.shared.norm import THREE_TERMS
 
 __all__ = ["DRAWN", "Drawn"]
 

@@ -218,6 +218,13 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def tables(session: nox.Session) -> None:
+    """Write the tables of docs/ops.md, docs/ascend.md and docs/mlu.md from what the packages say."""
+    _on_stack(session, CORE, "packages/sglang-fl-ascend", "packages/sglang-fl-mlu")
+    session.run("python", "-m", "release.tables")
+
+
+@nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build wheel and sdist of each package, or of the named ones, into dist/."""
     session.install("-q", "build")

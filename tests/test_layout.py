@@ -19,19 +19,9 @@ PACKAGES = sorted((ROOT / "packages").iterdir())
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_an_op_has_one_file_of_its_name_on_every_floor(op: str):
-    assert (CORE / "ops" / f"{op}.py").exists()
-    page = (ROOT / "docs/ops.md").read_text()
-    assert f"\n## {op}\n" in page
-    # The last column of the table says whether FlagGems has a fit kernel, and if not, why.
-    (row,) = re.findall(rf"^\| `{op}` \|.*\| ([^|]+) \|$", page, re.MULTILINE)
-    assert (CORE / "flagos" / f"{op}.py").exists() == row.startswith("yes")
-    assert row.startswith(("yes", "has none", "not fit: "))
-
-
-@pytest.mark.parametrize("op", OPS)
 def test_an_op_has_an_adapter(op: str):
-    assert [adapter for adapters in ADAPTERS.values() for adapter in adapters if adapter.op.name == op]
+    adapted = {adapter.op.name for adapters in ADAPTERS.values() for adapter in adapters}
+    assert op in adapted, f"sglang_adapter/layers: no file has an adapter of {op}"
 
 
 def test_the_page_of_settings_is_made_from_the_model():

@@ -5,7 +5,8 @@ from textwrap import dedent
 
 import pytest
 
-from sglang_fl.sglang_adapter.coverage import adapter_of, coverage
+from sglang_fl.sglang_adapter.coverage import NOT_DISPATCHED, adapter_of, coverage
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
 
 LAYERS = {
@@ -121,3 +122,8 @@ def test_coverage_tells_the_op_or_the_reason(package):
     rows = {row.layer_class: row for row in coverage(package(conv=source))}
     assert rows["sglang.srt.layers.activation:SiluAndMul"].ops == ("silu_and_mul",)
     assert (rows["sglang.srt.models.conv:Conv"].ops, rows["sglang.srt.models.conv:Conv"].reason) == ((), "")
+
+
+def test_no_class_has_both_an_adapter_and_a_reason_to_have_none():
+    both = sorted(NOT_DISPATCHED.keys() & ADAPTERS.keys())
+    assert both == [], "coverage.py: strike from NOT_DISPATCHED what has an adapter"

@@ -16,7 +16,7 @@ from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, with_options
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
@@ -88,6 +88,8 @@ def _is_packed(layer: Any) -> bool:
     return any(getattr(layer, name, None) for name in packed)
 
 
-ADAPTER = Adapter(
-    "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod", OPS["fused_moe"], bind, why_not
+ADAPTERS = (
+    Adapter(
+        "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod", OPS["fused_moe"], bind, why_not
+    ),
 )

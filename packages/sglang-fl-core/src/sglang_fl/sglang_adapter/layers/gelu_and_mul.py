@@ -10,7 +10,7 @@ from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
@@ -27,4 +27,4 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-ADAPTER = Adapter("sglang.srt.layers.activation:GeluAndMul", OPS["gelu_and_mul"], bind)
+ADAPTERS = (Adapter("sglang.srt.layers.activation:GeluAndMul", OPS["gelu_and_mul"], bind),)

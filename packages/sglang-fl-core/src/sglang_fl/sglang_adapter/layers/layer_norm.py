@@ -11,7 +11,7 @@ from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
@@ -30,4 +30,4 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-ADAPTER = Adapter("sglang.srt.layers.layernorm:LayerNorm", OPS["layer_norm"], bind)
+ADAPTERS = (Adapter("sglang.srt.layers.layernorm:LayerNorm", OPS["layer_norm"], bind),)

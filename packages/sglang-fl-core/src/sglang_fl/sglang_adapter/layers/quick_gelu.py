@@ -6,6 +6,6 @@ SGLang: ``forward(x)``. Contract: ``quick_gelu(x)``. They are the same.
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_x
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
-ADAPTER = Adapter("sglang.srt.layers.activation:QuickGELU", OPS["quick_gelu"], bind_x)
+ADAPTERS = (Adapter("sglang.srt.layers.activation:QuickGELU", OPS["quick_gelu"], bind_x),)

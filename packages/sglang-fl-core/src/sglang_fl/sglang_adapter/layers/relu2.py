@@ -6,6 +6,6 @@ SGLang: ``forward(x)``. Contract: ``relu2(x)``. They are the same.
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_x
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
-ADAPTER = Adapter("sglang.srt.layers.activation:ReLU2", OPS["relu2"], bind_x)
+ADAPTERS = (Adapter("sglang.srt.layers.activation:ReLU2", OPS["relu2"], bind_x),)

@@ -15,6 +15,7 @@ from typing import Any
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, lacking, with_options
+from sglang_fl.sglang_adapter.layers import gemma_rms_norm
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTERS"]
@@ -142,4 +143,11 @@ ADAPTERS = (
     Adapter("sglang.srt.models.glm4v:Glm4vRMSNorm", _OP, bind, why_not),
     Adapter("sglang.srt.layers.layernorm:RMSNormWithoutScale", _OP, bind_without_scale),
     Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma4, why_not_gemma4),
+    # With a shift. All adapters of a class lie in one file, which says their order.
+    Adapter(
+        "sglang.srt.layers.layernorm:Gemma4RMSNorm",
+        OPS["gemma_rms_norm"],
+        gemma_rms_norm.bind_gemma3,
+        gemma_rms_norm.why_not_gemma4,
+    ),
 )

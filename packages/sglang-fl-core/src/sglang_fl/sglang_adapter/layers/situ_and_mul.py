@@ -11,7 +11,7 @@ from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
@@ -29,4 +29,4 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-ADAPTER = Adapter("sglang.srt.layers.activation:SituAndMul", OPS["situ_and_mul"], bind)
+ADAPTERS = (Adapter("sglang.srt.layers.activation:SituAndMul", OPS["situ_and_mul"], bind),)

@@ -7,33 +7,11 @@ import pytest
 import torch
 from sglang.srt.batch_invariant_ops import batch_invariant_ops
 from sglang.srt.layers import layernorm
-from sglang.srt.layers.activation import (
-    GeluAndMul,
-    NewGELU,
-    QuickGELU,
-    ReLU2,
-    SiluAndMul,
-    SituAndMul,
-)
+from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.conv import Conv2dLayer
-from sglang.srt.layers.layernorm import (
-    Gemma3RMSNorm,
-    Gemma4RMSNorm,
-    GemmaRMSNorm,
-    LayerNorm,
-    RMSNorm,
-    RMSNormWithoutScale,
-)
-from sglang.srt.layers.rotary_embedding.base import LinearScalingRotaryEmbedding, RotaryEmbedding
+from sglang.srt.layers.layernorm import Gemma4RMSNorm, GemmaRMSNorm, RMSNorm
+from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.layers.rotary_embedding.mrope import Ernie4_5_VLRotaryEmbedding, MRotaryEmbedding
-from sglang.srt.layers.rotary_embedding.rope_variant import (
-    DeepseekScalingRotaryEmbedding,
-    DynamicNTKScalingRotaryEmbedding,
-    Llama3RotaryEmbedding,
-)
-from sglang.srt.layers.rotary_embedding.yarn import YaRNScalingRotaryEmbedding
-from sglang.srt.models.gemma3n_causal import Gemma3nRMSNorm
-from sglang.srt.models.glm4v import Glm4vRMSNorm
 from sglang.srt.plugins import load_plugins
 
 from sglang_fl.conformance import error_in_units
@@ -45,6 +23,7 @@ from sglang_fl.sglang_adapter.layers import gemma_rms_norm, rms_norm
 from sglang_fl.sglang_adapter.layers.rotary_embedding import bind
 from tests.engine.native import native
 from tests.engine.release import SEAM, can_force_native, hook_with, present, resolves_in_the_first_call
+from tests.ops.subject import Layers, subject_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -88,63 +67,12 @@ def test_a_subclass_with_its_own_forward_keeps_sglangs_own_object():
     assert getattr(layer, SEAM.method)() == layer.forward_native
 
 
-def layers_of_each_class() -> dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]:
+def layers_of_each_class() -> Layers:
     """Return one layer of each class that an adapter covers, and arguments for it."""
-    x, residual, rotary = torch.randn(3, 64), torch.randn(3, 64), (64, 64, 128, 10000, True)
-    yarn = {"scaling_factor": 2.0, "dtype": torch.float32}
-    sections = {"mrope_section": [8, 12, 12]}
-    latent = (torch.arange(3), torch.randn(3, 2, 64), torch.randn(3, 1, 64))
-    three = (torch.randint(0, 128, (3, 3)), *rope_inputs()[1:])
-    return {
-        "SiluAndMul": (SiluAndMul(), (x,)),
-        "GeluAndMul": (GeluAndMul(), (x,)),
-        "GeluAndMul, erf": (GeluAndMul("none"), (x,)),
-        "SituAndMul": (SituAndMul(4.0, 25.0), (x,)),
-        "NewGELU": (NewGELU(), (x,)),
-        "QuickGELU": (QuickGELU(), (x,)),
-        "ReLU2": (ReLU2(), (x,)),
-        "RMSNorm": (RMSNorm(64), (x, residual)),
-        "RMSNorm, cast": (RMSNorm(64, cast_x_before_out_mul=True), (x, residual)),
-        "RMSNorm, part": (RMSNorm(64, var_hidden_size=32), (x, residual)),
-        "RMSNorm, weightless": (RMSNorm(64, has_weight=False), (x,)),
-        "RMSNorm, float32 sum": (RMSNorm(64, fp32_residual=True), (x, residual)),
-        "RMSNorm, three summands": (RMSNorm(64), (x, residual, torch.randn(3, 64))),
-        "RMSNormWithoutScale": (RMSNormWithoutScale(64), (x,)),
-        "Gemma3nRMSNorm": (Gemma3nRMSNorm(64), (torch.randn(2, 3, 64),)),
-        "Glm4vRMSNorm": (Glm4vRMSNorm(64), (torch.randn(2, 3, 64),)),
-        "LayerNorm": (LayerNorm(64), (x,)),
-        "LayerNorm, bare": (LayerNorm(64, elementwise_affine=False, bias=False), (x,)),
-        "GemmaRMSNorm": (GemmaRMSNorm(64), (x, residual)),
-        "GemmaRMSNorm, three summands": (GemmaRMSNorm(64), (x, residual, torch.randn(3, 64))),
-        "Gemma3RMSNorm": (Gemma3RMSNorm(64), (x, residual)),
-        "Gemma4RMSNorm": (Gemma4RMSNorm(64), (x,)),
-        "Gemma4RMSNorm, shifted": (Gemma4RMSNorm(64, scale_shift=1.0), (x,)),
-        "Gemma4RMSNorm, weightless": (Gemma4RMSNorm(64, with_scale=False), (x,)),
-        "RotaryEmbedding": (rope(), rope_inputs()),
-        "LinearScalingRotaryEmbedding": (
-            LinearScalingRotaryEmbedding(*rotary, [2.0], torch.float32),
-            rope_inputs(),
-        ),
-        "DynamicNTKScalingRotaryEmbedding": (
-            DynamicNTKScalingRotaryEmbedding(*rotary, 2.0, torch.float32),
-            rope_inputs(),
-        ),
-        "YaRNScalingRotaryEmbedding": (YaRNScalingRotaryEmbedding(*rotary, **yarn), rope_inputs()),
-        "Llama3RotaryEmbedding": (
-            Llama3RotaryEmbedding(*rotary, torch.float32, 8.0, 1.0, 4.0, 64),
-            rope_inputs(),
-        ),
-        "DeepseekScalingRotaryEmbedding": (
-            DeepseekScalingRotaryEmbedding(64, 64, 128, 10000, False, **yarn, device="cpu"),
-            latent,
-        ),
-        "MRotaryEmbedding": (MRotaryEmbedding(*rotary, torch.float32, **sections), three),
-        "MRotaryEmbedding, interleaved": (
-            MRotaryEmbedding(*rotary, torch.float32, mrope_interleaved=True, **sections),
-            three,
-        ),
-        "MRotaryEmbedding, text": (MRotaryEmbedding(*rotary, torch.float32, **sections), rope_inputs()),
-    }
+    found: Layers = {}
+    for op in OPS:
+        found |= subject_of(op).layers()
+    return found
 
 
 def parameters_of(layer: torch.nn.Module) -> None:

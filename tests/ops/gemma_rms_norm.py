@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sglang_fl.ops import Outputs
@@ -9,7 +10,7 @@ from sglang_fl.ops.gemma_rms_norm import gemma_rms_norm
 from tests.ops import rms_norm
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.shared.norms import draw_norm, normed
-from tests.ops.subject import Arguments, Array, Subject
+from tests.ops.subject import Arguments, Array, Layers, Subject
 
 
 def formula(x: Array, weight: Array, eps: float, *rest: Any, **options: Any) -> tuple[Array, ...]:
@@ -30,10 +31,23 @@ def weight_without_one(x: Tensor, weight: Tensor, eps: float, residual: Tensor |
     return gemma_rms_norm(x, weight.float() - 1, eps, residual)
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.layernorm import Gemma3RMSNorm, Gemma4RMSNorm, GemmaRMSNorm
+
+    x, residual = torch.randn(3, 64), torch.randn(3, 64)
+    return {
+        "GemmaRMSNorm": (GemmaRMSNorm(64), (x, residual)),
+        "GemmaRMSNorm, three summands": (GemmaRMSNorm(64), (x, residual, torch.randn(3, 64))),
+        "Gemma3RMSNorm": (Gemma3RMSNorm(64), (x, residual)),
+        "Gemma4RMSNorm, shifted": (Gemma4RMSNorm(64, scale_shift=1.0), (x,)),
+    }
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
+    layers=layers,
     wrong={
         "cases": (weight_without_one,),
     },

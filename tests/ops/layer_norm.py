@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sglang_fl.ops.layer_norm import layer_norm
 from tests.ops.shared.drawing import Drawn, Source
-from tests.ops.subject import Arguments, Array, Subject
+from tests.ops.subject import Arguments, Array, Layers, Subject
 
 
 def formula(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, ...]:
@@ -59,10 +59,21 @@ def variance_by_difference(x: Tensor, weight: Tensor | None, bias: Tensor | None
     return (normed if bias is None else normed + bias.float()).to(x.dtype)
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.layernorm import LayerNorm
+
+    x = torch.randn(3, 64)
+    return {
+        "LayerNorm": (LayerNorm(64), (x,)),
+        "LayerNorm, bare": (LayerNorm(64, elementwise_affine=False, bias=False), (x,)),
+    }
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
+    layers=layers,
     wrong={
         "cases": (
             without_bias,

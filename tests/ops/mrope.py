@@ -10,8 +10,8 @@ from sglang_fl.ops import Outputs
 from sglang_fl.ops.mrope import mrope
 from tests.ops import rotary_embedding
 from tests.ops.shared.drawing import Drawn, Source
-from tests.ops.shared.rotation import cache, heads
-from tests.ops.subject import Arguments, Array, Subject
+from tests.ops.shared.rotation import cache, flat_heads, heads
+from tests.ops.subject import Arguments, Array, Layers, Subject
 
 
 def formula(
@@ -107,10 +107,25 @@ def positions_in_float32(
     )
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.rotary_embedding.mrope import MRotaryEmbedding
+
+    def layer(**special: Any) -> MRotaryEmbedding:
+        return MRotaryEmbedding(64, 64, 128, 10000, True, torch.float32, mrope_section=[8, 12, 12], **special)
+
+    three = flat_heads(torch.randint(0, 128, (3, 3)))
+    return {
+        "MRotaryEmbedding": (layer(), three),
+        "MRotaryEmbedding, interleaved": (layer(mrope_interleaved=True), three),
+        "MRotaryEmbedding, text": (layer(), flat_heads(torch.arange(3))),
+    }
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
+    layers=layers,
     wrong={
         "edges": (positions_in_float32,),
     },

@@ -1,10 +1,11 @@
 """All that the tests know of the op ``new_gelu``."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.shared.activations import draw_pointwise, gelu, native_of
-from tests.ops.subject import Array, Subject
+from tests.ops.subject import Array, Layers, Subject
 
 
 def formula(x: Array) -> tuple[Array, ...]:
@@ -19,10 +20,18 @@ def by_the_error_function(x: Tensor) -> Tensor:
     return F.gelu(x.float()).to(x.dtype)
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.activation import NewGELU
+
+    x = torch.randn(3, 64)
+    return {"NewGELU": (NewGELU(), (x,))}
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw_pointwise,
     native=native_of("NewGELU"),
+    layers=layers,
     wrong={
         "cases": (
             hands_back_its_input,

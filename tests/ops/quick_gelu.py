@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.shared.activations import draw_pointwise, native_of
-from tests.ops.subject import Array, Subject
+from tests.ops.subject import Array, Layers, Subject
 
 
 def formula(x: Array) -> tuple[Array, ...]:
@@ -16,10 +16,18 @@ def rounded_factor(x: Tensor) -> Tensor:
     return (x.float() * torch.sigmoid(1.7 * x.float())).to(x.dtype)
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.activation import QuickGELU
+
+    x = torch.randn(3, 64)
+    return {"QuickGELU": (QuickGELU(), (x,))}
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw_pointwise,
     native=native_of("QuickGELU"),
+    layers=layers,
     wrong={
         "cases": (rounded_factor,),
     },

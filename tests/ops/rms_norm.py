@@ -10,7 +10,7 @@ from sglang_fl.ops import Bound, Outputs
 from sglang_fl.ops.rms_norm import rms_norm
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.shared.norms import draw_norm, normed
-from tests.ops.subject import Arguments, Array, Subject
+from tests.ops.subject import Arguments, Array, Layers, Subject
 
 #: Two roundings of the dtype; and one of 8 bits in a float32 result, 2**16 of its units.
 TWICE, ROUNDED_TO_8_BITS = Bound(half=1.1, single=8), Bound(half=1.1, single=0.55 * 2**16)
@@ -94,10 +94,32 @@ def over_its_weight(x: Tensor, weight: Tensor, eps: float, residual: Tensor | No
     return outputs
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.layernorm import Gemma4RMSNorm, RMSNorm, RMSNormWithoutScale
+    from sglang.srt.models.gemma3n_causal import Gemma3nRMSNorm
+    from sglang.srt.models.glm4v import Glm4vRMSNorm
+
+    x, residual = torch.randn(3, 64), torch.randn(3, 64)
+    return {
+        "RMSNorm": (RMSNorm(64), (x, residual)),
+        "RMSNorm, cast": (RMSNorm(64, cast_x_before_out_mul=True), (x, residual)),
+        "RMSNorm, part": (RMSNorm(64, var_hidden_size=32), (x, residual)),
+        "RMSNorm, weightless": (RMSNorm(64, has_weight=False), (x,)),
+        "RMSNorm, float32 sum": (RMSNorm(64, fp32_residual=True), (x, residual)),
+        "RMSNorm, three summands": (RMSNorm(64), (x, residual, torch.randn(3, 64))),
+        "RMSNormWithoutScale": (RMSNormWithoutScale(64), (x,)),
+        "Gemma3nRMSNorm": (Gemma3nRMSNorm(64), (torch.randn(2, 3, 64),)),
+        "Glm4vRMSNorm": (Glm4vRMSNorm(64), (torch.randn(2, 3, 64),)),
+        "Gemma4RMSNorm": (Gemma4RMSNorm(64), (x,)),
+        "Gemma4RMSNorm, weightless": (Gemma4RMSNorm(64, with_scale=False), (x,)),
+    }
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
+    layers=layers,
     wrong={
         "cases": (
             without_eps,

@@ -8,8 +8,8 @@ import torch
 from sglang_fl.ops import Outputs
 from sglang_fl.ops.rotary_embedding import rotary_embedding
 from tests.ops.shared.drawing import Drawn, Source
-from tests.ops.shared.rotation import cache, heads, pairs
-from tests.ops.subject import Arguments, Array, Subject, like
+from tests.ops.shared.rotation import cache, flat_heads, heads, pairs
+from tests.ops.subject import Arguments, Array, Layers, Subject, like
 
 
 def formula(
@@ -126,10 +126,32 @@ def over_its_neighbour(**given: Any) -> Outputs:
     return turned
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.rotary_embedding import rope_variant
+    from sglang.srt.layers.rotary_embedding.base import LinearScalingRotaryEmbedding, RotaryEmbedding
+    from sglang.srt.layers.rotary_embedding.yarn import YaRNScalingRotaryEmbedding
+
+    rotary, yarn = (64, 64, 128, 10000, True), {"scaling_factor": 2.0, "dtype": torch.float32}
+    made = (
+        RotaryEmbedding(*rotary, torch.float32),
+        LinearScalingRotaryEmbedding(*rotary, [2.0], torch.float32),
+        rope_variant.DynamicNTKScalingRotaryEmbedding(*rotary, 2.0, torch.float32),
+        YaRNScalingRotaryEmbedding(*rotary, **yarn),
+        rope_variant.Llama3RotaryEmbedding(*rotary, torch.float32, 8.0, 1.0, 4.0, 64),
+    )
+    latent = rope_variant.DeepseekScalingRotaryEmbedding(64, 64, 128, 10000, False, **yarn, device="cpu")
+    three = (torch.arange(3), torch.randn(3, 2, 64), torch.randn(3, 1, 64))
+    return {
+        **{type(layer).__name__: (layer, flat_heads(torch.arange(3))) for layer in made},
+        "DeepseekScalingRotaryEmbedding": (latent, three),
+    }
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
+    layers=layers,
     wrong={
         "cases": (
             backwards,

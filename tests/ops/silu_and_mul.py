@@ -12,7 +12,7 @@ from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import Outputs
 from sglang_fl.ops.silu_and_mul import silu_and_mul
 from tests.ops.shared.activations import draw_gated, native_of
-from tests.ops.subject import Array, Subject
+from tests.ops.subject import Array, Layers, Subject
 
 
 def formula(x: Array) -> tuple[Array, ...]:
@@ -199,10 +199,18 @@ def on_another_device(x: Tensor) -> Tensor:
     return silu_and_mul(x).to("meta")
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.activation import SiluAndMul
+
+    x = torch.randn(3, 64)
+    return {"SiluAndMul": (SiluAndMul(), (x,))}
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw_gated,
     native=native_of("SiluAndMul"),
+    layers=layers,
     wrong={
         "cases": (
             halves_swapped,

@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sglang_fl.ops.situ_and_mul import situ_and_mul
 from tests.ops.shared.activations import draw_gated
 from tests.ops.shared.drawing import Drawn, Source
-from tests.ops.subject import Arguments, Array, Subject
+from tests.ops.subject import Arguments, Array, Layers, Subject
 
 
 def formula(x: Array, beta: float, linear_beta: float | None = None) -> tuple[Array, ...]:
@@ -35,10 +36,18 @@ def second_half_never_clipped(x: Tensor, beta: float, linear_beta: float | None 
     return situ_and_mul(x, beta)
 
 
+def layers() -> Layers:
+    from sglang.srt.layers.activation import SituAndMul
+
+    x = torch.randn(3, 64)
+    return {"SituAndMul": (SituAndMul(4.0, 25.0), (x,))}
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
+    layers=layers,
     wrong={
         "cases": (second_half_never_clipped,),
     },

@@ -17,13 +17,16 @@ import numpy as np
 from sglang_fl.ops import Kernel
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from tests.ops.shared.drawing import Drawn, Source
 
-__all__ = ["Arguments", "Array", "Subject", "like", "subject_of"]
+__all__ = ["Arguments", "Array", "Layers", "Subject", "like", "subject_of"]
 
 Array = np.ndarray
 #: Of a call, by name.
 Arguments = dict[str, Any]
+Layers = dict[str, tuple["nn.Module", tuple["Tensor", ...]]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Subject:
     draw : makes one call of what hypothesis draws
     native : SGLang's own path in PyTorch, given the arguments of a call; it returns None where it cannot do
         what they ask for. A text says why SGLang has no such path
+    layers : makes SGLang's layers that run the op, each with arguments for its forward, by the name of the
+        class; a comma and a word behind it say what is special. Left out where a layer needs more than this
     wrong : kernels that are wrong in one way each, by the aspect of the conformance kit that must catch them:
         ``cases``, ``edges``, ``repeat`` or ``graph``
     """
@@ -44,6 +49,7 @@ class Subject:
     formula: Callable[..., tuple[Array, ...]] | None = None
     draw: Callable[["Source"], "Drawn"] | None = None
     native: Callable[[Arguments], Any] | str | None = None
+    layers: Callable[[], "Layers"] = dict
     wrong: Mapping[str, tuple[Kernel, ...]] = field(default_factory=dict)
 
 
@@ -71,7 +77,7 @@ def subject_of(op: str) -> Subject:
     if not isinstance(subject, Subject):
         raise LookupError(f"{path}: no SUBJECT")
     for part in fields(Subject):
-        if not getattr(subject, part.name):
+        if part.name in _MISSING and not getattr(subject, part.name):
             raise LookupError(f"{path}: {_MISSING[part.name]}")
     return subject
 

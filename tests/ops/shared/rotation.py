@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.ops.shared.drawing import Source
 from tests.ops.subject import Array
 
-__all__ = ["cache", "heads", "pairs"]
+__all__ = ["cache", "flat_heads", "heads", "pairs"]
 
 
 def pairs(rotary_dim: int, is_neox_style: bool) -> tuple[Array, Array]:
@@ -32,3 +32,8 @@ def heads(source: Source, tokens: int, head_size: int) -> tuple[Tensor, Tensor]:
     if source.one_of(False, True):
         return query.unflatten(-1, (counts[0], head_size)), key.unflatten(-1, (counts[1], head_size))
     return query, key
+
+
+def flat_heads(positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return positions of three tokens with two heads of 64 of the query, and one of the key."""
+    return positions, torch.randn(3, 128), torch.randn(3, 64)

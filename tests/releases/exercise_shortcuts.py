@@ -14,6 +14,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.loaded_models import LoadedModels
+from sglang_fl.sglang_adapter.shortcuts import SHORTCUTS
 
 NAMED = dict.fromkeys(("rms_norm", "silu_and_mul"), "SGLANG_FL_PER_OP")
 
@@ -163,12 +164,10 @@ UNHOOKED: dict[str, Any] = {}
 
 
 def fusion_predicate() -> tuple[Any, str]:
-    patch = seams.installed_version().micro
-    if patch <= 20:
-        module = "sglang.srt.layers.communicator"
-    else:
-        module = "sglang.srt.layers.layer_boundary.residual.add_norm"
-    name = "flashinfer_ar_fusion_applies" if patch >= 22 else "apply_flashinfer_allreduce_fusion"
+    (shortcut,) = (known for known in SHORTCUTS if known.name == "fused_allreduce_norm")
+    version = seams.installed_version()
+    (switch,) = (switch for switch in shortcut.switches if version in switch.releases)
+    module, _, name = switch.target.rpartition(".")
     return importlib.import_module(module), name
 
 

@@ -52,7 +52,7 @@ def found_in(nodes, name: str, text: str) -> str | None:
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("known", [*TARGETS.values(), *SWITCHES.values()], ids=lambda known: known.target)
 def test_a_target_is_there_in_the_releases_that_it_claims_and_in_no_other(known, release: str):
-    assert (body(release, known.target) is not None) == known.is_in(Version(release))
+    assert (body(release, known.target) is not None) == (Version(release) in known.releases)
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -62,14 +62,14 @@ def test_a_direct_call_is_there_in_the_releases_that_it_claims_and_in_no_other(c
     text = source(release, module)
     classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
     calls = [ast.get_source_segment(text, node) for node in classes if node.name == owner]
-    assert any(".forward_native(" in found for found in calls) == call.is_in(Version(release))
+    assert any(".forward_native(" in found for found in calls) == (Version(release) in call.releases)
 
 
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("shortcut", [s for s in SHORTCUTS if s.switches], ids=lambda s: s.target)
 def test_a_shortcut_has_one_switch_in_each_release_that_has_it(shortcut, release: str):
     version = Version(release)
-    assert sum(switch.is_in(version) for switch in shortcut.switches) == shortcut.is_in(version)
+    assert sum(version in switch.releases for switch in shortcut.switches) == (version in shortcut.releases)
 
 
 #: What the code that takes a path must say for our reading of it to hold.
@@ -99,7 +99,7 @@ PREMISES = {
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("target", PREMISES)
 def test_the_code_of_a_shortcut_is_as_it_was_read(target: str, release: str):
-    if TARGETS[target].is_in(Version(release)):
+    if Version(release) in TARGETS[target].releases:
         text = body(release, target)
         assert [premise for premise in PREMISES[target] if premise not in text] == []
 

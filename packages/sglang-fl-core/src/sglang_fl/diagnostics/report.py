@@ -15,7 +15,7 @@ from sglang_fl.registry import installed_vendors, is_in_force
 from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
-from sglang_fl.sglang_adapter import seams
+from sglang_fl.sglang_adapter import releases, seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from sglang_fl.startup import Configuration, configure, simulate
@@ -189,7 +189,7 @@ def _shortcuts() -> list[dict[str, Any]]:
             "where": shortcut.target.removeprefix("sglang.srt."),
             "taken": shortcut.condition,
             "off_where_the_op_is_named": shortcut.off,
-            "releases": _releases(shortcut.first, shortcut.last),
+            "releases": str(shortcut.releases),
         }
         for shortcut in SHORTCUTS
     ]
@@ -200,21 +200,16 @@ def _shortcuts() -> list[dict[str, Any]]:
             "where": call.owner.removeprefix("sglang.srt."),
             "taken": call.condition,
             "off_where_the_op_is_named": "no way: the start is refused",
-            "releases": _releases(call.first, call.last),
+            "releases": str(call.releases),
         }
         for call in DIRECT_CALLS
     ]
     return rows
 
 
-def _releases(first: int, last: int) -> str:
-    return f"0.5.{first}" if first == last else f"0.5.{first} to 0.5.{last}"
-
-
 def _sglang() -> Path:
     """Return the folder of the installed SGLang."""
     spec = util.find_spec("sglang")
     if spec is None or not spec.submodule_search_locations:
-        newest = seams.SEAMS[-1].last
-        raise SettingsError(f"SGLang is not installed here. Install sglang {seams.OLDEST} to {newest}.")
+        raise SettingsError(f"SGLang is not installed here. Install sglang {releases.supported_range()}.")
     return Path(spec.submodule_search_locations[0])

@@ -1,6 +1,6 @@
 """Which of SGLang's fused layer classes layer 2 dispatches, and why not the rest.
 
-``NOT_DISPATCHED`` has a line for each class without an adapter in SGLang 0.5.15 to 0.5.23. A release
+``NOT_DISPATCHED`` has a line for each class without an adapter in a supported SGLang. A release
 that brings another one fails the test that holds both catalogues against its source.
 """
 

@@ -68,7 +68,7 @@ class LoadedModels:
         """Refuse a model whose code calls a method of a layer whose backend the user named."""
         classes = {f"{type(layer).__module__}:{type(layer).__qualname__}" for layer in model.modules()}
         for call in DIRECT_CALLS:
-            if call.op in self._named and call.owner in classes and call.is_in(self._version):
+            if call.op in self._named and call.owner in classes and self._version in call.releases:
                 raise SettingsError(
                     f"{self._named[call.op]} names {call.op}, but {call.owner.partition(':')[2]} of SGLang "
                     f"{self._version} calls {call.condition}, and nothing keeps it from that. Leave "
@@ -80,7 +80,7 @@ class LoadedModels:
         switches: dict[str, Callable[..., Any]] = {}
         watchers: dict[str, Callable[..., Any]] = {}
         off = set()
-        for shortcut in (known for known in SHORTCUTS if known.is_in(self._version)):
+        for shortcut in (known for known in SHORTCUTS if self._version in known.releases):
             if shortcut.passes(self._named) and shortcut.switches:
                 switches.update(self._switches(shortcut))
                 off.add(shortcut.name)
@@ -98,7 +98,7 @@ class LoadedModels:
 
     def _switches(self, shortcut: Shortcut) -> Iterator[tuple[str, Callable[..., Any]]]:
         for switch in shortcut.switches:
-            if not switch.is_in(self._version) or _owner(switch.target) is None:
+            if self._version not in switch.releases or _owner(switch.target) is None:
                 continue
             if _current(switch.target) is None:
                 op = shortcut.passes(self._named)[0]

@@ -10,6 +10,7 @@ import pytest
 from packaging.version import Version
 
 from sglang_fl.sglang_adapter import releases
+from sglang_fl.sglang_adapter.kernel_faults import why_wrong
 from sglang_fl.sglang_adapter.releases import Range
 
 pytestmark = pytest.mark.timeout(300)
@@ -161,6 +162,18 @@ def test_a_shortcut_past_an_op_that_is_named_is_not_taken(facts, path: str):
         assert facts["shortcuts"]["off"][path] == [None]
     else:
         assert facts["shortcuts"]["off"][path] == ["layers"]
+
+
+@pytest.mark.parametrize("named", ["watched", "off"])
+def test_a_kernel_that_is_wrong_in_a_release_never_runs_there(facts, named: str):
+    path = "sglang.srt.models.qwen3_5.Qwen3_5AttentionDecoderLayer.forward_prepare_cuda_fused"
+    ran = ["RMSNorm → sglang(fused_qk_norm_rope_gate)", "RotaryEmbedding → sglang(fused_qk_norm_rope_gate)"]
+    is_wrong = why_wrong(path, Version(facts["release"])) is not None
+    assert is_wrong == is_in(facts, Range(last="0.5.18"))
+    if named == "watched":
+        assert facts["shortcuts"][named]["gated"] == (["layers"] if is_wrong else ["fused", *ran])
+    else:  # its ops are not among those that are named there
+        assert facts["shortcuts"][named]["gated"][0] == ("layers" if is_wrong else "fused")
 
 
 def test_a_pinned_layer_is_logged_when_it_has_run_and_keeps_its_method(facts):

@@ -9,6 +9,7 @@ import functools
 import pytest
 from packaging.version import Version
 
+from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from tests.releases.test_coverage import package
 from tests.releases.test_releases import RELEASES
@@ -113,3 +114,12 @@ def test_nobody_passes_what_allows_a_fused_norm_by_its_place(release: str):
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "apply_qk_norm":
                 assert len(node.args) <= 6, f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_kernel_of_the_gated_prologue_takes_axes_in_the_releases_where_it_is_right(release: str):
+    files = list((package(release)).rglob("fused_qk_rmsnorm_rope_gate.py"))
+    (fault,) = (fault for fault in KERNEL_FAULTS if fault.shortcut == "fused_qk_norm_rope_gate")
+    (text,) = (file.read_text() for file in files)
+    assert ("mrope_axis_map" in text) == (Version(release) not in fault.releases)
+    assert ("mrope_axis_map=" in body(release, fault.target)) == (Version(release) not in fault.releases)

@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from sglang_fl.diagnostics import report
 from sglang_fl.sglang_adapter import releases, seams
+from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, RELEASES, Range, Release
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 
@@ -127,6 +128,15 @@ def test_rows_are_ordered_and_each_release_has_one_seam():
     assert versions == sorted(set(versions))
     for version in versions:
         assert [version in found for found in releases.LAYER_2_SEAMS.values()].count(True) == 1
+
+
+def test_each_fault_is_of_a_shortcut_that_can_be_turned_off_in_these_releases():
+    for fault in KERNEL_FAULTS:
+        (shortcut,) = (known for known in SHORTCUTS if known.target == fault.target)
+        assert shortcut.name == fault.shortcut
+        for release in (Version(row.version) for row in RELEASES):
+            if release in fault.releases:
+                assert any(release in switch.releases for switch in shortcut.switches)
 
 
 def test_the_table_can_be_read_where_nothing_of_ours_is_installed():

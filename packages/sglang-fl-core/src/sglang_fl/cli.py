@@ -169,8 +169,9 @@ def coverage(as_json: Json = False) -> None:
     typer.echo("Shortcuts of SGLang past them")
     for row in found["shortcuts"]:
         typer.echo(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
-        for key in ("where", "taken", "off_where_the_op_is_named"):
-            typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
+        for key in ("where", "taken", "off_where_the_op_is_named", "wrong"):
+            if row[key]:
+                typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

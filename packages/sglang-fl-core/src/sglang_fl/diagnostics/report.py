@@ -16,6 +16,7 @@ from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import releases, seams
+from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from sglang_fl.startup import Configuration, configure, simulate
@@ -190,6 +191,7 @@ def _shortcuts() -> list[dict[str, Any]]:
             "taken": shortcut.condition,
             "off_where_the_op_is_named": shortcut.off,
             "releases": str(shortcut.releases),
+            "wrong": _fault_of(shortcut.target),
         }
         for shortcut in SHORTCUTS
     ]
@@ -201,10 +203,17 @@ def _shortcuts() -> list[dict[str, Any]]:
             "taken": call.condition,
             "off_where_the_op_is_named": "no way: the start is refused",
             "releases": str(call.releases),
+            "wrong": None,
         }
         for call in DIRECT_CALLS
     ]
     return rows
+
+
+def _fault_of(target: str) -> str | None:
+    """Say in which releases SGLang's kernel behind a shortcut is wrong, so that it is turned off there."""
+    found = [f"{fault.releases} {fault.what}" for fault in KERNEL_FAULTS if fault.target == target]
+    return f"that of {'; that of '.join(found)}; off there, the layers run" if found else None
 
 
 def _sglang() -> Path:

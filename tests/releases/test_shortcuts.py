@@ -10,6 +10,7 @@ import pytest
 from packaging.version import Version
 
 from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
+from sglang_fl.sglang_adapter.releases import KERNEL_PLUGINS, seam_path
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from tests.releases.test_coverage import package
 from tests.releases.test_releases import RELEASES
@@ -123,3 +124,31 @@ def test_the_kernel_of_the_gated_prologue_takes_axes_in_the_releases_where_it_is
     (text,) = (file.read_text() for file in files)
     assert ("mrope_axis_map" in text) == (Version(release) not in fault.releases)
     assert ("mrope_axis_map=" in body(release, fault.target)) == (Version(release) not in fault.releases)
+
+
+#: What SGLang does with a kernel plugin for our reading of it to hold: a file, and what stands in it.
+OF_KERNEL_PLUGINS = {
+    "kernels/fused_op.py": ['KernelBackend.PLUGIN: "forward_plugin"', "self._dynamic_backend_candidates ="],
+    "kernels/spec.py": ['PLUGIN = "plugin"'],
+    "srt/kernel_plugins/nvidia/binding.py": ['model.__dict__["_megakernel"] = built', "self.built.forward("],
+    "srt/kernel_plugins/amd/binding.py": ["model._monokernel_unread_metadata =", "return built.forward("],
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("file", OF_KERNEL_PLUGINS)
+def test_kernel_plugins_come_in_as_they_were_read(release: str, file: str):
+    path = package(release) / file
+    text = path.read_text() if path.exists() else ""
+    premises = [premise in text for premise in OF_KERNEL_PLUGINS[file]]
+    has_plugins = Version(release) in KERNEL_PLUGINS
+    assert premises[0] == has_plugins
+    assert all(premises) or not has_plugins
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_plugin_may_register_a_forward_in_every_release(release: str):
+    path, _, _ = seam_path(Version(release)).rpartition(".")
+    text = source(release, path.rpartition(".")[0])
+    assert "_oot_forward_registry" in text
+    assert "__get__(self)" in text

@@ -16,9 +16,11 @@ from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import releases, seams
+from sglang_fl.sglang_adapter.installed_plugins import installed_claims
 from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
+from sglang_fl.sglang_adapter.source import PLUGIN_METHOD
 from sglang_fl.startup import Configuration, configure, simulate
 
 __all__ = [
@@ -162,24 +164,39 @@ def _state(lifted: bool, in_force: bool) -> str:
 
 
 def coverage() -> dict[str, list[dict[str, Any]]]:
-    """Return ``layer_classes`` and ``shortcuts``.
+    """Return ``layer_classes``, ``shortcuts`` and ``kernel_plugins``.
 
     The first is each fused layer class of the installed SGLang, with its ops, or why it has none: SGLang's
     source is read, not imported. The second is SGLang's paths past these layers, in all supported releases.
+    The third is what installed kernel plugins take.
 
     Raises
     ------
     SettingsError : SGLang is not installed
     """
+    found = sglang_coverage.coverage(_sglang())
     classes = [
         {
             "layer_class": layer.layer_class.removeprefix("sglang."),
             "ops": list(layer.ops),
             "left_to_sglang": None if layer.ops else layer.reason or "unknown to this version of sglang-fl",
         }
-        for layer in sglang_coverage.coverage(_sglang())
+        for layer in found
     ]
-    return {"layer_classes": classes, "shortcuts": _shortcuts()}
+    return {
+        "layer_classes": classes,
+        "shortcuts": _shortcuts(),
+        "kernel_plugins": _kernel_plugins(found),
+    }
+
+
+def _kernel_plugins(classes: list[sglang_coverage.Coverage]) -> list[dict[str, Any]]:
+    rows = [vars(claim) for claim in installed_claims()]
+    of_sglang = [layer.layer_class for layer in classes if layer.has_plugin_backend]
+    return rows + [
+        {"plugin": "one that SGLang does not name", "what": name.rpartition(":")[2], "how": PLUGIN_METHOD}
+        for name in of_sglang
+    ]
 
 
 def _shortcuts() -> list[dict[str, Any]]:

@@ -1,16 +1,18 @@
-"""Numbers differ: kernels of SGLang's own that are known to be wrong."""
+"""Numbers differ, or a layer class has no line: SGLang's wrong kernels, and plugins that take layers."""
 
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import groupby
 
 from packaging.version import InvalidVersion, Version
 
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
+from sglang_fl.sglang_adapter.installed_plugins import installed_claims
 from sglang_fl.sglang_adapter.kernel_faults import faults_in
 
-__all__ = ["kernel_faults"]
+__all__ = ["kernel_faults", "kernel_plugins"]
 
 
 def kernel_faults(launch: Launch) -> Iterator[Finding]:
@@ -32,3 +34,14 @@ def kernel_faults(launch: Launch) -> Iterator[Finding]:
             yield problem(fault.shortcut, f"{text}; it runs, because layer 2 is off", remedy)
     if not found:
         yield ok("SGLang's own kernels", f"none is known to be wrong in {version}")
+
+
+def kernel_plugins(launch: Launch) -> Iterator[Finding]:
+    """Does a kernel plugin of somebody else take layers?"""
+    claims = installed_claims()
+    for plugin, found in groupby(claims, lambda claim: claim.plugin):
+        taken = ", ".join(f"{claim.what} ({claim.how})" for claim in found)
+        text = f"takes {taken}; where it runs, the dispatch log has sglang(plugin:...)"
+        yield ok(plugin, text, "an op that you name (SGLANG_FL_PER_OP) is not left to it")
+    if not claims:
+        yield ok("kernel plugins", "no other plugin's source takes a layer")

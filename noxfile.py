@@ -6,6 +6,7 @@ top of it, with the packages of this repository that it is about, and no others.
 """
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,11 +16,15 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
-#: The newest supported release; the weekly run tries newer ones.
-SGLANG = os.environ.get("SGLANG_RELEASE", "0.5.23")
-#: A release of each generation of SGLang's contract with plugins.
-COMPATIBLE = ["0.5.17", "0.5.20", SGLANG]
 ROOT = Path(__file__).parent
+CORE = "packages/sglang-fl-core"
+#: The table of supported releases. It is run as a file: no package of ours is installed beside nox.
+RELEASES = runpy.run_path(str(ROOT / CORE / "src/sglang_fl/sglang_adapter/releases.py"))
+*OLDER, NEWEST = RELEASES["representatives"]()
+#: The newest supported release; the weekly run tries newer ones.
+SGLANG = os.environ.get("SGLANG_RELEASE", NEWEST)
+#: A release for each generation of SGLang's contract with plugins.
+COMPATIBLE = [*OLDER, SGLANG]
 STACK = ROOT / ".nox" / f"stack-sglang-{SGLANG}"
 REQUIREMENTS = [
     f"sglang=={SGLANG}",
@@ -31,7 +36,6 @@ REQUIREMENTS = [
     "pytest-timeout",
     "hypothesis",
 ]
-CORE = "packages/sglang-fl-core"
 VENDORS = ("nvidia", "ascend", "mlu")
 #: For each of two test processes. With two threads each, on the two cores of a small machine, they wait for
 #: each other's threads: a model with experts then took 147 s to judge, and takes 62 with one.
@@ -106,7 +110,8 @@ def tests(session: nox.Session) -> None:
     """Core's own tests, all that is known of the ops, and what the layout promises."""
     _on_stack(session, CORE)
     beside = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/test_*.py"))]
-    beside += [f"tests/release/test_{subject}.py" for subject in ("distribution", "compatibility", "matrix")]
+    subjects = ("distribution", "compatibility", "matrix", "supported")
+    beside += [f"tests/release/test_{subject}.py" for subject in subjects]
     _pytest(session, f"{CORE}/tests", *beside)
 
 

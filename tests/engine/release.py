@@ -1,5 +1,6 @@
 """Which release of SGLang the tests run on, for what is not the same on all of them."""
 
+import functools
 import inspect
 import pkgutil
 
@@ -7,13 +8,14 @@ import pytest
 from sglang.srt.layers.layernorm import RMSNorm
 
 from sglang_fl.logs.dispatch_log import DispatchLog
-from sglang_fl.sglang_adapter import seams
+from sglang_fl.sglang_adapter import releases, seams
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.startup import configure
 
 __all__ = [
     "RELEASE",
     "SEAM",
+    "UNSUPPORTED",
     "can_force_native",
     "hook_with",
     "present",
@@ -22,9 +24,12 @@ __all__ = [
 
 RELEASE = seams.installed_version()
 SEAM = seams.seam_of(RELEASE)
+#: A release that is too new.
+UNSUPPORTED = f"{releases.newest()}9"
 
 resolves_in_the_first_call = pytest.mark.skipif(
-    SEAM is seams.SEAMS[0], reason=f"SGLang {RELEASE} resolves a layer's kernel in its constructor, once"
+    SEAM.method == "dispatch_forward",
+    reason=f"SGLang {RELEASE} resolves a layer's kernel in its constructor, once",
 )
 
 
@@ -43,5 +48,6 @@ def hook_with(log: DispatchLog, monkeypatch: pytest.MonkeyPatch) -> LayerHook:
     hook = LayerHook(configure().resolutions, log)
     owner = pkgutil.resolve_name(SEAM.owner)
     resolve = inspect.unwrap(getattr(owner, SEAM.method))
-    monkeypatch.setattr(owner, SEAM.method, lambda layer: hook(resolve, layer))
+    hooked = functools.wraps(resolve)(lambda layer: hook(resolve, layer))  # as SGLang's registry does it
+    monkeypatch.setattr(owner, SEAM.method, hooked)
     return hook

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import logging
+import sys
 from importlib import util
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 
 from sglang_fl.errors import SettingsError
 from sglang_fl.logs.dispatch_log import DispatchLog
-from sglang_fl.sglang_adapter import loaded_models, seams
+from sglang_fl.sglang_adapter import loaded_models, seams, shortcut_hooks
 from sglang_fl.sglang_adapter.loaded_models import LoadedModels
 from sglang_fl.sglang_adapter.shortcuts import SHORTCUTS, Shortcut
 from tests.engine.release import RELEASE, can_force_native, present
@@ -70,7 +71,7 @@ def test_what_is_turned_off_is_said_in_one_line(caplog):
         several.settle(torch.nn.ModuleList([SiluAndMul()]))
     (line,) = (message for message in caplog.messages if "never run" in message)
     assert line.startswith(f"{PER_OP}: SGLang's ")
-    newer = ["dual_gemm"] if Version("0.5.22") <= RELEASE else []
+    newer = [s.name for s in SHORTCUTS if s.name == "dual_gemm" and RELEASE in s.releases]
     for name in ("fused_qk_norm", "fused_allreduce_norm", *newer):
         assert name in line
 
@@ -86,15 +87,81 @@ def test_a_switch_that_sglang_did_not_hook_is_refused(monkeypatch):
 
 def test_nothing_is_imported_to_hook_it(tmp_path: Path):
     target = "sglang.srt.models.no_such_model.Attention.forward"
-    assert loaded_models._current(target) is None
-    assert loaded_models._current("sglang.srt.layers.activation.SiluAndMul.forward_native") is not None
-    assert loaded_models._current("sglang.srt.layers.activation.NoSuchLayer.forward") is None
+    assert shortcut_hooks._current(target) is None
+    assert shortcut_hooks._current("sglang.srt.layers.activation.SiluAndMul.forward_native") is not None
+    assert shortcut_hooks._current("sglang.srt.layers.activation.NoSuchLayer.forward") is None
+
+
+@pytest.fixture
+def imported_later(monkeypatch) -> str:
+    """A module of a model that nobody has imported yet, and that a test may import."""
+    name = "sglang.srt.models.qwen3_moe"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(importlib.import_module("sglang.srt.models"), "qwen3_moe", None, raising=False)
+    return name
+
+
+def depth(function: object) -> int:
+    """Return how many wrappers stand around a function."""
+    return 1 + depth(function.__wrapped__) if hasattr(function, "__wrapped__") else 0
+
+
+@pytest.mark.parametrize("named", [(), ("rms_norm",)], ids=["watched", "turned off"])
+def test_what_a_later_model_brings_is_hooked_and_nothing_twice(named, imported_later: str):
+    utils = importlib.import_module("sglang.srt.models.utils")
+    several = models(*named)
+    before = depth(utils.apply_qk_norm)
+    several.settle(torch.nn.Sequential(SiluAndMul()))
+    attention = importlib.import_module(imported_later).Qwen3MoeAttention
+    assert depth(attention.apply_qk_norm_rope) == 0
+    for _ in range(2):  # the draft model, and one more
+        several.settle(torch.nn.Sequential(SiluAndMul()))
+        assert depth(attention.apply_qk_norm_rope) == 1
+        assert depth(utils.apply_qk_norm) == before + 1
+
+
+def test_a_switch_in_a_module_of_a_later_model_is_refused_where_sglang_does_not_hook_it(
+    imported_later: str, monkeypatch
+):
+    several = models("rotary_embedding")
+    several.settle(torch.nn.Sequential(SiluAndMul()))
+    importlib.import_module(imported_later)
+    monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
+    with pytest.raises(SettingsError, match=r"needs SGLang's .*apply_qk_norm_rope to be hooked"):
+        several.settle(torch.nn.Sequential(SiluAndMul()))
+
+
+GATED = next(shortcut for shortcut in SHORTCUTS if shortcut.name == "fused_qk_norm_rope_gate")
+
+
+@pytest.mark.parametrize(("version", "is_off"), [("0.5.15", True), ("0.5.18.post1", True), ("0.5.19", False)])
+def test_a_kernel_that_is_wrong_in_a_release_is_off_there_and_its_layers_run(
+    version: str, is_off: bool, monkeypatch, caplog
+):
+    layer, method, arguments = attention(GATED)
+    monkeypatch.setattr(type(layer), method, lambda *given: "fused")
+    with caplog.at_level(logging.INFO, "sglang_fl"):
+        several = models(version=Version(version))
+        several.settle(torch.nn.Sequential(SiluAndMul()))
+        several.settle(torch.nn.Sequential(SiluAndMul()))
+    layer.forward_prepare_native = lambda *given: "layers"
+    assert getattr(layer, method)(*arguments) == ("layers" if is_off else "fused")
+    told = [message for message in caplog.messages if "fused_qk_norm_rope_gate" in message]
+    assert [message.startswith(f"SGLang {version}: ") for message in told] == [True] * is_off
+
+
+def test_a_wrong_kernel_that_cannot_be_turned_off_is_warned_of(monkeypatch, caplog):
+    importlib.import_module("sglang.srt.models.qwen3_5")
+    monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
+    with caplog.at_level(logging.WARNING, "sglang_fl"):
+        models(version=Version("0.5.18")).settle(torch.nn.Sequential(SiluAndMul()))
+    assert f"SGLang's {GATED.target} was not hooked: a kernel that is known to be wrong" in caplog.text
 
 
 PROLOGUES = [
     shortcut
     for shortcut in SHORTCUTS
-    if ".forward_prepare_" in shortcut.target and shortcut.is_in(seams.installed_version())
+    if ".forward_prepare_" in shortcut.target and RELEASE in shortcut.releases
 ]
 
 

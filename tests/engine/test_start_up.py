@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from sglang_fl import __version__
+from sglang_fl.sglang_adapter.releases import FORCED_BACKEND, supported_range
 from tests.engine.conftest import Run, finish
 from tests.engine.fake_vendor import install_vendor
-from tests.engine.release import SEAM, present
+from tests.engine.release import RELEASE, SEAM, UNSUPPORTED, present
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -106,7 +107,7 @@ def test_a_wrong_setting_stops_the_start_with_one_message(launch, settings, part
         assert part in message
 
 
-@present(SEAM.honours_forced_backend, "layer that SGLANG_FORCE_FUSED_OP_BACKEND reaches")
+@present(RELEASE in FORCED_BACKEND, "layer that SGLANG_FORCE_FUSED_OP_BACKEND reaches")
 def test_a_forced_backend_and_a_named_op_stop_the_start(launch):
     message = refused(
         launch({"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "SGLANG_FL_OOT_WHITELIST": "RMSNorm"})
@@ -144,7 +145,7 @@ def test_hooks_that_sglang_fails_to_apply_stop_the_start(launch):
 OTHER_RELEASE = f"""
 import sglang.version
 
-sglang.version.__version__ = "0.5.24"
+sglang.version.__version__ = "{UNSUPPORTED}"
 from sglang.srt.plugins import load_plugins
 
 load_plugins()
@@ -158,14 +159,14 @@ print("resolves to", SiluAndMul().{SEAM.method}().__name__)
 def test_an_unsupported_release_is_left_as_it_is_with_one_warning(environment_of):
     run = finish([sys.executable, "-c", OTHER_RELEASE], environment_of({}), timeout=60)
     assert run.code == 0, run.output
-    assert run.output.count("SGLang 0.5.24 is not supported (0.5.15 to 0.5.23 are)") == 1
+    assert run.output.count(f"SGLang {UNSUPPORTED} is not supported ({supported_range()} are)") == 1
     assert "resolves to forward_native" in run.output
 
 
 def test_an_unsupported_release_refuses_a_backend_asked_for_by_name(environment_of):
     settings = {"SGLANG_FL_PER_OP": "rms_norm=reference"}
     message = refused(finish([sys.executable, "-c", OTHER_RELEASE], environment_of(settings), timeout=60))
-    assert "SGLANG_FL_PER_OP is set, but SGLang 0.5.24 is not supported" in message
+    assert f"SGLANG_FL_PER_OP is set, but SGLang {UNSUPPORTED} is not supported" in message
 
 
 LOAD = "from sglang.srt.plugins import load_plugins; load_plugins()"
@@ -176,7 +177,7 @@ def test_a_forced_backend_is_warned_of_where_it_reaches_the_layers(environment_o
     run = finish([sys.executable, "-c", LOAD], environment_of(settings), timeout=60)
     assert run.code == 0, run.output
     warnings = run.output.count("SGLANG_FORCE_FUSED_OP_BACKEND='torch': layers that have this backend are")
-    assert warnings == SEAM.honours_forced_backend
+    assert warnings == (RELEASE in FORCED_BACKEND)
 
 
 def test_broken_vendor_packages_harm_nobody(run_offline, tmp_path: Path):

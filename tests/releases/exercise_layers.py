@@ -19,6 +19,7 @@ from sglang.srt.plugins import load_plugins
 from sglang.version import __version__
 
 from sglang_fl.sglang_adapter import seams
+from sglang_fl.sglang_adapter.former_flags import FLAG
 
 TRANSLATED = (
     "sglang.srt.layers.activation:SiluAndMul",
@@ -40,6 +41,8 @@ def main() -> None:
     facts["seam"] = seam.target
     facts["classes"] = {path: signatures(path) for path in TRANSLATED}
     facts["flag"] = former_flag()
+    facts["knows_flag"] = knows_former_flag()
+    facts["honours_forced_backend"] = honours_forced_backend()
     facts["platform"] = platform()
     facts["pools"] = pools()
     facts["not_cuda"] = not_cuda()
@@ -131,6 +134,33 @@ def former_flag() -> str:
     ServerArgs.add_cli_args(parser)
     line = ["--model-path", "x", "--disable-piecewise-cuda-graph"]
     return str(parser.parse_args(line).cuda_graph_backend_prefill)
+
+
+def knows_former_flag() -> bool:
+    """Whether SGLang's own parser knows the flag, without what we add."""
+    import argparse
+
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    inspect.unwrap(ServerArgs.add_cli_args)(parser)
+    return FLAG in parser._option_string_actions
+
+
+def honours_forced_backend() -> bool:
+    """Whether the environment can force a layer onto one backend, past what dispatch has chosen."""
+    from sglang.srt.layers.activation import SiluAndMul
+
+    bases = [cls for cls in SiluAndMul.__mro__ if cls.__name__ == "BaseFusedOp"]
+    if not bases:
+        return False
+    fused_op = sys.modules[bases[0].__module__]
+    layer, forced = SiluAndMul(), []
+    layer.forward_native = forced.append
+    fused_op.set_fused_op_backend(fused_op.KernelBackend.TORCH)
+    layer(torch.randn(3, 8))
+    fused_op.set_fused_op_backend(None)
+    return bool(forced)
 
 
 def platform() -> dict[str, Any]:

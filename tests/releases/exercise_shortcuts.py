@@ -14,6 +14,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.loaded_models import LoadedModels
+from sglang_fl.sglang_adapter.shortcuts import SHORTCUTS
 
 NAMED = dict.fromkeys(("rms_norm", "silu_and_mul"), "SGLANG_FL_PER_OP")
 
@@ -35,6 +36,7 @@ def exercise(folder: Path) -> dict[str, Any]:
     """Return what the dispatch log says of each shortcut, watched and turned off."""
     importlib.import_module("sglang.srt.models.qwen2")  # with it DualGemm, where a release has it
     importlib.import_module("sglang.srt.models.qwen3_moe")
+    importlib.import_module("sglang.srt.models.qwen3_5")
     return {"watched": run(folder / "watched", {}), "off": run(folder / "off", NAMED)}
 
 
@@ -49,6 +51,7 @@ def run(path: Path, named: dict[str, str]) -> dict[str, list[str]]:
         "qk_norm_rope": [take_qk_norm_rope(model), *lines(path)],
         "dual_gemm": [take_dual_gemm(), *lines(path)],
         "all_reduce": [take_all_reduce(), *lines(path)],
+        "gated": [take_gated_prologue(model), *lines(path)],
         "pinned": [take_pinned(model), *lines(path)],
     }
 
@@ -159,16 +162,42 @@ def take_all_reduce() -> str:
     return "fused"
 
 
+def take_gated_prologue(model: Model) -> str:
+    """Prepare query, key and gate of a Qwen3.5 layer as on CUDA, with a picture's three rows of positions."""
+    from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
+
+    qwen3_5 = importlib.import_module("sglang.srt.models.qwen3_5")
+    layer = qwen3_5.Qwen3_5AttentionDecoderLayer.__new__(qwen3_5.Qwen3_5AttentionDecoderLayer)
+    torch.nn.Module.__init__(layer)
+    rotary = RotaryEmbedding(64, 64, 128, 10000, True, torch.float32)
+    rotary.axis_map = torch.zeros(32, dtype=torch.int64)
+    facts = {
+        "q_norm": model.q_norm,
+        "k_norm": model.k_norm,
+        "rotary_emb": rotary,
+        "attn_output_gate": True,
+        **dict.fromkeys(("num_heads", "num_kv_heads"), 1),
+        **dict.fromkeys(("head_dim", "q_size", "kv_size"), 64),
+    }
+    for name, value in facts.items():
+        setattr(layer, name, value)
+    layer.qkv_proj = lambda x: (torch.randn(3, 4 * 64), None)
+    layer.forward_prepare_native = lambda *given: ("layers",)
+    kernel = lambda q_gate, k, *facts, **more: (q_gate[:, :64], k, q_gate[:, 64:])  # noqa: E731 - stands for one
+    qwen3_5.fused_qk_gemma_rmsnorm_rope_gate = kernel
+    positions = torch.arange(3).expand(3, 3)
+    prepared = layer.forward_prepare_cuda_fused(positions, torch.randn(3, 64))
+    return "layers" if prepared == ("layers",) else "fused"
+
+
 UNHOOKED: dict[str, Any] = {}
 
 
 def fusion_predicate() -> tuple[Any, str]:
-    patch = seams.installed_version().micro
-    if patch <= 20:
-        module = "sglang.srt.layers.communicator"
-    else:
-        module = "sglang.srt.layers.layer_boundary.residual.add_norm"
-    name = "flashinfer_ar_fusion_applies" if patch >= 22 else "apply_flashinfer_allreduce_fusion"
+    (shortcut,) = (known for known in SHORTCUTS if known.name == "fused_allreduce_norm")
+    version = seams.installed_version()
+    (switch,) = (switch for switch in shortcut.switches if version in switch.releases)
+    module, _, name = switch.target.rpartition(".")
     return importlib.import_module(module), name
 
 

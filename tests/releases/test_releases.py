@@ -7,11 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
+
+from sglang_fl.sglang_adapter import releases
+from sglang_fl.sglang_adapter.kernel_faults import why_wrong
+from sglang_fl.sglang_adapter.releases import Range
 
 pytestmark = pytest.mark.timeout(300)
 
-RELEASES = [f"0.5.{patch}" for patch in range(15, 24)]
-LAST_OF_FIRST_SEAM = 17
+RELEASES = [release.version for release in releases.RELEASES]
+#: What differs between releases and only these tests need to know.
+QUANTISING_NORM = Range(first="0.5.18")
+#: To 0.5.20 SGLang prepares pictures on CUDA whatever the platform; 0.5.21 cannot be told from them.
+PICTURES_ON_CUDA = Range(last="0.5.21")
+NCCL_FOR_ALL_RANKS = Range(last="0.5.22")
+ASKS_FOR_POOLS = Range(last="0.5.21")
+DUAL_GEMM = Range(first="0.5.22")
 SCRIPT = Path(__file__).parent / "exercise_layers.py"
 
 
@@ -31,15 +42,16 @@ def facts(request, environment_of_release, tmp_path_factory) -> dict:
     return {"release": request.param, **json.loads(lines[0].removeprefix("RESULT "))}
 
 
+def is_in(facts: dict, releases: Range) -> bool:
+    return Version(facts["release"]) in releases
+
+
 def test_the_release_is_the_one_on_the_path(facts):
     assert facts["version"] == facts["release"]
 
 
 def test_the_seam_is_the_one_of_its_generation(facts):
-    patch = int(facts["release"].rpartition(".")[2])
-    first = patch <= LAST_OF_FIRST_SEAM
-    method = "MultiPlatformOp.dispatch_forward" if first else "BaseFusedOp._resolve_forward_method"
-    assert facts["seam"].endswith(method)
+    assert facts["seam"] == releases.seam_path(Version(facts["release"]))
 
 
 @pytest.mark.parametrize(
@@ -62,11 +74,10 @@ def test_float32_results_are_those_of_forward_native(facts):
 
 
 def test_the_signatures_are_those_the_adapters_translate(facts):
-    patch = int(facts["release"].rpartition(".")[2])
     norm = ["x", "residual", "post_residual_addition"]
     assert facts["classes"] == {
         "sglang.srt.layers.activation:SiluAndMul": ["x"],
-        "sglang.srt.layers.layernorm:RMSNorm": norm + ["quant_linear"] * (patch > LAST_OF_FIRST_SEAM),
+        "sglang.srt.layers.layernorm:RMSNorm": norm + ["quant_linear"] * is_in(facts, QUANTISING_NORM),
         "sglang.srt.layers.layernorm:GemmaRMSNorm": norm,
         "sglang.srt.layers.rotary_embedding.mrope:MRotaryEmbedding": [
             "positions",
@@ -92,6 +103,14 @@ def test_the_former_flag_means_the_same_everywhere(facts):
     assert facts["flag"] == "disabled"
 
 
+def test_the_former_flag_is_sglangs_own_in_the_releases_that_the_table_names(facts):
+    assert facts["knows_flag"] == is_in(facts, releases.PIECEWISE_FLAG)
+
+
+def test_a_forced_backend_reaches_the_layers_in_the_releases_that_the_table_names(facts):
+    assert facts["honours_forced_backend"] == is_in(facts, releases.FORCED_BACKEND)
+
+
 def test_the_cpu_platform_sets_its_defaults(facts):
     assert facts["platform"] == {
         "class": "CpuPlatform",
@@ -100,24 +119,15 @@ def test_the_cpu_platform_sets_its_defaults(facts):
     }
 
 
-#: The last releases that do not ask a platform whether it is CUDA: pictures to 0.5.20 (0.5.21 cannot be told
-#: from them), ranks.
-LAST_WITH_PICTURES_ON_CUDA, LAST_WITH_NCCL_FOR_ALL = 21, 22
-
-
 def test_sglang_takes_no_platform_of_ours_for_cuda(facts):
-    release = int(facts["release"].rpartition(".")[2])
-    pictures = "pil" if release <= LAST_WITH_PICTURES_ON_CUDA else "auto"
+    pictures = "pil" if is_in(facts, PICTURES_ON_CUDA) else "auto"
     for name, answer in facts["not_cuda"].items():
-        nccl = f"no-nccl-on-{name}" if release <= LAST_WITH_NCCL_FOR_ALL else None
+        nccl = f"no-nccl-on-{name}" if is_in(facts, NCCL_FOR_ALL_RANKS) else None
         assert answer == [pictures, nccl]
 
 
-LAST_THAT_ASKS_FOR_POOLS = 21
-
-
 def test_the_pools_are_those_of_sglang_and_larger_pages_are_refused(facts):
-    if int(facts["release"].rpartition(".")[2]) > LAST_THAT_ASKS_FOR_POOLS:
+    if not is_in(facts, ASKS_FOR_POOLS):
         assert facts["pools"] is None
     else:
         pools = ["MHATokenToKVPool", "MLATokenToKVPool"]
@@ -136,12 +146,11 @@ TAKEN = {
     "dual_gemm": ["SiluAndMul → sglang(dual_gemm)"],
     "all_reduce": ["RMSNorm → sglang(fused_allreduce_norm)"],
 }
-FIRST_WITH_DUAL_GEMM = 22
 
 
 @pytest.mark.parametrize("path", TAKEN)
 def test_a_shortcut_that_sglang_takes_is_logged_and_taken(facts, path: str):
-    if path == "dual_gemm" and int(facts["release"].rpartition(".")[2]) < FIRST_WITH_DUAL_GEMM:
+    if path == "dual_gemm" and not is_in(facts, DUAL_GEMM):
         assert facts["shortcuts"]["watched"][path] == [None]
     else:
         assert facts["shortcuts"]["watched"][path] == ["fused", *TAKEN[path]]
@@ -149,10 +158,22 @@ def test_a_shortcut_that_sglang_takes_is_logged_and_taken(facts, path: str):
 
 @pytest.mark.parametrize("path", TAKEN)
 def test_a_shortcut_past_an_op_that_is_named_is_not_taken(facts, path: str):
-    if path == "dual_gemm" and int(facts["release"].rpartition(".")[2]) < FIRST_WITH_DUAL_GEMM:
+    if path == "dual_gemm" and not is_in(facts, DUAL_GEMM):
         assert facts["shortcuts"]["off"][path] == [None]
     else:
         assert facts["shortcuts"]["off"][path] == ["layers"]
+
+
+@pytest.mark.parametrize("named", ["watched", "off"])
+def test_a_kernel_that_is_wrong_in_a_release_never_runs_there(facts, named: str):
+    path = "sglang.srt.models.qwen3_5.Qwen3_5AttentionDecoderLayer.forward_prepare_cuda_fused"
+    ran = ["RMSNorm → sglang(fused_qk_norm_rope_gate)", "RotaryEmbedding → sglang(fused_qk_norm_rope_gate)"]
+    is_wrong = why_wrong(path, Version(facts["release"])) is not None
+    assert is_wrong == is_in(facts, Range(last="0.5.18"))
+    if named == "watched":
+        assert facts["shortcuts"][named]["gated"] == (["layers"] if is_wrong else ["fused", *ran])
+    else:  # its ops are not among those that are named there
+        assert facts["shortcuts"][named]["gated"][0] == ("layers" if is_wrong else "fused")
 
 
 def test_a_pinned_layer_is_logged_when_it_has_run_and_keeps_its_method(facts):

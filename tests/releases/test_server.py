@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from demo.server import serve
+from sglang_fl.sglang_adapter.releases import representatives
 
 pytestmark = pytest.mark.timeout(500)
 
 LAUNCH = ("--disable-piecewise-cuda-graph", "--max-total-tokens", "2048")
 
 
-@pytest.mark.parametrize("release", ["0.5.17", "0.5.20"])
+@pytest.mark.parametrize("release", representatives()[:-1])
 def test_release_serves_and_runs_the_references(
     release: str, tiny_model: Path, tmp_path: Path, environment_of_release
 ):

@@ -169,8 +169,11 @@ def coverage(as_json: Json = False) -> None:
     typer.echo("Shortcuts of SGLang past them")
     for row in found["shortcuts"]:
         typer.echo(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
-        for key in ("where", "taken", "off_where_the_op_is_named"):
-            typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
+        for key in ("where", "taken", "off_where_the_op_is_named", "wrong"):
+            if row[key]:
+                typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
+    if found["kernel_plugins"]:
+        _print(found["kernel_plugins"], False, "Kernel plugins of others; the dispatch log tells which ran")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -291,11 +294,14 @@ def report_logs(
     foreign = log.foreign + other.foreign
     if as_json:
         answer = {"layer_classes": log.layer_classes(), "aten_ops": log.aten_ops()}
+        answer |= {"kernel_plugins": log.kernel_plugins()}
         answer |= {"differences": differences, "no_log_lines": foreign}
         _print_json(answer)
         return
     if dispatch:
         _print(log.layer_classes(), False, _titled("Layer classes", log.layer_classes()))
+    if log.kernel_plugins():
+        _print(log.kernel_plugins(), False, "Run by kernel plugins of others")
     if aten:
         _print(log.aten_ops(), False, _titled("Replaced ATen ops that were called", log.aten_ops()))
     if has_other:

@@ -23,6 +23,7 @@ from sglang_fl.ops import Kernel, Op
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
+from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
 from sglang_fl.startup import Configuration, configure, inform_user, is_launcher, warn_user
 
@@ -182,7 +183,7 @@ def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
 
     configuration = layers.configuration
     named = named_ops(configuration.settings)
-    if seam.honours_forced_backend:
+    if installed_version() in FORCED_BACKEND:
         _heed_forced_backend(named)
     _warn_of_references(configuration)
     log = _open_log(configuration.settings)

@@ -16,6 +16,7 @@ from sglang_fl.errors import SettingsError
 __all__ = ["Log", "compared", "read_log"]
 
 _DISPATCH = re.compile(r"\[OOT-DISPATCH\] (?P<what>\S+) → (?P<ran>\S+\(.+\))")
+_PLUGIN = re.compile(r"sglang\(plugin(?::(.+))?\)")
 _ATEN = re.compile(r"\[DEBUG\] (?P<ran>[\w.]+): GEMS \w+ aten::(?P<what>[\w.]+)")
 
 
@@ -40,6 +41,13 @@ class Log:
             {"layer_class": name, "runs": sorted(ran), "lines": ran.total(), "disagree": len(ran) > 1}
             for name, ran in sorted(self.dispatch.items())
         ]
+
+    def kernel_plugins(self) -> list[dict[str, Any]]:
+        """Return what kernel plugins of others ran: a layer class, or the class of a model in whole steps."""
+        rows = [
+            (name, _PLUGIN.fullmatch(ran)) for name, runs in sorted(self.dispatch.items()) for ran in runs
+        ]
+        return [{"ran": name, "plugin": found[1] or "not named"} for name, found in rows if found]
 
     def aten_ops(self) -> list[dict[str, Any]]:
         """Return each ATen op that was replaced and called, and the kernel that ran it."""

@@ -15,9 +15,12 @@ from sglang_fl.registry import installed_vendors, is_in_force
 from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
-from sglang_fl.sglang_adapter import seams
+from sglang_fl.sglang_adapter import releases, seams
+from sglang_fl.sglang_adapter.installed_plugins import installed_claims
+from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
+from sglang_fl.sglang_adapter.source import PLUGIN_METHOD
 from sglang_fl.startup import Configuration, configure, simulate
 
 __all__ = [
@@ -161,24 +164,39 @@ def _state(lifted: bool, in_force: bool) -> str:
 
 
 def coverage() -> dict[str, list[dict[str, Any]]]:
-    """Return ``layer_classes`` and ``shortcuts``.
+    """Return ``layer_classes``, ``shortcuts`` and ``kernel_plugins``.
 
     The first is each fused layer class of the installed SGLang, with its ops, or why it has none: SGLang's
     source is read, not imported. The second is SGLang's paths past these layers, in all supported releases.
+    The third is what installed kernel plugins take.
 
     Raises
     ------
     SettingsError : SGLang is not installed
     """
+    found = sglang_coverage.coverage(_sglang())
     classes = [
         {
             "layer_class": layer.layer_class.removeprefix("sglang."),
             "ops": list(layer.ops),
             "left_to_sglang": None if layer.ops else layer.reason or "unknown to this version of sglang-fl",
         }
-        for layer in sglang_coverage.coverage(_sglang())
+        for layer in found
     ]
-    return {"layer_classes": classes, "shortcuts": _shortcuts()}
+    return {
+        "layer_classes": classes,
+        "shortcuts": _shortcuts(),
+        "kernel_plugins": _kernel_plugins(found),
+    }
+
+
+def _kernel_plugins(classes: list[sglang_coverage.Coverage]) -> list[dict[str, Any]]:
+    rows = [vars(claim) for claim in installed_claims()]
+    of_sglang = [layer.layer_class for layer in classes if layer.has_plugin_backend]
+    return rows + [
+        {"plugin": "one that SGLang does not name", "what": name.rpartition(":")[2], "how": PLUGIN_METHOD}
+        for name in of_sglang
+    ]
 
 
 def _shortcuts() -> list[dict[str, Any]]:
@@ -189,7 +207,8 @@ def _shortcuts() -> list[dict[str, Any]]:
             "where": shortcut.target.removeprefix("sglang.srt."),
             "taken": shortcut.condition,
             "off_where_the_op_is_named": shortcut.off,
-            "releases": _releases(shortcut.first, shortcut.last),
+            "releases": str(shortcut.releases),
+            "wrong": _fault_of(shortcut.target),
         }
         for shortcut in SHORTCUTS
     ]
@@ -200,21 +219,23 @@ def _shortcuts() -> list[dict[str, Any]]:
             "where": call.owner.removeprefix("sglang.srt."),
             "taken": call.condition,
             "off_where_the_op_is_named": "no way: the start is refused",
-            "releases": _releases(call.first, call.last),
+            "releases": str(call.releases),
+            "wrong": None,
         }
         for call in DIRECT_CALLS
     ]
     return rows
 
 
-def _releases(first: int, last: int) -> str:
-    return f"0.5.{first}" if first == last else f"0.5.{first} to 0.5.{last}"
+def _fault_of(target: str) -> str | None:
+    """Say in which releases SGLang's kernel behind a shortcut is wrong, so that it is turned off there."""
+    found = [f"{fault.releases} {fault.what}" for fault in KERNEL_FAULTS if fault.target == target]
+    return f"that of {'; that of '.join(found)}; off there, the layers run" if found else None
 
 
 def _sglang() -> Path:
     """Return the folder of the installed SGLang."""
     spec = util.find_spec("sglang")
     if spec is None or not spec.submodule_search_locations:
-        newest = seams.SEAMS[-1].last
-        raise SettingsError(f"SGLang is not installed here. Install sglang {seams.OLDEST} to {newest}.")
+        raise SettingsError(f"SGLang is not installed here. Install sglang {releases.supported_range()}.")
     return Path(spec.submodule_search_locations[0])

@@ -1,6 +1,6 @@
 """Which of SGLang's fused layer classes layer 2 dispatches, and why not the rest.
 
-``NOT_DISPATCHED`` has a line for each class without an adapter in SGLang 0.5.15 to 0.5.23. A release
+``NOT_DISPATCHED`` has a line for each class without an adapter in a supported SGLang. A release
 that brings another one fails the test that holds both catalogues against its source.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.sglang_adapter.layers import ADAPTERS
-from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
+from sglang_fl.sglang_adapter.source import PLUGIN_METHOD, ROOTS, FusedClass, fused_classes
 
 __all__ = ["NOT_DISPATCHED", "Coverage", "adapter_of", "coverage"]
 
@@ -103,11 +103,13 @@ class Coverage:
     layer_class : ``module:Class``
     ops : the ops that run it, by name; empty where it has no adapter
     reason : why it has none; empty for a class that is in no catalogue yet
+    has_plugin_backend : whether SGLang's source lets a kernel plugin run it
     """
 
     layer_class: str
     ops: tuple[str, ...]
     reason: str
+    has_plugin_backend: bool = False
 
 
 def coverage(package: Path) -> list[Coverage]:
@@ -118,7 +120,12 @@ def coverage(package: Path) -> list[Coverage]:
     package : the folder ``sglang``
     """
     return [
-        Coverage(cls.path, _ops(adapter_of(cls, ADAPTERS)), NOT_DISPATCHED.get(cls.path, ""))
+        Coverage(
+            cls.path,
+            _ops(adapter_of(cls, ADAPTERS)),
+            NOT_DISPATCHED.get(cls.path, ""),
+            any(PLUGIN_METHOD in cls.forwards[a] for a in cls.ancestors if a not in ROOTS),
+        )
         for cls in fused_classes(package)
     ]
 

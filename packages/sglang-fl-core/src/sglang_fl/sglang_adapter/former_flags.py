@@ -2,7 +2,7 @@
 
 __all__ = ["FLAG", "TODAY", "VALUE", "in_todays_words"]
 
-#: Removed in 0.5.20; before, it stored this very value.
+#: Known to SGLang itself in ``releases.PIECEWISE_FLAG``, where it stores this very value.
 FLAG = "--disable-piecewise-cuda-graph"
 TODAY = "--cuda-graph-backend-prefill"
 VALUE = "disabled"

@@ -1,14 +1,10 @@
-"""The seams of SGLang 0.5.15 to 0.5.23: where a layer resolves its kernel, and is it ours?
+"""The seams of SGLang: where a layer resolves its kernel, and is it ours?
 
-This module alone asks for SGLang's version. Those of layer 2:
+This module alone asks which SGLang is installed; ``releases`` says what differs between them.
 
-- to 0.5.17: ``MultiPlatformOp.dispatch_forward``, asked in the layer's ``__init__``, before the layer has
-  weights or attributes;
-- from 0.5.18 on: ``BaseFusedOp._resolve_forward_method``, asked in the first call.
-
-The two moments in the life of a scheduler are methods of ``Scheduler`` in all of them; both models, the
-target and a draft, are loaded when ``maybe_init_draft_worker`` returns, and nothing is warmed up or captured
-before.
+The two moments in the life of a scheduler are methods of ``Scheduler`` in all supported releases; both
+models, the target and a draft, are loaded when ``maybe_init_draft_worker`` returns, and nothing is warmed up
+or captured before.
 """
 
 import inspect
@@ -20,12 +16,11 @@ from typing import Any
 from packaging.version import Version
 
 from sglang_fl.errors import SeamError
+from sglang_fl.sglang_adapter import releases
 
 __all__ = [
     "MODELS_LOADED",
-    "OLDEST",
     "SCHEDULER",
-    "SEAMS",
     "SERVING",
     "Seam",
     "has_platform",
@@ -42,13 +37,11 @@ class Seam:
 
     Parameters
     ----------
-    last : the newest release with this seam
     owner : its class, as a dotted path; for layer 2 the base class of the fused layers
     method : its name; for layer 2 the method that resolves a layer's kernel
     purpose : what for, in an error
     """
 
-    last: Version
     owner: str
     method: str
     purpose: str = "where layer 2 enters"
@@ -60,11 +53,6 @@ class Seam:
 
     def _current(self) -> Any:
         return getattr(pkgutil.resolve_name(self.owner), self.method, None)
-
-    @property
-    def honours_forced_backend(self) -> bool:
-        """Whether SGLANG_FORCE_FUSED_OP_BACKEND reaches the layers."""
-        return self is SEAMS[-1]
 
     def require(self) -> None:
         """Raise ``SeamError`` unless SGLang has the method."""
@@ -92,19 +80,9 @@ class Seam:
         return f"SGLang {installed_version()}: {self.target}, {self.purpose},"
 
 
-OLDEST = Version("0.5.15")
-SEAMS = (
-    Seam(Version("0.5.17"), "sglang.srt.layers.utils.multi_platform.MultiPlatformOp", "dispatch_forward"),
-    Seam(Version("0.5.23"), "sglang.kernels.fused_op.BaseFusedOp", "_resolve_forward_method"),
-)
-
 SCHEDULER = "sglang.srt.managers.scheduler"
-MODELS_LOADED = Seam(
-    SEAMS[-1].last, f"{SCHEDULER}.Scheduler", "maybe_init_draft_worker", "where layer 1 enters"
-)
-SERVING = Seam(
-    SEAMS[-1].last, f"{SCHEDULER}.Scheduler", "run_event_loop", "after which nothing should be compiled"
-)
+MODELS_LOADED = Seam(f"{SCHEDULER}.Scheduler", "maybe_init_draft_worker", "where layer 1 enters")
+SERVING = Seam(f"{SCHEDULER}.Scheduler", "run_event_loop", "after which nothing should be compiled")
 
 
 def installed_version() -> Version:
@@ -122,19 +100,19 @@ def has_platform(device_type: str) -> bool:
 
 
 def routes_padded_tokens(version: Version) -> bool:
-    """Whether a routing function may be asked for tokens that are padding; to 0.5.16 SGLang asserts not."""
-    return Version(version.base_version) >= Version("0.5.17")
+    """Whether a routing function may be asked for tokens that are padding."""
+    return version in releases.PADDED_TOKENS
 
 
 def seam_of(version: Version) -> Seam | None:
     """Return the seam of a supported release, or None for any other."""
-    # Compared by release number: 0.5.20.post1 and 0.5.20rc2 have the seam of 0.5.20.
-    release = Version(version.base_version)
-    if release < OLDEST:
+    path = releases.seam_path(version)
+    if path is None:
         return None
-    return next((seam for seam in SEAMS if release <= seam.last), None)
+    owner, _, method = path.rpartition(".")
+    return Seam(owner, method)
 
 
 def why_unsupported(version: Version) -> str:
     """Say that a release has no seam for us, and which have."""
-    return f"SGLang {version} is not supported ({OLDEST} to {SEAMS[-1].last} are)"
+    return f"SGLang {version} is not supported ({releases.supported_range()} are)"

@@ -1,4 +1,4 @@
-"""Where SGLang 0.5.15 to 0.5.23 computes an op without asking for the layer's forward, and how to stop it.
+"""Where SGLang computes an op without asking for the layer's forward, and how to stop it.
 
 A written catalogue, which imports nothing of SGLang. ``loaded_models`` puts it into force once a model is
 there: a shortcut past an op whose backend the user named is turned off, the others are watched, and the
@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from packaging.version import Version
+from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, Range
 
 __all__ = ["DIRECT_CALLS", "SHORTCUTS", "DirectCall", "Shortcut", "Switch"]
 
@@ -26,17 +26,12 @@ class Switch:
     ----------
     target : the function, as SGLang's ``HookRegistry`` spells it
     replacement : called as ``replacement(original, *args, **kwargs)``
-    first, last : the releases that have it, by the last part of their number
+    releases : those that have it
     """
 
     target: str
     replacement: Callable[..., Any]
-    first: int = 15
-    last: int = 23
-
-    def is_in(self, version: Version) -> bool:
-        """Whether a supported release has it."""
-        return self.first <= version.micro <= self.last
+    releases: Range = EVERY_RELEASE
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Shortcut:
     watch : see ``Watch``; None where the kernel does not know for which norm it runs
     switches : what turns it off, in one release or another; empty where nothing has to
     off : how it is turned off, in words
-    first, last : the releases that have it, by the last part of their number
+    releases : those that have it
     """
 
     name: str
@@ -62,12 +57,7 @@ class Shortcut:
     watch: Watch | None
     switches: tuple[Switch, ...]
     off: str
-    first: int = 15
-    last: int = 23
-
-    def is_in(self, version: Version) -> bool:
-        """Whether a supported release has it."""
-        return self.first <= version.micro <= self.last
+    releases: Range = EVERY_RELEASE
 
     def passes(self, ops: Collection[str]) -> list[str]:
         """Return which of these ops it passes over."""
@@ -83,18 +73,13 @@ class DirectCall:
     op : the op that is passed over
     owner : the class whose code does it, ``module:Class``
     condition : what it calls, and when
-    first, last : the releases that have it, by the last part of their number
+    releases : those that have it
     """
 
     op: str
     owner: str
     condition: str
-    first: int = 15
-    last: int = 23
-
-    def is_in(self, version: Version) -> bool:
-        """Whether a supported release has it."""
-        return self.first <= version.micro <= self.last
+    releases: Range = EVERY_RELEASE
 
 
 class _Witness:
@@ -255,9 +240,13 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         f"{_SRT}.models.mellum.MellumAttention.apply_qk_norm_rope",
         "--enable-fused-qk-norm-rope, bfloat16",
         _watch_qk_norm_rope,
-        (Switch(f"{_SRT}.models.mellum.MellumAttention.apply_qk_norm_rope", _unfused, first=16),),
+        (
+            Switch(
+                f"{_SRT}.models.mellum.MellumAttention.apply_qk_norm_rope", _unfused, releases=Range("0.5.16")
+            ),
+        ),
         "use_fused_qk_norm_rope of the attention layer is False",
-        first=16,
+        releases=Range("0.5.16"),
     ),
     Shortcut(
         "fused_qk_norm_rope_gate",
@@ -297,9 +286,9 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         f"{_QWEN3_5}.forward_prepare_npu_prefill",
         _NPU_NORM_ROPE,
         _watch_mrope_prologue,
-        (Switch(f"{_QWEN3_5}.forward_prepare_npu_prefill", _natively, first=23),),
+        (Switch(f"{_QWEN3_5}.forward_prepare_npu_prefill", _natively, releases=Range("0.5.23")),),
         _NATIVE,
-        first=23,
+        releases=Range("0.5.23"),
     ),
     Shortcut(
         "dual_gemm",
@@ -307,9 +296,9 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         f"{_SRT}.layers.dual_gemm.DualGemm.__call__",
         "CUDA, SM100 (Blackwell): dense gated MLPs of certain shapes, at most 16 tokens",
         _watch_calls("SiluAndMul"),
-        (Switch(f"{_SRT}.layers.dual_gemm.DualGemm.can_run", _never, first=22),),
+        (Switch(f"{_SRT}.layers.dual_gemm.DualGemm.can_run", _never, releases=Range("0.5.22")),),
         "DualGemm.can_run says no",
-        first=22,
+        releases=Range("0.5.22"),
     ),
     Shortcut(
         "fused_silu_quant",
@@ -319,7 +308,7 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         _watch_silu_quant,
         (),
         "off by itself: SGLang looks whose forward SiluAndMul has",
-        first=23,
+        releases=Range("0.5.23"),
     ),
     Shortcut(
         "lora_experts",
@@ -337,9 +326,15 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         "CUDA, SM90 or SM100, tensor parallel, at most 2048 tokens, certain architectures",
         _watch_all_reduce,
         (
-            Switch(f"{_SRT}.layers.communicator.apply_flashinfer_allreduce_fusion", _never, last=20),
-            Switch(f"{_ADD_NORM}.apply_flashinfer_allreduce_fusion", _never, first=21, last=21),
-            Switch(f"{_ADD_NORM}.flashinfer_ar_fusion_applies", _never, first=22),
+            Switch(
+                f"{_SRT}.layers.communicator.apply_flashinfer_allreduce_fusion",
+                _never,
+                releases=Range(last="0.5.20"),
+            ),
+            Switch(
+                f"{_ADD_NORM}.apply_flashinfer_allreduce_fusion", _never, releases=Range("0.5.21", "0.5.21")
+            ),
+            Switch(f"{_ADD_NORM}.flashinfer_ar_fusion_applies", _never, releases=Range("0.5.22")),
         ),
         "the question whether the fusion applies is answered with no",
     ),
@@ -353,13 +348,11 @@ SHORTCUTS: tuple[Shortcut, ...] = (
             Switch(
                 f"{_QWEN3_5_FUSION}.Qwen35FlashInferLayerCommunicator._common_eligible",
                 _never,
-                first=19,
-                last=20,
+                releases=Range("0.5.19", "0.5.20"),
             ),
         ),
         "no batch is eligible",
-        first=19,
-        last=20,
+        releases=Range("0.5.19", "0.5.20"),
     ),
     Shortcut(
         "cutedsl_allreduce_norm",
@@ -367,10 +360,15 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         f"{_FUSIONS}.cutedsl.CuteDSLFusionService.all_reduce_residual_rms_norm",
         _CUTEDSL,
         None,
-        (Switch(f"{_FUSIONS}.cutedsl.CuteDSLFusion._common_eligible", _never, first=21, last=21),),
+        (
+            Switch(
+                f"{_FUSIONS}.cutedsl.CuteDSLFusion._common_eligible",
+                _never,
+                releases=Range("0.5.21", "0.5.21"),
+            ),
+        ),
         "no batch is eligible",
-        first=21,
-        last=21,
+        releases=Range("0.5.21", "0.5.21"),
     ),
     Shortcut(
         "cutedsl_allreduce_norm",
@@ -378,9 +376,9 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         f"{_FUSIONS}.cutedsl.CuteDSLWorkspace.all_reduce_residual_rms_norm",
         _CUTEDSL,
         None,
-        (Switch(f"{_FUSIONS}.cutedsl.CuteDSLFusion._eligible", _never, first=22),),
+        (Switch(f"{_FUSIONS}.cutedsl.CuteDSLFusion._eligible", _never, releases=Range("0.5.22")),),
         "no batch is eligible",
-        first=22,
+        releases=Range("0.5.22"),
     ),
     Shortcut(
         "custom_allreduce_norm",
@@ -388,18 +386,30 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         f"{_FUSIONS}.custom_all_reduce_fusion.CustomAllReduceFusion._run_finalize",
         "CUDA, tensor parallel, MiniMax-M3",
         None,
-        (Switch(f"{_FUSIONS}.custom_all_reduce_fusion.CustomAllReduceFusion._eligible", _never, first=23),),
+        (
+            Switch(
+                f"{_FUSIONS}.custom_all_reduce_fusion.CustomAllReduceFusion._eligible",
+                _never,
+                releases=Range("0.5.23"),
+            ),
+        ),
         "no batch is eligible",
-        first=23,
+        releases=Range("0.5.23"),
     ),
 )
 
 DIRECT_CALLS: tuple[DirectCall, ...] = (
     DirectCall("rms_norm", "sglang.srt.models.olmo2:Olmo2Attention", "q_norm and k_norm by forward_native"),
     DirectCall(
-        "topk_softmax", "sglang.srt.models.xllm:XllmSparseMoeBlock", "topk by forward_native", first=20
+        "topk_softmax",
+        "sglang.srt.models.xllm:XllmSparseMoeBlock",
+        "topk by forward_native",
+        releases=Range("0.5.20"),
     ),
     DirectCall(
-        "topk_sigmoid", "sglang.srt.models.xllm:XllmSparseMoeBlock", "topk by forward_native", first=20
+        "topk_sigmoid",
+        "sglang.srt.models.xllm:XllmSparseMoeBlock",
+        "topk by forward_native",
+        releases=Range("0.5.20"),
     ),
 )

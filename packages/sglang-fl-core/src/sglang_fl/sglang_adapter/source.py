@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-__all__ = ["ROOTS", "FusedClass", "fused_classes"]
+__all__ = ["PLUGIN_METHOD", "ROOTS", "FusedClass", "fused_classes"]
 
 #: The base classes of all fused layers; which of them is the real one depends on the release.
 ROOTS = (
     "sglang.kernels.fused_op:BaseFusedOp",
     "sglang.srt.layers.utils.multi_platform:MultiPlatformOp",
 )
+
+#: The method of a class that lets a kernel plugin run it.
+PLUGIN_METHOD = "forward_plugin"
 
 # Parsing all of SGLang takes a quarter of a minute, so names are looked for in the text first.
 _CLASS = re.compile(r"^[ \t]*class[ \t]+(\w+)[ \t]*\(([^:]*)\)[ \t]*:", re.MULTILINE)

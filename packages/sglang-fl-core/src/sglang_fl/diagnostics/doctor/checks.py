@@ -17,6 +17,7 @@ from sglang_fl.diagnostics.doctor.memory import memory
 from sglang_fl.diagnostics.doctor.network import interfaces, ports, rendezvous, variables_of_collectives
 from sglang_fl.diagnostics.doctor.packages import copies, flag_gems_pins, shadow, torch_pins
 from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
+from sglang_fl.diagnostics.doctor.sglang_kernels import kernel_faults, kernel_plugins
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
 from sglang_fl.diagnostics.doctor.triton_cache import triton_cache
 from sglang_fl.errors import SettingsError, choices
@@ -45,6 +46,9 @@ CHECKS: tuple[Check, ...] = (
     operators,
     layer_classes,
     sgl_kernel,
+    # Numbers differ, or a layer class has no line.
+    kernel_faults,
+    kernel_plugins,
     # tp > 1 hangs at start-up.
     devices,
     numa,

@@ -10,6 +10,7 @@ from sglang_fl.errors import SglangFlError
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings, SglangSettings
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
+from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
 
 __all__ = ["dispatch_log", "layer_2"]
 
@@ -24,7 +25,7 @@ def layer_2(launch: Launch) -> Iterator[Finding]:
     if forced:
         yield problem(
             "layer 2",
-            f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes layers from the plugin (SGLang 0.5.18 on)",
+            f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r} takes layers from the plugin ({FORCED_BACKEND})",
             "unset it",
         )
     if not settings.oot_enabled:

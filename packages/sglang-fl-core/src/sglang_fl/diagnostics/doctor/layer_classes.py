@@ -11,6 +11,7 @@ from sglang_fl.errors import SglangFlError
 from sglang_fl.sglang_adapter.coverage import Coverage, coverage
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.sglang_adapter.layers import ADAPTERS
+from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
 from sglang_fl.startup import Configuration
 from sglang_fl.vendor import BackendKind
 
@@ -18,7 +19,6 @@ __all__ = ["layer_classes", "operators"]
 
 #: On a plain CPU our platform has SGLang run ``forward_native``; on CUDA ``forward_cuda`` is right.
 _AT_HOME = ("cpu", "cuda")
-_FORCE = "SGLANG_FORCE_FUSED_OP_BACKEND=torch (SGLang's own switch, from 0.5.18 on) runs all in plain PyTorch"
 
 
 def operators(launch: Launch) -> Iterator[Finding]:
@@ -78,9 +78,9 @@ def layer_classes(launch: Launch) -> Iterator[Finding]:
     if device in _AT_HOME:
         yield ok(what, f"{text}; the rest is SGLang's", "`sglang-fl coverage` lists them")
         return
-    yield ok(
-        what, f"{text}; a model with one of these runs SGLang's path on {device}: {_names(bare)}", _FORCE
-    )
+    switch = f"SGLANG_FORCE_FUSED_OP_BACKEND=torch (SGLang's own switch, {FORCED_BACKEND})"
+    text += f"; a model with one of these runs SGLang's path on {device}: {_names(bare)}"
+    yield ok(what, text, f"{switch} runs all in plain PyTorch")
 
 
 def _names(layers: list[Coverage]) -> str:

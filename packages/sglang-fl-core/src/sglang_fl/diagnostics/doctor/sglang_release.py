@@ -9,6 +9,7 @@ from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.sglang_adapter import seams
+from sglang_fl.sglang_adapter.releases import is_supported, supported_range
 
 __all__ = ["sglang_loads_the_plugin", "sglang_release"]
 
@@ -28,25 +29,21 @@ print("plugin called", len(calls))
 """
 
 
-def _supported() -> str:
-    return f"{seams.OLDEST} to {seams.SEAMS[-1].last}"
-
-
 def sglang_release(launch: Launch) -> Iterator[Finding]:
     """Is SGLang installed, in a release that layer 2 can enter?"""
     try:
         text = metadata.version("sglang")
         version = Version(text)
     except metadata.PackageNotFoundError:
-        yield problem("sglang", "not installed in this Python", f"install sglang {_supported()}")
+        yield problem("sglang", "not installed in this Python", f"install sglang {supported_range()}")
         return
     except InvalidVersion:
-        yield unknown("sglang", f"its version {text!r} cannot be compared", f"supported: {_supported()}")
+        yield unknown("sglang", f"its version {text!r} cannot be compared", f"supported: {supported_range()}")
         return
-    if seams.seam_of(version):
+    if is_supported(version):
         yield ok("sglang", f"{version}, supported")
     else:
-        remedy = f"install one of {_supported()}, or a newer sglang-fl-core"
+        remedy = f"install one of {supported_range()}, or a newer sglang-fl-core"
         yield problem("sglang", f"{seams.why_unsupported(version)}: the plugin stays off", remedy)
 
 

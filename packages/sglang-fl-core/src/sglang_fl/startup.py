@@ -10,7 +10,7 @@ from sglang_fl.dispatch.resolution import Resolution, resolve_all
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
 from sglang_fl.settings import Setting, Settings
-from sglang_fl.settings.contradictions import refuse_contradictions, without_effect
+from sglang_fl.settings.contradictions import refuse_contradictions, refuse_one_file_for_two, without_effect
 from sglang_fl.settings.policy import Policy
 
 __all__ = ["Configuration", "configure", "inform_user", "simulate", "warn_user"]
@@ -78,6 +78,7 @@ def simulate(settings: Settings) -> None:
     """
     if settings.simulated is None:
         return
+    refuse_one_file_for_two(settings)  # the record is opened here
     from sglang_fl.conformance import simulated
 
     simulated.load(

@@ -4,12 +4,15 @@ Values stay the text that was written, ``yes`` stays ``yes``: what it means, its
 tags are refused, so nothing can grow, run or refer to itself.
 """
 
+import os
+import stat
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
 from sglang_fl.errors import SettingsError
+from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Value", "is_empty", "read_file"]
 
@@ -94,9 +97,9 @@ def _error(path: Path, problem: str) -> SettingsError:
 
 
 def _read_text(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe would wait for a writer, a device never end
-        raise ValueError("this is not a regular file")
-    with path.open("rb") as file:
+    with open_for_reading(path) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # each process reads it anew
+            raise ValueError("it is no regular file")
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"the file is larger than {MAX_BYTES // 1024} KiB, which no settings need")

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.logs.shared_file import named_path
 from sglang_fl.ops import OPS
 from sglang_fl.settings.names import (
     NameList,
@@ -64,16 +65,6 @@ def _parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> Mapping[str
         raise ValueError(str(error)) from error
 
 
-def _parse_path(text: str) -> Path:
-    if "\0" in text:
-        raise ValueError("a path cannot hold a null character")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        raise ValueError("no file system can hold this name") from None
-    return Path(text)
-
-
 def _parse_verify(value: str | Sequence[str]) -> tuple[str, ...]:
     names = parse_op_names(value)
     for name in names:
@@ -95,7 +86,7 @@ def _refuse(text: str) -> None:
 LayerNames = Annotated[NameList, NoDecode, PlainValidator(parse_layer_names)]
 AtenNames = Annotated[NameList, NoDecode, PlainValidator(parse_aten_names)]
 VendorNames = Annotated[tuple[str, ...], NoDecode, PlainValidator(parse_vendor_names)]
-File = Annotated[Path | None, PlainValidator(_parse_path)]
+File = Annotated[Path | None, PlainValidator(named_path)]
 
 
 class Settings(BaseSettings):

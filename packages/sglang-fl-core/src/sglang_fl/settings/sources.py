@@ -5,9 +5,9 @@ Here values are what was written, and only their shape is looked at; what they m
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.logs.shared_file import named_path
 from sglang_fl.settings.file import Value, read_file
 from sglang_fl.vendor import Vendor
 
@@ -114,7 +114,11 @@ def _from_file(names: list[str], path: str) -> dict[str, Given]:
     file = f"{variable('config')}={path!r}"
     by_key = {key: name for name in names if (key := file_key(name))}
     given, complaints = {}, []
-    for key, value in read_file(Path(path)).items():
+    try:
+        content = read_file(named_path(path))
+    except ValueError as error:
+        raise SettingsError(f"{file}: {error}") from None
+    for key, value in content.items():
         reason = _wrong_shape(by_key[key], value) if key in by_key else f"no such key. {choices(key, by_key)}"
         if reason:
             shown = key if key.isidentifier() and key.isascii() else quoted(key)

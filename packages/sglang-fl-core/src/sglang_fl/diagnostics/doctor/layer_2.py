@@ -68,7 +68,7 @@ def dispatch_log(launch: Launch) -> Iterator[Finding]:
         yield problem(
             "dispatch log", f"{settings.quoted('dispatch_log')} cannot be written: {reason}", remedy
         )
-    elif path.exists() and not path.stat().st_size:
+    elif path.is_file() and not path.stat().st_size:
         remedy = "send a request: a layer class is told when it runs for the first time"
         yield ok("dispatch log", f"{path} is writable, and empty so far", remedy)
     else:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl import __version__
-from sglang_fl.bisect.reproduction import broken, manual_steps
+from sglang_fl.bisect.reproduction import broken, make_folder, manual_steps
 from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.diagnostics import doctor as health
 from sglang_fl.diagnostics import logs, report, verification
@@ -178,7 +178,7 @@ def bisect(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
     prompt: Annotated[list[str] | None, typer.Option(help="A text; several may be given.")] = None,
-    folder: Annotated[Path, typer.Option(help="For inputs, scripts and the verdict.")] = Path(
+    folder: Annotated[Path, typer.Option(help="A new folder is made in it, for each run.")] = Path(
         "sglang-fl-bisect"
     ),
     plan: Annotated[bool, typer.Option("--plan", help="Print the manual commands instead.")] = False,
@@ -194,14 +194,16 @@ def bisect(
         return
     from sglang_fl.bisect import command
 
+    run: Path | None = None
     try:
+        run = make_folder(folder)
         verdict = command.bisect(
-            model, prompt or [], context.args, folder, lambda step: typer.echo(redacted(step), err=True)
+            model, prompt or [], context.args, run, lambda step: typer.echo(redacted(step), err=True)
         )
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = broken(error, folder)
+        verdict = broken(error, run)
     if as_json:
         _print_json(verdict.as_json())
     else:

@@ -182,7 +182,5 @@ def test_a_class_stands_for_its_subclasses_wherever_a_list_is_asked(
     if is_ours:
         assert layer_lists(Settings.read())
     else:
-        with pytest.raises(
-            SettingsError, match=f"an order for {op_name}, the other leaves it to SGLang"
-        ):
+        with pytest.raises(SettingsError, match=f"an order for {op_name}, the other leaves it to SGLang"):
             layer_lists(Settings.read())

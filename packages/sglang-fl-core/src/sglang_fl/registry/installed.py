@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from sglang_fl.errors import SettingsError, VendorError, choices
+from sglang_fl.errors import SettingsError, VendorError, choices, quoted
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.registry.handshake import check_core_api
 from sglang_fl.registry.isolation import probe, unchanged
@@ -129,7 +129,7 @@ def choose_vendor(
     }
     if name is not None:
         if name not in available:
-            raise SettingsError(f"{title}={name!r}: {_why_not_chosen(by_name, list(available), name)}")
+            raise SettingsError(f"{title}={quoted(name)}: {_why_not_chosen(by_name, list(available), name)}")
         return available[name]
     chips = [vendor for vendor in available.values() if vendor.name != CPU.name]
     if len(chips) > 1:

@@ -5,7 +5,7 @@ Built once in each process, read-only afterwards.
 
 from dataclasses import dataclass
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, quoted
 from sglang_fl.ops import OPS, Op
 from sglang_fl.registry.installed import InstalledVendor
 from sglang_fl.registry.quarantine import is_in_force
@@ -51,5 +51,5 @@ class Registry:
         SettingsError : there is none
         """
         if name not in OPS:
-            raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
+            raise SettingsError(f"there is no op {quoted(name)}. {choices(name, OPS)}")
         return OPS[name]

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.logs.shared_file import is_same_file
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
@@ -44,9 +44,9 @@ def _both_lists(settings: Settings) -> Iterator[str]:
 
 
 def _both_filters(settings: Settings) -> Iterator[str]:
-    for name in sorted(set(settings.allow_vendors) & set(settings.deny_vendors)):
-        pair = f"{settings.quoted('allow_vendors')} and {settings.quoted('deny_vendors')}"
-        yield f"{pair}: the vendor {name!r} cannot be both allowed and denied."
+    pair = f"{settings.quoted('allow_vendors')} and {settings.quoted('deny_vendors')}"
+    names = sorted(set(settings.allow_vendors) & set(settings.deny_vendors))
+    yield from few(names, lambda name: f"{pair}: the vendor {name!r} cannot be both allowed and denied.")
 
 
 def _denied(settings: Settings) -> Iterator[str]:
@@ -56,14 +56,18 @@ def _denied(settings: Settings) -> Iterator[str]:
             reason = policy.why_denied(vendor)
             if reason:
                 asked = f"{op_name}={'|'.join(map(str, order))}"
-                yield f"{settings.title('per_op')}: '{asked}' cannot be had: {reason}."
+                yield f"{settings.title('per_op')}: {quoted(asked)} cannot be had: {reason}."
 
 
 def _wrong_lifts(settings: Settings) -> Iterator[str]:
     for name in EXCLUSIVE[0]:
-        for op_name in getattr(settings, name).lifted:
-            if op_name not in OPS:
-                yield f"{settings.quoted(name)}: there is no op {op_name!r}. {choices(op_name, OPS)}"
+        wrong = [op_name for op_name in getattr(settings, name).lifted if op_name not in OPS]
+        title = settings.quoted(name)
+        yield from (f"{title}: {line}" for line in few(wrong, _no_such_op))
+
+
+def _no_such_op(name: str) -> str:
+    return f"there is no op {quoted(name)}. {choices(name, OPS)}"
 
 
 def _no_file(settings: Settings) -> Iterator[str]:

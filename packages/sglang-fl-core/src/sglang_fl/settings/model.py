@@ -21,7 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, few, nearest, quoted
 from sglang_fl.logs.shared_file import named_path
 from sglang_fl.ops import OPS
 from sglang_fl.settings.names import (
@@ -32,7 +32,7 @@ from sglang_fl.settings.names import (
     parse_vendor_names,
 )
 from sglang_fl.settings.policy import Order, Policy, parse_orders
-from sglang_fl.settings.sources import ENVIRONMENT, Given, as_text, collect, file_key, quoted, variable
+from sglang_fl.settings.sources import ENVIRONMENT, Given, as_text, collect, file_key, variable
 from sglang_fl.vendor import BackendKind, Vendor
 
 __all__ = [
@@ -69,7 +69,7 @@ def _parse_verify(value: str | Sequence[str]) -> tuple[str, ...]:
     names = parse_op_names(value)
     for name in names:
         if name not in OPS and name != ALL:
-            raise ValueError(f"there is no op {name!r}. {choices(name, [*OPS, ALL])}")
+            raise ValueError(f"there is no op {quoted(name)}. {choices(name, [*OPS, ALL])}")
     return tuple(OPS) if ALL in names else names
 
 
@@ -318,17 +318,14 @@ def ask_for_bench(folder: Path) -> None:
 def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes that none of them is called so."""
     known = {BENCH, *map(variable, Settings.model_fields)}
-    return [
-        f"{name}: there is no such variable.{_nearest(name, known)}"
-        for name in sorted(os.environ)
-        if name.startswith(PREFIXES) and name not in known
-    ]
+    unknown = [name for name in sorted(os.environ) if name.startswith(PREFIXES) and name not in known]
 
+    def complaint(name: str) -> str:
+        near = nearest(name, known)  # the full list is long, and `sglang-fl env` prints it
+        shown = name if name.isascii() and name.isidentifier() and len(name) < 80 else quoted(name)
+        return f"{shown}: there is no such variable.{f' Nearest: {near}.' if near else ''}"
 
-def _nearest(name: str, known: set[str]) -> str:
-    # The full list is long, and `sglang-fl env` prints it.
-    _, found, nearest = choices(name, known).partition(" Nearest:")
-    return found + nearest
+    return few(unknown, complaint)
 
 
 def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:

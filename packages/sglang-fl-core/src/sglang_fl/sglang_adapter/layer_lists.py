@@ -6,7 +6,7 @@ layer class that computes it.
 
 from dataclasses import dataclass
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
 from sglang_fl.sglang_adapter.layers import ADAPTERS
@@ -81,11 +81,9 @@ def layer_lists(settings: Settings) -> LayerLists:
     active = "oot_blacklist" if black else "oot_whitelist"
     lists = LayerLists(frozenset(white), frozenset(black), settings.title(active))
     valid = {*OPS, *map(class_name, ADAPTERS)}
-    complaints = [
-        f"{settings.quoted(active)}: no layer class and no op is called {name!r}. {choices(name, valid)}"
-        for name in (*white, *black)
-        if name not in valid
-    ]
+    wrong = [name for name in (*white, *black) if name not in valid]
+    title = f"{settings.quoted(active)}: no layer class and no op is called"
+    complaints = few(wrong, lambda name: f"{title} {quoted(name)}. {choices(name, valid)}")
     for op_name in settings.per_op:
         if lists.why_op_left_out(op_name):
             complaints.append(

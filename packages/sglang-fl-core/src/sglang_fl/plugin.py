@@ -58,7 +58,7 @@ def activate_platform() -> str | None:
     """
     with _exit_on_error():
         path = _platform(configure())
-        selected = SglangSettings().platform
+        selected = SglangSettings.read().platform
         if path is None and selected == "sglang_fl":
             raise SettingsError(
                 f"SGLANG_PLATFORM={selected!r}: on this device SGLang's own platform stays active. "
@@ -87,7 +87,7 @@ def _platform(configuration: Configuration) -> str | None:
     if simulated is not None:
         return simulated
     if vendor.device_type == "cpu" and (
-        torch.accelerator.is_available() or SglangSettings().use_cpu_engine == "1"
+        torch.accelerator.is_available() or SglangSettings.read().use_cpu_engine == "1"
     ):
         return None  # the device is not a plain CPU, and SGLang has a platform for it
     if vendor.device_type == "cpu":
@@ -239,7 +239,7 @@ def _require_hooked(seam: Seam, hooked: Callable[..., Any]) -> None:
 
 def _heed_forced_backend(named: dict[str, str]) -> None:
     """Refuse SGLang's own force together with an op that the user named; warn of it otherwise."""
-    forced = SglangSettings().force_fused_op_backend
+    forced = SglangSettings.read().force_fused_op_backend
     if not forced:
         return
     for op, title in named.items():

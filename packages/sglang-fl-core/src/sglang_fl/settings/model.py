@@ -12,14 +12,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
 )
+from pydantic.fields import FieldInfo
 
 from sglang_fl.errors import SettingsError, choices, few, nearest, quoted
 from sglang_fl.logs.shared_file import named_path
@@ -32,13 +34,12 @@ from sglang_fl.settings.names import (
     parse_vendor_names,
 )
 from sglang_fl.settings.policy import Order, Policy, parse_orders
-from sglang_fl.settings.sources import ENVIRONMENT, Given, as_text, collect, file_key, variable
+from sglang_fl.settings.sources import Given, as_text, collect, file_key, variable
 from sglang_fl.vendor import BackendKind, Vendor
 
 __all__ = [
     "Setting",
     "Settings",
-    "SglangSettings",
     "ask_for_bench",
     "bench_folder",
     "explain",
@@ -83,24 +84,16 @@ def _refuse(text: str) -> None:
     raise ValueError("this setting is not implemented in this version. Unset it.")
 
 
-LayerNames = Annotated[NameList, NoDecode, PlainValidator(parse_layer_names)]
-AtenNames = Annotated[NameList, NoDecode, PlainValidator(parse_aten_names)]
-VendorNames = Annotated[tuple[str, ...], NoDecode, PlainValidator(parse_vendor_names)]
+LayerNames = Annotated[NameList, PlainValidator(parse_layer_names)]
+AtenNames = Annotated[NameList, PlainValidator(parse_aten_names)]
+VendorNames = Annotated[tuple[str, ...], PlainValidator(parse_vendor_names)]
 File = Annotated[Path | None, PlainValidator(named_path)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What a user can set. ``sources`` knows the variable of a field and its key in a file."""
 
-    model_config = SettingsConfigDict(
-        alias_generator=variable,
-        populate_by_name=True,
-        case_sensitive=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        validate_default=False,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     use_flaggems: bool = Field(
         default=False,
@@ -127,7 +120,7 @@ class Settings(BaseSettings):
         default=BackendKind.FLAGOS,
         description="the backend kind tried first: `flagos`, `vendor`, `reference`",
     )
-    per_op: Annotated[Mapping[str, Order], NoDecode, PlainValidator(_parse_orders)] = Field(
+    per_op: Annotated[Mapping[str, Order], PlainValidator(_parse_orders)] = Field(
         default={}, description="orders of single ops: `silu_and_mul=flagos;rms_norm=vendor|reference`"
     )
     oot_whitelist: LayerNames = Field(
@@ -144,7 +137,7 @@ class Settings(BaseSettings):
         default=(), description="vendors whose native kernels alone may run: `nvidia`"
     )
     deny_vendors: VendorNames = Field(default=(), description="vendors whose native kernels do not run")
-    verify: Annotated[tuple[str, ...], NoDecode, PlainValidator(_parse_verify)] = Field(
+    verify: Annotated[tuple[str, ...], PlainValidator(_parse_verify)] = Field(
         default=(),
         description="ops whose calls a live server samples and holds against float64: `rms_norm`, `all`",
     )
@@ -171,18 +164,6 @@ class Settings(BaseSettings):
     _given: Mapping[str, Given] = PrivateAttr(default_factory=dict)
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put what is passed to the constructor, from a file or a vendor, below the environment."""
-        return (env_settings, init_settings)
-
-    @classmethod
     def read(cls, vendor: Vendor | None = None) -> "Settings":
         """Read the environment, over a file, over a vendor's defaults.
 
@@ -191,11 +172,8 @@ class Settings(BaseSettings):
         SettingsError : whatever a user must change; one line for each
         """
         given, complaints = collect(cls.model_fields, os.environ, vendor)
-        weaker: dict[str, Any] = {
-            name: said.value for name, said in given.items() if said.source != ENVIRONMENT
-        }
         try:
-            settings = cls(**weaker)
+            settings = cls.model_validate({name: said.value for name, said in given.items()})
         except ValidationError as error:
             complaints += [_complaint(dict(detail), given) for detail in error.errors(include_url=False)]
             raise SettingsError("\n".join(complaints)) from None
@@ -287,19 +265,6 @@ def _written(value: Any) -> str:
     return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
 
 
-class SglangSettings(BaseSettings):
-    """SGLang's own variables that decide whether it asks us, and as what."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="SGLANG_", env_ignore_empty=True, extra="ignore", frozen=True
-    )
-
-    platform: str | None = None
-    use_cpu_engine: str = "0"
-    force_fused_op_backend: str | None = None
-    plugins: str | None = None
-
-
 #: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
 BENCH = "SGLANG_FL_BISECT"
 
@@ -330,8 +295,7 @@ def unknown_variables() -> list[str]:
 
 def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:
     """Turn one of pydantic's errors into: how the user calls it, text as given, what is valid."""
-    located = str(error["loc"][0])
-    name = next(name for name in Settings.model_fields if located in (name, variable(name)))
+    name = str(error["loc"][0])
     said = given[name]
     origin = " (a default of the vendor package)" if said.is_vendors else ""
     text = as_text(said.value)

@@ -20,7 +20,7 @@ def layer_2(launch: Launch) -> Iterator[Finding]:
     if configuration is None:
         return
     settings = configuration.settings
-    forced = SglangSettings().force_fused_op_backend
+    forced = SglangSettings.read().force_fused_op_backend
     if forced:
         yield problem(
             "layer 2",

@@ -196,7 +196,7 @@ def test_vendor_that_is_not_installed_is_an_error_that_lists_what_is(install_ven
     install_vendor("toy")
     expected = (
         r"SGLANG_FL_PLATFORM='toyo': no such vendor is installed\. Valid: .*cpu.*toy.*\. Nearest: toy\. "
-        r"Install its package \(sglang-fl-toyo\)"
+        r"Install its package, or unset the variable\."
     )
     with pytest.raises(SettingsError, match=expected):
         choose_vendor(installed_vendors(), "toyo")

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from sglang_fl.foreign_names import NAMES
+
 __all__ = [
     "ContractError",
     "NoImplementationError",
@@ -73,10 +75,14 @@ def choices(text: str, valid: Iterable[str]) -> str:
 
     Returns
     -------
-    str : one or two sentences; the nearest name is left out where none is near
+    str : one or two sentences; the second says the nearest name, if any, or what is meant by the name that
+        another plugin of FlagOS has for it
     """
     names = sorted(valid)
     sentence = f"Valid: {', '.join(names) or 'none'}."
+    ours = [name for name in NAMES.get(text.lower(), ()) if name in names]
+    if ours:
+        return f"{sentence} {quoted(text)} is called {' or '.join(ours)} here."
     near = nearest(text, names)
     return f"{sentence} Nearest: {near}." if near else sentence
 

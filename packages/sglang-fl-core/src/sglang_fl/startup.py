@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sglang_fl import settings as settings_module
 from sglang_fl.dispatch.resolution import Resolution, resolve_all
 from sglang_fl.errors import SettingsError, choices, printable, quoted
+from sglang_fl.foreign_names import NAMES
 from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
 from sglang_fl.settings import Setting, Settings
 from sglang_fl.settings.contradictions import refuse_contradictions, refuse_one_file_for_two, without_effect
@@ -113,7 +114,9 @@ def _check_vendors(settings: Settings, registry: Registry) -> None:
         for name in getattr(settings, setting):
             if name not in _names(registry.installed):
                 title, valid = settings.quoted(setting), choices(name, _names(registry.installed))
-                raise SettingsError(f"{title}: no vendor {quoted(name)} is installed. {valid}")
+                ours = [vendor for vendor in NAMES.get(name.lower(), ()) if vendor not in valid]
+                meant = f" It is called {ours[0]} here." if ours else ""
+                raise SettingsError(f"{title}: no vendor {quoted(name)} is installed. {valid}{meant}")
 
 
 def _warn_of_lifted(policy: Policy, registry: Registry) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from sglang_fl.errors import SettingsError, VendorError, choices, quoted
+from sglang_fl.foreign_names import NAMES
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.registry.handshake import check_core_api
 from sglang_fl.registry.isolation import probe
@@ -18,6 +19,8 @@ from sglang_fl.vendor import Vendor
 __all__ = ["InstalledVendor", "choose_vendor", "installed_vendors"]
 
 GROUP = "sglang_fl.vendors"
+#: The vendors of this project's own packages; those of others may be called anything.
+PUBLISHED = ("nvidia", "ascend", "mlu")
 #: The entry point of core's own vendor, whose name nobody else may claim.
 _CPU = "sglang_fl.registry.cpu:CPU"
 
@@ -147,9 +150,11 @@ def choose_vendor(
 
 def _why_not_chosen(by_name: dict[str, InstalledVendor], available: list[str], name: str) -> str:
     if name not in by_name:
-        package = f" (sglang-fl-{name})" if name.isidentifier() else ""  # it may hold what ends a line
+        ours = NAMES.get(name.lower(), (name,))[0]
+        known = f"{quoted(name)} is called {ours} here. " if ours != name and ours not in by_name else ""
+        package = f" (sglang-fl-{ours})" if ours in PUBLISHED else ""
         return (
-            f"no such vendor is installed. {choices(name, by_name)} "
+            f"no such vendor is installed. {choices(name, by_name)} {known}"
             f"Install its package{package}, or unset the variable."
         )
     return (

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from sglang_fl.errors import SettingsError, choices, few, nearest, quoted
+from sglang_fl.foreign_names import is_foreign, our_variable
 from sglang_fl.logs.shared_file import named_path
 from sglang_fl.ops import OPS
 from sglang_fl.settings.names import (
@@ -281,16 +282,28 @@ def ask_for_bench(folder: Path) -> None:
 
 
 def unknown_variables() -> list[str]:
-    """Say of each variable with one of our prefixes that none of them is called so."""
+    """Say of each variable with one of our prefixes, or of another plugin of FlagOS, that it does nothing."""
     known = {BENCH, *map(variable, Settings.model_fields)}
-    unknown = [name for name in sorted(os.environ) if name.startswith(PREFIXES) and name not in known]
+    unknown = [
+        name
+        for name in sorted(os.environ)
+        if name not in known and (name.startswith(PREFIXES) or is_foreign(name))
+    ]
+    return few(unknown, lambda name: f"{_shown(name)}: {_what_instead(name, known)}")
 
-    def complaint(name: str) -> str:
-        near = nearest(name, known)  # the full list is long, and `sglang-fl env` prints it
-        shown = name if name.isascii() and name.isidentifier() and len(name) < 80 else quoted(name)
-        return f"{shown}: there is no such variable.{f' Nearest: {near}.' if near else ''}"
 
-    return few(unknown, complaint)
+def _shown(name: str) -> str:
+    return name if name.isascii() and name.isidentifier() and len(name) < 80 else quoted(name)
+
+
+def _what_instead(name: str, known: set[str]) -> str:
+    ours = our_variable(name)
+    if ours is None:
+        return "it has no effect: layer 3 (communication) is not in this version."
+    if ours != name and ours in known:
+        return f"it has no effect here, where it is called {ours}."
+    near = nearest(ours, known)  # the full list is long, and `sglang-fl env` prints it
+    return f"there is no such variable.{f' Nearest: {near}.' if near else ''}"
 
 
 def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:

@@ -5,7 +5,7 @@ Data alone: a message that refuses one of these names says ours. ``docs/coming-f
 
 import re
 
-__all__ = ["NAMES", "NO_EFFECT", "VARIABLES", "is_foreign", "markdown_tables", "our_variable"]
+__all__ = ["NAMES", "NO_EFFECT", "PUBLISHED", "VARIABLES", "is_foreign", "markdown_tables", "our_variable"]
 
 #: Vendors, ops and backend kinds.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -27,6 +27,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "pytorch": ("reference",),
     "native": ("reference",),
 }
+#: The vendors of this project's own packages, ``sglang-fl-<vendor>``.
+PUBLISHED = ("nvidia", "ascend", "mlu")
 #: Variables whose meaning has another name here.
 VARIABLES = {
     "FLAGGEMS_ENABLE_OPLIST_PATH": "SGLANG_FLAGGEMS_LOG_PATH",

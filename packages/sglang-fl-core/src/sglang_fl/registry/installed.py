@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from sglang_fl.errors import SettingsError, VendorError, choices, quoted
-from sglang_fl.foreign_names import NAMES
+from sglang_fl.foreign_names import NAMES, PUBLISHED
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.registry.handshake import check_core_api
 from sglang_fl.registry.isolation import probe
@@ -19,8 +19,6 @@ from sglang_fl.vendor import Vendor
 __all__ = ["InstalledVendor", "choose_vendor", "installed_vendors"]
 
 GROUP = "sglang_fl.vendors"
-#: The vendors of this project's own packages; those of others may be called anything.
-PUBLISHED = ("nvidia", "ascend", "mlu")
 #: The entry point of core's own vendor, whose name nobody else may claim.
 _CPU = "sglang_fl.registry.cpu:CPU"
 

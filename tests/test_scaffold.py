@@ -9,6 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from sglang_fl.cli import app
+from sglang_fl.scaffold import write
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "docs/examples/sglang-fl-toychip"
@@ -62,12 +63,44 @@ def test_its_object_can_be_made_and_no_word_is_left(tmp_path: Path, name, device
     )
 
 
+#: Attributes of torch, its other devices, a word of Python.
+TAKEN_TYPES = ("nn", "fft", "xla", "vulkan", "meta", "hip", "class", "float")
+
+
+def test_an_installed_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "site" / "sglang_fl_acme").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    done = new_vendor(tmp_path / "into", "acme", "acme")
+    assert (done.exit_code, "is that of a package that is installed here" in done.output) == (2, True)
+
+
+def test_what_cannot_be_written_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written = []
+
+    def full(path: Path, text: str) -> Path:
+        if len(written) == 5:
+            raise OSError(28, "No space left on device")
+        written.append(own(path, text))
+        return path
+
+    own = write._write
+    monkeypatch.setattr(write, "_write", full)
+    done = new_vendor(tmp_path, "acme", "acme")
+    assert (done.exit_code, "cannot be written: No space left on device" in done.output) == (2, True)
+    assert len(written) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "device_type", "more", "fault"),
     [
-        ("Acme", "acme", (), "the vendor's name 'Acme' must be lower case letters"),
+        ("Acme", "acme", (), "the vendor's name 'Acme' must be up to 40 lower case letters"),
         ("acme", "acme:0", (), "--device-type 'acme:0' must be"),
         ("cpu", "cpu", (), "is core's own"),
+        ("a" * 300, "acme", (), "must be up to 40 lower case letters"),
+        ("acme", "d" * 300, (), "must be up to 40 lower case letters"),
+        ("nvidia", "cuda", (), "'nvidia' is that of the package sglang-fl-nvidia"),
+        *(("acme", device_type, (), "has something else of that name") for device_type in TAKEN_TYPES),
         ("acme", "acme", ("--from", "triton"), "--from 'triton': valid is flag_gems"),
     ],
 )

@@ -121,7 +121,7 @@ def test_ctrl_c_leaves_no_process_and_is_no_verdict(moment: str, tiny_model, env
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(60) == 130
     assert ends_within(30, process.pid)  # the tracker of shared memory ends by itself
-    assert not (folder / "verdict.json").exists()
+    assert list(folder.glob("*/verdict.json")) == []
 
 
 def ends_within(seconds: float, group: int) -> bool:

@@ -216,9 +216,9 @@ class _Runner:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
-        written = folder / "report" / "verdict.json"
-        if written.exists():
-            verdict = json.loads(written.read_text())
+        written = list((folder / "report").glob("*/verdict.json"))
+        if written:
+            verdict = json.loads(written[0].read_text())
         else:
             verdict = {
                 "outcome": "no verdict",

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,41 @@ def test_it_is_compiled_once_for_one_source(tmp_path: Path, small_source: Path):
     assert torch.__version__ in path.name
     (small_source / "chip.cpp").write_text('extern "C" int chip() { return 2; }\n')
     assert build.library(tmp_path / "cache") != path
+
+
+def others_may_write(path: Path) -> None:
+    path.chmod(0o777)
+
+
+def of_another_user(path: Path) -> None:
+    os.chown(path, 12345, 12345)
+
+
+def a_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("what", ["folder", "library"])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (others_may_write, "can be written by others"),
+        (of_another_user, "belongs to the user 12345"),
+        (a_link, "is a link"),
+    ],
+)
+def test_what_another_user_could_have_made_is_not_loaded(
+    tmp_path: Path, small_source: Path, spoil: Callable[[Path], None], reason: str, what: str
+):
+    if spoil is of_another_user and os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    folder = tmp_path / "cache"
+    path = build.library(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    spoil(folder if what == "folder" else path)
+    with pytest.raises(SettingsError, match=reason):
+        build.library(folder)
 
 
 def test_processes_that_build_at_once_share_one_library(tmp_path: Path, small_source: Path):

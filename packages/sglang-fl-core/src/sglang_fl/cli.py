@@ -15,16 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl import __version__
-from sglang_fl.bisect.reproduction import broken, manual_steps
+from sglang_fl.bisect.reproduction import broken, make_folder, manual_steps
 from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.diagnostics import doctor as health
 from sglang_fl.diagnostics import logs, report, verification
-from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
 from sglang_fl.logs.redaction import redacted
+from sglang_fl.logs.shared_file import named_path
 from sglang_fl.scaffold import write_package
 from sglang_fl.settings import markdown_table
 
 __all__ = ["app"]
+
+#: Columns of a table that is piped.
+WIDE = 8192
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,8 +60,26 @@ def _exit_on_error() -> Iterator[None]:
     try:
         yield
     except SglangFlError as error:
-        typer.echo(redacted(f"sglang-fl: {error}"), err=True)
+        _say(f"sglang-fl: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Print a line without secrets, and without what would steer a terminal."""
+    typer.echo(printable(redacted(text)), err=err)
+
+
+def _named(path: Path) -> Path:
+    """Return a path as it was meant: a shell leaves the ``~`` of ``--folder=~/x`` as it is.
+
+    Raises
+    ------
+    SettingsError : no file can have this name
+    """
+    try:
+        return named_path(str(path))
+    except ValueError as error:
+        raise SettingsError(f"{quoted(str(path))}: {error}") from None
 
 
 def _print_json(data: Any) -> None:
@@ -74,19 +96,25 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[s
         _print_json(rows)
         return
     if not rows:
-        typer.echo(title)
+        _say(title)
         return
-    table = Table(title=title, title_justify="left", show_lines=False)
+    table = Table(title=printable(title), title_justify="left", show_lines=False)
     columns = [column for column in rows[0] if column not in below]
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in columns))
-    Console().print(table)
+        table.add_row(*(Text(printable(_cell(row[column]))) for column in columns))
+    _console().print(table)
     for row in rows:
         for column in below:
             for sentence in row[column]:
-                typer.echo(f"{row[columns[0]]} {row[columns[1]]}: {column.replace('_', ' ')}: {sentence}")
+                _say(f"{row[columns[0]]} {row[columns[1]]}: {column.replace('_', ' ')}: {sentence}")
+
+
+def _console() -> Console:
+    """Return a console as wide as the terminal; where nobody looks, so wide that each row is one line."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _cell(value: Any) -> str:
@@ -149,8 +177,8 @@ def why(op: str, as_json: Json = False) -> None:
         return
     on = answer["layer_2"] == "on"
     state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
-    typer.echo(f"{answer['op']}: {answer['contract']}")
-    typer.echo(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
+    _say(f"{answer['op']}: {answer['contract']}")
+    _say(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
     _print(answer["candidates"], False, "Candidates, in order")
     for rows, title in ((answer["not"], "Not candidates"), (answer["quarantine"], "Quarantine")):
         if rows:
@@ -166,12 +194,12 @@ def coverage(as_json: Json = False) -> None:
         _print_json(found)
         return
     _print(found["layer_classes"], False, "Layer classes")
-    typer.echo("Shortcuts of SGLang past them")
+    _say("Shortcuts of SGLang past them")
     for row in found["shortcuts"]:
-        typer.echo(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
+        _say(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
         for key in ("where", "taken", "off_where_the_op_is_named", "wrong"):
             if row[key]:
-                typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
+                _say(f"    {key.replace('_', ' ')}: {row[key]}")
     if found["kernel_plugins"]:
         _print(found["kernel_plugins"], False, "Kernel plugins of others; the dispatch log tells which ran")
 
@@ -181,7 +209,7 @@ def bisect(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
     prompt: Annotated[list[str] | None, typer.Option(help="A text; several may be given.")] = None,
-    folder: Annotated[Path, typer.Option(help="For inputs, scripts and the verdict.")] = Path(
+    folder: Annotated[Path, typer.Option(help="A new folder is made in it, for each run.")] = Path(
         "sglang-fl-bisect"
     ),
     plan: Annotated[bool, typer.Option("--plan", help="Print the manual commands instead.")] = False,
@@ -193,18 +221,20 @@ def bisect(
     1: found, 2: set-up broken, 3: cannot decide.
     """
     if plan:
-        typer.echo(redacted(manual_steps(model, shlex.join(context.args))), nl=False)
+        _say(manual_steps(model, shlex.join(context.args)).rstrip("\n"))
         return
     from sglang_fl.bisect import command
 
+    run: Path | None = None
     try:
+        run = make_folder(_named(folder))
         verdict = command.bisect(
-            model, prompt or [], context.args, folder, lambda step: typer.echo(redacted(step), err=True)
+            str(_named(Path(model))), prompt or [], context.args, run, lambda step: _say(step, err=True)
         )
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = broken(error, folder)
+        verdict = broken(error, run)
     if as_json:
         _print_json(verdict.as_json())
     else:
@@ -213,16 +243,17 @@ def bisect(
 
 
 def _print_verdict(verdict: Verdict) -> None:
-    typer.echo(redacted(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}"))
+    _say(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
     for culprit in verdict.culprits:
         rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
         _print(rows, False, culprit.name)
     for limit in verdict.limits:
-        typer.echo(redacted(limit))
+        _say(limit)
     if verdict.uncalled:
-        typer.echo(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
+        _say(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
-    typer.echo(f"{numbers}. Inputs, versions and scripts: {verdict.folder}" if numbers else "")
+    if verdict.folder:
+        _say(f"{numbers + '. ' if numbers else ''}Inputs, versions and scripts: {verdict.folder}")
 
 
 @app.command()
@@ -246,10 +277,11 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """What is wrong on this machine, and what to do: exit code 0 well, 1 a problem, 2 cannot tell."""
-    launch = health.Launch(
-        model, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
-    )
     with _exit_on_error():
+        folder = _named(model) if model else None
+        launch = health.Launch(
+            folder, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
+        )
         found = health.examine(launch, only or ())
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
     columns = ("state", "what", "text", "remedy", "check")
@@ -287,8 +319,8 @@ def report_logs(
     if not (dispatch or aten):
         raise typer.BadParameter("give a log: --dispatch FILE, --aten FILE, or both")
     with _exit_on_error():
-        log = logs.read_log(dispatch or (), aten or ())
-        other = logs.read_log(against_dispatch or (), against_aten or ())
+        log = logs.read_log(map(_named, dispatch or ()), map(_named, aten or ()))
+        other = logs.read_log(map(_named, against_dispatch or ()), map(_named, against_aten or ()))
     has_other = bool(against_dispatch or against_aten)
     differences = logs.compared(log, other) if has_other else []
     foreign = log.foreign + other.foreign
@@ -330,7 +362,10 @@ def verify(
 ) -> None:
     """Hold every implementation of this machine's vendor against its contract; code 1 where one fails."""
     with _exit_on_error():
-        rows, is_good = verification.compare(*compare) if compare else verification.verify(op, certificate)
+        if compare:
+            rows, is_good = verification.compare(*map(_named, compare))
+        else:
+            rows, is_good = verification.verify(op, _named(certificate) if certificate else None)
     below = () if compare else ("faults", "not_checked")
     _print(rows, as_json, _verify_title(bool(compare), bool(rows)), below)
     if not is_good:
@@ -353,9 +388,9 @@ def new_vendor(
     into: Annotated[Path, typer.Option("--into", help="The folder to write the package in.")] = Path(),
 ) -> None:
     """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is."""
-    folder = into / f"sglang-fl-{name}"
     with _exit_on_error():
+        folder = _named(into) / f"sglang-fl-{name}"
         if source not in (None, "flag_gems"):
             raise SettingsError(f"--from {source!r}: valid is flag_gems")
         files = write_package(name, device_type, folder, with_flag_gems=source is not None)
-    typer.echo(f"{folder}: {len(files)} files. Next: pip install -e {folder} && sglang-fl verify")
+    _say(f"{folder}: {len(files)} files. Next: pip install -e {shlex.quote(str(folder))} && sglang-fl verify")

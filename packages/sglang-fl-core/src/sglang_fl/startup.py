@@ -2,18 +2,18 @@
 
 import functools
 import logging
-import multiprocessing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sglang_fl import settings as settings_module
 from sglang_fl.dispatch.resolution import Resolution, resolve_all
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, printable, quoted
+from sglang_fl.foreign_names import NAMES
 from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
-from sglang_fl.settings import Setting, Settings
-from sglang_fl.settings.contradictions import refuse_contradictions, without_effect
+from sglang_fl.settings import Setting, Settings, is_launcher
+from sglang_fl.settings.contradictions import refuse_contradictions, refuse_one_file_for_two, without_effect
 from sglang_fl.settings.policy import Policy
 
-__all__ = ["Configuration", "configure", "inform_user", "is_launcher", "simulate", "warn_user"]
+__all__ = ["Configuration", "configure", "inform_user", "simulate", "usable_vendors", "warn_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def configure() -> Configuration:
     own = Settings.read()
     logging.getLogger("sglang_fl").setLevel(own.log_level)
     simulate(own)
-    installed = installed_vendors()
+    installed = usable_vendors()
     for found in installed:
         if found.fault:
             warn_user(f"vendor {found.name} ({found.distribution}) is left out: {found.fault}")
@@ -69,6 +69,16 @@ def configure() -> Configuration:
     return Configuration(settings, registry, resolutions)
 
 
+def usable_vendors() -> tuple[InstalledVendor, ...]:
+    """Return the installed vendors; one whose own defaults are wrong is left out by its fault."""
+    return tuple(map(_checked, installed_vendors()))
+
+
+def _checked(found: InstalledVendor) -> InstalledVendor:
+    wrong = Settings.why_wrong_defaults(found.vendor) if found.vendor else None
+    return replace(found, fault=wrong) if wrong and not found.fault else found
+
+
 def simulate(settings: Settings) -> None:
     """Bring the simulated chip that the user asked for into this process, before anybody looks for chips.
 
@@ -78,6 +88,7 @@ def simulate(settings: Settings) -> None:
     """
     if settings.simulated is None:
         return
+    refuse_one_file_for_two(settings)  # the record is opened here
     from sglang_fl.conformance import simulated
 
     simulated.load(
@@ -96,14 +107,8 @@ def inform_user(text: str) -> None:
     _tell_user(logging.INFO, text)
 
 
-def is_launcher() -> bool:
-    """Whether this is the process that a user started, not one that SGLang has spawned."""
-    # By name: we may be imported while a spawned process does not know its parent yet.
-    return multiprocessing.current_process().name == "MainProcess"
-
-
 def _tell_user(level: int, text: str) -> None:
-    logger.log(level if is_launcher() else logging.DEBUG, "%s", text)
+    logger.log(level if is_launcher() else logging.DEBUG, "%s", printable(text))
 
 
 def _names(installed: tuple[InstalledVendor, ...]) -> set[str]:
@@ -115,8 +120,10 @@ def _check_vendors(settings: Settings, registry: Registry) -> None:
     for setting in ("allow_vendors", "deny_vendors"):
         for name in getattr(settings, setting):
             if name not in _names(registry.installed):
-                valid = choices(name, _names(registry.installed))
-                raise SettingsError(f"{settings.quoted(setting)}: no vendor {name!r} is installed. {valid}")
+                title, valid = settings.quoted(setting), choices(name, _names(registry.installed))
+                ours = [vendor for vendor in NAMES.get(name.lower(), ()) if vendor not in valid]
+                meant = f" It is called {ours[0]} here." if ours else ""
+                raise SettingsError(f"{title}: no vendor {quoted(name)} is installed. {valid}{meant}")
 
 
 def _warn_of_lifted(policy: Policy, registry: Registry) -> None:
@@ -134,12 +141,13 @@ def _check_names(policy: Policy, registry: Registry) -> None:
     vendors = _names(registry.installed)
     for op_name, order in policy.per_op.items():
         ids = {impl.id for impl in registry.implementations(registry.op(op_name))}
+        written = "|".join(map(str, order))
         for token in order:
             head, _, name = token.text.partition(":")
             valid = {"vendor": vendors, "impl": ids}.get(head, set())
             if name and name not in valid:
                 noun = "vendor" if head == "vendor" else f"implementation of {op_name}"
                 raise SettingsError(
-                    f"{policy.title('per_op')}: in '{op_name}={'|'.join(map(str, order))}' there is no "
-                    f"{noun} {name!r}. {choices(name, valid)}"
+                    f"{policy.title('per_op')}: in {quoted(f'{op_name}={written}')} there is no "
+                    f"{noun} {quoted(name)}. {choices(name, valid)}"
                 )

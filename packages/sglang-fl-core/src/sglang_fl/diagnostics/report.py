@@ -5,13 +5,13 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
 from sglang_fl.dispatch.resolution import resolve
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
-from sglang_fl.registry import installed_vendors, is_in_force
+from sglang_fl.registry import is_in_force
 from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
@@ -21,7 +21,7 @@ from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from sglang_fl.sglang_adapter.source import PLUGIN_METHOD
-from sglang_fl.startup import Configuration, configure, simulate
+from sglang_fl.startup import Configuration, configure, simulate, usable_vendors
 
 __all__ = [
     "aten_ops",
@@ -63,7 +63,7 @@ def vendors() -> list[dict[str, Any]]:
             "available": installed.is_available,
             "reason": installed.why_not or None,
         }
-        for installed in installed_vendors()
+        for installed in usable_vendors()
     ]
 
 
@@ -115,9 +115,12 @@ def why_layer_2_is_off() -> str | None:
     if not configure().settings.oot_enabled:
         return "SGLANG_FL_OOT_ENABLED=0"
     try:
-        version = Version(metadata.version("sglang"))
+        text = metadata.version("sglang")
+        version = Version(text)
     except metadata.PackageNotFoundError:
         return None  # what would run once it is installed
+    except (InvalidVersion, TypeError):
+        return f"the version of the installed SGLang cannot be compared: {text!r}"
     return None if seams.seam_of(version) else seams.why_unsupported(version)
 
 

@@ -4,14 +4,20 @@ A template is a text with ``@WORDS@``; its path names the file that it becomes.
 """
 
 import importlib.util
+import keyword
+import os
 import re
+import shutil
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import torch
 from packaging.version import Version
 
 from sglang_fl._version import __version__
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, quoted
+from sglang_fl.foreign_names import PUBLISHED
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import CORE_API
 
@@ -24,7 +30,8 @@ BUILT_IN = ("cpu", "cuda", "mps", "xpu")
 #: What a chip needs that PyTorch and SGLang do not know.
 FOR_NEW_DEVICES = ("simulated.py", "platform.py")
 TAKEN = ("cpu", "core")
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+GROUP = "sglang_fl.vendors"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 def write_package(name: str, device_type: str, folder: Path, with_flag_gems: bool = False) -> list[Path]:
@@ -47,16 +54,50 @@ def write_package(name: str, device_type: str, folder: Path, with_flag_gems: boo
     """
     for what, text in (("the vendor's name", name), ("--device-type", device_type)):
         if not _NAME.fullmatch(text):
-            raise SettingsError(f"{what} {text!r} must be lower case letters, digits and '_'")
-    if name in TAKEN:
-        raise SettingsError(f"the vendor's name {name!r} is core's own")
-    if folder.exists():
-        raise SettingsError(f"{folder} exists already")
+            raise SettingsError(f"{what} {quoted(text)} must be up to 40 lower case letters, digits and '_'")
+    reason = _why_taken(name) or _why_no_device_type(device_type)
+    if reason:
+        raise SettingsError(reason)
     words = _words(name, device_type, with_flag_gems)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        return [_write(folder / path, text) for path, text in _files(words, device_type)]
+        if folder.exists():
+            raise SettingsError(f"{folder} exists already")
+        paths = [path for path, text in _files(words, device_type) if _write(unfinished / path, text)]
+        unfinished.rename(folder)  # at once: nobody ever finds half a package
     except OSError as error:
         raise SettingsError(f"{folder}: the package cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return [folder / path for path in paths]
+
+
+def _why_taken(name: str) -> str | None:
+    if name in TAKEN:
+        return f"the vendor's name {name!r} is core's own"
+    if name in PUBLISHED:
+        return f"the vendor's name {name!r} is that of the package sglang-fl-{name}"
+    points = entry_points(group=GROUP, name=name)
+    if points or importlib.util.find_spec(f"sglang_fl_{name}"):
+        return f"the vendor's name {name!r} is that of a package that is installed here"
+    return None
+
+
+def _why_no_device_type(device_type: str) -> str | None:
+    """Say why PyTorch could not call a new device so: ``torch.nn`` is something else."""
+    if device_type in BUILT_IN or device_type == torch._C._get_privateuse1_backend_name():
+        return None
+    if keyword.iskeyword(device_type) or hasattr(torch, device_type) or _is_device(device_type):
+        return f"--device-type {device_type!r}: PyTorch or Python has something else of that name"
+    return None
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _write(path: Path, text: str) -> Path:

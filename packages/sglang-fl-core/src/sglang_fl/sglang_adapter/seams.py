@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from sglang_fl.errors import SeamError
+from sglang_fl.errors import SeamError, SettingsError
 from sglang_fl.sglang_adapter import releases
 
 __all__ = [
@@ -86,10 +86,19 @@ SERVING = Seam(f"{SCHEDULER}.Scheduler", "run_event_loop", "after which nothing 
 
 
 def installed_version() -> Version:
-    """Return the version of SGLang in this process."""
+    """Return the version of SGLang in this process.
+
+    Raises
+    ------
+    SettingsError : it cannot be compared
+    """
     from sglang.version import __version__
 
-    return Version(__version__)
+    try:
+        return Version(__version__)
+    except (InvalidVersion, TypeError):
+        supported = f"Install sglang {releases.supported_range()}"
+        raise SettingsError(f"SGLang's version {__version__!r} cannot be compared. {supported}.") from None
 
 
 def has_platform(device_type: str) -> bool:

@@ -41,6 +41,8 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # the package it would lie in is missing
         return False
+    except ValueError:  # a module without a spec is loaded under this name
+        return True
 
 
 def why_no_device(module: str, device_type: str) -> str | None:

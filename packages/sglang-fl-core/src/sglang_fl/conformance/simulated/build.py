@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -33,16 +34,40 @@ def library(cache: Path | None = None) -> Path:
 
     Raises
     ------
-    SettingsError : there is no C++ compiler, or it fails
+    SettingsError : there is no C++ compiler, or it fails; others may write where the library is kept
     """
     folder = cache or _cache()
     path = folder / f"simulated-chip-{_key()}.so"
+    _make_private(folder)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
             if not path.exists():  # another process may have been first
                 _compile(path)
+    _require_own(path)
     return path
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"{folder}: the simulated chip cannot be kept there: {reason}") from None
+    _require_own(folder)
+
+
+def _require_own(path: Path) -> None:
+    """Refuse what another user could have put there: it would be loaded into this process."""
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        reason = "is a link"
+    elif found.st_uid != os.geteuid():
+        reason = f"belongs to the user {found.st_uid}"
+    elif found.st_mode & 0o022:
+        reason = "can be written by others"
+    else:
+        return
+    raise SettingsError(f"{path} {reason}: the simulated chip is not loaded from there. Remove it.")
 
 
 def _cache() -> Path:

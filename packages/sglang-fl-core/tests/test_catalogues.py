@@ -105,8 +105,8 @@ def test_an_op_of_another_name_than_its_file_is_named(folder):
 
 ADAPTER = """\
 from sglang_fl.ops import OPS
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_kernel
-ADAPTERS = tuple(Adapter(f"models:{name}", OPS[op], bind_kernel) for name, op in %r)
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_x
+ADAPTERS = tuple(Adapter(f"models:{name}", OPS[op], bind_x) for name, op in %r)
 """
 
 

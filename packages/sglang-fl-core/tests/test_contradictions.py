@@ -197,13 +197,49 @@ IDLE = {
         "",
         ["SGLANG_FLAGGEMS_LOG_PATH: no effect: SGLANG_FLAGGEMS_RECORD is not 1"],
     ),
+    "once-without-record": (
+        "offers",
+        {"SGLANG_FLAGGEMS_LOG_ONCE": "0"},
+        "",
+        ["SGLANG_FLAGGEMS_LOG_ONCE: no effect: SGLANG_FLAGGEMS_RECORD is not 1"],
+    ),
+    "rate-of-nothing": (
+        "offers",
+        {"SGLANG_FL_VERIFY_RATE": "1/8"},
+        "",
+        ["SGLANG_FL_VERIFY_RATE: no effect: SGLANG_FL_VERIFY names no op"],
+    ),
+    "record-of-no-chip": (
+        "offers",
+        {"SGLANG_FL_SIMULATED_RECORD": "asked.txt"},
+        "",
+        ["SGLANG_FL_SIMULATED_RECORD: no effect: SGLANG_FL_SIMULATED names no chip"],
+    ),
+    "all-of-layer-2-off": (
+        "offers",
+        {
+            "SGLANG_FL_OOT_ENABLED": "0",
+            "SGLANG_FL_STRICT": "1",
+            "SGLANG_FL_VERIFY": "rms_norm",
+            "SGLANG_FL_VERIFY_RATE": "1",
+            "SGLANG_FL_ALLOW_VENDORS": "nvidia",
+            "SGLANG_FL_DISPATCH_LOG": "d.log",
+        },
+        "",
+        [
+            (
+                "SGLANG_FL_STRICT, SGLANG_FL_ALLOW_VENDORS, SGLANG_FL_VERIFY, SGLANG_FL_VERIFY_RATE, "
+                "SGLANG_FL_DISPATCH_LOG: no effect: SGLANG_FL_OOT_ENABLED=0 switches layer 2 (fused ops) off"
+            )
+        ],
+    ),
     "layer-2-off": (
         "offers",
         {"SGLANG_FL_OOT_ENABLED": "0", "SGLANG_FL_OOT_BLACKLIST": "RMSNorm", "SGLANG_FL_PREFER": "vendor"},
         "op_backends: {rms_norm: vendor}",
         [
             (
-                f"{FILE}op_backends, SGLANG_FL_OOT_BLACKLIST: no effect: "
+                f"{FILE}op_backends, SGLANG_FL_OOT_BLACKLIST, SGLANG_FL_PREFER: no effect: "
                 "SGLANG_FL_OOT_ENABLED=0 switches layer 2 (fused ops) off"
             )
         ],

@@ -235,14 +235,14 @@ def test_vendor_default_counts_where_the_environment_says_nothing(monkeypatch: p
 
 @pytest.mark.parametrize(("field", "text", "reason"), WRONG)
 def test_wrong_vendor_default_says_where_it_comes_from(field: str, text: str, reason: str):
-    expected = f"{variable(field)}={text!r} (a default of the vendor package): {reason}"
+    expected = f"{variable(field)}={text!r} (a default of vendor toy): {reason}"
     with pytest.raises(SettingsError, match=f"^{re.escape(expected)}$"):
         Settings.read(toy({field: text}))
 
 
 def test_wrong_vendor_default_is_quoted_although_its_variable_is_empty(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_PREFER", "")
-    with pytest.raises(SettingsError, match=r"SGLANG_FL_PREFER='vendr' \(a default of the vendor package\)"):
+    with pytest.raises(SettingsError, match=r"SGLANG_FL_PREFER='vendr' \(a default of vendor toy\)"):
         Settings.read(toy({"prefer": "vendr"}))
 
 
@@ -253,9 +253,7 @@ def test_wrong_value_is_not_blamed_on_the_vendor(monkeypatch: pytest.MonkeyPatch
 
 
 def test_vendor_default_that_is_no_setting_is_refused():
-    with pytest.raises(
-        SettingsError, match=r"^'prefre' \(a default of the vendor package\): .*Nearest: prefer\.$"
-    ):
+    with pytest.raises(SettingsError, match=r"^'prefre' \(a default of vendor toy\): .*Nearest: prefer\.$"):
         Settings.read(toy({"prefre": "vendor"}))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sglang_fl import plugin
 from sglang_fl.aten import AtenRecord
 from sglang_fl.cli import app
 from sglang_fl.conformance.certificate import read_certificate, write_certificate
@@ -21,7 +22,7 @@ from sglang_fl.diagnostics.doctor.writable import why_no_file
 from sglang_fl.diagnostics.logs import read_log
 from sglang_fl.errors import SettingsError
 from sglang_fl.logs.dispatch_log import DispatchLog
-from sglang_fl.logs.shared_file import SharedFile, named_path, open_for_reading
+from sglang_fl.logs.shared_file import SharedFile, check_appendable, named_path, open_for_reading
 from sglang_fl.settings.file import read_file
 from sglang_fl.startup import configure
 
@@ -226,3 +227,30 @@ def test_doctor_tells_a_log_that_cannot_be_written(monkeypatch: pytest.MonkeyPat
     (row,) = json.loads(said.stdout)
     assert (said.exit_code, row["state"]) == (1, "problem")
     assert "No space left on device" in row["text"]
+
+
+def test_a_path_is_checked_without_making_the_file(tmp_path: Path):
+    check_appendable(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    os.mkfifo(tmp_path / "p")
+    wrong_ones = {"no/x": "No such file", "p": "it is a named pipe", "x" * 300: "name too long"}
+    for wrong, reason in wrong_ones.items():
+        with pytest.raises(OSError, match=reason):
+            check_appendable(tmp_path / wrong)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SGLANG_FL_OOT_ENABLED": "0", "SGLANG_FL_DISPATCH_LOG": "/nope/x"},
+        {"SGLANG_FLAGGEMS_LOG_PATH": "/nope/x"},
+    ],
+)
+def test_a_log_that_cannot_be_written_is_refused_also_where_nothing_is_logged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str]
+):
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(SystemExit, match="2"):
+        plugin.load_plugin()
+    assert "/nope/x': the file cannot be opened for appending (No such file" in capsys.readouterr().err

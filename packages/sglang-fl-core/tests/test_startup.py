@@ -13,6 +13,8 @@ import pytest
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry.cpu import CPU
+from sglang_fl.settings import unknown_variables
+from sglang_fl.settings.processes import LAUNCHER
 from sglang_fl.startup import configure
 from sglang_fl.vendor import BackendKind
 
@@ -91,9 +93,30 @@ def test_defaults_of_a_vendor_that_is_not_used_do_not_count(install_vendor: Inst
     assert configure().settings.prefer is BackendKind.FLAGOS
 
 
-def test_wrong_vendor_default_is_refused(install_vendor: Install):
-    install_vendor("toy", defaults={"prefer": "vendr"})
-    with pytest.raises(SettingsError, match=r"SGLANG_FL_PREFER='vendr' \(a default of the vendor package\)"):
+@pytest.mark.parametrize(
+    ("defaults", "fault"),
+    [
+        ({"prefer": "vendr"}, "SGLANG_FL_PREFER='vendr' (a default of vendor toy): no such backend kind."),
+        ({"prefre": "vendor"}, "'prefre' (a default of vendor toy): no such setting."),
+        ({"per_op": "rms_nrom=vendor"}, "(a default of vendor toy): there is no op 'rms_nrom'."),
+    ],
+)
+def test_a_vendor_package_with_a_wrong_default_is_left_out_by_name(
+    install_vendor: Install,
+    monkeypatch,
+    caplog: pytest.LogCaptureFixture,
+    defaults: dict[str, str],
+    fault: str,
+):
+    install_vendor("toy", defaults=defaults)
+    monkeypatch.setenv("SGLANG_FL_STRICT", "1")
+    assert configure().registry.vendor is CPU
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("vendor toy (sglang-fl-toy 0.0.1) is left out: ")
+    assert fault in message
+    configure.cache_clear()
+    monkeypatch.setenv("SGLANG_FL_PLATFORM", "toy")
+    with pytest.raises(SettingsError, match=r"'toy': that vendor is installed but not available: .*"):
         configure()
 
 
@@ -156,8 +179,22 @@ def test_spawned_process_does_not_repeat_what_its_parent_warned_of(
 ):
     install("toy", "import no_such_kernel_library\n")
     monkeypatch.setattr(multiprocessing.current_process(), "name", "scheduler")
+    monkeypatch.setenv(LAUNCHER, "1")
     configure()
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize(("name", "mark"), [("Process-1", ""), ("MainProcess", "1"), ("MainProcess", "")])
+def test_a_process_that_nobody_has_marked_and_a_main_process_have_a_user(
+    install: Install, monkeypatch, caplog: pytest.LogCaptureFixture, name: str, mark: str
+):
+    install("toy", "import no_such_kernel_library\n")
+    monkeypatch.setattr(multiprocessing.current_process(), "name", name)
+    monkeypatch.setenv(LAUNCHER, mark)
+    configure()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert os.environ[LAUNCHER] == str(os.getpid())
+    assert unknown_variables() == []
 
 
 def test_unknown_variable_is_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):

@@ -21,6 +21,7 @@ from sglang_fl.errors import SettingsError, SglangFlError, VendorError
 from sglang_fl.logs.compile_monitor import CompileMonitor
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.logs.redaction import redacted
+from sglang_fl.logs.shared_file import check_appendable
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
@@ -131,6 +132,7 @@ def load_plugin() -> None:
             return
         layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
         _announce(layers)
+        _check_logs(configuration.settings)
         if layers.has_layer_1 or layers.has_layer_2:
             _install(layers)
 
@@ -269,6 +271,15 @@ def _warn_of_references(configuration: Configuration) -> None:
     cause = configuration.settings.quoted("platform") if chosen else "no vendor package for it is available"
     device = torch.accelerator.current_accelerator()
     warn_user(f"fused ops run their references on the {device} device: {cause} (see `sglang-fl vendors`)")
+
+
+def _check_logs(settings: Settings) -> None:
+    """Refuse a log that cannot be written, also where nothing will be: it is wrong all the same."""
+    for name in ("dispatch_log", "flaggems_log_path"):
+        path = getattr(settings, name)
+        if path is not None:
+            with _writable(settings, name):
+                check_appendable(path)
 
 
 def _open_log(settings: Settings) -> DispatchLog:

@@ -2,19 +2,18 @@
 
 import functools
 import logging
-import multiprocessing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sglang_fl import settings as settings_module
 from sglang_fl.dispatch.resolution import Resolution, resolve_all
 from sglang_fl.errors import SettingsError, choices, printable, quoted
 from sglang_fl.foreign_names import NAMES
 from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
-from sglang_fl.settings import Setting, Settings
+from sglang_fl.settings import Setting, Settings, is_launcher
 from sglang_fl.settings.contradictions import refuse_contradictions, refuse_one_file_for_two, without_effect
 from sglang_fl.settings.policy import Policy
 
-__all__ = ["Configuration", "configure", "inform_user", "simulate", "warn_user"]
+__all__ = ["Configuration", "configure", "inform_user", "simulate", "usable_vendors", "warn_user"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def configure() -> Configuration:
     own = Settings.read()
     logging.getLogger("sglang_fl").setLevel(own.log_level)
     simulate(own)
-    installed = installed_vendors()
+    installed = usable_vendors()
     for found in installed:
         if found.fault:
             warn_user(f"vendor {found.name} ({found.distribution}) is left out: {found.fault}")
@@ -68,6 +67,16 @@ def configure() -> Configuration:
     # Off is off: what cannot be met is of no account then.
     resolutions = resolve_all(registry, settings.policy) if settings.oot_enabled else {}
     return Configuration(settings, registry, resolutions)
+
+
+def usable_vendors() -> tuple[InstalledVendor, ...]:
+    """Return the installed vendors; one whose own defaults are wrong is left out by its fault."""
+    return tuple(map(_checked, installed_vendors()))
+
+
+def _checked(found: InstalledVendor) -> InstalledVendor:
+    wrong = Settings.why_wrong_defaults(found.vendor) if found.vendor else None
+    return replace(found, fault=wrong) if wrong and not found.fault else found
 
 
 def simulate(settings: Settings) -> None:
@@ -99,9 +108,7 @@ def inform_user(text: str) -> None:
 
 
 def _tell_user(level: int, text: str) -> None:
-    # By name: we may be imported while a spawned process does not know its parent yet.
-    is_spawned = multiprocessing.current_process().name != "MainProcess"
-    logger.log(logging.DEBUG if is_spawned else level, "%s", printable(text))
+    logger.log(level if is_launcher() else logging.DEBUG, "%s", printable(text))
 
 
 def _names(installed: tuple[InstalledVendor, ...]) -> set[str]:

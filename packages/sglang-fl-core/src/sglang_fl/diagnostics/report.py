@@ -11,14 +11,14 @@ from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
 from sglang_fl.dispatch.resolution import resolve
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
-from sglang_fl.registry import installed_vendors, is_in_force
+from sglang_fl.registry import is_in_force
 from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
 from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
-from sglang_fl.startup import Configuration, configure, simulate
+from sglang_fl.startup import Configuration, configure, simulate, usable_vendors
 
 __all__ = [
     "aten_ops",
@@ -60,7 +60,7 @@ def vendors() -> list[dict[str, Any]]:
             "available": installed.is_available,
             "reason": installed.why_not or None,
         }
-        for installed in installed_vendors()
+        for installed in usable_vendors()
     ]
 
 

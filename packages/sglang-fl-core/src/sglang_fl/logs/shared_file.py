@@ -14,7 +14,15 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["SharedFile", "is_same_file", "named_path", "open_for_appending", "open_for_reading", "write_text"]
+__all__ = [
+    "SharedFile",
+    "check_appendable",
+    "is_same_file",
+    "named_path",
+    "open_for_appending",
+    "open_for_reading",
+    "write_text",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +67,20 @@ def open_for_appending(path: Path) -> int:
     OSError : it cannot be opened or written, is a link, or is no file
     """
     return _open_for_writing(path, os.O_APPEND)
+
+
+def check_appendable(path: Path) -> None:
+    """Raise as ``open_for_appending`` would, as far as one can tell without making the file."""
+    try:
+        exists = _descriptor(path) is not None or bool(path.lstat())
+    except FileNotFoundError:
+        exists = False
+    if exists:
+        os.close(open_for_appending(path))
+    elif not path.parent.is_dir():
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,13 +3,12 @@
 from sglang_fl.settings.model import (
     Setting,
     Settings,
-    ask_for_bench,
-    bench_folder,
     explain,
     markdown_table,
     prepare_environment,
     unknown_variables,
 )
+from sglang_fl.settings.processes import ask_for_bench, bench_folder, is_launcher
 from sglang_fl.settings.sglang import SglangSettings
 
 __all__ = [
@@ -19,6 +18,7 @@ __all__ = [
     "ask_for_bench",
     "bench_folder",
     "explain",
+    "is_launcher",
     "markdown_table",
     "prepare_environment",
     "unknown_variables",

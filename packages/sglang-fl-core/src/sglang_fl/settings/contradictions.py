@@ -12,6 +12,11 @@ from sglang_fl.vendor import Vendor
 
 __all__ = ["refuse_contradictions", "refuse_one_file_for_two", "why_no_layer_1", "without_effect"]
 
+#: The settings that are of layer 2 alone.
+LAYER_2 = (
+    *("per_op", *EXCLUSIVE[0], "prefer", "strict", "allow_vendors", "deny_vendors"),
+    *("verify", "verify_rate", "dispatch_log"),
+)
 #: The settings that name a file.
 FILES = ("config", "dispatch_log", "flaggems_log_path", "simulated_record")
 
@@ -104,10 +109,15 @@ def without_effect(settings: Settings, vendor: Vendor) -> list[str]:
         record = ("flaggems_record", *log) if settings.flaggems_record else ()
         complaints += _told(settings, ("use_flaggems", *lists, *record), absence)
     if not settings.flaggems_record:
-        complaints += _told(settings, log, f"{settings.title('flaggems_record')} is not 1")
+        off = f"{settings.title('flaggems_record')} is not 1"
+        complaints += _told(settings, (*log, "flaggems_log_once"), off)
     if not settings.oot_enabled:
-        reason = f"{settings.title('oot_enabled')}=0 switches layer 2 (fused ops) off"
-        complaints += _told(settings, ("per_op", *EXCLUSIVE[0]), reason)
+        off = f"{settings.title('oot_enabled')}=0 switches layer 2 (fused ops) off"
+        complaints += _told(settings, LAYER_2, off)
+    elif not settings.verify:
+        complaints += _told(settings, ("verify_rate",), f"{settings.title('verify')} names no op")
+    if settings.simulated is None:
+        complaints += _told(settings, ("simulated_record",), f"{settings.title('simulated')} names no chip")
     return complaints
 
 
@@ -124,6 +134,7 @@ def why_no_layer_1(settings: Settings, vendor: Vendor) -> str | None:
 
 
 def _told(settings: Settings, names: tuple[str, ...], reason: str) -> Iterator[str]:
-    titles = [settings.title(name) for name in names if settings.is_users(name) and getattr(settings, name)]
-    if titles:
-        yield f"{', '.join(titles)}: no effect: {reason}"
+    given = [name for name in names if settings.is_users(name)]
+    said = [name for name in given if getattr(settings, name) or name == "flaggems_log_once"]
+    if said:
+        yield f"{', '.join(map(settings.title, said))}: no effect: {reason}"

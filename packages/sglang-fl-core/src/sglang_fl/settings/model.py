@@ -35,14 +35,13 @@ from sglang_fl.settings.names import (
     parse_vendor_names,
 )
 from sglang_fl.settings.policy import Order, Policy, parse_orders
+from sglang_fl.settings.processes import BENCH, LAUNCHER
 from sglang_fl.settings.sources import Given, as_text, collect, file_key, variable
 from sglang_fl.vendor import BackendKind, Vendor
 
 __all__ = [
     "Setting",
     "Settings",
-    "ask_for_bench",
-    "bench_folder",
     "explain",
     "markdown_table",
     "prepare_environment",
@@ -172,7 +171,19 @@ class Settings(BaseModel):
         ------
         SettingsError : whatever a user must change; one line for each
         """
-        given, complaints = collect(cls.model_fields, os.environ, vendor)
+        return cls._of(*collect(cls.model_fields, os.environ, vendor))
+
+    @classmethod
+    def why_wrong_defaults(cls, vendor: Vendor) -> str | None:
+        """Say what is wrong with the defaults of a vendor package, or None."""
+        try:
+            cls._of(*collect(cls.model_fields, {}, vendor))
+        except SettingsError as error:
+            return "; ".join(str(error).splitlines())
+        return None
+
+    @classmethod
+    def _of(cls, given: Mapping[str, Given], complaints: list[str]) -> "Settings":
         try:
             settings = cls.model_validate({name: said.value for name, said in given.items()})
         except ValidationError as error:
@@ -197,7 +208,8 @@ class Settings(BaseModel):
 
     def quoted(self, name: str) -> str:
         """Return a setting as an error quotes it: ``SGLANG_FL_PREFER='vendor'``."""
-        return f"{self.title(name)}={quoted(_written(getattr(self, name)))}"
+        origin = self._given[name].origin if name in self._given else ""
+        return f"{self.title(name)}={quoted(_written(getattr(self, name)))}{origin}"
 
     @property
     def policy(self) -> Policy:
@@ -266,24 +278,9 @@ def _written(value: Any) -> str:
     return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
 
 
-#: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
-BENCH = "SGLANG_FL_BISECT"
-
-
-def bench_folder() -> Path | None:
-    """Return the folder where ``sglang-fl bisect`` awaits answers, if it has started this process."""
-    text = os.environ.get(BENCH)
-    return Path(text) if text else None
-
-
-def ask_for_bench(folder: Path) -> None:
-    """Have the processes that are started from now on load the plugin for ``sglang-fl bisect``."""
-    os.environ[BENCH] = str(folder)
-
-
 def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes, or of another plugin of FlagOS, that it does nothing."""
-    known = {BENCH, *map(variable, Settings.model_fields)}
+    known = {BENCH, LAUNCHER, *map(variable, Settings.model_fields)}
     unknown = [
         name
         for name in sorted(os.environ)
@@ -310,13 +307,12 @@ def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:
     """Turn one of pydantic's errors into: how the user calls it, text as given, what is valid."""
     name = str(error["loc"][0])
     said = given[name]
-    origin = " (a default of the vendor package)" if said.is_vendors else ""
     text = as_text(said.value)
     if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
     else:
         reason = _reason(Settings.model_fields[name], text)
-    return f"{said.title}={quoted(text)}{origin}: {reason}"
+    return f"{said.title}={quoted(text)}{said.origin}: {reason}"
 
 
 def _reason(field: FieldInfo, text: str) -> str:

@@ -48,6 +48,11 @@ class Given:
     title: str
     is_vendors: bool = False
 
+    @property
+    def origin(self) -> str:
+        """Where a value that the user has not set is from, for an error; else empty."""
+        return f" (a default of {self.source})" if self.is_vendors else ""
+
 
 def collect(
     names: Iterable[str], environment: Mapping[str, str], vendor: Vendor | None
@@ -87,7 +92,7 @@ def _from_vendor(names: list[str], vendor: Vendor | None) -> tuple[dict[str, Giv
     defaults = _defaults(vendor) if vendor else {}
     possible = {name for name in names if file_key(name)}
     complaints = [
-        f"{name!r} (a default of the vendor package): no such setting. {choices(name, possible)}"
+        f"{name!r} (a default of vendor {vendor}): no such setting. {choices(name, possible)}"
         for name in sorted(defaults.keys() - possible)
     ]
     given = {

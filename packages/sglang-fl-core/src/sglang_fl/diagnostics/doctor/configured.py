@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.errors import SglangFlError
-from sglang_fl.registry import InstalledVendor, installed_vendors
+from sglang_fl.registry import InstalledVendor
 from sglang_fl.settings import unknown_variables
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
-from sglang_fl.startup import Configuration, configure
+from sglang_fl.startup import Configuration, configure, usable_vendors
 
 __all__ = ["configured", "settings", "vendors"]
 
@@ -38,7 +38,7 @@ def settings(launch: Launch) -> Iterator[Finding]:
 
 def vendors(launch: Launch) -> Iterator[Finding]:
     """Is a vendor package broken, or does none of them see its chip?"""
-    found = installed_vendors()
+    found = usable_vendors()
     chips = [vendor for vendor in found if vendor.name != "cpu"]
     has_chip = any(vendor.is_available for vendor in chips)
     for vendor in chips:

@@ -1,0 +1,36 @@
+"""Variables by which our own processes tell the ones that they start what they are."""
+
+import multiprocessing
+import os
+from pathlib import Path
+
+__all__ = ["BENCH", "LAUNCHER", "ask_for_bench", "bench_folder", "is_launcher"]
+
+#: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
+BENCH = "SGLANG_FL_BISECT"
+#: The process that a user has started: SGLang's others inherit it.
+LAUNCHER = "SGLANG_FL_LAUNCHER"
+
+
+def bench_folder() -> Path | None:
+    """Return the folder where ``sglang-fl bisect`` awaits answers, if it has started this process."""
+    text = os.environ.get(BENCH)
+    return Path(text) if text else None
+
+
+def ask_for_bench(folder: Path) -> None:
+    """Have the processes that are started from now on load the plugin for ``sglang-fl bisect``."""
+    os.environ[BENCH] = str(folder)
+
+
+def is_launcher() -> bool:
+    """Whether a user has started this process, and not SGLang; the first that asks says so to those below.
+
+    A server may be started in a process that somebody's own program has made with ``multiprocessing``: such a
+    process has not inherited the mark. A main process has its user, whatever it has inherited.
+    """
+    own = str(os.getpid())
+    is_child = multiprocessing.current_process().name != "MainProcess"
+    if not is_child or not os.environ.get(LAUNCHER):
+        os.environ[LAUNCHER] = own
+    return os.environ[LAUNCHER] == own

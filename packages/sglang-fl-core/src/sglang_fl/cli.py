@@ -267,7 +267,9 @@ def doctor(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     nccl_port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     dist_init_addr: Annotated[str | None, typer.Option(help="As in the launch line.")] = None,
-    probe_seconds: Annotated[float, typer.Option(help="Time limit of the all-reduce over --tp ranks.")] = 60,
+    probe_seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="Time limit of the all-reduce over --tp ranks.")
+    ] = 60,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this check; may be given more than once.")
     ] = None,
@@ -289,6 +291,8 @@ def doctor(
 
 def _summary(found: list[health.Row]) -> str:
     """Return the title of the table: how many rows are not well."""
+    if not found:
+        return "Doctor: none of these checks had anything to look at"
     states = [row.finding.state for row in found]
     problems, unknown = states.count(health.State.PROBLEM), states.count(health.State.UNKNOWN)
     return f"Doctor: {problems} to be changed, {unknown} that cannot be told, {len(found)} findings in all"

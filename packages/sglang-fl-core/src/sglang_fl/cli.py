@@ -363,7 +363,8 @@ def verify(
         if compare:
             rows, is_good = verification.compare(*map(_named, compare))
         else:
-            rows, is_good = verification.verify(op, _named(certificate) if certificate else None)
+            path = _named(certificate) if certificate else None
+            rows, is_good = verification.verify(op, path, lambda text: _say(f"checking {text}", err=True))
     below = () if compare else ("faults", "not_checked")
     _print(rows, as_json, _verify_title(bool(compare), bool(rows)), below)
     if not is_good:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import sglang_fl
-from sglang_fl.diagnostics.doctor import Launch, State, examine
+from sglang_fl.diagnostics.doctor import Launch, State, examine, sglang_release
+from sglang_fl.diagnostics.doctor.child import Child
 
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 Install = Callable[..., str]
@@ -194,3 +195,46 @@ def test_looking_at_the_dispatch_log_leaves_it_as_it_was(doctor: Doctor, monkeyp
     log.write_text("a line\n")
     assert doctor("--only", "dispatch-log")[1]["dispatch log"]["text"].endswith("can be written")
     assert log.read_text() == "a line\n"
+
+
+OTHER = "[sglang.srt.plugins]\nsglang_fl = other:load\n[sglang.srt.platforms]\nsglang_fl = other:activate\n"
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_second_package_of_our_name_is_found_and_whose_counts(
+    doctor: Doctor, site: Path, metadata_of, monkeypatch, is_behind: bool
+):
+    metadata_of("sglang_fl", "0.1.0")
+    (site / "sglang_fl-0.1.0.dist-info" / "entry_points.txt").write_text(OTHER)
+    if is_behind:
+        monkeypatch.setattr(sys, "path", [*(path for path in sys.path if path != str(site)), str(site)])
+    row = only_problem(doctor("--only", "entry-points"), "entry points")
+    assert "sglang_fl 0.1.0" in row["text"]
+    assert f"sglang-fl-core {sglang_fl.__version__}" in row["text"]
+    winner = "sglang_fl 0.1.0" if is_behind else "sglang-fl-core"
+    assert f"SGLang takes that of {winner}" in row["text"]
+    assert "uninstall" in row["remedy"]
+
+
+def test_a_second_platform_is_named_with_what_to_do(doctor: Doctor, site: Path, metadata_of, monkeypatch):
+    metadata_of("toy-platform", "0.1")
+    info = site / "toy_platform-0.1.dist-info"
+    info.joinpath("entry_points.txt").write_text("[sglang.srt.platforms]\ntoy = toy:activate\n")
+    _, rows = doctor("--only", "selection")
+    (row,) = rows.values()
+    assert "toy-platform brings a platform too" in row["text"]
+    error = "RuntimeError: Multiple platform plugins activated: toy, sglang_fl. Set SGLANG_PLATFORM to one."
+    monkeypatch.setattr(sglang_release, "run_python", lambda *_: Child(1, "", error))
+    metadata_of("sglang", "0.5.23")
+    row = only_problem(doctor("--only", "sglang-loads-the-plugin"), "loading")
+    assert row["remedy"] == "set SGLANG_PLATFORM=sglang_fl, or uninstall toy-platform"
+
+
+def test_packages_that_the_chosen_platform_passes_over_are_no_problem(
+    doctor: Doctor, install_vendor: Install, monkeypatch
+):
+    install_vendor("far", probe="return 'no device'")
+    monkeypatch.setenv("SGLANG_FL_PLATFORM", "cpu")
+    code, rows = doctor("--only", "vendors")
+    assert code == 0
+    assert rows["vendor far"]["text"] == "not used: SGLANG_FL_PLATFORM='cpu' chooses another"

@@ -221,3 +221,13 @@ def test_sgl_kernel_that_an_op_needs_is_found(doctor: Doctor, chip, broken_sgl_k
 def test_sgl_kernel_is_missed_on_cuda(doctor: Doctor, chip, broken_sgl_kernel):
     chip(device_type="cuda")
     assert "SGLang itself does on CUDA" in only_problem(doctor("--only", "sgl-kernel"), "sgl_kernel")["text"]
+
+
+def test_sgl_kernel_that_sglangs_own_cpu_platform_needs_is_found(
+    doctor: Doctor, broken_sgl_kernel, monkeypatch
+):
+    assert doctor("--only", "sgl-kernel")[0] == 0
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
+    row = only_problem(doctor("--only", "sgl-kernel"), "sgl_kernel")
+    assert "SGLANG_USE_CPU_ENGINE=1" in row["text"]
+    assert row["remedy"] == "unset SGLANG_USE_CPU_ENGINE, or install the build of sgl_kernel for CPUs"

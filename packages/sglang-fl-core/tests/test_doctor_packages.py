@@ -157,3 +157,25 @@ def test_every_check_has_a_sentence_and_a_name_of_its_own():
 def test_json_is_a_list_of_rows_with_all_columns(doctor: Doctor):
     rows = json.loads(CliRunner().invoke(app, ["doctor", "--json", "--only", "installation"]).stdout)
     assert rows[0].keys() == {"state", "what", "text", "remedy", "check"}
+
+
+@pytest.mark.parametrize("version", ["5.4.0rc1", "5.0.3", "5.0.2.dev1"])
+def test_a_flag_gems_that_nobody_has_measured_is_told(doctor: Doctor, metadata_of, version: str):
+    metadata_of("flag-gems", version, "packaging>=20")
+    code, rows = doctor("--only", "flag-gems-pins")
+    row = rows["FlagGems' pins"]
+    assert (code, row["state"]) == (2, "unknown")
+    assert row["text"] == f"flag-gems {version}: all met; measured and quarantined with 5.0.2 only"
+    assert row["remedy"].endswith("pip install flag-gems==5.0.2")
+
+
+@pytest.mark.parametrize("variable", ["HOME", "FLAGGEMS_CACHE_DIR"])
+def test_a_file_in_the_place_of_flag_gems_folder_is_found(
+    doctor: Doctor, tmp_path: Path, monkeypatch, variable: str
+):
+    (tmp_path / ".flaggems").write_text("x")
+    monkeypatch.setenv("USE_FLAGGEMS", "1")
+    monkeypatch.setenv(variable, str(tmp_path if variable == "HOME" else tmp_path / ".flaggems"))
+    row = only_problem(doctor("--only", "flag-gems-cache"), "FlagGems' cache")
+    assert f"{tmp_path / '.flaggems'} cannot be written" in row["text"]
+    assert "Not a directory" in row["text"]

@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from sglang_fl.cli import app
 from sglang_fl.diagnostics.doctor.collective import RANK
 from sglang_fl.diagnostics.doctor.network import _nccl
 
@@ -109,7 +113,7 @@ def test_master_port_in_use_is_found(doctor: Doctor, taken: int, monkeypatch):
     row = only_problem(doctor("--tp", "2", "--only", "rendezvous"), "MASTER_PORT")
     assert row["remedy"].startswith("unset it")
     monkeypatch.setenv("MASTER_PORT", "many")
-    assert "is no number" in only_problem(doctor("--tp", "2", "--only", "rendezvous"), "MASTER_PORT")["text"]
+    assert "is no port" in only_problem(doctor("--tp", "2", "--only", "rendezvous"), "MASTER_PORT")["text"]
 
 
 @pytest.mark.parametrize(
@@ -195,3 +199,64 @@ def test_rank_that_hangs_is_found_and_leaves_no_process(doctor: Doctor, site: Pa
     assert row["text"].startswith("hangs: not done after 12 s (rank 0: ")
     assert "firewall" in row["remedy"]
     assert not ranks_running()
+
+
+def test_ranks_that_still_import_are_not_said_to_hang(doctor: Doctor, site: Path, monkeypatch):
+    (site / "sitecustomize.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *sys.path]))
+    code, rows = doctor("--tp", "2", "--probe-seconds", "1", "--only", "collective")
+    (row,) = rows.values()
+    assert (code, row["state"]) == (2, "unknown")
+    assert "the ranks still import PyTorch (rank 0: not started; rank 1: not started)" in row["text"]
+    assert "--probe-seconds" in row["remedy"]
+    assert not ranks_running()
+
+
+@pytest.mark.parametrize(
+    "words", [["--probe-seconds", "-1"], ["--probe-seconds", "0"], ["--port", "99999"], ["--tp", "0"]]
+)
+def test_arguments_that_cannot_be_are_refused(words: list[str]):
+    said = CliRunner().invoke(app, ["doctor", "--only", "ports", *words])
+    assert said.exit_code == 2
+    assert words[0] in said.stderr
+
+
+def test_nothing_to_look_at_is_no_good_news(doctor: Doctor):
+    assert doctor("--only", "collective", "--only", "heads") == (2, {})
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "\u0663", "9" * 5000, ""])
+def test_a_port_that_is_none_is_found(doctor: Doctor, monkeypatch, port: str):
+    row = only_problem(
+        doctor("--dist-init-addr", f"127.0.0.1:{port}", "--only", "rendezvous"), "--dist-init-addr"
+    )
+    assert "with a port from 1 to 65535" in row["text"]
+    monkeypatch.setenv("MASTER_PORT", port or "x")
+    row = only_problem(doctor("--tp", "2", "--only", "rendezvous"), "MASTER_PORT")
+    assert "is no port from 1 to 65535" in row["text"]
+
+
+def test_ctrl_c_leaves_no_child():
+    code = (
+        "from sglang_fl.diagnostics.doctor.child import run_python\n"
+        "print('asked', flush=True)\n"
+        "run_python('import time; time.sleep(90) # left over', 100)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout
+    process.stdout.readline()
+    deadline = time.monotonic() + 20
+    while not psutil.Process(process.pid).children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (child,) = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running()

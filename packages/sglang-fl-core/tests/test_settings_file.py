@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, quoted
 from sglang_fl.settings.file import MAX_BYTES, read_file
 
 PLAIN = """\
@@ -41,7 +41,7 @@ def refusal(path: Path) -> str:
     """Return the one line with which a file is refused, without its head."""
     with pytest.raises(SettingsError) as error:
         read_file(path)
-    head, message = f"SGLANG_FL_CONFIG={str(path)!r}: ", str(error.value)
+    head, message = f"SGLANG_FL_CONFIG={quoted(str(path))}: ", str(error.value)
     assert message.startswith(head)
     assert "\n" not in message
     return message.removeprefix(head)

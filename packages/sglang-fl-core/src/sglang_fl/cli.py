@@ -270,7 +270,9 @@ def doctor(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     nccl_port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     dist_init_addr: Annotated[str | None, typer.Option(help="As in the launch line.")] = None,
-    probe_seconds: Annotated[float, typer.Option(help="Time limit of the all-reduce over --tp ranks.")] = 60,
+    probe_seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="Time limit of the all-reduce over --tp ranks.")
+    ] = 60,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this check; may be given more than once.")
     ] = None,
@@ -292,6 +294,8 @@ def doctor(
 
 def _summary(found: list[health.Row]) -> str:
     """Return the title of the table: how many rows are not well."""
+    if not found:
+        return "Doctor: none of these checks had anything to look at"
     states = [row.finding.state for row in found]
     problems, unknown = states.count(health.State.PROBLEM), states.count(health.State.UNKNOWN)
     return f"Doctor: {problems} to be changed, {unknown} that cannot be told, {len(found)} findings in all"
@@ -365,7 +369,8 @@ def verify(
         if compare:
             rows, is_good = verification.compare(*map(_named, compare))
         else:
-            rows, is_good = verification.verify(op, _named(certificate) if certificate else None)
+            path = _named(certificate) if certificate else None
+            rows, is_good = verification.verify(op, path, lambda text: _say(f"checking {text}", err=True))
     below = () if compare else ("faults", "not_checked")
     _print(rows, as_json, _verify_title(bool(compare), bool(rows)), below)
     if not is_good:

@@ -20,7 +20,7 @@ __all__ = [
 
 def _entry(names: tuple[str, ...], reason: str, reproduction: Callable[[], None]) -> AtenQuarantined:
     target = f"{__name__}:{reproduction.__name__}"
-    return AtenQuarantined(names, reason, "flag-gems", ">=5.0.2,<5.1", target)
+    return AtenQuarantined(names, reason, "flag-gems", ">=5.0.2,<6", target)
 
 
 def integers_are_compared_in_float32() -> None:

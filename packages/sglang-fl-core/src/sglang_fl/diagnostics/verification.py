@@ -1,5 +1,6 @@
 """The conformance kit over the vendor of this machine, as data for the command line."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ __all__ = ["compare", "verify"]
 Rows = list[dict[str, Any]]
 
 
-def verify(op: str | None, certificate: Path | None) -> tuple[Rows, bool]:
+def verify(
+    op: str | None, certificate: Path | None, say: Callable[[str], None] = lambda text: None
+) -> tuple[Rows, bool]:
     """Check every implementation of this machine's vendor, the references too, and write a certificate.
 
     Parameters
     ----------
     op : one op alone; None for all
     certificate : where to write it; None for nowhere
+    say : told of each implementation before it is checked, which may take seconds
 
     Returns
     -------
@@ -45,7 +49,10 @@ def verify(op: str | None, certificate: Path | None) -> tuple[Rows, bool]:
     impls = [
         impl for each in OPS.values() if op in (None, each.name) for impl in registry.implementations(each)
     ]
-    verdicts = [_verdict(registry, impl) for impl in impls]
+    verdicts = []
+    for number, impl in enumerate(impls, 1):
+        say(f"{impl.op} {impl} ({number} of {len(impls)})")
+        verdicts.append(_verdict(registry, impl))
     package = next(found.distribution for found in registry.installed if found.vendor is vendor)
     made = make_certificate(vendor, package, verdicts)
     if certificate is not None:

@@ -9,6 +9,7 @@ from sglang_fl.diagnostics.doctor.devices import devices, numa
 from sglang_fl.diagnostics.doctor.finding import Finding, State, unknown
 from sglang_fl.diagnostics.doctor.heads import heads
 from sglang_fl.diagnostics.doctor.installation import entry_points, installation, selection
+from sglang_fl.diagnostics.doctor.kernel_caches import flag_gems_cache, triton_cache
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.diagnostics.doctor.layer_1 import aten_record, flag_gems, layer_1
 from sglang_fl.diagnostics.doctor.layer_2 import dispatch_log, layer_2
@@ -19,7 +20,6 @@ from sglang_fl.diagnostics.doctor.packages import copies, flag_gems_pins, shadow
 from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
 from sglang_fl.diagnostics.doctor.sglang_kernels import kernel_faults, kernel_plugins
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
-from sglang_fl.diagnostics.doctor.triton_cache import triton_cache
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.logs.redaction import redacted
 
@@ -66,6 +66,7 @@ CHECKS: tuple[Check, ...] = (
     torch_pins,
     flag_gems_pins,
     triton_cache,
+    flag_gems_cache,
 )
 
 _URGENCY = (State.PROBLEM, State.UNKNOWN, State.OK)
@@ -126,8 +127,8 @@ def _redacted(finding: Finding) -> Finding:
 
 
 def exit_code(rows: Iterable[Row]) -> int:
-    """Return 1 where there is a problem, 2 where something could not be told, else 0."""
+    """Return 1 where there is a problem, 2 where something, or all, could not be told, else 0."""
     states = {row.finding.state for row in rows}
     if State.PROBLEM in states:
         return 1
-    return 2 if State.UNKNOWN in states else 0
+    return 2 if State.UNKNOWN in states or not states else 0

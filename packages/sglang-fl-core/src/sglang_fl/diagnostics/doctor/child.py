@@ -46,6 +46,9 @@ def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None
     except subprocess.TimeoutExpired:
         end(process)
         return Child(None, *_rest(process))
+    finally:
+        if process.poll() is None:  # Ctrl-C, or whatever else has come up
+            end(process)
     return Child(process.returncode, output, errors)
 
 

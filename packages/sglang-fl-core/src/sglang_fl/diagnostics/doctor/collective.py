@@ -12,12 +12,13 @@ from typing import IO
 from sglang_fl.diagnostics.doctor.child import end, last_line
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.devices import count
-from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
+from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.foreign import child_environment
 from sglang_fl.diagnostics.doctor.launch import Launch
 
 __all__ = ["collective"]
 
+NOT_STARTED = "not started"
 RANK = "sglang_fl.diagnostics.doctor.collective_rank"
 
 
@@ -33,7 +34,7 @@ class _Rank:
     def stage(self) -> str:
         """Return how far it came."""
         lines = _read(self.output).splitlines()
-        return lines[-1] if lines else "not started"
+        return lines[-1] if lines else NOT_STARTED
 
     def error(self) -> str:
         """Return its last words."""
@@ -107,6 +108,9 @@ def _judged(ranks: list[_Rank], launch: Launch, device_type: str, is_over: bool,
     if failed:
         text = f"rank {failed[0].number} failed after '{failed[0].stage()}': {failed[0].error()}"
         return problem(what, text, _remedy(device_type))
+    if not is_over and any(rank.stage() == NOT_STARTED for rank in ranks):
+        text = f"not told: after {launch.probe_seconds:g} s the ranks still import PyTorch ({stages})"
+        return unknown(what, text, "ask again with a larger --probe-seconds")
     if not is_over:
         text = f"hangs: not done after {launch.probe_seconds:g} s ({stages})"
         return problem(what, text, _remedy(device_type))

@@ -41,8 +41,14 @@ def vendors(launch: Launch) -> Iterator[Finding]:
     found = usable_vendors()
     chips = [vendor for vendor in found if vendor.name != "cpu"]
     has_chip = any(vendor.is_available for vendor in chips)
+    configuration = configured()
+    chosen = configuration.settings.platform if configuration else None
     for vendor in chips:
-        yield _of_vendor(vendor, has_chip)
+        if configuration and chosen and vendor.name != chosen and not vendor.fault:
+            text = f"not used: {configuration.settings.quoted('platform')} chooses another"
+            yield ok(f"vendor {vendor.name}", text)
+        else:
+            yield _of_vendor(vendor, has_chip)
     if not chips:
         remedy = "on a chip, install its package: sglang-fl-nvidia, -ascend or -mlu"
         yield ok("vendors", "no vendor package is installed: fused ops run their references", remedy)

@@ -9,14 +9,17 @@ import sglang_fl
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
+from sglang_fl.errors import quoted
 from sglang_fl.settings import SglangSettings
 
-__all__ = ["entry_points", "installation", "selection"]
+__all__ = ["entry_points", "installation", "selection", "several_platforms"]
 
 DISTRIBUTION = "sglang-fl-core"
 NAME = "sglang_fl"
 #: Group -> the entry point of ours that must be in it.
 ENTRY_POINTS = {"sglang.srt.plugins": NAME, "sglang.srt.platforms": NAME, "sglang_fl.vendors": "cpu"}
+#: Those in which SGLang looks for plugins.
+SGLANG_GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 
 
 def _is_installed() -> bool:
@@ -44,14 +47,41 @@ def entry_points(launch: Launch) -> Iterator[Finding]:
     missing = [
         group for group, name in ENTRY_POINTS.items() if not metadata.entry_points(group=group, name=name)
     ]
+    claims = [text for group in SGLANG_GROUPS if (text := _second_claim(group))]
+    for text in claims:
+        yield problem("entry points", text, "uninstall the package that is not sglang-fl-core")
     if missing:
         yield problem(
             "entry points",
             f"{DISTRIBUTION} is installed without those of {', '.join(missing)}",
             f"{sys.executable} -m pip install --force-reinstall --no-deps {DISTRIBUTION}",
         )
-    else:
+    elif not claims:
         yield ok("entry points", f"all {len(ENTRY_POINTS)} are there")
+
+
+def _second_claim(group: str) -> str | None:
+    """Say which packages bring an entry point of our name, and whose SGLang takes, or None where one does."""
+    points = list(metadata.entry_points(group=group, name=NAME))
+    if len(points) < 2:
+        return None
+    packages = [f"{point.dist.name} {point.dist.version}" if point.dist else point.value for point in points]
+    # SGLang keys them by their names, so that the last one stands.
+    return f"{NAME} of {group} is claimed by {' and '.join(packages)}; SGLang takes that of {packages[-1]}"
+
+
+def _other_platforms() -> list[str]:
+    """Return the packages that bring a platform of another name."""
+    points = metadata.entry_points(group="sglang.srt.platforms")
+    return sorted({point.dist.name if point.dist else point.value for point in points if point.name != NAME})
+
+
+def several_platforms(error: str) -> str | None:
+    """Return what to do where SGLang names several platforms, or None where it does not."""
+    others = _other_platforms()
+    if not others or "SGLANG_PLATFORM" not in error:
+        return None
+    return f"set SGLANG_PLATFORM={NAME}, or uninstall {', '.join(others)}"
 
 
 def _has_own_platform() -> bool:
@@ -82,5 +112,13 @@ def selection(launch: Launch) -> Iterator[Finding]:
             f"SGLANG_PLATFORM={NAME!r} is refused: on this device SGLang's own platform stays active",
             "unset it; to choose the chip's vendor, set SGLANG_FL_PLATFORM",
         )
+    if NAME in names:
+        yield ok("SGLANG_PLUGINS", f"SGLANG_PLUGINS={quoted(sglang.plugins or '')} names the plugin")
+    if sglang.platform == NAME and not _has_own_platform():
+        yield ok("SGLANG_PLATFORM", f"SGLANG_PLATFORM={NAME!r} names the plugin")
     if not names and not sglang.platform:
-        yield ok("SGLANG_PLUGINS, SGLANG_PLATFORM", "not set: SGLang takes every plugin")
+        others = _other_platforms()
+        also = f"; {', '.join(others)} brings a platform too, and of several SGLang wants one named"
+        text = f"not set: SGLang takes every plugin{also if others else ''}"
+        remedy = f"if it asks for one: SGLANG_PLATFORM={NAME}, or uninstall the others" if others else ""
+        yield ok("SGLANG_PLUGINS, SGLANG_PLATFORM", text, remedy)

@@ -1,6 +1,7 @@
 """tp > 1 hangs at start-up: ports, host names, and the variables that lead NCCL and Gloo astray."""
 
 import contextlib
+import re
 import socket
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import psutil
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.foreign import variable, variables
 from sglang_fl.diagnostics.doctor.launch import PORT, Launch
+from sglang_fl.errors import quoted
 
 __all__ = ["interfaces", "ports", "rendezvous", "variables_of_collectives"]
 
@@ -51,19 +53,24 @@ def rendezvous(launch: Launch) -> Iterator[Finding]:
     """Can the ranks meet where they are told to?"""
     port = variable("MASTER_PORT")
     if port is not None and launch.tp > 1:
-        if port.isdecimal():
+        if _is_port(port):
             yield _of_port("MASTER_PORT", int(port), "unset it: SGLang finds a free port by itself")
         else:
-            text = f"MASTER_PORT={port!r} is no number"
+            text = f"MASTER_PORT={quoted(port)} is no port from 1 to 65535"
             yield problem("MASTER_PORT", text, "unset it: SGLang finds a free port by itself")
     if launch.dist_init_addr is not None:
         yield _of_address(launch.dist_init_addr)
 
 
+def _is_port(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,5}", text) is not None and 1 <= int(text) <= 65535
+
+
 def _of_address(address: str) -> Finding:
     what, (host, _, port) = "--dist-init-addr", address.rpartition(":")
-    if not host or not port.isdecimal():
-        return problem(what, f"{address!r} is not of the form host:port", "write 10.0.0.1:20000")
+    if not host or not _is_port(port):
+        text = f"{quoted(address)} is not of the form host:port, with a port from 1 to 65535"
+        return problem(what, text, "write 10.0.0.1:20000")
     try:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0][4][0]
     except OSError as error:

@@ -24,6 +24,8 @@ MODULES = (
     "flag_gems",
     "sgl_kernel",
 )
+#: What the vendor packages' choices and quarantines were measured with.
+MEASURED_FLAG_GEMS = "5.0.2"
 #: These come together, and pip replaces them together.
 TORCH = ("torch", "torchvision", "torchaudio", "triton", "sglang-kernel", "flashinfer-python")
 
@@ -89,8 +91,15 @@ def flag_gems_pins(launch: Launch) -> Iterator[Finding]:
     if name is None:
         return
     unmet = _unmet(name)
+    version = _version(name) or ""
+    if not unmet and version.partition("+")[0] != MEASURED_FLAG_GEMS:
+        text = f"flag-gems {version}: all met; measured and quarantined with {MEASURED_FLAG_GEMS} only"
+        yield unknown(
+            "FlagGems' pins", text, f"{sys.executable} -m pip install flag-gems=={MEASURED_FLAG_GEMS}"
+        )
+        return
     if not unmet:
-        yield ok("FlagGems' pins", f"flag-gems {_version(name)}: all met")
+        yield ok("FlagGems' pins", f"flag-gems {version}: all met")
         return
     text = f"flag-gems {_version(name)}: {'; '.join(line for _, line in unmet)}"
     wanted = " ".join(f"'{pin}'" for pinned, pin in _pins(name) if pinned in dict(unmet))

@@ -7,6 +7,7 @@ from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.dispatch.resolution import Resolution
+from sglang_fl.settings import SglangSettings
 from sglang_fl.startup import Configuration
 
 __all__ = ["sgl_kernel"]
@@ -37,6 +38,10 @@ def _judged(configuration: Configuration, error: str) -> Finding:
         orders = ";".join(f"{name}=flagos|reference" for name in first)
         remedy = f"install sglang-kernel as SGLang pins it, or SGLANG_FL_PER_OP='{orders}'"
         return problem(MODULE, f"{text}, and these ops would run on it: {', '.join(first)}", remedy)
+    if vendor.device_type == "cpu" and SglangSettings.read().use_cpu_engine == "1":
+        needed = f"{text}, and with SGLANG_USE_CPU_ENGINE=1 SGLang's own CPU platform imports it and ends"
+        remedy = "unset SGLANG_USE_CPU_ENGINE, or install the build of sgl_kernel for CPUs"
+        return problem(MODULE, needed, remedy)
     if vendor.device_type == "cuda":
         needed = f"{text}: nothing dispatched runs on it, but SGLang itself does on CUDA"
         return problem(MODULE, needed, "install sglang-kernel as the installed SGLang pins it")

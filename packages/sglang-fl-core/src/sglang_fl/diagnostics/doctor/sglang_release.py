@@ -7,6 +7,7 @@ from packaging.version import InvalidVersion, Version
 
 from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
+from sglang_fl.diagnostics.doctor.installation import several_platforms
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.releases import is_supported, supported_range
@@ -70,4 +71,5 @@ def _judged(child: Child) -> Finding:
         text = " ".join(line.removeprefix("sglang-fl: ") for line in ours)
         return problem(what, f"a start is refused: {text}", "change the setting that it names")
     error = last_line(child.errors)
-    return problem(what, f"SGLang cannot be imported: {error}", "repair its installation: pip check")
+    remedy = several_platforms(child.errors) or "repair its installation: pip check"
+    return problem(what, f"SGLang cannot be imported: {error}", remedy)

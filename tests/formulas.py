@@ -168,7 +168,7 @@ def route(
             worth = [np.sort(choice[group])[-best:].sum() for group in groups]
             allowed = np.concatenate([groups[i] for i in np.argsort(worth)[-topk_group:]])
         chosen = np.sort(allowed[np.argsort(choice[allowed])[-top_k:]])
-        share = row[chosen] / (row[chosen].sum() if renormalize else 1.0)
+        share = row[chosen] / (row[chosen].sum() + 1e-20 if renormalize else 1.0)
         weights[token], ids[token] = share * routed_scaling_factor, chosen
     return weights, ids
 
@@ -214,7 +214,7 @@ def fused_moe(
     result = np.zeros_like(hidden_states)
     for token, x in enumerate(hidden_states):
         for share, expert in zip(topk_weights[token], topk_ids[token], strict=True):
-            if expert < 0:
+            if not 0 <= expert < len(w13_weight):
                 continue
             inner, outer = (share, 1.0) if apply_router_weight_on_input else (1.0, share)
             (active,) = silu_and_mul(w13_weight[expert] @ (x * inner))

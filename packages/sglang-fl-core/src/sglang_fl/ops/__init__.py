@@ -23,8 +23,22 @@ from sglang_fl.ops import (
     topk_softmax,
 )
 from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs, lacking, with_options
+from sglang_fl.ops.overlap import shares_memory, unshared
+from sglang_fl.ops.routing import renormalized
 
-__all__ = ["OPS", "Bound", "Case", "Kernel", "Op", "Outputs", "lacking", "with_options"]
+__all__ = [
+    "OPS",
+    "Bound",
+    "Case",
+    "Kernel",
+    "Op",
+    "Outputs",
+    "lacking",
+    "renormalized",
+    "shares_memory",
+    "unshared",
+    "with_options",
+]
 
 #: Read-only: what all packages share, none may change.
 OPS: Mapping[str, Op] = MappingProxyType(

@@ -240,6 +240,7 @@ class Settings(BaseSettings):
             deny_vendors=self.deny_vendors,
             lifted=frozenset(self.oot_whitelist.lifted + self.oot_blacklist.lifted),
             titles={name: said.title for name, said in self._given.items()},
+            prefer_is_users=self.is_users("prefer"),
         )
 
 

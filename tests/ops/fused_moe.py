@@ -27,7 +27,7 @@ def formula(
     result = np.zeros_like(hidden_states)
     for token, x in enumerate(hidden_states):
         for share, expert in zip(topk_weights[token], topk_ids[token], strict=True):
-            if expert < 0:
+            if not 0 <= expert < len(w13_weight):
                 continue
             inner, outer = (share, 1.0) if apply_router_weight_on_input else (1.0, share)
             (active,) = silu_and_mul.formula(w13_weight[expert] @ (x * inner))

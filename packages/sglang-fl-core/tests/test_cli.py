@@ -207,6 +207,14 @@ def test_why_prints_candidates_and_reasons(install_vendor: Install):
     assert "no_such_package is not installed" in rest
 
 
+def test_an_op_that_the_user_leaves_to_sglang_is_told_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=sglang")
+    assert run_json("why", "rms_norm")["sglang_first"] == "asked for by SGLANG_FL_PER_OP"
+    assert "SGLang's own runs first: asked for by SGLANG_FL_PER_OP" in run("why", "rms_norm").stdout
+    rows = {row["op"]: (row["runs"], row["then"]) for row in run_json("ops")}
+    assert rows["rms_norm"] == ("sglang", ["asked for by SGLANG_FL_PER_OP"])
+
+
 def test_why_prints_no_empty_table(install_vendor: Install):
     install_vendor("toy", impls=NATIVE + NEEDY.replace('("no_such_package",)', "()"))
     result = run("why", "rms_norm")

@@ -6,7 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from sglang_fl.dispatch import op_check
 from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.dispatch.op_check import OpCheck, Violation
 from sglang_fl.ops import OPS, Kernel
@@ -161,3 +164,75 @@ def test_a_check_that_fails_harms_nobody_and_is_told_of_once(caplog: pytest.LogC
     assert [r.getMessage() for r in caplog.records] == [
         "calls of silu_and_mul cannot be checked: MemoryError: no float64 here"
     ]
+
+
+class LargestResult(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that PyTorch has made meanwhile."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> object:
+        result = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in given:
+                self.bytes = max(self.bytes, made.untyped_storage().nbytes())
+        return result
+
+
+def experts(count: int = 32) -> dict[str, Tensor]:
+    case = next(case for case in OPS["fused_moe"].cases if case.name == "odd-tokens")
+    given = case.arguments(torch.bfloat16)
+    given["w13_weight"] = given["w13_weight"].repeat(count // 8, 1, 1)
+    given["w2_weight"] = given["w2_weight"].repeat(count // 8, 1, 1)
+    return given
+
+
+def test_the_weights_of_experts_are_neither_copied_nor_brought_to_float64_as_a_whole(monkeypatch):
+    monkeypatch.setattr(op_check, "LARGE", 1 << 16)
+    given = experts()
+    found, kernel = found_by(OPS["fused_moe"].reference, "fused_moe")
+    with LargestResult() as largest:
+        kernel(**given)
+    assert found == []
+    one_expert = given["w13_weight"][0].numel() * torch.float64.itemsize
+    assert 0 < largest.bytes <= 2 * one_expert < given["w13_weight"].nbytes
+
+
+@pytest.mark.parametrize("name", ["w13_weight", "w2_weight", "hidden_states"])
+def test_a_large_argument_that_is_written_is_told_of(monkeypatch, name: str):
+    monkeypatch.setattr(op_check, "LARGE", 1)
+
+    def kernel(**given: Tensor) -> Tensor:
+        result = OPS["fused_moe"].reference(**given)
+        given[name].view(-1)[5] += 1
+        return result
+
+    kernel.__signature__ = OPS["fused_moe"].signature  # type: ignore[attr-defined]
+    found, checked = found_by(kernel, "fused_moe")
+    checked(**experts())
+    assert f"it wrote {name}, which the contract does not allow" in [v.what for v in found]
+
+
+def test_ids_of_no_expert_are_told_of_before_they_are_used():
+    def kernel(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        weights, ids = OPS["topk_softmax"].reference(router_logits, top_k, renormalize)
+        return weights, ids + 2**20
+
+    found, checked = found_by(kernel, "topk_softmax")
+    checked(torch.randn(3, 8), 2, True)
+    assert len(found) == 1
+    assert "the experts from 0 to 7" in found[0].what
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_a_reference_takes_weights_in_their_own_dtype_beside_rows_in_float64(op):
+    """The check relies on it: the weights of all experts need not be brought to float64."""
+    case = next(case for case in op.cases if not case.name.startswith(("empty", "one-axis")))
+    wide, mixed = case.arguments(torch.bfloat16), case.arguments(torch.bfloat16)
+    for name, value in wide.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            wide[name] = value.double()
+            mixed[name] = value.double() if name in (*op.rows, *op.updates) else value
+    results = [op.results(op.reference(**given), given) for given in (wide, mixed)]
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

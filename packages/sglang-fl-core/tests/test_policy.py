@@ -57,7 +57,7 @@ def test_unknown_token_is_refused_with_the_valid_ones(text: str, nearest: str):
     with pytest.raises(SettingsError, match=f"^there is no backend kind {text!r}. Valid: ") as error:
         Token(text)
     message = str(error.value)
-    for valid in ("flagos", "impl:ID", "reference", "vendor", "vendor:NAME"):
+    for valid in ("flagos", "impl:ID", "reference", "sglang", "vendor", "vendor:NAME"):
         assert valid in message
     assert nearest in message
 
@@ -179,3 +179,10 @@ def test_vendor_is_denied_with_the_reason(policy: Policy, reason: str | None):
 )
 def test_the_nearest_name_is_found_in_whatever_case_it_is_written(text: str, near: str):
     assert choices(text, ["vendor", "rms_norm", "SiluAndMul"]).endswith(f" Nearest: {near}.")
+
+
+def test_the_step_sglang_selects_no_implementation():
+    token = Token("sglang")
+    assert token.is_sglangs
+    assert not any(token.selects(OpImpl("rms_norm", kind, kind.value, "a:b")) for kind in BackendKind)
+    assert not Token("flagos").is_sglangs

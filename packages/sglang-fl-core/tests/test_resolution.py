@@ -12,7 +12,7 @@ from sglang_fl.ops import OPS
 from sglang_fl.registry import InstalledVendor, Registry
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings.policy import Policy, parse_order
-from sglang_fl.vendor import BackendKind, OpImpl, Quarantined, Vendor
+from sglang_fl.vendor import BackendKind, OpChoice, OpImpl, Quarantined, Vendor
 
 FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE
 OP = OPS["rms_norm"]
@@ -239,3 +239,47 @@ def test_filters_and_quarantine_stand_beside_each_other():
     found, _ = quarantined()
     asked = Policy(lifted=frozenset({"rms_norm"}), deny_vendors=("toy",))
     assert ids(resolve(OP, found, asked)) == ["flagos", "reference"]
+
+
+MEASURED = OpChoice("rms_norm", "flagos", is_default=False, reason="0.95 of the speed of SGLang's own (H200)")
+
+
+def measured(choice: OpChoice = MEASURED) -> Registry:
+    found = registry(OWN, NATIVE)
+    return replace(found, vendor=replace(found.vendor, choices=(choice,)))
+
+
+def test_what_was_measured_to_cost_is_left_to_sglang_with_the_figure():
+    resolution = resolve(OP, measured(), policy())
+    assert resolution.sglang_first == f"flagos is no default here: {MEASURED.reason}"
+    assert ids(resolution) == ["flagos", "vendor.toy", "reference"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [policy("flagos"), policy("flagos|reference"), replace(policy(), prefer_is_users=True)],
+    ids=["its-order", "its-order-with-another", "its-kind"],
+)
+def test_what_was_measured_to_cost_runs_where_the_user_asks_for_it(asked: Policy):
+    assert resolve(OP, measured(), asked).sglang_first is None
+
+
+def test_another_kind_that_the_user_prefers_does_not_ask_for_it():
+    own = measured()
+    without = replace(own, vendor=replace(own.vendor, impls=(OWN,)))
+    assert resolve(OP, without, replace(policy(prefer=VENDOR), prefer_is_users=True)).sglang_first is not None
+
+
+def test_what_was_measured_to_be_fast_runs():
+    assert resolve(OP, measured(replace(MEASURED, is_default=True)), policy()).sglang_first is None
+
+
+def test_the_step_sglang_leaves_the_op_to_sglang():
+    resolution = resolve(OP, registry(OWN, NATIVE), policy("sglang|flagos"))
+    assert (ids(resolution), resolution.sglang_first) == ([], "asked for by SGLANG_FL_PER_OP")
+
+
+def test_what_comes_after_the_step_sglang_is_not_tried():
+    resolution = resolve(OP, registry(OWN, NATIVE), policy("flagos|sglang|reference"))
+    assert (ids(resolution), resolution.sglang_first) == (["flagos"], None)
+    assert resolution.prefers_sglang

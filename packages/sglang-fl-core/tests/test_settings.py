@@ -126,7 +126,8 @@ WRONG = [
         "per_op",
         "rms_norm=vendor|flagso",
         (
-            "there is no backend kind 'flagso'. Valid: flagos, impl:ID, reference, vendor, vendor:NAME. "
+            "there is no backend kind 'flagso'. "
+            "Valid: flagos, impl:ID, reference, sglang, vendor, vendor:NAME. "
             "Nearest: flagos."
         ),
     ),

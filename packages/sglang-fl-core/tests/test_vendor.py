@@ -12,6 +12,7 @@ from sglang_fl.ops import OPS
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.vendor import (
     BackendKind,
+    OpChoice,
     OpImpl,
     Quarantined,
     Vendor,
@@ -226,3 +227,22 @@ def test_quarantine_of_what_the_vendor_has_not_is_refused():
 def test_default_that_is_no_text_is_refused():
     with pytest.raises(VendorError, match="vendor toy: the default strict=True must be a text"):
         Vendor("toy", "cpu", 1, "toy:why", defaults={"strict": True})
+
+
+def test_a_choice_of_no_implementation_is_refused():
+    choice = OpChoice("silu_and_mul", "flagso", is_default=False, reason="slower")
+    with pytest.raises(VendorError, match=r"the choice of silu_and_mul names 'flagso'.*Nearest: flagos\."):
+        Vendor("toy", "toy", 1, "no_such_package.probe:why", impls=(impl(),), choices=(choice,))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("silu_and_mull", "flagos", False, "slower"), "Nearest: silu_and_mul"),
+        (("silu_and_mul", "", False, "slower"), "impl is empty"),
+        (("silu_and_mul", "flagos", False, ""), "reason is empty"),
+    ],
+)
+def test_a_choice_names_an_op_an_implementation_and_a_reason(arguments, match: str):
+    with pytest.raises(VendorError, match=match):
+        OpChoice(*arguments)

@@ -28,6 +28,15 @@ def test_implementation_keeps_its_contract_on_the_simulated_chip(impl: OpImpl):
 
 @pytest.mark.on_chip("mlu")
 @pytest.mark.parametrize("impl", NATIVE, ids=lambda impl: impl.op)
+def test_implementation_is_held_to_the_edges_on_the_simulated_chip(impl: OpImpl):
+    verdict = verify_impl(impl, "mlu", ("edges",))
+    assert verdict.faults == {"edges": []}
+    # The simulated chip has 4 GiB: too little for rows that lie 2**31 elements apart, and for nothing else.
+    assert all("[far-" in reason and "cannot hold it" in reason for reason in verdict.not_checked)
+
+
+@pytest.mark.on_chip("mlu")
+@pytest.mark.parametrize("impl", NATIVE, ids=lambda impl: impl.op)
 def test_implementation_is_captured_in_graphs_on_the_simulated_chip(impl: OpImpl):
     verdict = verify_impl(impl, "mlu", ("graph",))
     assert (verdict.faults, verdict.not_checked) == ({"graph": []}, [])

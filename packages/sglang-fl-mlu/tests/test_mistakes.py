@@ -76,8 +76,8 @@ def another_activation(library: Library) -> Library:
     return lambda x, mode, gated: library(x, "quick_gelu", gated)
 
 
-def not_normalised(library: Library) -> Library:
-    return lambda logits, k, normalize, *rest, **named: library(logits, k, False, *rest, **named)
+def divided_by_the_sum(library: Library) -> Library:
+    return lambda logits, k, normalize, *rest, **named: library(logits, k, True, *rest, **named)
 
 
 def no_groups(library: Library) -> Library:
@@ -128,7 +128,7 @@ MISTAKES = [
     ("silu_and_mul", "active", activated_second_half),
     ("silu_and_mul", "active", another_activation),
     ("gelu_and_mul", "active", another_activation),
-    ("topk_softmax", "moe_softmax_topk", not_normalised),
+    ("topk_softmax", "moe_softmax_topk", divided_by_the_sum),
     ("topk_softmax", "moe_softmax_topk", no_groups),
     ("topk_softmax", "moe_softmax_topk", weights_and_ids_swapped),
     ("topk_sigmoid", "moe_sigmoid_topk", no_bias),

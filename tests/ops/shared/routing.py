@@ -32,7 +32,7 @@ def route(
             worth = [np.sort(choice[group])[-best:].sum() for group in groups]
             allowed = np.concatenate([groups[i] for i in np.argsort(worth)[-topk_group:]])
         chosen = np.sort(allowed[np.argsort(choice[allowed])[-top_k:]])
-        share = row[chosen] / (row[chosen].sum() if renormalize else 1.0)
+        share = row[chosen] / (row[chosen].sum() + 1e-20 if renormalize else 1.0)
         weights[token], ids[token] = share * routed_scaling_factor, chosen
     return weights, ids
 

@@ -179,6 +179,8 @@ def why(op: str, as_json: Json = False) -> None:
     state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
     _say(f"{answer['op']}: {answer['contract']}")
     _say(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
+    if answer["sglang_first"]:
+        _say(f"SGLang's own runs first: {answer['sglang_first']}")
     _print(answer["candidates"], False, "Candidates, in order")
     for rows, title in ((answer["not"], "Not candidates"), (answer["quarantine"], "Quarantine")):
         if rows:

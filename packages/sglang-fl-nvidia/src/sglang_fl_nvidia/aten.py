@@ -6,10 +6,11 @@ alone: a call of FlagGems' costs 25 to 110 µs of the host, one of PyTorch's 8 t
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
 from sglang_fl.vendor import AtenChoice
+from sglang_fl_nvidia.aten_quarantine import QUARANTINE
 
 __all__ = ["choices_of", "measured_choices"]
 
@@ -18,7 +19,17 @@ TABLE = "measured_aten.csv"
 
 def measured_choices() -> tuple[AtenChoice, ...]:
     """Return the conclusion for each op that was measured, with its reason."""
-    return tuple(choices_of(files("sglang_fl_nvidia").joinpath(TABLE).read_text(encoding="utf-8")))
+    table = files("sglang_fl_nvidia").joinpath(TABLE).read_text(encoding="utf-8")
+    faults = {name: entry.reason for entry in QUARANTINE for name in entry.names}
+    return tuple(_without_faulty(choice, faults) for choice in choices_of(table))
+
+
+def _without_faulty(choice: AtenChoice, faults: Mapping[str, str]) -> AtenChoice:
+    """Return the choice, against a kernel whose fault the measurement did not come upon."""
+    (name,) = choice.names
+    if not choice.is_replaced or name not in faults:
+        return choice
+    return AtenChoice(choice.names, is_replaced=False, reason=f"in quarantine: {faults[name]}")
 
 
 def choices_of(table: str) -> Iterator[AtenChoice]:

@@ -5,6 +5,7 @@ runs it on a GPU.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from sglang_fl.vendor import AtenQuarantined, flag_gems_aten_kernel
 
@@ -12,6 +13,9 @@ __all__ = [
     "QUARANTINE",
     "elements_between_are_filled",
     "empty_tensors_raise",
+    "far_rows_are_read_elsewhere",
+    "far_rows_are_written_elsewhere",
+    "far_rows_of_a_table_are_read_elsewhere",
     "integers_are_compared_in_float32",
     "numbers_that_are_none_are_lost",
     "strided_factors_are_misread",
@@ -95,6 +99,59 @@ def numbers_that_are_none_are_lost() -> None:
         raise AssertionError("a NaN stays one")
 
 
+#: Rows of so many elements, and the number of the one that begins at element 2**31.
+_WIDTH, _FAR_ROW = 1 << 15, 1 << 16
+
+
+def _far_rows() -> tuple[Any, Any]:
+    """Return rows, with ones in the last one alone, and its number in int32.
+
+    Where 32 bits point to instead lies memory of the same allocation, so that a wrong address harms nothing.
+    """
+    import torch
+
+    memory = torch.zeros(2 * _FAR_ROW + 1, _WIDTH, dtype=torch.float16, device="cuda")
+    memory[-1] = 1
+    return memory[_FAR_ROW:], torch.tensor([_FAR_ROW], dtype=torch.int32, device="cuda")
+
+
+def far_rows_are_read_elsewhere() -> None:
+    """Read a row beyond element 2**31 by its number in int32.
+
+    Raises
+    ------
+    AssertionError : it is that row
+    """
+    rows, last = _far_rows()
+    if bool((flag_gems_aten_kernel("index.Tensor")(rows, [last]) == 1).all()):
+        raise AssertionError("the far row is read")
+
+
+def far_rows_are_written_elsewhere() -> None:
+    """Write a row beyond element 2**31 by its number in int32.
+
+    Raises
+    ------
+    AssertionError : it is that row
+    """
+    rows, last = _far_rows()
+    flag_gems_aten_kernel("index_put_")(rows, [last], rows[:1] + 2)
+    if bool((rows[-1] == 2).all()):
+        raise AssertionError("the far row is written")
+
+
+def far_rows_of_a_table_are_read_elsewhere() -> None:
+    """Look up a row beyond element 2**31 by its number in int32.
+
+    Raises
+    ------
+    AssertionError : it is that row
+    """
+    rows, last = _far_rows()
+    if bool((flag_gems_aten_kernel("embedding")(rows, last) == 1).all()):
+        raise AssertionError("the far row is looked up")
+
+
 _COMPARISONS = tuple(
     f"{name}.{kind}" for name in ("eq", "ge", "gt", "le", "lt", "ne") for kind in ("Scalar", "Tensor")
 )
@@ -118,6 +175,21 @@ QUARANTINE = (
         ),
         "raises ZeroDivisionError where there are no elements",
         empty_tensors_raise,
+    ),
+    _entry(
+        ("index.Tensor",),
+        "counts elements in the index's own dtype: by int32 it reads other memory from element 2**31 on",
+        far_rows_are_read_elsewhere,
+    ),
+    _entry(
+        ("index_put_.default",),
+        "counts elements in the index's own dtype: by int32 it writes other memory from element 2**31 on",
+        far_rows_are_written_elsewhere,
+    ),
+    _entry(
+        ("embedding.default",),
+        "counts elements in the index's own dtype: by int32 it reads other memory from element 2**31 on",
+        far_rows_of_a_table_are_read_elsewhere,
     ),
     _entry(("amax.default", "argmax.default", "relu.default"), "loses NaN", numbers_that_are_none_are_lost),
 )

@@ -4,6 +4,7 @@ import torch
 import torch_npu
 from torch import Tensor
 
+from sglang_fl.ops.fused_moe import present_experts
 from sglang_fl_ascend.vendor.products import require
 
 __all__ = ["fused_moe"]
@@ -28,10 +29,8 @@ def fused_moe(
     if hidden_states.numel() == 0:
         return torch.empty_like(hidden_states)
     experts, (tokens, top_k) = len(w13_weight), topk_ids.shape
-    # The operators know no absent expert: the first one works for it, and its weight is zero.
-    is_absent = topk_ids < 0
-    ids = topk_ids.masked_fill(is_absent, 0).to(torch.int32)
-    weights = topk_weights.to(torch.float32).masked_fill(is_absent, 0.0) * routed_scaling_factor
+    weights, ids, has_none = present_experts(topk_weights, topk_ids, experts)
+    ids, weights = ids.to(torch.int32).contiguous(), weights.to(torch.float32) * routed_scaling_factor
     rows, places, counts, _ = torch_npu.npu_moe_init_routing_v2(
         hidden_states.contiguous(),
         ids,
@@ -49,7 +48,7 @@ def fused_moe(
     combined = torch_npu.npu_moe_finalize_routing(
         results.to(torch.float32), None, None, None, weights, by_slot, ids, 0
     )
-    result: Tensor = combined.to(hidden_states.dtype)
+    result: Tensor = combined.to(hidden_states.dtype).masked_fill_(has_none, 0.0)
     return result
 
 

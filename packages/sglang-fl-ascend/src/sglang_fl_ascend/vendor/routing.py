@@ -8,6 +8,7 @@ import torch_npu
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops import renormalized
 
 __all__ = ["SIGMOID", "SOFTMAX", "chosen_experts", "empty_routing", "weighted"]
 
@@ -53,7 +54,7 @@ def weighted(scores: Tensor, ids: Tensor, renormalize: bool, factor: float) -> t
     """Return the scores of the chosen experts as weights, and their ids."""
     weights = scores.gather(-1, ids.long())
     if renormalize:
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = renormalized(weights)
     return weights * factor, ids
 
 

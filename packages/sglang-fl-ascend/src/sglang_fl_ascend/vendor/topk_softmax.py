@@ -4,7 +4,7 @@ import torch
 import torch_npu
 from torch import Tensor
 
-from sglang_fl.ops import Outputs
+from sglang_fl.ops import Outputs, renormalized
 from sglang_fl_ascend.vendor.routing import SOFTMAX, chosen_experts, empty_routing, weighted
 
 __all__ = ["topk_softmax"]
@@ -32,7 +32,7 @@ def topk_softmax(
     if correction_bias is None and num_expert_group is None:
         weights, ids, _ = torch_npu.npu_moe_gating_top_k_softmax(logits, None, top_k)
         if renormalize:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = renormalized(weights)
         return weights * routed_scaling_factor, ids
     ids = chosen_experts(logits, top_k, SOFTMAX, correction_bias, num_expert_group, topk_group)
     return weighted(torch.softmax(logits, dim=-1), ids, renormalize, routed_scaling_factor)

@@ -279,4 +279,4 @@ def _nudged(x: Any) -> Any:
 
 def _on_cpu(call: Any) -> Any:
     plain = dict(call) if not isinstance(call, tuple) else call
-    return tree.tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, plain)
+    return tree.tree_map(lambda x: x.to("cpu", copy=True) if isinstance(x, Tensor) else x, plain)

@@ -88,6 +88,9 @@ def check_call(
     wrong_form = _wrong_form(outputs, expected)
     if wrong_form:
         return [f"{where}: {wrong_form}", *faults]
+    invalid = op.why_invalid and op.why_invalid(_as_tuple(outputs), given)
+    if invalid:
+        return [f"{where}: {invalid}", *faults]
     aliases = alias_faults(_as_tuple(outputs), given, op.may_write(given))
     faults += [f"{where}: {fault}" for fault in aliases]
     # What the reference returns for these very arguments says the shape and dtype of each result.

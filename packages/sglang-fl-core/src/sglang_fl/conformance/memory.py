@@ -95,8 +95,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _view(marks: Tensor, tensor: Tensor) -> Tensor:
-    """Return the marks of a tensor's elements, from those of its whole storage."""
-    return marks.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    """Return the marks of a tensor's elements, from those of its whole storage; one for an expanded axis."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    shape = [size if stride else min(size, 1) for size, stride in pairs]
+    return marks.as_strided(shape, tensor.stride(), tensor.storage_offset())
 
 
 def _bytes(tensor: Tensor) -> Tensor:

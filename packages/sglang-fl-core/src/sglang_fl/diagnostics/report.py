@@ -76,6 +76,7 @@ def ops() -> list[dict[str, Any]]:
     rows = []
     for name in OPS:
         off = why_layer_2_is_off() or lists.why_op_left_out(name)
+        off = off or configuration.resolutions[name].sglang_first
         ids = ["sglang", off] if off else [impl.id for impl in configuration.resolutions[name].candidates]
         rows.append({"op": name, "runs": ids[0], "then": ids[1:]})
     return rows
@@ -139,6 +140,7 @@ def why(op_name: str) -> dict[str, Any]:
         "vendor": configuration.registry.vendor.name,
         "layer_2": why_layer_2_is_off() or lists.why_op_left_out(op_name) or "on",
         "order": [str(token) for token in policy.order(op_name)],
+        "sglang_first": resolution.sglang_first,
         "candidates": [
             {"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in resolution.candidates
         ],

@@ -15,13 +15,16 @@ from sglang_fl.ops.compare import error_in_units
 
 T = TypeVar("T")
 
-__all__ = ["MARGIN", "OpCheck", "Violation", "violations"]
+__all__ = ["LARGE", "MARGIN", "Given", "OpCheck", "Violation", "violations"]
 
 logger = logging.getLogger(__name__)
 
 #: How much further from float64 than its contract's bound a result must be to count as wrong: the bound is
 #: for the inputs of the contract's cases; a model's may make a sum cancel a little more.
 MARGIN = 4.0
+#: Bytes from which on an argument that no kernel may write is not copied, only summed up, and a weight is not
+#: brought to float64 as a whole: the weights of all experts of a layer fill a large part of the memory.
+LARGE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Violation:
     reference_error : the same for the reference in the serving dtype
     allowed : the error from which on it is a violation
     dtype, shapes : of the tensor arguments by name
-    call : the arguments before the call, for a reproduction
+    call : the arguments as they were before the call, for a reproduction; large ones are the caller's own
+        tensors, so whoever keeps them copies them while the report is made
     """
 
     op: str
@@ -94,7 +98,7 @@ class OpCheck:
             calls += 1
             if not self.is_on or (calls - 1) % self.every or self.skip():
                 return kernel(*args, **kwargs)
-            before = self._try(op, lambda: _kept(op.signature.bind(*args, **kwargs).arguments))
+            before = self._try(op, lambda: Given(op, op.signature.bind(*args, **kwargs).arguments))
             results = kernel(*args, **kwargs)
             if before is not None:
                 after = op.signature.bind(*args, **kwargs).arguments
@@ -104,11 +108,9 @@ class OpCheck:
         checked.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
         return checked
 
-    def _examine(
-        self, op: Op, layer: str, before: dict[str, Any], results: Any, after: Mapping[str, Any]
-    ) -> None:
+    def _examine(self, op: Op, layer: str, before: "Given", results: Any, after: Mapping[str, Any]) -> None:
         if self.look is not None:
-            self.look(op, layer, before, results)
+            self.look(op, layer, before.arguments, results)
         for violation in violations(op, layer, before, results, after):
             self.report(violation)
 
@@ -123,52 +125,114 @@ class OpCheck:
             return None
 
 
-def _kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+class Given:
+    """The arguments of a call, as they are before it.
+
+    What the kernel may write, and what is small, is copied. Of the rest the sum of its bits is kept, which
+    tells whether it was written all the same.
+
+    Parameters
+    ----------
+    op : the op
+    arguments : bound to its signature
+    """
+
+    def __init__(self, op: Op, arguments: Mapping[str, Any]) -> None:
+        self._may_write = op.may_write(arguments)
+        self.arguments = {name: self._kept(name, value) for name, value in arguments.items()}
+        self._sums = {
+            name: _sum_of_bits(value)
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and self.arguments[name] is value
+        }
+
+    def _kept(self, name: str, value: Any) -> Any:
+        is_copied = isinstance(value, Tensor) and (name in self._may_write or _bytes(value) < LARGE)
+        return value.clone() if is_copied else value
+
+    def was_written(self, name: str, after: Tensor) -> bool:
+        """Whether the call has changed an argument that it must not."""
+        if name in self._may_write:
+            return False
+        if name in self._sums:
+            return self._sums[name] != _sum_of_bits(after)
+        return not _is_same(self.arguments[name], after)
+
+    def exact(self, op: Op) -> dict[str, Any]:
+        """Return the arguments for which the reference computes in float64.
+
+        Large weights stay as they are: a reference brings what it uses of them to the dtype of the rows.
+        """
+        return {
+            name: value if name not in op.rows and _is_large(value) else _as_float64(value)
+            for name, value in self.arguments.items()
+        }
+
+    def plain(self, op: Op) -> dict[str, Any]:
+        """Return the arguments for a call of the reference, which writes nothing but what the op updates."""
+        return {
+            name: value.clone() if name in op.updates else value for name, value in self.arguments.items()
+        }
 
 
-def violations(
-    op: Op, layer: str, before: Mapping[str, Any], results: Any, after: Mapping[str, Any]
-) -> list[Violation]:
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, Tensor) and _bytes(value) >= LARGE
+
+
+#: Integers of so many bytes, to read a tensor's bits as.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    """Return the sum of a tensor's elements, read as integers; it needs no memory of the tensor's size."""
+    return int(tensor.detach().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64))
+
+
+def violations(op: Op, layer: str, before: Given, results: Any, after: Mapping[str, Any]) -> list[Violation]:
     """Compare the results of one call with the reference, and what it wrote with the contract.
 
     Parameters
     ----------
     op, layer : see ``Violation``
-    before : copies of the arguments, made before the call
+    before : the arguments, as they were before the call
     results : what the kernel returned
     after : the arguments themselves, after the call
     """
-    tensors = {name: value for name, value in before.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in before.arguments.items() if isinstance(value, Tensor)}
     say = functools.partial(
         Violation,
         op.name,
         layer,
         dtype=str(next(t.dtype for t in tensors.values() if t.is_floating_point())).removeprefix("torch."),
         shapes={name: tuple(value.shape) for name, value in tensors.items()},
-        call=before,
+        call=before.arguments,
     )
+    wrong = functools.partial(say, error=torch.inf, reference_error=0.0, allowed=0.0)
     found = [
-        say(
-            what=f"it wrote {name}, which the contract does not allow",
-            error=torch.inf,
-            reference_error=0.0,
-            allowed=0.0,
-        )
+        wrong(what=f"it wrote {name}, which the contract does not allow")
         for name in tensors
-        if name not in op.may_write(before) and not _is_same(before[name], after[name])
+        if before.was_written(name, after[name])
     ]
-    exact = {name: _as_float64(value) for name, value in before.items()}
-    plain = _kept(before)
+    invalid = op.why_invalid and op.why_invalid(_as_tuple(results), before.arguments)
+    if invalid:
+        return [*found, wrong(what=invalid)]
+    exact, plain = before.exact(op), before.plain(op)
     truth, own = op.reference(**exact), op.reference(**plain)
     sets = (op.results(results, dict(after)), op.results(truth, exact), op.results(own, plain))
-    if op.as_good is not None and op.as_good(sets[0], sets[1], before):
+    if op.as_good is not None and op.as_good(sets[0], sets[1], before.arguments):
         return found
-    sizes = op.magnitude(op.results(truth, exact), **exact) if op.magnitude else sets[1]
-    sizes = (sizes,) if isinstance(sizes, Tensor) else sizes
+    sizes = _as_tuple(op.magnitude(sets[1], **exact)) if op.magnitude else sets[1]
     for index, (got, true, mine, size) in enumerate(zip(*sets, sizes, strict=True)):
         found += _of_result(op, say, index, got, true, mine, size)
     return found
+
+
+def _as_tuple(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else results
 
 
 def _of_result(

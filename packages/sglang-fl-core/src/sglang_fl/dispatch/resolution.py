@@ -8,9 +8,13 @@ Dispatch order of an op, highest first:
 3. within one step, the order of the vendor's list;
 4. what is not available here, belongs to a vendor that the user's filters exclude, or is in quarantine is
    skipped, with the reason;
-5. among the rest the first call decides (``life``).
+5. where the step ``sglang`` comes before all candidates, or the first candidate was measured to cost more
+   than what SGLang runs itself and the user did not ask for it, the op is SGLang's; what comes after the step
+   ``sglang`` is not tried;
+6. among the rest the first call decides (``life``).
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,13 +51,15 @@ class Resolution:
     Parameters
     ----------
     op : the op
-    candidates : in the order in which their first calls are tried; never empty
+    candidates : in the order in which their first calls are tried; empty only where the op is SGLang's
     passed_over : the steps before the first candidate; they cannot run here
     skipped : all steps that cannot run here
     excluded : implementations that exist here but that no step of the order asks for
     strict : a failing candidate is an error
     prefers_sglang : the reference stands last only because nobody named it, and the device is a chip: where
         SGLang has a kernel of its own for a layer, that one is the last resort
+    sglang_first : why every layer of this op is SGLang's, whatever the candidates are; None where they are
+        tried
     """
 
     op: Op
@@ -63,6 +69,7 @@ class Resolution:
     excluded: tuple[Skipped, ...] = ()
     strict: bool = False
     prefers_sglang: bool = False
+    sglang_first: str | None = None
 
 
 def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
@@ -73,22 +80,44 @@ def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
     SettingsError : the user asked for this op's backend, and none of what was asked is available;
         the message names the op, what was asked, why not, and what is available
     """
-    impls, order = registry.implementations(op), policy.order(op.name)
+    impls, asked = registry.implementations(op), policy.order(op.name)
+    order = tuple(itertools.takewhile(lambda token: not token.is_sglangs, asked))
     steps = [step for token in order for step in _steps(op, registry, policy, token)]
     candidates = [step for step in dict.fromkeys(steps) if isinstance(step, OpImpl)]
     skipped = [step for step in dict.fromkeys(steps) if isinstance(step, Skipped)]
-    if not candidates:
+    if not candidates and len(order) == len(asked):
         raise SettingsError(_refusal(op, registry, policy, skipped))
     excluded = (impl for impl in impls if not any(token.selects(impl) for token in order))
     return Resolution(
         op,
         candidates=tuple(candidates),
-        passed_over=tuple(s for s in steps[: steps.index(candidates[0])] if isinstance(s, Skipped)),
+        passed_over=tuple(_skipped_first(steps)),
         skipped=tuple(skipped),
         excluded=tuple(Skipped(impl.id, "not in the order given for this op") for impl in excluded),
         strict=policy.strict,
-        prefers_sglang=registry.vendor.device_type != "cpu" and not policy.names_reference(op.name),
+        prefers_sglang=len(order) < len(asked)
+        or (registry.vendor.device_type != "cpu" and not policy.names_reference(op.name)),
+        sglang_first=_why_sglang_first(candidates, registry, policy),
     )
+
+
+def _skipped_first(steps: list[OpImpl | Skipped]) -> Iterator[Skipped]:
+    """Yield the steps before the first candidate."""
+    for step in steps:
+        if isinstance(step, OpImpl):
+            return
+        yield step
+
+
+def _why_sglang_first(candidates: list[OpImpl], registry: Registry, policy: Policy) -> str | None:
+    """Say why SGLang's own kernel runs and no candidate is tried, or None."""
+    if not candidates:
+        return f"asked for by {policy.title('per_op')}"
+    first = candidates[0]
+    choice = registry.choice(first)
+    if choice is None or choice.is_default or policy.asks_for(first):
+        return None
+    return f"{first} is no default here: {choice.reason}"
 
 
 def _steps(op: Op, registry: Registry, policy: Policy, token: Token) -> Iterator[OpImpl | Skipped]:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops.fused_moe import present_experts
 
 __all__ = ["fused_moe"]
 
@@ -29,14 +30,15 @@ def fused_moe(
         raise UnsupportedError("FlagGems multiplies float32 in TF32 here")
     if hidden_states.numel() == 0:
         return torch.empty_like(hidden_states)
-    # FlagGems counts tokens by their id and would count one below zero outside of its buffer.
-    absent = topk_ids < 0
+    # FlagGems counts tokens by their id and would count one of no expert outside of its buffer.
+    weights, ids, has_none = present_experts(topk_weights, topk_ids, len(w13_weight))
     result: Tensor = flag_gems.fused_experts_impl(
         hidden_states.contiguous(),
         w13_weight,
         w2_weight,
-        topk_weights.masked_fill(absent, 0.0),
-        topk_ids.masked_fill(absent, 0),
+        weights,
+        ids,
         apply_router_weight_on_input=apply_router_weight_on_input,
     )
+    result.masked_fill_(has_none, 0.0)
     return result if routed_scaling_factor == 1.0 else result * routed_scaling_factor

@@ -12,15 +12,37 @@ from sglang_fl.ops.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs, lacking, with_options
+    from sglang_fl.ops.shared.overlap import shares_memory, unshared
+    from sglang_fl.ops.shared.routing import renormalized
 
-__all__ = ["OPS", "Bound", "Case", "Kernel", "Op", "Outputs", "lacking", "with_options"]
+__all__ = [
+    "OPS",
+    "Bound",
+    "Case",
+    "Kernel",
+    "Op",
+    "Outputs",
+    "lacking",
+    "renormalized",
+    "shares_memory",
+    "unshared",
+    "with_options",
+]
 
 #: Read-only: what all packages share, none may change.
 OPS: Mapping[str, "Op"] = Catalogue(__name__, __path__)
+
+#: Where the names lie that are not in ``op``.
+_ELSEWHERE = {
+    "renormalized": "shared.routing",
+    "shares_memory": "shared.overlap",
+    "unshared": "shared.overlap",
+}
 
 if not TYPE_CHECKING:  # a type checker would take every name for one that there is
 
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.op"), name)
+        module = _ELSEWHERE.get(name, "op")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.delta_rule import beside_peak, recur, sequences, unit_rows, without_padding
+from sglang_fl.ops.shared.delta_rule import (
+    beside_peak,
+    check_states,
+    recur,
+    sequences,
+    unit_rows,
+    without_padding,
+)
 
 __all__ = ["CHUNK_SIZE", "OP", "chunk_gated_delta_rule"]
 
@@ -38,13 +45,14 @@ def chunk_gated_delta_rule(
     ----------
     q, k : Tensors, (1, T, H, K), float16, bfloat16 or float32, any strides; scaled to unit length here;
         not written
-    v : Tensor, (1, T, HV, V), dtype of ``q``; HV is a multiple of H, and neighbouring value heads share a
-        query head; not written
-    g : Tensor, (1, T, HV), float32: the logarithm of the decay; not written
-    beta : Tensor, (1, T, HV), float32 or the dtype of ``q``: the learning rate; not written
+    v : Tensor, (1, T, HV, V), dtype of ``q``, any strides; HV is a multiple of H, and neighbouring value
+        heads share a query head; not written
+    g : Tensor, (1, T, HV), float32, any strides: the logarithm of the decay; not written
+    beta : Tensor, (1, T, HV), float32 or the dtype of ``q``, any strides: the learning rate; not written
     initial_state : Tensor, (slots, HV, V, K), float32 or a 16-bit dtype, the first axis at any stride: the
         pool of states. Row ``initial_state_indices[n]`` is read before sequence n and **updated in place**
-        after it, rounded to the pool's dtype; other rows are neither read nor written
+        after it, rounded to the pool's dtype; other rows are neither read nor written. No two elements share
+        memory
     initial_state_indices : Tensor, (N,), int32 or int64, no row twice; a negative one is padding: no state
         is read or written, and the sequence's results are left open
     cu_seqlens : Tensor, (N + 1,), int32 or int64: where each sequence begins and the last one ends
@@ -57,7 +65,7 @@ def chunk_gated_delta_rule(
 
     Raises
     ------
-    ContractError : shapes that do not fit
+    ContractError : shapes that do not fit, or states that share memory
     """
     _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
     tokens, keys, values = k.shape[1], k.shape[3], v.shape[2:]
@@ -86,6 +94,7 @@ def chunk_gated_delta_rule(
 def _check(
     q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor, initial_state_indices: Tensor, cu_seqlens: Tensor
 ) -> None:
+    check_states("chunk_gated_delta_rule", initial_state)
     tokens, heads, keys = k.shape[1:]
     values = v.shape[2:]
     if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
@@ -168,6 +177,8 @@ OP = Op(
     ),
     # The kernels round products of a chunk to the dtype, beside the largest element of a head.
     bound=Bound(half=8, single=128),
+    rows={"q": 1, "k": 1, "v": 1, "g": 1, "beta": 1},
+    sequences="cu_seqlens",
     updates=("initial_state",),
     writes_rows={"initial_state": "initial_state_indices"},
     magnitude=_magnitude,

@@ -9,7 +9,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 
-__all__ = ["OP", "fused_moe"]
+__all__ = ["OP", "fused_moe", "present_experts"]
 
 
 def fused_moe(
@@ -34,8 +34,9 @@ def fused_moe(
     w13_weight : Tensor, (E, 2 * I, H), dtype of ``hidden_states``: the gate's rows, then the other
         factor's; not written
     w2_weight : Tensor, (E, H, I), dtype of ``hidden_states``; not written
-    topk_weights : Tensor, (T, k), float32 or the dtype of ``hidden_states``; not written
-    topk_ids : Tensor, (T, k), int32 or int64; an id below zero is no expert and adds nothing
+    topk_weights : Tensor, (T, k), float32 or the dtype of ``hidden_states``, rows at any stride; not written
+    topk_ids : Tensor, (T, k), int32 or int64, rows at any stride; not written. An id below zero, or from E
+        on, is no expert and adds nothing, whatever the token holds
     apply_router_weight_on_input : multiply a token by its weight before the layers instead of their
         result after them
     routed_scaling_factor : multiplies the result
@@ -95,6 +96,30 @@ def _like(
     return torch.empty_like(hidden_states)
 
 
+def present_experts(topk_weights: Tensor, topk_ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace ids that are no experts, for a kernel that knows none: each adds nothing.
+
+    Such an id becomes another one of its token, with the weight zero: what that expert makes of the token is
+    in the result anyway, so a product that overflows does no harm. A token without any expert goes to the
+    first one; its result is to be set to zero.
+
+    Parameters
+    ----------
+    topk_weights, topk_ids : see ``fused_moe``
+    experts : how many there are
+
+    Returns
+    -------
+    (topk_weights, topk_ids, has_none) : the first two as given, but for ids of no experts; whether a token
+        has no expert at all, (T, 1)
+    """
+    is_absent = (topk_ids < 0) | (topk_ids >= experts)
+    present = topk_ids.masked_fill(is_absent, -1)
+    another = present.amax(-1, keepdim=True)
+    ids = torch.where(is_absent, another.clamp_min(0), topk_ids)
+    return topk_weights.masked_fill(is_absent, 0.0), ids, another < 0
+
+
 def _magnitude(
     truth: Outputs,
     hidden_states: Tensor,
@@ -108,13 +133,15 @@ def _magnitude(
 ) -> Tensor:
     """Return the size of the products that each element is the sum of, one dot product inside the other."""
     tokens, width = hidden_states.shape
-    result = torch.zeros(tokens, width, dtype=hidden_states.dtype)
+    result = torch.zeros(tokens, width, dtype=hidden_states.dtype, device=hidden_states.device)
     for expert in range(w13_weight.shape[0]):
         token, slot = torch.where(topk_ids == expert)
+        if not len(token):
+            continue
         x, scale = hidden_states[token].abs(), topk_weights[token, slot, None].to(hidden_states.dtype)
         # |silu(g)| <= |g| and its slope is below 1.1: the error of a factor goes through as it is.
-        gate, up = F.linear(x, w13_weight[expert].abs()).chunk(2, dim=-1)
-        size = F.linear(gate * up, w2_weight[expert].abs())
+        gate, up = F.linear(x, w13_weight[expert].to(x.dtype).abs()).chunk(2, dim=-1)
+        size = F.linear(gate * up, w2_weight[expert].to(x.dtype).abs())
         result.index_add_(0, token, size * (scale.square() if apply_router_weight_on_input else scale.abs()))
     return result * routed_scaling_factor
 
@@ -138,10 +165,14 @@ def _case(
 
         ids = torch.rand(tokens, experts, generator=generator).argsort(-1)[:, :top_k].to(torch.int32)
         if absent:
-            ids[::2, 0] = -1
+            ids[::4, 0], ids[2::4, 0] = -1, experts
         weights = torch.rand(tokens, top_k, generator=generator).softmax(-1)
+        hidden_states = normal(tokens, width + padding)
+        if absent:  # the last tokens have no expert, and are so large that a product of theirs overflows
+            ids[-2, :], ids[-1, :] = -1, experts + 3
+            hidden_states[-2:] *= 2.0**12
         return {
-            "hidden_states": normal(tokens, width + padding).to(dtype)[:, :width],
+            "hidden_states": hidden_states.to(dtype)[:, :width],
             "w13_weight": normal(experts, 2 * inner, width, scale=width**-0.5).to(dtype),
             "w2_weight": normal(experts, width, inner, scale=inner**-0.5).to(dtype),
             "topk_weights": weights.to(dtype) if weights_in_dtype else weights,
@@ -170,6 +201,7 @@ OP = Op(
     ),
     # The activated rows, each expert's result and the sum may be rounded, in units of all products' size.
     bound=Bound(half=1.0, single=4),
+    rows={"hidden_states": 0, "topk_weights": 0, "topk_ids": 0},
     magnitude=_magnitude,
     like=_like,
 )

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.delta_rule import beside_peak, gates, recur, unit_rows, without_padding
+from sglang_fl.ops.shared.delta_rule import (
+    beside_peak,
+    check_states,
+    gates,
+    recur,
+    unit_rows,
+    without_padding,
+)
 
 __all__ = ["OP", "fused_recurrent_gated_delta_rule_packed_decode"]
 
@@ -48,7 +55,7 @@ def fused_recurrent_gated_delta_rule_packed_decode(
 
     Raises
     ------
-    ContractError : shapes that do not fit
+    ContractError : shapes that do not fit, or states that share memory
     """
     _check(mixed_qkv, a, initial_state)
     heads, values, keys = initial_state.shape[1:]
@@ -69,6 +76,7 @@ def fused_recurrent_gated_delta_rule_packed_decode(
 
 
 def _check(mixed_qkv: Tensor, a: Tensor, initial_state: Tensor) -> None:
+    check_states("fused_recurrent_gated_delta_rule_packed_decode", initial_state)
     heads, values, keys = initial_state.shape[1:]
     mixed = mixed_qkv.shape[1] - heads * values
     if mixed <= 0 or mixed % (2 * keys) or heads % (mixed // 2 // keys) or a.shape != (len(mixed_qkv), heads):
@@ -85,7 +93,7 @@ def _like(*, mixed_qkv: Tensor, a: Tensor, initial_state: Tensor, **others: Any)
 
 def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:
     o, state = truth
-    return o.abs().amax(-1, keepdim=True).expand_as(o) if o.numel() else o, beside_peak(state)
+    return beside_peak(o.unsqueeze(-1)).squeeze(-1), beside_peak(state)
 
 
 def _case(
@@ -136,6 +144,7 @@ OP = Op(
     ),
     # The learning rate may be rounded to the dtype; then the output, beside its head's largest element.
     bound=Bound(half=4, single=128),
+    rows={"mixed_qkv": 0, "a": 0, "b": 0, "initial_state_indices": 0},
     updates=("initial_state",),
     writes_rows={"initial_state": "initial_state_indices"},
     magnitude=_magnitude,

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.delta_rule import beside_peak, gates, recur, sequences, unit_rows, without_padding
+from sglang_fl.ops.shared.delta_rule import (
+    beside_peak,
+    check_states,
+    gates,
+    recur,
+    sequences,
+    unit_rows,
+    without_padding,
+)
 
 __all__ = ["OP", "fused_sigmoid_gating_delta_rule_update"]
 
@@ -36,7 +44,7 @@ def fused_sigmoid_gating_delta_rule_update(
     Parameters
     ----------
     A_log, dt_bias : Tensors, (HV,), float32 or the dtype of ``q``; not written
-    a, b : Tensors, (T, HV), dtype of ``q``; not written
+    a, b : Tensors, (T, HV), dtype of ``q``, rows at any stride; not written
     q, k, v : see ``chunk_gated_delta_rule``
     initial_state, initial_state_indices, cu_seqlens : see ``chunk_gated_delta_rule``; the rows of
         ``initial_state`` are **updated in place**
@@ -48,7 +56,7 @@ def fused_sigmoid_gating_delta_rule_update(
 
     Raises
     ------
-    ContractError : shapes that do not fit
+    ContractError : shapes that do not fit, or states that share memory
     """
     _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
     tokens, values = k.shape[1], v.shape[2:]
@@ -71,6 +79,7 @@ def fused_sigmoid_gating_delta_rule_update(
 def _check(
     q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor, initial_state_indices: Tensor, cu_seqlens: Tensor
 ) -> None:
+    check_states("fused_sigmoid_gating_delta_rule_update", initial_state)
     tokens, heads, keys = k.shape[1:]
     values = v.shape[2:]
     if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
@@ -150,6 +159,8 @@ OP = Op(
     ),
     # The learning rate may be rounded to the dtype; then the output, beside its head's largest element.
     bound=Bound(half=4, single=128),
+    rows={"a": 0, "q": 1, "k": 1, "v": 1, "b": 0},
+    sequences="cu_seqlens",
     updates=("initial_state",),
     writes_rows={"initial_state": "initial_state_indices"},
     magnitude=_magnitude,

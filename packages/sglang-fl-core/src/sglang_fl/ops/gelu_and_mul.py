@@ -45,11 +45,12 @@ def _magnitude(truth: Outputs, x: Tensor, approximate: str = "tanh") -> Tensor:
     return gate * up
 
 
-def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0) -> list[Case]:
+def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0, lowered: float = 0.0) -> list[Case]:
     def make(approximate: str) -> Case:
         def arguments(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
             *rows, width = shape
             x = torch.randn(*rows, width + padding, generator=generator) * scale
+            x[1:] -= lowered
             return {"x": x.to(dtype)[..., :width], "approximate": approximate}
 
         return Case(f"{name}-{approximate}", arguments)
@@ -67,9 +68,11 @@ OP = Op(
         *_case("many-tokens", 129, 4096),
         *_case("large-values", 16, 512, scale=8.0),
         *_case("row-strided", 5, 256, padding=64),
+        *_case("underflowing", 5, 256, lowered=200.0),
     ),
     # One rounding of a float32 product, in units of the two terms that make the GELU. In float32 a fast tanh
     # (sgl_kernel's: 30 units) shows.
     bound=Bound(half=0.55, single=64),
+    rows={"x": 0},
     magnitude=_magnitude,
 )

@@ -25,10 +25,12 @@ def gemma_rms_norm(
     Parameters
     ----------
     x : Tensor, (..., n), float16, bfloat16, float32 or float64, any strides;
-        never written without ``residual``; with it, a kernel may write the result here
+        never written without ``residual``; with it, a kernel may write the result here, where no other
+        argument and no two of its elements share its memory
     weight : Tensor, (n,), any of these dtypes, around zero, as in the checkpoint; not written
     eps : added to the mean square
-    residual : Tensor, shape and dtype of ``x``, or None; a kernel may write the sum here
+    residual : Tensor, shape and dtype of ``x``, or None; a kernel may write the sum here, on the same
+        condition
     post_residual_addition : Tensor, shape and dtype of ``x``, or None; added to the residual as well,
         which must be given; not written
 
@@ -54,6 +56,7 @@ OP = Op(
     cases=tuple(norm_cases(centre=0.0)),
     # One rounding of a float32 product; in float32 the mean of n squares adds a few units.
     bound=Bound(half=0.55, single=8),
+    rows={"x": 0, "residual": 0, "post_residual_addition": 0},
     writes=("x", "residual"),
     writes_if_given="residual",
     magnitude=sum_magnitude,

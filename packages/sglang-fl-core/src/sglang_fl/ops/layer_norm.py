@@ -92,5 +92,6 @@ OP = Op(
     ),
     # One rounding of a float32 sum; in float32 mean and variance of n elements add a few units.
     bound=Bound(half=0.55, single=8),
+    rows={"x": 0},
     magnitude=_magnitude,
 )

@@ -37,8 +37,9 @@ def mrope(
     positions : Tensor, (3, T), int32 or int64, rows time, height, width; or (T,): all three are the
         same, as for text; not written
     query : Tensor, (T, Hq * head_size), or (T, Hq, head_size); float16, bfloat16, float32 or float64;
-        heads dense, tokens at any stride; a kernel may write the result here
-    key : Tensor, likewise with Hk heads; a kernel may write the result here
+        heads dense, tokens at any stride; a kernel may write the result here, where no other argument
+        and no two of its elements share its memory
+    key : Tensor, likewise with Hk heads; a kernel may write the result here, on the same condition
     cos_sin_cache : Tensor, (P, rotary_dim), any of these dtypes: row p holds rotary_dim / 2
         cosines, then as many sines; not written
     head_size : elements of a head; rotary_dim of them are rotated, the others pass through
@@ -135,13 +136,14 @@ def _case(
     text: bool = False,
     packed: bool = False,
     position_dtype: torch.dtype = torch.int64,
+    heads: tuple[int, int] = (4, 2),
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         length, width = 512, 2 * sum(section)
         frequencies = 10000 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
         angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
         cache = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        sizes = (4 * head_size, 2 * head_size)
+        sizes = [count * head_size for count in heads]
         rows = torch.randn(tokens, sum(sizes) + sizes[1], generator=generator).to(dtype)
         query, key = rows[:, : sizes[0]], rows[:, sizes[0] : sum(sizes)]
         if not packed:
@@ -178,10 +180,12 @@ OP = Op(
         _case("pairs-interleaved", 9, (12, 10, 10), 64, is_neox_style=False, mode="interleaved"),
         _case("packed", 9, (16, 24, 24), packed=True),
         _case("cache-in-dtype", 9, (16, 24, 24), cache_dtype=None),
+        _case("one-head", 3, (16, 24, 24), cache_dtype=None, heads=(1, 1)),
         _case("int32-positions", 9, (16, 24, 24), position_dtype=torch.int32),
     ),
     # Two float32 products and their sum, rounded once, in units of the two products' size.
     bound=Bound(half=0.55, single=2),
+    rows={"positions": -1, "query": 0, "key": 0},
     writes=("query", "key"),
     magnitude=_magnitude,
 )

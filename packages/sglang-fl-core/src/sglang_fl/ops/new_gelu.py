@@ -31,4 +31,10 @@ def _magnitude(truth: Outputs, x: Tensor) -> Tensor:
     return x.abs()
 
 
-OP = Op(new_gelu, cases=pointwise_cases(), bound=Bound(half=0.55, single=8), magnitude=_magnitude)
+OP = Op(
+    new_gelu,
+    cases=pointwise_cases(),
+    bound=Bound(half=0.55, single=8),
+    rows={"x": 0},
+    magnitude=_magnitude,
+)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError, VendorError
+from sglang_fl.ops.shared.overlap import shares_memory
 
 __all__ = [
     "Arguments",
@@ -130,7 +131,13 @@ class Op:
         what it ``updates``
     cases : the sample inputs that every implementation must pass
     bound : see ``Bound``
-    writes : arguments that a kernel may write (and return) instead of allocating its results
+    rows : the arguments that hold one row for each token, and the axis along which the rows lie. They may
+        lie at any stride, overlap, or be the rows of another such argument; and what is in one row, NaN too,
+        never reaches the results of another
+    sequences : the argument that holds where each sequence of rows begins and the last one ends, where the
+        rows of one sequence depend on each other
+    writes : arguments that a kernel may write (and return) instead of allocating its results; each only where
+        its memory is its own: no two of its elements, and no element of another argument, share it
     writes_if_given : if set, those arguments are written only when this optional one is given
     writes_rows : for a written argument of which only some rows are touched, the argument that holds
         their indices; a negative index is no row
@@ -140,7 +147,10 @@ class Op:
     comparable : ``comparable(outputs, arguments)`` brings results that may come in several orders into
         one that can be compared element by element
     as_good : ``as_good(results, truth, arguments)``: whether results that differ from the truth are as right,
-        because the contract leaves a choice open; both as ``results`` gives them
+        because the contract leaves a choice open that ``comparable`` cannot take away; both as ``results``
+        gives them. No op of core needs it
+    why_invalid : ``why_invalid(outputs, arguments)`` says what is wrong with results whatever the numbers in
+        the arguments are, or returns None
     captured : whether servers capture its calls in graphs; where not, a kernel may read from the device
     like : ``like(**arguments)`` checks the arguments and returns tensors of the results' shapes and dtypes,
         for a reference that must look at the data; leading results alone will do
@@ -149,6 +159,8 @@ class Op:
     reference: Kernel
     cases: tuple[Case, ...]
     bound: Bound
+    rows: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    sequences: str | None = field(default=None, kw_only=True)
     writes: tuple[str, ...] = ()
     writes_if_given: str | None = None
     writes_rows: Mapping[str, str] = field(default_factory=dict)
@@ -156,11 +168,14 @@ class Op:
     magnitude: Callable[..., Outputs] | None = None
     comparable: Callable[[Outputs, Arguments], Outputs] | None = None
     as_good: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Mapping[str, Any]], bool] | None = None
+    why_invalid: Callable[[tuple[Tensor, ...], Mapping[str, Any]], str | None] | None = field(
+        default=None, kw_only=True
+    )
     captured: bool = True
     like: Callable[..., Outputs] | None = None
 
     def __post_init__(self) -> None:
-        named = {*self.writes, *filter(None, [self.writes_if_given])}
+        named = {*self.rows, *self.writes, *filter(None, [self.writes_if_given, self.sequences])}
         named |= {*self.writes_rows, *self.writes_rows.values(), *self.updates}
         unknown = named - set(self.signature.parameters)
         if unknown:
@@ -182,10 +197,19 @@ class Op:
         return inspect.signature(self.reference)
 
     def may_write(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return which of these bound arguments a kernel may write in this call."""
+        """Return which of these bound arguments a kernel may write in this call.
+
+        Of ``writes`` those whose memory is their own; see ``shares_memory``.
+        """
         if self.writes_if_given is not None and arguments.get(self.writes_if_given) is None:
             return self.updates
-        return (*self.writes, *self.updates)
+        return (*(name for name in self.writes if self._is_own(name, arguments)), *self.updates)
+
+    @staticmethod
+    def _is_own(name: str, arguments: Mapping[str, Any]) -> bool:
+        argument = arguments.get(name)
+        others = (value for other, value in arguments.items() if other != name)
+        return not isinstance(argument, Tensor) or not shares_memory(argument, *others)
 
     def results(self, outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
         """Return all that a call has computed, in comparable order: what it returned and what it updated."""

@@ -29,8 +29,9 @@ def rotary_embedding(
     positions : Tensor, (T,) or any shape of T elements, int32 or int64; not written
     query : Tensor, (T, Hq * head_size) or (T, Hq, head_size), the first axis in place of any that
         hold T elements together; float16, bfloat16, float32 or float64; heads dense, tokens at any
-        stride; a kernel may write the result here
-    key : Tensor, likewise with Hk heads; a kernel may write the result here
+        stride; a kernel may write the result here, where no other argument and no two of its elements
+        share its memory
+    key : Tensor, likewise with Hk heads; a kernel may write the result here, on the same condition
     cos_sin_cache : Tensor, (P, rotary_dim), any of these dtypes: row p holds rotary_dim / 2
         cosines, then as many sines; not written
     head_size : elements of a head; rotary_dim of them are rotated, the others pass through
@@ -136,7 +137,12 @@ def _cases() -> tuple[Case, ...]:
             _case(f"two-token-axes-{style}", 6, token_axes=(2, 3), is_neox_style=is_neox_style),
             _case(f"int32-positions-{style}", 9, position_dtype=torch.int32, is_neox_style=is_neox_style),
         ]
-    return (*cases, _case("one-head", 3, heads=(1, 1)), _case("head-256", 3, 256))
+    return (
+        *cases,
+        _case("one-head", 3, heads=(1, 1)),
+        _case("one-head-cache-in-dtype", 3, cache_dtype=None, heads=(1, 1)),
+        _case("head-256", 3, 256),
+    )
 
 
 OP = Op(
@@ -144,6 +150,7 @@ OP = Op(
     cases=_cases(),
     # Two float32 products and their sum, rounded once, in units of the two products' size.
     bound=Bound(half=0.55, single=2),
+    rows={"positions": -1, "query": 0, "key": 0, "offsets": -1},
     writes=("query", "key"),
     magnitude=_magnitude,
 )

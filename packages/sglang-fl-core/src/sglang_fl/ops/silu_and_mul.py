@@ -34,10 +34,11 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return (F.silu(gate) * up).to(x.dtype)
 
 
-def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0) -> Case:
+def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0, lowered: float = 0.0) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         *rows, width = shape
         x = torch.randn(*rows, width + padding, generator=generator) * scale
+        x[1:] -= lowered
         return {"x": x.to(dtype)[..., :width]}
 
     return Case(name, make)
@@ -54,7 +55,9 @@ OP = Op(
         _case("many-tokens", 129, 9728),
         _case("large-values", 16, 512, scale=8.0),
         _case("row-strided", 5, 256, padding=64),
+        _case("underflowing", 5, 256, lowered=200.0),
     ),
     # One rounding of a float32 product. In float32 a fast exp rounds its argument: |x| / 2 units.
     bound=Bound(half=0.55, single=32),
+    rows={"x": 0},
 )

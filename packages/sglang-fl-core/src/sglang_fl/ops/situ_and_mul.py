@@ -44,10 +44,12 @@ def _case(
     linear_beta: float | None = None,
     scale: float = 1.0,
     padding: int = 0,
+    lowered: float = 0.0,
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         *rows, width = shape
         x = torch.randn(*rows, width + padding, generator=generator) * scale
+        x[1:] -= lowered
         return {"x": x.to(dtype)[..., :width], "beta": beta, "linear_beta": linear_beta}
 
     return Case(name, make)
@@ -63,7 +65,9 @@ OP = Op(
         _case("clipped", 9, 256, linear_beta=25.0, scale=8.0),
         _case("many-tokens", 129, 4096, linear_beta=25.0),
         _case("row-strided", 5, 256, padding=64),
+        _case("underflowing", 5, 256, lowered=200.0),
     ),
     # One rounding of a float32 product. In float32 a fast exp rounds its argument: |x| / 2 units.
     bound=Bound(half=0.55, single=32),
+    rows={"x": 0},
 )

@@ -1,10 +1,12 @@
 """The op ``topk_sigmoid``: the experts of each token by the sigmoid of the router's logits."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from sglang_fl.ops.op import Bound, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.routing import as_good, by_expert, choose_experts, routing_cases
+from sglang_fl.ops.shared.routing import by_expert, choose_experts, routing_cases, why_no_choice
 
 __all__ = ["OP", "topk_sigmoid"]
 
@@ -30,23 +32,24 @@ def topk_sigmoid(
     ----------
     router_logits : Tensor, (T, E), float16, bfloat16, float32 or float64, any strides; not written
     top_k : number of experts of a token
-    renormalize : divide the chosen scores by their sum
+    renormalize : divide the chosen scores by their sum plus 1e-20, so that the weights are zero where all
+        chosen scores have underflowed
     correction_bias : Tensor, (E,), float32; added to the scores for the choice, not for the weights
     num_expert_group, topk_group : choose among the experts of the best ``topk_group`` of so many groups
     routed_scaling_factor : multiplies the weights
 
     Returns
     -------
-    (weights, ids) : Tensors, (T, top_k), float32 and int32, in any order within a row
+    (weights, ids) : Tensors, (T, top_k), float32 and int32, in any order within a row; of a row with a NaN
+        weights and choice are open, and the ids are distinct experts all the same
 
     Raises
     ------
     ContractError : as ``topk_softmax``
     """
-    scores = torch.sigmoid(router_logits.to(compute_dtype(router_logits)))
     return choose_experts(
         "topk_sigmoid",
-        scores,
+        _scores(router_logits),
         top_k,
         renormalize,
         correction_bias,
@@ -56,11 +59,16 @@ def topk_sigmoid(
     )
 
 
+def _scores(router_logits: Tensor) -> Tensor:
+    return torch.sigmoid(router_logits.to(compute_dtype(router_logits)))
+
+
 OP = Op(
     topk_sigmoid,
     cases=routing_cases(is_softmax=False),
     # The weights are float32 for any input; a fast exp rounds its argument, here at most 4.
     bound=Bound(half=32, single=32),
-    comparable=by_expert,
-    as_good=as_good,
+    rows={"router_logits": 0},
+    comparable=functools.partial(by_expert, score=_scores),
+    why_invalid=why_no_choice,
 )

@@ -1,10 +1,12 @@
 """The op ``topk_softmax``: the experts of each token by the softmax of the router's logits."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from sglang_fl.ops.op import Bound, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.routing import as_good, by_expert, choose_experts, routing_cases
+from sglang_fl.ops.shared.routing import by_expert, choose_experts, routing_cases, why_no_choice
 
 __all__ = ["OP", "topk_softmax"]
 
@@ -27,7 +29,8 @@ def topk_softmax(
     ----------
     router_logits : Tensor, (T, E), float16, bfloat16, float32 or float64, any strides; not written
     top_k : number of experts of a token
-    renormalize : divide the chosen scores by their sum
+    renormalize : divide the chosen scores by their sum plus 1e-20, so that the weights are zero where all
+        chosen scores have underflowed
     correction_bias : Tensor, (E,), float32; added to the scores for the choice, not for the weights
     num_expert_group, topk_group : choose among the experts of the best ``topk_group`` of so many groups of
         equal size; a group counts by its best score, with a bias by the sum of its two best
@@ -36,17 +39,18 @@ def topk_softmax(
     Returns
     -------
     (weights, ids) : Tensors, (T, top_k), float32 and int32, in any order within a row; formed in float32.
-        Which of equal scores is chosen is left open.
+        Which of equal scores is chosen is left open. Where a row's scores are no numbers (a NaN or a positive
+        infinity among its logits, or nothing but negative ones), weights and choice are open; the ids are
+        distinct experts all the same.
 
     Raises
     ------
     ContractError : ``top_k`` exceeds the eligible experts, the groups do not divide them, or the bias does
         not fit
     """
-    scores = torch.softmax(router_logits.to(compute_dtype(router_logits)), dim=-1)
     return choose_experts(
         "topk_softmax",
-        scores,
+        _scores(router_logits),
         top_k,
         renormalize,
         correction_bias,
@@ -56,11 +60,16 @@ def topk_softmax(
     )
 
 
+def _scores(router_logits: Tensor) -> Tensor:
+    return torch.softmax(router_logits.to(compute_dtype(router_logits)), dim=-1)
+
+
 OP = Op(
     topk_softmax,
     cases=routing_cases(is_softmax=True),
     # The weights are float32 for any input; a fast exp rounds its argument, here at most 8.
     bound=Bound(half=32, single=32),
-    comparable=by_expert,
-    as_good=as_good,
+    rows={"router_logits": 0},
+    comparable=functools.partial(by_expert, score=_scores),
+    why_invalid=why_no_choice,
 )

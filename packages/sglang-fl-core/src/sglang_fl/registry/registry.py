@@ -9,7 +9,7 @@ from sglang_fl.errors import SettingsError, choices, quoted
 from sglang_fl.ops import OPS, Op
 from sglang_fl.registry.installed import InstalledVendor
 from sglang_fl.registry.quarantine import is_in_force
-from sglang_fl.vendor import BackendKind, OpImpl, Quarantined, Vendor, is_installed
+from sglang_fl.vendor import BackendKind, OpChoice, OpImpl, Quarantined, Vendor, is_installed
 
 __all__ = ["Registry", "why_not_installed"]
 
@@ -41,6 +41,11 @@ class Registry:
     def quarantine(self, op: Op) -> tuple[Quarantined, ...]:
         """Return the quarantine entries of an op that are in force here."""
         return tuple(entry for entry in self.vendor.quarantine if entry.op == op.name and is_in_force(entry))
+
+    def choice(self, impl: OpImpl) -> OpChoice | None:
+        """Return what was measured of an implementation, or None."""
+        found = (c for c in self.vendor.choices if (c.op, c.impl) == (impl.op, impl.id))
+        return next(found, None)
 
     @staticmethod
     def op(name: str) -> Op:

@@ -222,6 +222,7 @@ class Settings(BaseModel):
             deny_vendors=self.deny_vendors,
             lifted=frozenset(self.oot_whitelist.lifted + self.oot_blacklist.lifted),
             titles={name: said.title for name, said in self._given.items()},
+            prefer_is_users=self.is_users("prefer"),
         )
 
 

@@ -11,18 +11,20 @@ from sglang_fl.vendor import BackendKind, OpImpl
 __all__ = ["Order", "Policy", "Token", "parse_order", "parse_orders"]
 
 _KINDS = tuple(kind.value for kind in BackendKind)
+#: The step that leaves an op to SGLang.
+SGLANG = "sglang"
 _QUALIFIED = re.compile(r"(vendor|impl):([A-Za-z0-9_.]+)")
 
 
 @dataclass(frozen=True)
 class Token:
-    """One step of an order: ``flagos``, ``vendor``, ``vendor:NAME``, ``reference`` or ``impl:ID``."""
+    """One step of an order: a kind, ``vendor:NAME``, ``impl:ID``, or ``sglang``."""
 
     text: str
 
     def __post_init__(self) -> None:
-        if self.text not in _KINDS and not _QUALIFIED.fullmatch(self.text):
-            valid = [*_KINDS, "vendor:NAME", "impl:ID"]
+        if self.text not in (*_KINDS, SGLANG) and not _QUALIFIED.fullmatch(self.text):
+            valid = [*_KINDS, SGLANG, "vendor:NAME", "impl:ID"]
             raise SettingsError(f"there is no backend kind {quoted(self.text)}. {choices(self.text, valid)}")
 
     def selects(self, impl: OpImpl) -> bool:
@@ -31,6 +33,11 @@ class Token:
         if not name:
             return impl.kind.value == head
         return impl.id == name if head == "impl" else impl.id.split(".")[:2] == ["vendor", name]
+
+    @property
+    def is_sglangs(self) -> bool:
+        """Whether this step leaves the op to SGLang."""
+        return self.text == SGLANG
 
     @property
     def vendor(self) -> str | None:
@@ -110,6 +117,7 @@ class Policy:
     allow_vendors : if any, native kernels of no other vendor run
     deny_vendors : native kernels of these vendors do not run
     lifted : ops whose quarantine the user has lifted
+    prefer_is_users : whether the user has said ``prefer``, rather than a vendor package or nobody
     titles : how the user calls a setting, by its field's name, where that is not its variable
     """
 
@@ -120,6 +128,7 @@ class Policy:
     deny_vendors: tuple[str, ...] = ()
     lifted: frozenset[str] = frozenset()
     titles: Mapping[str, str] = field(default_factory=dict)
+    prefer_is_users: bool = False
 
     def title(self, setting: str) -> str:
         """Return how the user calls a setting: its variable, or its key in a file."""
@@ -132,6 +141,10 @@ class Policy:
         if self.allow_vendors and vendor not in self.allow_vendors:
             return f"the vendor {vendor} is not among the allowed ones ({self.title('allow_vendors')})"
         return None
+
+    def asks_for(self, impl: OpImpl) -> bool:
+        """Whether the user asked for this implementation, or for its kind, and it did not just come about."""
+        return impl.op in self.per_op or (self.prefer_is_users and impl.kind is self.prefer)
 
     def names_reference(self, op_name: str) -> bool:
         """Whether the user, or the vendor, asked for this op's reference, and not only for want of others."""

@@ -9,7 +9,7 @@ from sglang_fl.errors import VendorError, choices
 from sglang_fl.ops import OPS
 from sglang_fl.vendor.targets import check_target
 
-__all__ = ["BackendKind", "OpImpl", "Quarantined", "check_fault"]
+__all__ = ["BackendKind", "OpChoice", "OpImpl", "Quarantined", "check_fault"]
 
 
 class BackendKind(Enum):
@@ -59,6 +59,38 @@ class OpImpl:
 
     def __str__(self) -> str:
         return self.id
+
+
+@dataclass(frozen=True)
+class OpChoice:
+    """Whether an implementation runs by default, by what was measured of it in a served model.
+
+    One of which nothing was measured runs by default. One that does not is taken where the user asks for it;
+    else SGLang's own kernel runs, and ``sglang-fl why OP`` gives the reason.
+
+    Parameters
+    ----------
+    op : the op's name
+    impl : the id of the implementation
+    is_default : whether it runs unless the user asks for another one
+    reason : the figure, and where it was measured, in half a sentence
+
+    Raises
+    ------
+    VendorError : an unknown op, an empty text
+    """
+
+    op: str
+    impl: str
+    is_default: bool
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise VendorError(f"OpChoice: there is no op {self.op!r}. {choices(self.op, OPS)}")
+        for name, text in (("impl", self.impl), ("reason", self.reason)):
+            if not text:
+                raise VendorError(f"OpChoice {self.op}: {name} is empty")
 
 
 @dataclass(frozen=True)

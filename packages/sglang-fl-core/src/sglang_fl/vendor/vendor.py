@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang_fl.errors import VendorError, choices
 from sglang_fl.vendor.aten import AtenOffer
-from sglang_fl.vendor.impls import BackendKind, OpImpl, Quarantined
+from sglang_fl.vendor.impls import BackendKind, OpChoice, OpImpl, Quarantined
 from sglang_fl.vendor.targets import check_target
 
 __all__ = ["CORE_API", "OLDEST_CORE_API", "Vendor"]
@@ -41,10 +41,12 @@ class Vendor:
     environment : variables that its kernel libraries read, set before any of them is imported unless the
         user has set them: ``{"GEMS_VENDOR": "nvidia"}``
 
+    choices : which of ``impls`` run by default, as far as that was measured
+
     Raises
     ------
-    VendorError : a malformed name or target, two implementations with the same op and id, a quarantine
-        of what is not among them
+    VendorError : a malformed name or target, two implementations with the same op and id, a quarantine or a
+        choice of what is not among them
     """
 
     name: str
@@ -57,6 +59,7 @@ class Vendor:
     quarantine: tuple[Quarantined, ...] = ()
     aten: AtenOffer | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[OpChoice, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -73,10 +76,11 @@ class Vendor:
         for setting, text in self.defaults.items():
             if not isinstance(text, str):
                 raise VendorError(f"vendor {self.name}: the default {setting}={text!r} must be a text")
-        for entry in self.quarantine:
+        named: list[tuple[str, Quarantined | OpChoice]] = [("quarantine", entry) for entry in self.quarantine]
+        for what, entry in [*named, *(("choice", choice) for choice in self.choices)]:
             if (entry.op, entry.impl) not in seen:
                 raise VendorError(
-                    f"vendor {self.name}: the quarantine of {entry.op} names {entry.impl!r}. "
+                    f"vendor {self.name}: the {what} of {entry.op} names {entry.impl!r}. "
                     f"{choices(entry.impl, [impl.id for impl in self.impls if impl.op == entry.op])}"
                 )
 

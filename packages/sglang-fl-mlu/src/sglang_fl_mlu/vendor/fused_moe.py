@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sglang_fl.ops.fused_moe import present_experts
 from sglang_fl_mlu.library import function
 
 __all__ = ["fused_moe"]
@@ -27,14 +28,12 @@ def fused_moe(
     if hidden_states.numel() == 0:
         return torch.empty_like(hidden_states)
     experts = len(w13_weight)
-    # The library knows no absent expert: the first one works for it, and its weight is zero.
-    is_absent = topk_ids < 0
-    ids = topk_ids.masked_fill(is_absent, 0).to(torch.int32)
-    weights = topk_weights.to(torch.float32).masked_fill(is_absent, 0.0) * routed_scaling_factor
+    weights, ids, has_none = present_experts(topk_weights, topk_ids, experts)
+    ids, weights = ids.to(torch.int32).contiguous(), weights.to(torch.float32) * routed_scaling_factor
     expand_idx, combine_idx, token_count, _ = moe_gen_idx(ids, experts)
     rows = moe_expand_input(hidden_states.contiguous(), expand_idx)
     most = len(rows)  # of one expert
     both = group_gemm(rows, w13_weight, token_count, None, None, None, None, most)
     results = group_gemm(active(both, "silu", True), w2_weight, token_count, None, None, None, None, most)
     combined: Tensor = moe_combine_result(results, weights, combine_idx, None, None, 0, experts)
-    return combined
+    return combined.masked_fill_(has_none, 0.0)

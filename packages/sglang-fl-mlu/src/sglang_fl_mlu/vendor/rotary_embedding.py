@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sglang_fl.errors import UnsupportedError
-from sglang_fl.ops import Outputs
+from sglang_fl.ops import Outputs, unshared
 from sglang_fl_mlu.library import function
 
 __all__ = ["rotary_embedding"]
@@ -48,7 +48,9 @@ def rotary_embedding(
     is_neox_style: bool,
     offsets: Tensor | None = None,
 ) -> Outputs:
-    """See ``sglang_fl.ops.rotary_embedding``. ``query`` and ``key`` are overwritten.
+    """See ``sglang_fl.ops.rotary_embedding``.
+
+    ``query`` and ``key`` are overwritten, each where its memory is its own.
 
     Raises
     ------
@@ -64,6 +66,8 @@ def rotary_embedding(
     tokens = positions.numel()
     if tokens == 0:
         return query, key
+    others = positions, offsets, cos_sin_cache
+    query, key = unshared(query, key, *others), unshared(key, query, *others)
     if offsets is not None:
         positions = positions + offsets
     places = positions.reshape(-1).to(torch.int32)

@@ -4,13 +4,11 @@ from torch import Tensor
 
 from sglang_fl.ops import Outputs
 from sglang_fl_mlu.library import function
-from sglang_fl_mlu.vendor.routing import empty_routing, group_arguments
+from sglang_fl_mlu.vendor.routing import empty_routing, group_arguments, weighted
 
 __all__ = ["topk_sigmoid"]
 
-moe_sigmoid_topk = function(
-    "moe_sigmoid_topk", "normalize", "num_expert_group", "topk_group", "route_scale", "score_bias"
-)
+moe_sigmoid_topk = function("moe_sigmoid_topk", "normalize", "num_expert_group", "topk_group", "score_bias")
 
 
 def topk_sigmoid(
@@ -29,9 +27,8 @@ def topk_sigmoid(
     weights, ids = moe_sigmoid_topk(
         router_logits.contiguous(),
         top_k,
-        renormalize,
+        False,
         *group_arguments(num_expert_group, topk_group),
-        route_scale=routed_scaling_factor,
         score_bias=correction_bias,
     )
-    return weights, ids
+    return weighted(weights, renormalize, routed_scaling_factor), ids

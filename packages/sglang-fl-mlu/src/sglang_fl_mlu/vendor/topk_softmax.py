@@ -5,13 +5,11 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import Outputs
 from sglang_fl_mlu.library import function
-from sglang_fl_mlu.vendor.routing import empty_routing, group_arguments
+from sglang_fl_mlu.vendor.routing import empty_routing, group_arguments, weighted
 
 __all__ = ["topk_softmax"]
 
-moe_softmax_topk = function(
-    "moe_softmax_topk", "normalize", "num_expert_group", "topk_group", "route_scale", "score_bias"
-)
+moe_softmax_topk = function("moe_softmax_topk", "normalize", "num_expert_group", "topk_group", "score_bias")
 
 
 def topk_softmax(
@@ -37,9 +35,8 @@ def topk_softmax(
     weights, ids = moe_softmax_topk(
         router_logits.contiguous(),
         top_k,
-        renormalize,
+        False,
         *group_arguments(num_expert_group, topk_group),
-        route_scale=routed_scaling_factor,
         score_bias=correction_bias,
     )
-    return weights, ids
+    return weighted(weights, renormalize, routed_scaling_factor), ids

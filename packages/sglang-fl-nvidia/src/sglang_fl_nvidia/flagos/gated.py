@@ -95,7 +95,7 @@ def _run(x: Tensor, activation: str, rows: int, width: int, stride: int) -> Tens
     half = width // 2
     out = x.new_empty((rows, half))
     is_aligned = x.data_ptr() % 16 == 0
-    key = (x.dtype, width, stride, activation, is_aligned, x.get_device())
+    key = (x.dtype, width, stride, activation, is_aligned, x.device)
     found = _launches.get(key)
     if found is None:
         found = _launches[key] = _compiled(x, out, stride, activation, is_aligned)
@@ -114,7 +114,7 @@ def _gated_any(x: Tensor, activation: str) -> Tensor:
     rows = x.reshape(x.shape[:-1].numel(), width)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    # The stride of a single row is of no account, and may be any number.
+    # The stride of a single row is any number.
     stride = rows.stride(0) if len(rows) > 1 else width
     return _run(rows, activation, len(rows), width, stride).view(*x.shape[:-1], width // 2)
 

@@ -11,9 +11,14 @@ On Hopper and later the kernels overlap with their neighbours in the stream (pro
 a kernel is brought onto the chip while its predecessor runs, and waits there before it touches anything that
 the predecessor may have written. Weights alone are loaded before that wait, because nothing on the way of a
 forward pass writes them.
+
+That last call of Triton's is no public interface. Where a release is not one of those that it was tried with,
+or its launcher takes other arguments, kernels are launched in the public way, and one warning says so.
 """
 
 import functools
+import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +32,8 @@ from sglang_fl.errors import UnsupportedError
 
 __all__ = ["DTYPES", "Launch", "address", "compiled", "multiprocessors", "overlap"]
 
+logger = logging.getLogger(__name__)
+
 #: What the kernels here take; all of them compute in float32.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -34,6 +41,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 Launch = Callable[..., None]
 
 _IS_INTERPRETED: bool = triton.knobs.runtime.interpret
+#: The oldest and the newest release of Triton whose last call was tried, and how its arguments begin.
+_TRIED = (3, 6), (3, 8)
+_LAST_CALL = ("self", "gridX", "gridY", "gridZ", "stream", "function")
 #: The compute capability from which on a kernel can overlap with the one before.
 _OVERLAP_SINCE = (9, 0)
 #: PyTorch without CUDA has none; there only Triton's interpreter runs.
@@ -55,13 +65,45 @@ def overlap(OVERLAP: tl.constexpr) -> None:
         gdc_launch_dependents()
 
 
+def why_not_directly(version: str, launcher: Any) -> str | None:
+    """Say why kernels are not launched by Triton's last call, or return None.
+
+    Parameters
+    ----------
+    version : Triton's
+    launcher : the class of what makes that call; its ``__call__`` is looked at
+    """
+    oldest, newest = _TRIED
+    release = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not oldest <= release <= newest:
+        tried = " to ".join(".".join(map(str, end)) for end in _TRIED)
+        return f"Triton {version} is not one of the releases that it was tried with, {tried}"
+    parameters = tuple(inspect.signature(launcher.__call__).parameters)
+    if parameters[: len(_LAST_CALL)] != _LAST_CALL:
+        return f"the launcher of Triton {version} takes {', '.join(parameters)}"
+    return None
+
+
+def _why_not_directly() -> str | None:
+    if _IS_INTERPRETED:
+        return "Triton interprets"
+    try:
+        from triton.backends.nvidia.driver import CudaLauncher
+    except ImportError as error:
+        return f"Triton {triton.__version__} has no launcher for NVIDIA: {error}"
+    return why_not_directly(triton.__version__, CudaLauncher)
+
+
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
+#: Asked once, when the first kernel is imported.
+_IN_PUBLIC = _why_not_directly()
+
 #: What a launch takes for a tensor: its address, because reading that from a tensor costs 0.4 µs in the
-#: launch and 0.08 µs here. Triton's interpreter takes the tensor.
-address: Callable[[Tensor], Any] = _itself if _IS_INTERPRETED else Tensor.data_ptr
+#: launch and 0.08 µs here. The public way, and Triton's interpreter, take the tensor.
+address: Callable[[Tensor], Any] = _itself if _IN_PUBLIC else Tensor.data_ptr
 
 
 @functools.cache
@@ -99,25 +141,49 @@ def compiled(kernel: Any, *arguments: Any, is_aligned: bool, num_warps: int, **c
 
     Raises
     ------
-    UnsupportedError : the tensors are on no GPU
+    UnsupportedError : the tensors are on no GPU, or not all on one
     """
+    device = _device_of(arguments)
     if _IS_INTERPRETED:
         return lambda programs, *given: kernel[(programs,)](*given, **constants, OVERLAP=False)
-    device = next(argument.get_device() for argument in arguments if isinstance(argument, Tensor))
     if device < 0:
         raise UnsupportedError("it runs on a GPU, and these tensors are on the CPU")
     constants["OVERLAP"] = _overlaps(device)
+    if _IN_PUBLIC:
+        _say_once(_IN_PUBLIC)
+        options = {"num_warps": num_warps, "launch_pdl": constants["OVERLAP"]}
+        return lambda programs, *given: kernel[(programs,)](*given, **constants, **options)
     like = arguments if is_aligned else tuple(map(_unaligned, arguments))
     with torch.cuda.device(device):
         binary = kernel.warmup(
             *like, grid=(1,), num_warps=num_warps, launch_pdl=constants["OVERLAP"], **constants
         )
         run = binary.run  # loads the binary onto the device
-    function, metadata, fixed = binary.function, binary.packed_metadata, tuple(constants.values())
+    metadata, fixed = binary.packed_metadata, tuple(constants.values())
     stream_of = _stream_of
 
     def launch(programs: int, *given: Any) -> None:
-        # No launch metadata and no hooks: those are for profilers that ask for Triton's names.
-        run(programs, 1, 1, stream_of(device), function, metadata, None, None, None, *given, *fixed)
+        # No launch metadata and no hooks: those are for profilers that ask for Triton's names. The binary is
+        # asked for its function each time, so that this keeps it: Triton unloads a binary that nobody has.
+        run(programs, 1, 1, stream_of(device), binary.function, metadata, None, None, None, *given, *fixed)
 
     return launch
+
+
+def _device_of(arguments: tuple[Any, ...]) -> int:
+    """Return the number of the device that all tensors are on, -1 for the CPU.
+
+    Raises
+    ------
+    UnsupportedError : they are on several
+    """
+    devices = {argument.device for argument in arguments if isinstance(argument, Tensor)}
+    if len(devices) > 1:
+        where = " and ".join(sorted(map(str, devices)))
+        raise UnsupportedError(f"its tensors are on {where}, not on one device")
+    return next(argument.get_device() for argument in arguments if isinstance(argument, Tensor))
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.warning("kernels are launched in Triton's public way, which costs about 7 µs a call: %s", reason)

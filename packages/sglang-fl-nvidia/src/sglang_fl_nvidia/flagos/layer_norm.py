@@ -135,11 +135,11 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     is_aligned = (x.data_ptr() | scale.data_ptr() | shift.data_ptr()) % 16 == 0
     stride = x.stride(0) if rows > 1 else width
     for parameter in (weight, bias):
-        if parameter is not None and (parameter.numel() != width or not parameter.is_contiguous()):
+        if parameter is not None and (parameter.shape != x.shape[1:] or not parameter.is_contiguous()):
             raise ContractError(f"layer_norm: {tuple(parameter.shape)} does not fit x {tuple(x.shape)}")
     key = (
         *(x.dtype, width, stride, weight is None, bias is None, scale.dtype, shift.dtype),
-        *(is_aligned, x.get_device()),
+        *(is_aligned, x.device, scale.device, shift.device),
     )
     found = _launches.get(key)
     if found is None:

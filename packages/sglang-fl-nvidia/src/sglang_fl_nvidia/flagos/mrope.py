@@ -26,7 +26,9 @@ def mrope(
     *,
     mrope_interleaved_glm: bool = False,
 ) -> Outputs:
-    """See ``sglang_fl.ops.mrope``. ``query`` and ``key`` are overwritten.
+    """See ``sglang_fl.ops.mrope``.
+
+    ``query`` and ``key`` are overwritten, each where its memory is its own.
 
     Raises
     ------
@@ -38,6 +40,8 @@ def mrope(
             f"mrope: mrope_section {list(section)} is not three numbers with the sum "
             f"{cos_sin_cache.shape[-1] // 2}"
         )
+    if positions.dim() != 1 and (positions.dim() != 2 or positions.shape[0] != 3):
+        raise ContractError(f"mrope: positions {tuple(positions.shape)} is neither (3, T) nor (T,)")
     if positions.stride(-1) != 1:
         positions = positions.contiguous()
     axes = None

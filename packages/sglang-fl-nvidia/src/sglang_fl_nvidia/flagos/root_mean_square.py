@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.errors import ContractError, UnsupportedError
-from sglang_fl.ops import Outputs
+from sglang_fl.ops import Outputs, unshared
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 
 __all__ = ["PLAIN", "SHIFTED", "Style", "norm_rows"]
@@ -121,7 +121,7 @@ def norm_rows(
     Parameters
     ----------
     x : Tensor, (..., n), float16, bfloat16 or float32, any strides; with ``residual`` the result is written
-        here, where it lies in rows at one stride
+        here, where it lies in rows at one stride and its memory is its own
     weight : Tensor, (n,), dense, any of these dtypes
     eps : added to the mean square
     residual : Tensor, like ``x``, or None; the sum is written here under the same condition
@@ -142,7 +142,7 @@ def norm_rows(
         len(shape) != 2
         or not x.is_contiguous()
         or post is not None
-        or weight.numel() != shape[1]
+        or weight.shape != shape[1:]
         or not weight.is_contiguous()
         or (residual is not None and (residual.shape != shape or not residual.is_contiguous()))
         or style.rounds_first
@@ -152,14 +152,22 @@ def norm_rows(
     # The way of a model's layers, in as few steps as there can be.
     rows, width = shape
     at, weight_at = address(x), address(weight)
-    start = x.data_ptr() | weight.data_ptr()
+    begin, weight_begin = x.data_ptr(), weight.data_ptr()
+    start = begin | weight_begin
     out, summand, summand_at = x, None, at
     if residual is None:
         out = torch.empty_like(x)  # cheaper on the host than x.new_empty
     else:
-        start |= residual.data_ptr()
-        summand, summand_at = residual.dtype, address(residual)
-    key = (x.dtype, weight.dtype, summand, width, start % 16 == 0, style, x.get_device())
+        sum_begin, size, weight_size = residual.data_ptr(), x.nbytes, weight.nbytes
+        if (
+            -size < sum_begin - begin < size
+            or -weight_size < weight_begin - begin < size
+            or -weight_size < weight_begin - sum_begin < size
+        ):
+            return _norm_any(x, weight, eps, residual, post, style)
+        start |= sum_begin
+        summand, summand_at = (residual.dtype, residual.device), address(residual)
+    key = (x.dtype, weight.dtype, summand, width, start % 16 == 0, style, x.device, weight.device)
     found = _launches.get(key)
     if found is None:
         total = x if residual is None else residual
@@ -176,6 +184,8 @@ def _norm_any(
 ) -> Outputs:
     """Do the same for any shape, strides and style."""
     _check(x, weight, residual, post, style)
+    if residual is not None:
+        x, residual = unshared(x, weight, residual, post), unshared(residual, weight, x, post)
     if x.dim() != 2 or any(t is not None and t.stride(1) != 1 for t in (x, residual, post)):
         return _in_rows(x, weight, eps, residual, post, style)
     out, total = _results(x, weight, residual, style)
@@ -183,9 +193,10 @@ def _norm_any(
     tensors = (x, weight, added, added_too, out, total)
     is_aligned = all(t.data_ptr() % 16 == 0 for t in tensors)
     rows = x.shape[0]
+    # The stride of a single row is any number.
     key = (
-        *(tuple((t.dtype, t.stride()) for t in tensors), x.shape[1], residual is None, post is None),
-        *(style, rows == 1, is_aligned, x.get_device()),
+        *(tuple((t.dtype, t.stride(0) if rows > 1 else 0, t.device) for t in tensors), x.shape[1]),
+        *(residual is None, post is None, style, rows == 1, is_aligned),
     )
     found = _launches.get(key)
     if found is None:
@@ -240,7 +251,6 @@ def _compiled(
     _check(x, weight, residual, post, style)
     rows, width = x.shape
     added, added_too = x if residual is None else residual, x if post is None else post
-    # The stride of a single row is of no account, and may be any number.
     strides = [t.stride(0) if rows > 1 else width for t in (x, added, added_too, out, total)]
     names = ("X_STRIDE", "RESIDUAL_STRIDE", "POST_STRIDE", "OUT_STRIDE", "SUM_STRIDE")
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.ops import unshared
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 
 __all__ = ["rotate_heads"]
@@ -113,7 +114,8 @@ def rotate_heads(
     offsets : Tensor, like ``positions``, or None; added to them
     axes : Tensor, (rotary_dim / 2,), int32: the row of ``positions`` that turns each pair; or None
     query, key : Tensors, (..., heads * head_size) or (..., heads, head_size) over T tokens; float16, bfloat16
-        or float32; overwritten if the elements of a head lie side by side, and heads at one stride
+        or float32; overwritten if the elements of a head lie side by side, heads at one stride, and their
+        memory is their own
     cos_sin_cache : Tensor, (P, rotary_dim), dense
     head_size, is_neox_style : see ``sglang_fl.ops.rotary_embedding``
 
@@ -140,6 +142,13 @@ def rotate_heads(
         return turned[0].view(query.shape), turned[1].view(key.shape)
     if lies[2] + key_lies[2] == 0:
         return query, key
+    if not _are_apart(query, key, lies, key_lies, tokens, head_size, cos_sin_cache):
+        others = positions, offsets, cos_sin_cache
+        query, key = unshared(query, key, *others), unshared(key, query, *others)
+        lies, key_lies = (
+            _layout(query, tokens, head_size) or lies,
+            _layout(key, tokens, head_size) or key_lies,
+        )
     if query.dtype != key.dtype:  # a program turns heads of one dtype
         _check(query, key, cos_sin_cache, head_size)
         rest = cos_sin_cache, head_size, is_neox_style
@@ -151,8 +160,7 @@ def rotate_heads(
     signature = (
         *(lies, key_lies, query.dtype, cos_sin_cache.dtype, cos_sin_cache.shape[1]),
         *(positions.dtype, None if offsets is None else offsets.dtype, axes is None, head_size),
-        is_neox_style,
-        *(start % 16 == 0, query.get_device()),
+        *(is_neox_style, start % 16 == 0, query.device, key.device, cos_sin_cache.device, positions.device),
     )
     found = _launches.get(signature)
     if found is None:
@@ -182,16 +190,56 @@ def _layout(x: Tensor, tokens: int, head_size: int) -> _Layout | None:
     if stride[-1] != 1 or shape[0] != tokens:
         return None
     if len(shape) == 2 and shape[1] % head_size == 0:
-        return stride[0], head_size, shape[1] // head_size
+        return stride[0] if tokens > 1 else shape[1], head_size, shape[1] // head_size
     # Heads further apart than tokens lie at a stride that changes with the number of tokens.
     if len(shape) == 3 and shape[2] == head_size and (stride[1] <= stride[0] or shape[0] == 1):
-        return stride[0], stride[1], shape[1]
+        heads = shape[1]
+        between = stride[1] if heads > 1 else head_size
+        return stride[0] if tokens > 1 else heads * between, between, heads  # a single row's is any number
     return None
+
+
+def _are_apart(
+    query: Tensor,
+    key: Tensor,
+    lies: _Layout,
+    key_lies: _Layout,
+    tokens: int,
+    head_size: int,
+    cos_sin_cache: Tensor,
+) -> bool:
+    """Whether no two heads share memory, nor one and the table; see ``sglang_fl.ops.shares_memory``."""
+    item, key_item = query.itemsize, key.itemsize
+    row, width, reach = _spans(lies, tokens, head_size, item)
+    key_row, key_width, key_reach = _spans(key_lies, tokens, head_size, key_item)
+    if (
+        head_size > lies[1]
+        or head_size > key_lies[1]
+        or (tokens > 1 and (row < width or key_row < key_width))
+    ):
+        return False
+    begin, key_begin, table = query.data_ptr(), key.data_ptr(), cos_sin_cache.data_ptr()
+    if -cos_sin_cache.nbytes < table - begin < reach or -cos_sin_cache.nbytes < table - key_begin < key_reach:
+        return False
+    distance = key_begin - begin
+    if distance >= reach or -distance >= key_reach:
+        return True
+    # Slices of one packed projection take turns.
+    return row == key_row and distance % row >= width and distance % row + key_width <= row
+
+
+def _spans(lies: _Layout, tokens: int, head_size: int, item: int) -> tuple[int, int, int]:
+    """Return in bytes how far apart rows begin, how long one is, and how far all reach."""
+    stride, between, heads = lies
+    width = (heads - 1) * between + head_size if heads else 0
+    return stride * item, width * item, ((tokens - 1) * stride + width) * item
 
 
 def _dense(x: Tensor, tokens: int, head_size: int) -> Tensor:
     """Return ``x`` as (tokens, heads, head_size)."""
-    if x.numel() % (tokens * head_size):
+    shape = x.shape
+    is_whole = len(shape) > 1 and shape[-1] % head_size == 0 and shape[:-1].numel() == tokens
+    if not is_whole and (len(shape) < 2 or shape[-1] != head_size or shape[:-2].numel() != tokens):
         raise ContractError(
             f"a rotary embedding: {tuple(x.shape)} is not {tokens} rows of heads of {head_size}"
         )

@@ -186,10 +186,10 @@ def choose_experts(
             renormalize,
             correction_bias is None,
             bias.dtype,
-            bias.shape[-1],
+            bias.shape if correction_bias is not None else None,
             bias.stride(-1),
         ),
-        *(num_expert_group, topk_group, is_softmax, is_aligned, router_logits.get_device()),
+        *(num_expert_group, topk_group, is_softmax, is_aligned, router_logits.device, bias.device),
     )
     found = _launches.get(key)
     if found is None:

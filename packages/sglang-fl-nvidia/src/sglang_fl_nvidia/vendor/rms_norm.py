@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
-from sglang_fl.ops import Outputs
+from sglang_fl.ops import Outputs, unshared
 
 __all__ = ["rms_norm"]
 
@@ -17,6 +17,8 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
     """See ``sglang_fl.ops.rms_norm``. ``x`` and ``residual`` are overwritten if both are given.
+
+    Each only where its memory is its own.
 
     Raises
     ------
@@ -32,6 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     if residual is None:
         result: Tensor = sgl_kernel.rmsnorm(rows.contiguous(), weight, eps)
         return result.view(x.shape)
-    rows, sums = rows.contiguous(), residual.reshape(rows.shape).contiguous()
+    rows = unshared(x, weight, residual).reshape(rows.shape).contiguous()
+    sums = unshared(residual, weight, x).reshape(rows.shape).contiguous()
     sgl_kernel.fused_add_rmsnorm(rows, sums, weight, eps)
     return rows.view(x.shape), sums.view(x.shape)

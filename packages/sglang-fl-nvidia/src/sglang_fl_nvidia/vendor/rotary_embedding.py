@@ -5,7 +5,7 @@ from flashinfer.rope import apply_rope_with_cos_sin_cache_inplace
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
-from sglang_fl.ops import Outputs
+from sglang_fl.ops import Outputs, unshared
 
 __all__ = ["rotary_embedding"]
 
@@ -23,7 +23,9 @@ def rotary_embedding(
     is_neox_style: bool,
     offsets: Tensor | None = None,
 ) -> Outputs:
-    """See ``sglang_fl.ops.rotary_embedding``. ``query`` and ``key`` are overwritten.
+    """See ``sglang_fl.ops.rotary_embedding``.
+
+    ``query`` and ``key`` are overwritten, each where its memory is its own.
 
     Raises
     ------
@@ -38,6 +40,8 @@ def rotary_embedding(
     tokens = positions.numel()
     if tokens == 0:
         return query, key
+    others = positions, offsets, cos_sin_cache
+    query, key = unshared(query, key, *others), unshared(key, query, *others)
     if offsets is not None:
         positions = positions + offsets
     # FlashInfer takes the first axis for the tokens and does not compare it with the positions.

@@ -6,12 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Outputs
+from sglang_fl.ops.shared.overlap import shares_memory
 
-__all__ = ["beside_peak", "gates", "recur", "sequences", "unit_rows", "without_padding"]
+__all__ = ["beside_peak", "check_states", "gates", "recur", "sequences", "unit_rows", "without_padding"]
 
 #: Under the root of the l2 norm, as in SGLang's ``l2norm_fwd``.
 L2_EPS = 1e-6
+
+
+def check_states(op: str, states: Tensor) -> None:
+    """Raise ``ContractError`` where two states lie in the same memory: both are written."""
+    if shares_memory(states):
+        raise ContractError(
+            f"{op}: elements of initial_state {tuple(states.shape)}, strides {states.stride()}, share memory"
+        )
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -83,11 +93,12 @@ def without_padding(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...
 
 
 def beside_peak(result: Tensor) -> Tensor:
-    """Return for each element the largest one that shares its last two axes.
+    """Return for each element the largest finite one that shares its last two axes.
 
     The recurrence subtracts what the state already holds, so an element may be small beside the terms it
     is made of; those are of the size of the largest ones.
     """
     if not result.numel():
         return result
-    return result.abs().amax(dim=(-2, -1), keepdim=True).expand_as(result)
+    finite = result.abs().nan_to_num(0.0, posinf=0.0)
+    return finite.amax(dim=(-2, -1), keepdim=True).expand_as(result)

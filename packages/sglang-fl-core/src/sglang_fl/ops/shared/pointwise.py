@@ -18,13 +18,15 @@ def pointwise_cases() -> tuple[Case, ...]:
         _case("many-tokens", 129, 4096),
         _case("large-values", 16, 512, scale=8.0),
         _case("row-strided", 5, 256, padding=64),
+        _case("underflowing", 5, 256, lowered=200.0),
     )
 
 
-def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0) -> Case:
+def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0, lowered: float = 0.0) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         *rows, width = shape
         x = torch.randn(*rows, width + padding, generator=generator) * scale
+        x[1:] -= lowered
         return {"x": x.to(dtype)[..., :width]}
 
     return Case(name, make)

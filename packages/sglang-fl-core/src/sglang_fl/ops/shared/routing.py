@@ -1,6 +1,6 @@
 """What the routers of mixtures of experts share: choosing experts by their scores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Case, Outputs
 
-__all__ = ["as_good", "by_expert", "choose_experts", "routing_cases"]
+__all__ = ["by_expert", "choose_experts", "renormalized", "routing_cases", "why_no_choice"]
 
 #: Keeps the division defined where all chosen scores have underflowed.
 TINY = 1e-20
@@ -57,7 +57,7 @@ def choose_experts(
     ids = choice.topk(top_k, dim=-1).indices
     weights = scores.gather(-1, ids)
     if renormalize:
-        weights = weights / (weights.sum(-1, keepdim=True) + TINY)
+        weights = renormalized(weights)
     return weights * routed_scaling_factor, ids.to(torch.int32)
 
 
@@ -70,32 +70,50 @@ def _within_groups(choice: Tensor, groups: int, chosen: int, best: int) -> Tenso
     return grouped.masked_fill(~in_chosen.unsqueeze(-1), -torch.inf).flatten(-2)
 
 
-def by_expert(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """Bring weights and ids into the order of the ids, which is not part of the contract."""
+def renormalized(weights: Tensor) -> Tensor:
+    """Divide the weights of each token by their sum; where all have underflowed to zero they stay zero."""
+    return weights / (weights.sum(-1, keepdim=True) + TINY)
+
+
+def why_no_choice(outputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with a choice of experts whatever the logits are: ids of none, or one twice."""
+    ids, experts = outputs[1].long().cpu().sort(-1).values, arguments["router_logits"].shape[-1]
+    if not ids.numel():
+        return None
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= experts:
+        return f"the ids reach from {least} to {most}, the experts from 0 to {experts - 1}"
+    twice = (ids[..., 1:] == ids[..., :-1]).any(-1).sum()
+    return f"{twice} tokens have an expert twice" if twice else None
+
+
+def by_expert(
+    outputs: Outputs, arguments: Arguments, *, score: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Bring weights and ids into a form in which all that the contract leaves open is the same.
+
+    The order is that of the ids; of experts with one score in float32 and one bias the first ones are named;
+    and rows whose scores are no numbers are set to zero.
+    """
     weights, ids = outputs
-    order = ids.long().argsort(-1)
-    return weights.gather(-1, order), ids.gather(-1, order)
+    scores = score(arguments["router_logits"].float())
+    named = _first_of_equals(ids.long(), scores, arguments.get("correction_bias"))
+    order = named.argsort(-1)
+    is_open = scores.isnan().any(-1, keepdim=True)
+    weights, ids = weights.gather(-1, order), named.gather(-1, order).to(ids.dtype)
+    return weights.masked_fill(is_open, 0), ids.masked_fill(is_open, 0)
 
 
-def as_good(results: tuple[Tensor, ...], truth: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> bool:
-    """Whether other experts were chosen than those of the truth, but of the very same logits and bias."""
-    (weights, ids), (_, true_ids) = results, truth
-    if ids.shape != true_ids.shape or torch.equal(ids.long(), true_ids.long()):
-        return False
-    chosen = ids.long().sort(-1).values
-    if (chosen[..., 1:] == chosen[..., :-1]).any() or not weights.isfinite().all():
-        return False
-    bias = arguments.get("correction_bias")
-    known = [
-        arguments["router_logits"],
-        *([] if bias is None else [bias.expand_as(arguments["router_logits"])]),
-    ]
-    return all(
-        torch.equal(
-            scores.gather(-1, ids.long()).sort(-1).values, scores.gather(-1, true_ids.long()).sort(-1).values
-        )
-        for scores in known
-    )
+def _first_of_equals(ids: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:
+    """Return for the nth chosen of equal experts the nth of them all; an id of no expert stays."""
+    known = ids.clamp(0, scores.shape[-1] - 1)
+    is_equal = scores.gather(-1, known).unsqueeze(-1) == scores.unsqueeze(-2)  # (T, k, E)
+    if bias is not None:
+        is_equal &= bias[known].unsqueeze(-1) == bias
+    among_chosen = is_equal.gather(-1, known.unsqueeze(-2).expand(*known.shape, known.shape[-1]))
+    place = (among_chosen & (known.unsqueeze(-2) < known.unsqueeze(-1))).sum(-1)
+    is_nth = is_equal & (is_equal.cumsum(-1) == place.unsqueeze(-1) + 1)
+    return torch.where(known == ids, is_nth.to(torch.int8).argmax(-1), ids)
 
 
 def routing_cases(*, is_softmax: bool) -> tuple[Case, ...]:
@@ -114,6 +132,8 @@ def routing_cases(*, is_softmax: bool) -> tuple[Case, ...]:
         _case("scaled", 9, 64, 6, options={"routed_scaling_factor": 2.5}),
         _case("grouped", 9, 64, 6, options=grouped),
         _case("biased", 9, 64, 6, bias=bias),
+        _underflowing("underflowing", 5, 8, 2, is_softmax),
+        _underflowing("underflowing-grouped", 5, 64, 6, is_softmax, grouped),
     ]
     if not is_softmax:
         cases += [
@@ -151,6 +171,33 @@ def _case(
         }
         if bias:
             arguments["correction_bias"] = bias * torch.randn(experts, generator=generator)
+        return arguments | dict(options or {})
+
+    return Case(name, make)
+
+
+def _underflowing(
+    name: str,
+    tokens: int,
+    experts: int,
+    top_k: int,
+    is_softmax: bool,
+    options: Mapping[str, float] | None = None,
+) -> Case:
+    """Return a case in which all chosen scores are zero in float32; the first token's are not."""
+
+    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        ordinary = _case("", 1, experts, top_k).make(dtype, generator)["router_logits"]
+        low = torch.full((tokens - 1, experts), -200.0, dtype=dtype)
+        bias = torch.zeros(experts)
+        if is_softmax:  # one expert has all the score, and a bias that keeps it from being chosen
+            low[:, 0], bias[0] = 0.0, -1000.0
+        arguments: Arguments = {
+            "router_logits": torch.cat((ordinary, low)),
+            "top_k": top_k,
+            "renormalize": True,
+            "correction_bias": bias,
+        }
         return arguments | dict(options or {})
 
     return Case(name, make)

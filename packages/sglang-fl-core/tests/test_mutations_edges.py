@@ -1,0 +1,63 @@
+"""The kit's score at the edges of the contracts: kernels that keep every case and are wrong there."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sglang_fl.conformance import check_case
+from sglang_fl.conformance.check import DTYPES
+from sglang_fl.conformance.edges import check_edge, edges
+from sglang_fl.ops import OPS
+
+PATH = Path(__file__).with_name("wrong_kernels_edges.py")
+SPEC = importlib.util.spec_from_file_location("wrong_kernels_edges", PATH)
+assert SPEC is not None
+assert SPEC.loader is not None
+KERNELS = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = KERNELS
+SPEC.loader.exec_module(KERNELS)
+WRONG = KERNELS.names()
+
+
+def faults_at_edges(name: str) -> Iterator[str]:
+    """Yield what the kit finds at the edges of a wrong kernel's op, as it finds it."""
+    op, kernel = OPS[name.partition("__")[0]], getattr(KERNELS, name)
+    for edge in edges(op):
+        for dtype in edge.dtypes:
+            answer = check_edge(op, kernel, edge, dtype, "cpu")
+            yield from answer if isinstance(answer, list) else ()
+
+
+def faults_in_cases(name: str) -> list[str]:
+    op, kernel = OPS[name.partition("__")[0]], getattr(KERNELS, name)
+    calls = [(case, dtype) for case in op.cases for dtype in DTYPES]
+    return [fault for call in calls for fault in check_case(op, kernel, *call, "cpu") or ()]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_kernel_is_caught_at_its_edge(name: str):
+    found = faults_in_cases(name) if name in KERNELS.CASES else next(faults_at_edges(name), None)
+    assert found, f"{name} passes"
+
+
+@pytest.mark.parametrize("name", sorted({*WRONG} - KERNELS.CASES - KERNELS.FOR_EVERY_OP))
+def test_wrong_kernel_keeps_the_cases(name: str):
+    assert faults_in_cases(name) == []
+
+
+def test_there_are_wrong_kernels_of_every_op():
+    assert len(WRONG) == len(set(WRONG)) >= 90
+    assert {name.partition("__")[0] for name in WRONG} == set(OPS)
+    assert set(WRONG) > KERNELS.CASES
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_every_op_has_every_sort_of_edge(op):
+    names = [edge.name for edge in edges(op)]
+    assert len(names) == len(set(names))
+    assert {"later-calls", "tiny-rows"} <= set(names)
+    for sort in ("far", "not-finite", "expanded", "overlapping"):
+        assert any(name.startswith(f"{sort}-") for name in names), sort

@@ -1,0 +1,219 @@
+"""How kernels are compiled and launched: on one device, kept, in which way, and once for what is alike."""
+
+import contextlib
+import gc
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.vendor import load_target
+from sglang_fl_nvidia.flagos import launch as launching
+from sglang_fl_nvidia.flagos import layer_norm, root_mean_square, rotation, routing
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
+#: Another device than the kernel's: on a GPU the host's memory, in the interpreter no memory at all.
+ELSEWHERE = "cpu" if HAS_GPU else "meta"
+
+
+def kernel(op: str) -> Callable[..., Any]:
+    return load_target(f"sglang_fl_nvidia.flagos.{op}:{op}")
+
+
+def ones(*shape: int, device: str = DEVICE) -> Tensor:
+    return torch.ones(shape, device=device)
+
+
+def weight_of_a_norm(x: Tensor, device: str) -> Any:
+    return kernel("rms_norm")(x, ones(64, device=device), 1e-6, ones(3, 64))
+
+
+def residual(x: Tensor, device: str) -> Any:
+    return kernel("rms_norm")(x, ones(64), 1e-6, ones(3, 64, device=device))
+
+
+def weight_of_a_norm_with_two_summands(x: Tensor, device: str) -> Any:
+    options = {"post_residual_addition": ones(3, 64)}
+    return kernel("rms_norm")(x, ones(64, device=device), 1e-6, ones(3, 64), **options)
+
+
+def bias_of_a_norm(x: Tensor, device: str) -> Any:
+    return kernel("layer_norm")(x, ones(64), ones(64, device=device), 1e-6)
+
+
+def table_of_a_rotation(x: Tensor, device: str) -> Any:
+    positions = torch.arange(3, device=DEVICE)
+    return kernel("rotary_embedding")(positions, x, ones(3, 64), ones(8, 64, device=device), 64, True)
+
+
+def positions_of_a_rotation(x: Tensor, device: str) -> Any:
+    positions = torch.arange(3, device=device)
+    return kernel("rotary_embedding")(positions, x, ones(3, 64), ones(8, 64), 64, True)
+
+
+def bias_of_a_router(x: Tensor, device: str) -> Any:
+    return kernel("topk_sigmoid")(x, 4, True, correction_bias=ones(64, device=device))
+
+
+CALLS = [
+    *(weight_of_a_norm, residual, weight_of_a_norm_with_two_summands, bias_of_a_norm),
+    *(table_of_a_rotation, positions_of_a_rotation, bias_of_a_router),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (root_mean_square, layer_norm, rotation, routing):
+        monkeypatch.setattr(module, "_launches", {})
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["in-the-first-call", "after-a-right-call"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_tensor_on_another_device_is_refused_before_anything_is_written(call: Any, is_first: bool):
+    x = torch.randn(3, 64, device=DEVICE)
+    if not is_first:
+        call(x.clone(), DEVICE)
+    before = x.clone()
+    with pytest.raises(UnsupportedError, match="not on one device"):
+        call(x, ELSEWHERE)
+    assert torch.equal(x, before)
+
+
+def test_rows_of_one_are_launched_alike_whatever_their_stride():
+    weight, cache = ones(64), ones(8, 64)
+    for gap in range(20):
+        x, added, post = (ones(4, 64 + 4 * gap)[1:2, :64] for _ in range(3))
+        kernel("rms_norm")(x, weight, 1e-6, added, post_residual_addition=post)
+        kernel("layer_norm")(x, weight, None, 1e-6)
+        positions = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+        kernel("rotary_embedding")(positions, x, added, cache, 64, True)
+        kernel("topk_softmax")(x, 4, True)
+    assert [len(module._launches) for module in (root_mean_square, layer_norm, rotation, routing)] == [1] * 4
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["before-it-is-compiled", "after"])
+@pytest.mark.parametrize("op", ["rms_norm", "layer_norm", "topk_sigmoid"])
+def test_a_weight_with_one_axis_more_is_refused(op: str, is_first: bool):
+    x, weight = torch.randn(3, 64, device=DEVICE), ones(64)
+    call = {
+        "rms_norm": lambda w: kernel(op)(x, w, 1e-6),
+        "layer_norm": lambda w: kernel(op)(x, w, None, 1e-6),
+        "topk_sigmoid": lambda w: kernel(op)(x, 4, True, correction_bias=w),
+    }[op]
+    if not is_first:
+        call(weight)
+    with pytest.raises(ContractError):
+        call(weight.view(1, 64))
+
+
+def test_positions_and_offsets_that_are_not_one_for_each_token_are_refused():
+    x, cache = ones(4, 64), ones(8, 64)
+    positions = torch.arange(4, device=DEVICE)
+    with pytest.raises(ContractError, match="offsets"):
+        kernel("rotary_embedding")(positions, x, x.clone(), cache, 64, True, positions[:2])
+    with pytest.raises(ContractError, match="neither"):
+        kernel("mrope")(positions.expand(2, 4), x, x.clone(), cache, 64, True, [16, 8, 8])
+    with pytest.raises(ContractError, match="is not 4 rows"):
+        kernel("rotary_embedding")(positions, ones(8, 64), x, cache, 64, True)
+
+
+def launcher(*names: str) -> type:
+    space: dict[str, Any] = {}
+    exec(f"def call(self, {', '.join(names)}, *args): pass", space)
+    return type("Launcher", (), {"__call__": space["call"]})
+
+
+FORM = ("gridX", "gridY", "gridZ", "stream", "function")
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.1", "3.8.0", "3.8.0+git1234"])
+def test_known_releases_are_launched_directly(version: str):
+    assert launching.why_not_directly(version, launcher(*FORM)) is None
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "3.9.0", "4.0.0", "unknown"])
+def test_other_releases_are_launched_in_public(version: str):
+    assert "not one of the releases" in str(launching.why_not_directly(version, launcher(*FORM)))
+
+
+def test_a_launcher_that_takes_other_arguments_is_not_called():
+    reason = launching.why_not_directly("3.8.0", launcher("grid", "stream", "function"))
+    assert reason == "the launcher of Triton 3.8.0 takes self, grid, stream, function, args"
+
+
+def test_the_installed_launcher_is_known():
+    from triton import __version__
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    assert launching.why_not_directly(__version__, CudaLauncher) is None
+
+
+class Binary:
+    """What Triton compiles a kernel to."""
+
+    function, packed_metadata = 17, "metadata"
+
+    def __init__(self, called: list[tuple[Any, ...]]) -> None:
+        self.run = lambda *args: called.append(args)
+
+
+class Kernel:
+    """A kernel as Triton has it, and what it was called with."""
+
+    def __init__(self) -> None:
+        self.called: list[tuple[Any, ...]] = []
+        self.binary: Any = None
+
+    def warmup(self, *args: Any, **kwargs: Any) -> Binary:
+        binary = Binary(self.called)
+        self.binary = weakref.ref(binary)
+        return binary
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        return lambda *args, **kwargs: self.called.append((grid, args, kwargs))
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "_IS_INTERPRETED", False)
+    monkeypatch.setattr(launching, "_device_of", lambda arguments: 0)
+    monkeypatch.setattr(launching, "_overlaps", lambda device: True)
+    monkeypatch.setattr(launching, "_stream_of", lambda device: 5)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_launch_keeps_what_was_compiled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(launching, "_IN_PUBLIC", None)
+    made = Kernel()
+    launch = launching.compiled(made, ones(4), 1.0, is_aligned=True, num_warps=4, WIDTH=64)
+    gc.collect()
+    assert made.binary() is not None
+    launch(3, 1234, 1.0)
+    assert made.called == [(3, 1, 1, 5, 17, "metadata", None, None, None, 1234, 1.0, 64, True)]
+    del launch
+    gc.collect()
+    assert made.binary() is None
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_the_public_way_is_taken_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(launching, "_IN_PUBLIC", "Triton 4.0 is not known")
+    launching._say_once.cache_clear()
+    made, x = Kernel(), ones(4)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            launching.compiled(made, x, 1.0, is_aligned=True, num_warps=4, WIDTH=64)(3, x, 1.0)
+    options = {"WIDTH": 64, "OVERLAP": True, "num_warps": 4, "launch_pdl": True}
+    assert made.called == [((3,), (x, 1.0), options)] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "kernels are launched in Triton's public way, which costs about 7 µs a call: Triton 4.0 is not known"
+    ]

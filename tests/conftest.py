@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from demo.tiny_model import make_tiny_model
+from tests.offline import run_offline  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="session")

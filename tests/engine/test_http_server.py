@@ -6,8 +6,8 @@ import pytest
 from packaging.version import Version
 
 from demo.server import ServerError, serve
-from tests.engine.conftest import processes_with
 from tests.engine.release import RELEASE
+from tests.programs import processes_with
 
 pytestmark = pytest.mark.timeout(400)
 

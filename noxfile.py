@@ -152,7 +152,7 @@ def mlu(session: nox.Session) -> None:
 def engine(session: nox.Session) -> None:
     """The real SGLang engine and server on the CPU."""
     _on_stack(session, CORE)
-    _pytest(session, "tests/engine", "tests/test_preloaded.py")
+    _pytest(session, "tests/engine")
 
 
 @nox.session

@@ -6,6 +6,7 @@ all sessions, not here.
 """
 
 import ast
+import re
 import shlex
 import subprocess
 import sys
@@ -19,14 +20,8 @@ CORE = "packages/sglang-fl-core"
 LAYOUT = "tests/test_layout.py"
 #: What shows that an engine starts and generates; run for each change of core.
 ENGINE = "tests/engine/test_offline_engine.py::test_references_generate_what_sglang_generates"
-#: Files with tests of every op, by their parameter.
-OF_EVERY_OP = (
-    f"{CORE}/tests/test_ops.py",
-    f"{CORE}/tests/test_ops_drawn.py",
-    f"{CORE}/tests/test_adapters.py",
-    "tests/engine/test_layers.py",
-    "tests/engine/test_layers_drawn.py",
-)
+#: Files with a test for each op whose parameter is not the catalogue of ops.
+BY_OP = (f"{CORE}/tests/test_adapters.py", "tests/engine/test_layers.py")
 #: Folders whose Python files bear the names of ops.
 OF_OPS = ("/sglang_fl/ops/", "/sglang_fl/flagos/", "/sglang_adapter/layers/", "tests/ops/")
 #: The sessions of test files, by how their paths begin; the first that fits.
@@ -38,7 +33,6 @@ SESSIONS = {
     "tests/simulated/test_ascend.py": "ascend",
     "tests/simulated/": "mlu",
     "tests/engine/": "engine",
-    "tests/test_preloaded.py": "engine",
     "tests/releases/": "releases",
     "tests/install/": "install",
     "tests/python/": "python",
@@ -77,7 +71,7 @@ def select(changed: Iterable[str]) -> dict[str, list[str]]:
             chosen.add(ENGINE)
         if not is_of_an_op(path):
             chosen |= reached_by(path)
-    by_op = {*OF_EVERY_OP} if ops else set()
+    by_op = of_every_op() if ops else set()
     selected: dict[str, list[str]] = {}
     for test in sorted(chosen | by_op):
         selected.setdefault(session_of(test), []).append(test)
@@ -95,6 +89,15 @@ def is_of_an_op(path: str) -> bool:
     return is_there and "\nOP = Op(" in contract.read_text(encoding="utf-8")
 
 
+def of_every_op() -> set[str]:
+    """Return the test files that have a test for each op."""
+    by_catalogue = re.compile(r"parametrize\(.*\b(OPS|NATIVE|DRAWN)\b")
+    places = [*ROOT.glob("tests/test_*.py"), *ROOT.glob("tests/engine/test_*.py")]
+    places += (ROOT / CORE / "tests").glob("test_*.py")
+    found = {str(path.relative_to(ROOT)) for path in places if by_catalogue.search(path.read_text("utf-8"))}
+    return {*BY_OP, *found} - {LAYOUT}
+
+
 def reached_by(path: str) -> set[str]:
     """Return the test files that a changed file can reach."""
     package = "/".join(path.split("/")[:2])
@@ -102,6 +105,8 @@ def reached_by(path: str) -> set[str]:
         return {str(file.relative_to(ROOT)) for file in (ROOT / package / "tests").glob("test_*.py")}
     if not path.endswith(".py"):
         return set()
+    if path.startswith("tests/ops/"):  # what the files of ops there share
+        return of_every_op()
     if Path(path).name.startswith("test_"):
         return {path} if (ROOT / path).exists() else set()
     module = module_of(path)

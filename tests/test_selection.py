@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.selection import ENGINE, LAYOUT, OF_EVERY_OP, ROOT, SESSIONS, all_tests, select, session_of
+from tests.selection import BY_OP, ENGINE, LAYOUT, ROOT, SESSIONS, all_tests, select, session_of
 
 CORE = "packages/sglang-fl-core"
 SOURCE = f"{CORE}/src/sglang_fl"
@@ -14,7 +14,7 @@ def test_nothing_is_run_for_nothing():
     assert select([]) == {}
 
 
-@pytest.mark.parametrize("path", [*OF_EVERY_OP, LAYOUT, ENGINE.partition("::")[0]])
+@pytest.mark.parametrize("path", [*BY_OP, LAYOUT, ENGINE.partition("::")[0]])
 def test_what_is_selected_by_name_is_there(path: str):
     assert (ROOT / path).exists()
 
@@ -40,6 +40,12 @@ def test_a_module_runs_what_imports_it_or_is_named_after_it_and_one_engine():
     assert f"{CORE}/tests/test_isolation.py" in selected["tests"]  # imports it
     assert f"{CORE}/tests/test_policy.py" not in selected["tests"]
     assert ENGINE in selected["engine"]
+
+
+def test_what_ops_share_runs_the_tests_of_every_op():
+    selected = select(["tests/ops/shared/drawing.py"])
+    assert "tests/engine/test_layers_drawn.py" in selected["engine"]
+    assert "-k" not in selected["tests"]
 
 
 def test_an_op_beside_another_change_leaves_nothing_of_the_other_out():

@@ -7,6 +7,9 @@ top of it, with the packages of this repository that it is about, and no others.
 
 import os
 import runpy
+import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,9 +40,12 @@ REQUIREMENTS = [
     "hypothesis",
 ]
 VENDORS = ("nvidia", "ascend", "mlu")
+#: What the metadata promise beside the Python of the stack.
+PYTHONS = ("3.10", "3.12", "3.13")
 #: For each of two test processes. With two threads each, on the two cores of a small machine, they wait for
-#: each other's threads: a model with experts then took 147 s to judge, and takes 62 with one.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+#: each other's threads: a model with experts then took 147 s to judge, and takes 62 with one. Threads that
+#: wait by turning round keep others from their turn.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 #: Tests of whichever vendor package is installed.
 ON_A_SIMULATED_CHIP = tuple(
     f"tests/simulated/test_{what}.py" for what in ("demo", "layer_1", "server", "start", "tables")
@@ -78,10 +84,18 @@ def _on_stack(session: nox.Session, *packages: str) -> None:
 
 
 def _pytest(session: nox.Session, *tests: str) -> None:
-    """Run tests, two files at a time (``-- -n 0``: one): those of a file share what is slow to make."""
+    """Run tests, two files at a time (``-- -n 0``: one): those of a file share what is slow to make.
+
+    Files named behind ``--`` run instead of all.
+    """
     session.install("-q", "pytest-xdist")
+    tests = () if _names_files(session) else tests
     command = ("python", "-m", "pytest", *tests, "-n", "2", "--dist", "loadfile", *session.posargs)
     session.run(*command, env=ONE_THREAD)
+
+
+def _names_files(session: nox.Session) -> bool:
+    return any((ROOT / word.partition("::")[0]).exists() for word in session.posargs)
 
 
 @nox.session
@@ -100,9 +114,8 @@ def api(session: nox.Session) -> None:
     """Core's public modules against the last release."""
     session.install("-q", "griffe==1.14.0", "pytest>=8", "packaging")
     session.run("python", "-m", "release.public_api")
-    session.run(
-        "python", "-m", "pytest", "tests/release/test_public_api.py", "--noconftest", *session.posargs
-    )
+    tests = () if _names_files(session) else ("tests/release/test_public_api.py",)
+    session.run("python", "-m", "pytest", *tests, "--noconftest", *session.posargs)
 
 
 @nox.session
@@ -154,6 +167,53 @@ def releases(session: nox.Session) -> None:
     _pytest(session, "tests/releases")
 
 
+@nox.session(venv_backend="none")
+def python(session: nox.Session) -> None:
+    """What of core needs no torch, on each Python that the metadata promise and this machine has."""
+    found = {version: executable for version in PYTHONS if (executable := _interpreter(version))}
+    needs = [need for need in _dependencies() if not need.startswith("torch")]
+    for version, executable in found.items():
+        environment = ROOT / ".nox" / f"python-{version}"
+        own = str(environment / "bin" / "python")
+        if not Path(own).exists():
+            command = ("-m", "virtualenv", "-q", "-p", executable, str(environment))
+            session.run(sys.executable, *command, external=True)
+        session.run(own, "-m", "pip", "install", "-q", *needs, "pytest>=8", "pytest-timeout", external=True)
+        tests = ("-q", "--noconftest", "tests/python", f"{CORE}/tests/test_dispatch_log.py")
+        session.run(own, "-m", "pytest", *tests, env={"PYTHONPATH": f"{CORE}/src"}, external=True)
+    missing = ", ".join({*PYTHONS} - {*found})
+    session.log(f"Ran on {', '.join(found) or 'none'}; not on this machine: {missing or 'none'}")
+    if os.environ.get("GITHUB_ACTIONS") and missing:
+        session.error(f"the workflow sets up each of them; missing: {missing}")
+
+
+def _interpreter(version: str) -> str | None:
+    """Return a Python of this version that runs; a shim of pyenv on PATH need not."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [shutil.which(f"python{version}"), *map(str, root.glob(f"versions/{version}.*/bin/python"))]
+    for candidate in filter(None, candidates):
+        if subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode == 0:
+            return candidate
+    return None
+
+
+def _dependencies() -> list[str]:
+    project = nox.project.load_toml(str(ROOT / CORE / "pyproject.toml"))["project"]
+    return [str(need) for need in project["dependencies"]]
+
+
+@nox.session(default=False, venv_backend="none")
+def changed(session: nox.Session) -> None:
+    """The tests that the change since the main branch can reach; CONTRIBUTING.md has the rule."""
+    lines = subprocess.run(
+        [sys.executable, "-m", "tests.selection"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.splitlines()
+    for line in lines:
+        session.log(line)
+        name, *arguments = shlex.split(line)
+        session.notify(name, arguments)
+
+
 @nox.session(default=False)
 @nox.parametrize("sglang", COMPATIBLE, ids=COMPATIBLE)
 def compat(session: nox.Session, sglang: str) -> None:
@@ -171,7 +231,8 @@ def compat(session: nox.Session, sglang: str) -> None:
 def install(session: nox.Session) -> None:
     """Wheels in a fresh environment, as a user gets them."""
     _on_stack(session, CORE)
-    session.run("python", "-m", "pytest", "tests/install", *session.posargs)  # they share all that is slow
+    tests = () if _names_files(session) else ("tests/install",)
+    session.run("python", "-m", "pytest", *tests, *session.posargs)  # they share all that is slow
 
 
 @nox.session(default=False)

@@ -7,6 +7,7 @@ import pytest
 
 from demo.tiny_model import make_tiny_model
 from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
+from tests.offline import run_offline  # noqa: F401 - a fixture
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

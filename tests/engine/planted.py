@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.engine.conftest import Run, finish
 from tests.engine.fake_vendor import install_vendor
+from tests.programs import Run, finish
 
 __all__ = ["FAULTS", "Bisected", "assert_found", "bisect_planted"]
 
@@ -53,8 +53,6 @@ def bisect_planted(
     planted.mkdir()
     command = [sys.executable, str(HERE / "bisect_faults.py"), str(folder / "reports"), ",".join(faults)]
     settings = {"PYTHONPATH": str(site), "FAULTS_FOLDER": str(planted), "SGLANG_FL_PLATFORM": "faulty"}
-    # Threads that wait by turning round keep others from their turn where cores are few.
-    settings["OMP_WAIT_POLICY"] = "PASSIVE"
     run: Run = finish(
         [*command, "--model-path", str(model), *FLAGS, *flags], environment(settings), timeout=650
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import Run
 from tests.engine.fake_vendor import install_vendor
+from tests.programs import Run
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import Run, finish
+from tests.programs import Run, finish
 
 pytestmark = pytest.mark.timeout(150)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import finish, processes_with
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
+from tests.programs import finish, processes_with
 
 pytestmark = pytest.mark.timeout(700)
 
+BISECT = (sys.executable, str(Path(sys.executable).with_name("sglang-fl")), "bisect")
 CPU = ("--device", "cpu", "--attention-backend", "torch_native")
 
 
@@ -93,11 +94,12 @@ def test_no_process_is_left(bisected: Bisected, tiny_model: Path):
 @pytest.mark.parametrize("moment", ["starting the engine", "the same batch twice"])
 def test_ctrl_c_leaves_no_process_and_is_no_verdict(moment: str, tiny_model, environment_of, tmp_path: Path):
     folder = tmp_path / "report"
-    command = [str(Path(sys.executable).with_name("sglang-fl")), "bisect", "--model", str(tiny_model)]
     with (tmp_path / "output.log").open("wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # really started: signals find the processes that a user has
             [
-                *command,
+                *BISECT,
+                "--model",
+                str(tiny_model),
                 "--folder",
                 str(folder),
                 *CPU,
@@ -137,23 +139,14 @@ def ends_within(seconds: float, group: int) -> bool:
 
 
 def test_a_set_up_that_is_broken_is_no_verdict(environment_of, tmp_path: Path):
-    command = [str(Path(sys.executable).with_name("sglang-fl")), "bisect", "--model", str(tmp_path / "none")]
-    run = finish([*command, "--folder", str(tmp_path / "out"), "--json"], environment_of({}), timeout=200)
+    command = [*BISECT, "--model", str(tmp_path / "none"), "--folder", str(tmp_path / "out"), "--json"]
+    run = finish(command, environment_of({}), timeout=200)
     assert run.code == 2, run.output[-3000:]
     assert '"set_up_broken"' in run.output
 
 
 def test_the_plan_is_the_five_manual_steps(environment_of):
-    command = [
-        str(Path(sys.executable).with_name("sglang-fl")),
-        "bisect",
-        "--plan",
-        "--model",
-        "M",
-        "--tp",
-        "2",
-    ]
-    run = finish(command, environment_of({}), timeout=60)
+    run = finish([*BISECT, "--plan", "--model", "M", "--tp", "2"], environment_of({}), timeout=60)
     lines = [line for line in run.output.splitlines() if not line.startswith("#")]
     assert len(lines) == 5
     assert all(line.endswith("python -m sglang.launch_server --model-path M --tp 2") for line in lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import Run, finish, processes_with
+from tests.programs import Run, finish_started, processes_with
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -16,7 +16,7 @@ def demo(environment_of):
     """Return a function that runs the demo with these words behind it."""
 
     def run(*words: str) -> Run:
-        return finish([sys.executable, "-m", "demo", *words], environment_of({}), timeout=250)
+        return finish_started([sys.executable, "-m", "demo", *words], environment_of({}), timeout=250)
 
     return run
 

@@ -6,8 +6,8 @@ import pytest
 
 from demo.server import ServerError, serve
 from sglang_fl.sglang_adapter.releases import PIECEWISE_FLAG
-from tests.engine.conftest import processes_with
 from tests.engine.release import RELEASE
+from tests.programs import processes_with
 
 pytestmark = pytest.mark.timeout(400)
 

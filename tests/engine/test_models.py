@@ -6,7 +6,6 @@ it. Without one the engine must agree with transformers; with any one of them it
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.engine.conftest import finish
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.mistaken_vendor import mistakes_of
 from tests.engine.models import FAMILIES, IMAGE, Family, make_model
 from tests.engine.words import FIRST_WORD, SPECIAL, VOCABULARY, make_tokenizer
+from tests.preloaded import SGLANG, Server
+from tests.programs import finish
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -161,19 +161,52 @@ def distance(given: list[float], expected: torch.Tensor) -> float:
     return float((torch.tensor(given, dtype=torch.float64) - expected).abs().max())
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What the engines of all families have in common, so that one server can have SGLang loaded for them.
+
+    Parameters
+    ----------
+    environment : in which they run
+    planted : the folder in which a file with a mistake's name plants it
+    log : the dispatch log
+    server : forks them
+    """
+
+    environment: dict[str, str]
+    planted: Path
+    log: Path
+    server: Server
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory, environment_of) -> Bench:
+    folder = tmp_path_factory.mktemp("families")
+    planted, log = folder / "planted", folder / "dispatch.log"
+    planted.mkdir()
+    environment = environment_of(
+        {
+            "PYTHONPATH": str(install_vendor(folder / "vendor", "mistaken", MISTAKEN.read_text())),
+            "MISTAKES_FOLDER": str(planted),
+            "SGLANG_FL_PREFER": "vendor",
+            "SGLANG_FL_STRICT": "1",
+            "SGLANG_FL_DISPATCH_LOG": str(log),
+        }
+    )
+    return Bench(environment, planted, log, Server(environment, SGLANG))
+
+
 @pytest.fixture(scope="module", params=FAMILIES, ids=str)
-def judged(request, tmp_path_factory, environment_of) -> Judged:
+def judged(request, tmp_path_factory, bench: Bench) -> Judged:
     """Run one engine for a family and compare all that it says."""
-    verdict = judge(request.param, tmp_path_factory.mktemp("family"), environment_of)
+    verdict = judge(request.param, tmp_path_factory.mktemp("family"), bench)
     print(row_of(verdict))
     return verdict
 
 
-def judge(family: Family, folder: Path, environment_of: Callable[[dict[str, str]], dict[str, str]]) -> Judged:
+def judge(family: Family, folder: Path, bench: Bench) -> Judged:
     model = make_model(family, folder / "model")
     prompts, followers = draw_prompts(family, folder / "model")
-    planted, log = folder / "planted", folder / "dispatch.log"
-    planted.mkdir()
     questions = {
         "engine": {
             "model_path": str(folder / "model"),
@@ -187,23 +220,17 @@ def judge(family: Family, folder: Path, environment_of: Callable[[dict[str, str]
         "prompts": as_request(prompts),
         "followers": as_request(followers),
         "mistakes": mistakes_in(family),
-        "planted": str(planted),
+        "planted": str(bench.planted),
     }
     (folder / "questions.json").write_text(json.dumps(questions))
-    settings = {
-        "PYTHONPATH": str(install_vendor(folder / "vendor", "mistaken", MISTAKEN.read_text())),
-        "MISTAKES_FOLDER": str(planted),
-        "SGLANG_FL_PREFER": "vendor",
-        "SGLANG_FL_STRICT": "1",
-        "SGLANG_FL_DISPATCH_LOG": str(log),
-    }
+    bench.log.write_text("")
     command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
-    run = finish(command, environment_of(settings), timeout=240)
+    run = finish(command, bench.environment, 240, bench.server)
     assert run.code == 0, run.output[-5000:]
     answers = run.result
     return Judged(
         family,
-        set(log.read_text().splitlines()) if log.exists() else set(),
+        set(bench.log.read_text().splitlines()),
         {
             "prompts": compare(model, prompts, answers["prompts"]),
             "followers": compare(model, followers, answers["followers"]),

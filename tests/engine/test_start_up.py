@@ -1,15 +1,16 @@
 """What a server start refuses, with one message and code 2, before a model is loaded; what it survives."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sglang_fl import __version__
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND, supported_range
-from tests.engine.conftest import Run, finish
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.release import RELEASE, SEAM, UNSUPPORTED, present
+from tests.programs import Run, finish, finish_started
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -55,7 +56,7 @@ HookRegistry._apply_target = classmethod(fail)
 def launch(tiny_model: Path, environment_of):
     """Return a function that starts the server and expects it to end by itself."""
 
-    def start(settings: dict[str, str], prelude: str = "") -> Run:
+    def start(settings: dict[str, str], prelude: str = "", finish: Callable[..., Run] = finish) -> Run:
         code = f"import runpy, sys\n{prelude}\nrunpy.run_module('sglang.launch_server', run_name='__main__')"
         command = [sys.executable, "-c", code, "--model-path", str(tiny_model)]
         return finish([*command, "--max-total-tokens", "2048"], environment_of(settings), timeout=150)
@@ -119,7 +120,7 @@ def test_a_forced_backend_and_a_named_op_stop_the_start(launch):
 def test_two_available_vendors_stop_the_start(launch, tmp_path: Path):
     for name in ("alpha", "beta"):
         install_vendor(tmp_path, name, AVAILABLE.format(name=name))
-    message = refused(launch({"PYTHONPATH": str(tmp_path)}))
+    message = refused(launch({"PYTHONPATH": str(tmp_path)}, finish=finish_started))  # as a user does
     assert "SGLANG_FL_PLATFORM is not set" in message
     assert "alpha (alpha_vendor 0.0.1), beta (beta_vendor 0.0.1)" in message
 

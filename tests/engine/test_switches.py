@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sglang.srt.models import utils
 
-from tests.engine.conftest import Run
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.models import FAMILIES, make_model
+from tests.programs import Run
 
 pytestmark = pytest.mark.timeout(300)
 

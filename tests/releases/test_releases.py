@@ -1,9 +1,5 @@
 """Each supported SGLang release, from its own wheel: seam, layer classes, signatures, flag, platform."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,19 +23,11 @@ SCRIPT = Path(__file__).parent / "exercise_layers.py"
 
 
 @pytest.fixture(scope="module", params=RELEASES)
-def facts(request, environment_of_release, tmp_path_factory) -> dict:
+def facts(request, ask_release, tmp_path_factory) -> dict:
     """What a process saw that hooked this release and called its layers."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path_factory.mktemp("logs"))],
-        env={**clean, **environment_of_release(request.param)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stdout[-1000:] + done.stderr[-3000:]
-    return {"release": request.param, **json.loads(lines[0].removeprefix("RESULT "))}
+    run = ask_release(request.param, SCRIPT, str(tmp_path_factory.mktemp("logs")))
+    assert run.result, run.output[-3000:]
+    return {"release": request.param, **run.result}
 
 
 def is_in(facts: dict, releases: Range) -> bool:

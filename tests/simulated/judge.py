@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.engine.conftest import finish
 from tests.engine.models import FAMILIES, Family, make_model
 from tests.engine.test_models import GENERATE, Difference, as_request, compare, draw_prompts
+from tests.programs import finish
 
 __all__ = ["Judged", "Setup", "judge", "written_down"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import finish, processes_with
+from tests.programs import finish_started, processes_with
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -15,7 +15,7 @@ def test_demo_prints_the_answer_and_what_ran_it(simulating, vendor, tmp_path: Pa
     words = ("--simulated", vendor.name) if is_simulated else ()
     ran = f"vendor(vendor.{vendor})" if is_simulated else "reference(reference)"
     command = [sys.executable, "-m", "demo", "--keep", str(tmp_path), *words]
-    run = finish(command, simulating("", {}), timeout=250)
+    run = finish_started(command, simulating("", {}), timeout=250)
     assert run.code == 0, run.output[-3000:]
     for layer_class in ("RMSNorm", "RotaryEmbedding", "SiluAndMul"):
         assert f"  [OOT-DISPATCH] {layer_class} → {ran}\n" in run.output

@@ -1,13 +1,13 @@
 """A start with this session's vendor package and without its chip: one message, the rest goes on."""
 
-import json
-import subprocess
 import sys
 
 import pytest
 
+from tests.programs import Run, finish
+
 #: What ``sglang-fl`` calls, without its tables.
-REPORT = "import json; from sglang_fl.diagnostics import report; print(json.dumps(report.{}))"
+REPORT = "import json; from sglang_fl.diagnostics import report; print('RESULT', json.dumps(report.{}))"
 #: What the probe says where the vendor's package for PyTorch is missing.
 ABSENT = {"mlu": "torch_mlu is not installed", "ascend": "torch_npu is not installed"}
 
@@ -16,35 +16,34 @@ ABSENT = {"mlu": "torch_mlu is not installed", "ascend": "torch_npu is not insta
 def ask(simulating):
     """``ask(question, chip, **settings)`` lets a process of its own answer."""
 
-    def ask(question: str, chip: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", REPORT.format(question)]
-        return subprocess.run(command, env=simulating(chip, settings), capture_output=True, text=True)
+    def ask(question: str, chip: str = "", **settings: str) -> Run:
+        return finish([sys.executable, "-c", REPORT.format(question)], simulating(chip, settings), 60)
 
     return ask
 
 
 def test_without_a_chip_the_cpu_serves_and_the_reason_is_told(ask, vendor):
-    vendors = {row["vendor"]: row for row in json.loads(ask("vendors()").stdout)}
+    vendors = {row["vendor"]: row for row in ask("vendors()").result}
     assert vendors[vendor.name]["reason"] == ABSENT[vendor.name]
-    assert {row["runs"] for row in json.loads(ask("ops()").stdout)} == {"reference"}
+    assert {row["runs"] for row in ask("ops()").result} == {"reference"}
 
 
 def test_asking_for_the_chip_that_is_not_there_is_one_message(ask, vendor):
     done = ask("ops()", SGLANG_FL_PLATFORM=vendor.name)
-    assert done.stderr.splitlines()[-1] == (
+    assert done.output.splitlines()[-1] == (
         f"sglang_fl.errors.SettingsError: SGLANG_FL_PLATFORM={vendor.name!r}: that vendor is installed but "
         f"not available: {ABSENT[vendor.name]}. Available: cpu."
     )
 
 
 def test_on_the_simulated_chip_the_vendors_kernels_are_first(ask, vendor):
-    vendors = {row["vendor"]: row for row in json.loads(ask("vendors()", vendor.name).stdout)}
+    vendors = {row["vendor"]: row for row in ask("vendors()", vendor.name).result}
     assert vendors[vendor.name]["available"]
-    run = {row["op"]: row["runs"] for row in json.loads(ask("ops()", vendor.name).stdout)}
+    run = {row["op"]: row["runs"] for row in ask("ops()", vendor.name).result}
     native = {impl.op for impl in vendor.impls if impl.id == f"vendor.{vendor}"}
     assert {op for op, ran in run.items() if ran == f"vendor.{vendor}"} == native
 
 
 def test_a_chip_that_no_package_simulates_is_one_message(ask, vendor):
     sentence = "SGLANG_FL_SIMULATED='ascent': no installed vendor package offers that chip. Valid: "
-    assert f"{sentence}{vendor}" in ask("ops()", "ascent").stderr
+    assert f"{sentence}{vendor}" in ask("ops()", "ascent").output

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from tests.engine.conftest import run_offline  # noqa: F401 - the fixture, on top of the one below
 from tests.engine.test_verify import (  # noqa: F401 - the test runs here as well
     test_a_wrong_kernel_is_told_of_once_for_each_shape_and_its_result_is_served,
 )

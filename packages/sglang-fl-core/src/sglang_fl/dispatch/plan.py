@@ -108,7 +108,8 @@ def plan_layer(
     for adapter in adapters:
         resolution = resolutions[adapter.op.name]
         try:
-            reason = why_left_out(type(layer), adapter.op.name) or adapter.why_not(layer)
+            left_out = why_left_out(type(layer), adapter.op.name) or resolution.sglang_first
+            reason = left_out or adapter.why_not(layer)
         except Exception as error:  # an adapter that does not understand a foreign layer
             if resolution.strict:
                 raise

@@ -1,0 +1,120 @@
+"""Programs that are forked from a server: they find what a fresh interpreter finds, and end as it does."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.preloaded import THIRD_PARTY, Server, run
+
+pytestmark = pytest.mark.timeout(300)
+
+#: ``.pth`` files of third-party packages reorder the rest of the path.
+SHOW = """
+import os, sys
+
+print(sys.argv, sys.path[0], sorted({*sys.path}), sorted(os.environ), os.getcwd(), __name__)
+"""
+SPAWN = """
+import multiprocessing, os, sys
+
+def child(queue):
+    loaded = [name for name in sys.modules if name.partition(".")[0] in ("sglang", "sglang_fl")]
+    queue.put((os.getppid(), os.environ["SET_LATE"], "torch" in sys.modules, loaded))
+    sys.exit(7)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    os.environ["SET_LATE"] = "yes"
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    parent, late, is_preloaded, loaded = queue.get()
+    process.join()
+    print(parent == os.getpid(), late, is_preloaded, loaded, process.exitcode)
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    ours = ("SGLANG_", "USE_FLAGGEMS")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    folder = tmp_path_factory.mktemp("of-the-program")
+    return {**clean, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def server(environment) -> Server:
+    return Server(environment)
+
+
+def test_nothing_of_sglang_and_nothing_of_ours_is_preloaded():
+    assert not [name for name in THIRD_PARTY if name.startswith("sglang")]
+
+
+@pytest.mark.parametrize("how", ["-c", "-m", "script"])
+def test_a_program_finds_what_a_fresh_interpreter_finds(server, environment, tmp_path: Path, how: str):
+    (tmp_path / "shown.py").write_text(SHOW)
+    words = {"-c": ["-c", SHOW], "-m": ["-m", "shown"], "script": [str(tmp_path / "shown.py")]}[how]
+    command = [sys.executable, *words, "--flag", "x"]
+    fresh = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    code, output = run(server, command, environment, tmp_path, timeout=60)
+    assert (code, output) == (0, fresh)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "said"),
+    [
+        ("import sys; sys.exit(3)", 3, ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -15, ""),
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("import atexit; atexit.register(print, 'the end')", 0, "the end"),
+    ],
+    ids=["exit", "signal", "error", "atexit"],
+)
+def test_a_program_ends_as_it_would_elsewhere(server, environment, code: str, expected: int, said: str):
+    ended, output = run(server, [sys.executable, "-c", code], environment, Path.cwd(), timeout=60)
+    assert ended == expected, output
+    assert said in output
+
+
+def test_a_spawned_child_is_preloaded_and_is_the_programs_own(server, environment, tmp_path: Path):
+    script = tmp_path / "spawns.py"
+    script.write_text(SPAWN)
+    code, output = run(server, [sys.executable, str(script)], environment, tmp_path, timeout=60)
+    assert (code, output) == (0, "True yes True [] 7\n")
+
+
+def test_a_program_that_takes_too_long_is_killed_with_its_children(server, environment):
+    code = (
+        "import subprocess, time; print(subprocess.Popen(['sleep', '100']).pid, flush=True); time.sleep(100)"
+    )
+    with pytest.raises(subprocess.TimeoutExpired) as error:
+        run(server, [sys.executable, "-c", code], environment, Path.cwd(), timeout=3)
+    deadline = time.monotonic() + 30
+    while is_running(error.value.output.decode().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(process: str) -> bool:
+    try:
+        return Path("/proc", process, "stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_variable_that_libraries_have_read_already_is_refused(server, environment):
+    with pytest.raises(ValueError, match="OMP_WAIT_POLICY='OTHER': the server of forks has read"):
+        server.start([sys.executable], 1, {**environment, "OMP_WAIT_POLICY": "OTHER"}, Path.cwd())
+
+
+def test_another_copy_of_what_is_preloaded_is_refused(server, environment, tmp_path: Path):
+    (tmp_path / "transformers").mkdir()
+    with pytest.raises(ValueError, match="its transformers is another than the one preloaded"):
+        server.start([sys.executable], 1, {**environment, "PYTHONPATH": str(tmp_path)}, Path.cwd())

@@ -1,0 +1,78 @@
+"""Run Python programs to their end: with third-party modules loaded already, or as a user starts them."""
+
+import functools
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.preloaded import Server, run
+
+__all__ = ["Run", "finish", "finish_started", "processes_with"]
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a process ended.
+
+    Parameters
+    ----------
+    code : its exit code
+    output : standard output and error
+    result : the JSON object that it printed last, if any
+    """
+
+    code: int
+    output: str
+    result: dict | None
+
+
+@functools.cache
+def server_of_forks() -> Server:
+    """Return the server of all programs that start with third-party modules loaded."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+def finish(
+    command: list[str], environment: Mapping[str, str], timeout: float, server: Server | None = None
+) -> Run:
+    """Run a Python program to its end, in a group of its own, with third-party modules loaded."""
+    return ended(*run(server or server_of_forks(), command, environment, ROOT, timeout))
+
+
+def finish_started(command: list[str], environment: Mapping[str, str], timeout: float) -> Run:
+    """Run a process to its end, in a group of its own, started as a user starts it."""
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        start_new_session=True,
+    )
+    return ended(done.returncode, done.stdout)
+
+
+def ended(code: int, output: str) -> Run:
+    """Return how a process ended, with the last object that it printed behind ``RESULT``."""
+    lines = [line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT ")]
+    return Run(code, output, json.loads(lines[-1]) if lines else None)
+
+
+def processes_with(text: str) -> list[Path]:
+    """Return the running processes whose command line contains ``text``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text in path.read_text(errors="replace"):
+                found.append(path)
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+    return found

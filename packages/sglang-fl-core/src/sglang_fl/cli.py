@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from sglang_fl.bisect.reproduction import broken, manual_steps
 from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.diagnostics import doctor as health
 from sglang_fl.diagnostics import logs, report
-from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.errors import SettingsError, SglangFlError, choices
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.scaffold import write_package
 from sglang_fl.settings import markdown_table
@@ -32,6 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which implementation runs each op of SGLang on this machine, and why.",
 )
+
+#: The dtypes of SGLang's launch line.
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+MOST_SECONDS = 86400
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -64,10 +69,12 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(redacted(data), indent=2))
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[str, ...] = ()) -> None:
+def _print(
+    rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[str, ...] = (), labels: int = 2
+) -> None:
     """Print a table; the columns ``below`` hold lists of sentences, which follow it line by line.
 
-    The first two columns say which rows each line is of; a sentence that is true of many is told once.
+    The first ``labels`` columns say which row a line is of; a sentence that is true of many is told once.
     """
     rows, title = redacted(rows), redacted(title)
     if as_json:
@@ -87,7 +94,8 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[s
         owners: dict[str, list[str]] = {}
         for row in rows:
             for sentence in row[column]:
-                owners.setdefault(sentence, []).append(f"{row[columns[0]]} {row[columns[1]]}")
+                label = " ".join(str(row[name]) for name in columns[:labels])
+                owners.setdefault(sentence, []).append(label)
         for sentence, names in owners.items():
             of = names[0] if len(names) == 1 else f"{len(names)} rows"
             typer.echo(f"{of}: {column.replace('_', ' ')}: {sentence}")
@@ -135,7 +143,7 @@ def ops(
         if aten:
             _print(report.aten_ops(), as_json, _aten_title())
         else:
-            _print(report.ops(), as_json, "Ops")
+            _print(report.ops(), as_json, "Ops", ("not_found",), labels=1)
 
 
 def _aten_title() -> str:
@@ -226,6 +234,23 @@ def _print_verdict(verdict: Verdict) -> None:
     typer.echo(f"{numbers}. Inputs, versions and scripts: {verdict.folder}" if numbers else "")
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM end this process as Ctrl-C does: what it has started is ended first."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _seconds(value: float) -> float:
+    if not 1 <= value <= MOST_SECONDS:
+        raise typer.BadParameter(f"{value:g} is not within 1 to {MOST_SECONDS} seconds")
+    return value
+
+
+def _dtype(value: str) -> str:
+    if value not in DTYPES:
+        raise typer.BadParameter(choices(value, DTYPES))
+    return value
+
+
 @app.command()
 def doctor(
     model: Annotated[
@@ -236,17 +261,24 @@ def doctor(
     mem_fraction_static: Annotated[
         float | None, typer.Option(min=0, max=1, help="As in the launch line.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="As in the launch line.")] = "auto",
+    dtype: Annotated[str, typer.Option(callback=_dtype, help="As in the launch line.")] = "auto",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     nccl_port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     dist_init_addr: Annotated[str | None, typer.Option(help="As in the launch line.")] = None,
-    probe_seconds: Annotated[float, typer.Option(help="Time limit of the all-reduce over --tp ranks.")] = 60,
+    probe_seconds: Annotated[
+        float, typer.Option(callback=_seconds, help="Time limit of the all-reduce over --tp ranks.")
+    ] = 60,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this check; may be given more than once.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What is wrong on this machine, and what to do: exit code 0 well, 1 a problem, 2 cannot tell."""
+    """What is wrong on this machine, and what to do.
+
+    Exit code 0: all is well. 1: a problem. 2: something could not be told, or was not looked at; also wrong
+    arguments.
+    """
+    end_on_sigterm()
     launch = health.Launch(
         model, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
     )
@@ -260,10 +292,14 @@ def doctor(
 
 
 def _summary(found: list[health.Row]) -> str:
-    """Return the title of the table: how many rows are not well."""
+    """Return the title of the table: how many checks were made, and how many findings are not well."""
     states = [row.finding.state for row in found]
     problems, unknown = states.count(health.State.PROBLEM), states.count(health.State.UNKNOWN)
-    return f"Doctor: {problems} to be changed, {unknown} that cannot be told, {len(found)} findings in all"
+    checks = len({row.check for row in found})
+    told = ["no problem" if not problems else "1 problem" if problems == 1 else f"{problems} problems"]
+    if unknown:
+        told.append(f"{unknown} that could not be told")
+    return f"Doctor: {checks} check{'s' * (checks != 1)}: {', '.join(told)}"
 
 
 def _without_check(row: dict[str, Any]) -> dict[str, Any]:

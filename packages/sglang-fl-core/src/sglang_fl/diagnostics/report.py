@@ -1,6 +1,7 @@
 """What this machine would run, as data: settings, vendors, ops, the reasons behind one op, coverage."""
 
 import contextlib
+from collections.abc import Iterable
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from packaging.version import Version
 
 from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
-from sglang_fl.dispatch.resolution import resolve
+from sglang_fl.dispatch.resolution import Skipped, resolve
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import installed_vendors, is_in_force
@@ -19,6 +20,7 @@ from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from sglang_fl.startup import Configuration, configure, simulate
+from sglang_fl.vendor import OpImpl, why_no_target
 
 __all__ = [
     "aten_ops",
@@ -67,15 +69,29 @@ def vendors() -> list[dict[str, Any]]:
 def ops() -> list[dict[str, Any]]:
     """Return each op: what runs it here first, and the candidates after that.
 
-    Where SGLang runs an op itself, the reason stands in the place of the candidates.
+    Where SGLang runs an op itself, the reason stands in the place of the candidates. An implementation whose
+    target does not exist would fail in its first call; it is named under ``not_found``.
     """
     configuration, lists = _configure()
     rows = []
     for name in OPS:
         off = why_layer_2_is_off() or lists.why_op_left_out(name)
-        ids = ["sglang", off] if off else [impl.id for impl in configuration.resolutions[name].candidates]
-        rows.append({"op": name, "runs": ids[0], "then": ids[1:]})
+        impls, missing = ([], []) if off else _found(configuration.resolutions[name].candidates)
+        ids = ["sglang", off] if off else [impl.id for impl in impls] or ["nothing"]
+        rows.append({"op": name, "runs": ids[0], "then": ids[1:], "not_found": [str(m) for m in missing]})
     return rows
+
+
+def _found(candidates: Iterable[OpImpl]) -> tuple[list[OpImpl], list[Skipped]]:
+    """Divide candidates into those whose target exists, and the others with what is missing."""
+    impls, missing = [], []
+    for impl in candidates:
+        reason = why_no_target(impl.target)
+        if reason is None:
+            impls.append(impl)
+        else:
+            missing.append(Skipped(impl.id, f"its target {impl.target} does not exist: {reason}"))
+    return impls, missing
 
 
 def aten_ops() -> list[dict[str, Any]]:
@@ -128,17 +144,16 @@ def why(op_name: str) -> dict[str, Any]:
     configuration, lists = _configure()
     op, policy = configuration.registry.op(op_name), configuration.settings.policy
     resolution = resolve(op, configuration.registry, policy)
+    candidates, missing = _found(resolution.candidates)
     return {
         "op": op_name,
         "vendor": configuration.registry.vendor.name,
         "layer_2": why_layer_2_is_off() or lists.why_op_left_out(op_name) or "on",
         "order": [str(token) for token in policy.order(op_name)],
-        "candidates": [
-            {"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in resolution.candidates
-        ],
+        "candidates": [{"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in candidates],
         "not": [
             {"what": skipped.what, "reason": skipped.reason}
-            for skipped in (*resolution.skipped, *resolution.excluded)
+            for skipped in (*missing, *resolution.skipped, *resolution.excluded)
         ],
         "quarantine": [
             {

@@ -46,6 +46,10 @@ def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None
     except subprocess.TimeoutExpired:
         end(process)
         return Child(None, *_rest(process))
+    except BaseException:  # Ctrl-C: it reaches no process of another session
+        end(process)
+        process.wait()
+        raise
     return Child(process.returncode, output, errors)
 
 

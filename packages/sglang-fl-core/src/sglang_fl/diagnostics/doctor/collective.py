@@ -12,13 +12,15 @@ from typing import IO
 from sglang_fl.diagnostics.doctor.child import end, last_line
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.devices import count
-from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
+from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.foreign import child_environment
 from sglang_fl.diagnostics.doctor.launch import Launch
 
 __all__ = ["collective"]
 
 RANK = "sglang_fl.diagnostics.doctor.collective_rank"
+#: The stage of a rank that has not said anything yet.
+IMPORTING = "Python and PyTorch are being imported"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class _Rank:
     def stage(self) -> str:
         """Return how far it came."""
         lines = _read(self.output).splitlines()
-        return lines[-1] if lines else "not started"
+        return lines[-1] if lines else IMPORTING
 
     def error(self) -> str:
         """Return its last words."""
@@ -107,6 +109,10 @@ def _judged(ranks: list[_Rank], launch: Launch, device_type: str, is_over: bool,
     if failed:
         text = f"rank {failed[0].number} failed after '{failed[0].stage()}': {failed[0].error()}"
         return problem(what, text, _remedy(device_type))
+    importing = [rank for rank in ranks if rank.stage() == IMPORTING]
+    if not is_over and importing:
+        text = f"not known: after {launch.probe_seconds:g} s the ranks have not begun ({stages})"
+        return unknown(what, text, f"give it more time: --probe-seconds {2 * launch.probe_seconds:g}")
     if not is_over:
         text = f"hangs: not done after {launch.probe_seconds:g} s ({stages})"
         return problem(what, text, _remedy(device_type))

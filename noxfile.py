@@ -103,9 +103,9 @@ def api(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Core's own tests, and what the layout promises."""
+    """Core's own tests, all that is known of the ops, and what the layout promises."""
     _on_stack(session, CORE)
-    beside = ["tests/test_layout.py", "tests/test_scaffold.py"]
+    beside = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/test_*.py"))]
     beside += [f"tests/release/test_{subject}.py" for subject in ("distribution", "compatibility", "matrix")]
     _pytest(session, f"{CORE}/tests", *beside)
 

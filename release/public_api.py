@@ -79,7 +79,7 @@ def _modules(root: Path, tag: str | None) -> dict[str, griffe.Module]:
     else:
         package = griffe.load_git(PACKAGE, ref=tag, repo=root, search_paths=[SOURCE], allow_inspection=False)
     assert isinstance(package, griffe.Module)
-    contracts = [f"ops.{name}" for name in package["ops"].modules]
+    contracts = [f"ops.{name}" for name, module in package["ops"].modules.items() if _is_public(module)]
     return {name: package[name] for name in (*PUBLIC, *contracts) if name in package.modules or "." in name}
 
 
@@ -100,9 +100,24 @@ def _was_deprecated(obj: griffe.Object) -> bool:
     return any(decorator.callable_path.rpartition(".")[2] == "deprecated" for decorator in decorators)
 
 
+def _is_public(module: griffe.Object) -> bool:
+    """Whether a file below a public module is public: an op's, or one with names that its package exports."""
+    return "OP" in module.members or bool(_exported(module))
+
+
+def _exported(module: griffe.Object) -> set[str]:
+    """Return the names of a file that its package exports; all else in the file may change."""
+    package = module.parent
+    return {str(name) for name in module.exports or ()} & {
+        str(name) for name in (package and package.exports) or ()
+    }
+
+
 def _has_moved(obj: griffe.Object, new: griffe.Module) -> bool:
     """Whether a file has gone whose public names its package still has: those are what one imports."""
-    return obj.is_module and bool(obj.exports) and all(name in new.members for name in obj.exports or ())
+    if not obj.is_module or not obj.exports or "OP" in obj.members:
+        return False
+    return all(name in new.members for name in _exported(obj))
 
 
 def _is_core_api(breakage: griffe.Breakage) -> bool:

@@ -1,10 +1,24 @@
-"""What the tests of the real engine share: the tiny model, and the gpu marker."""
+"""What the tests share: the tiny model, the markers ``gpu`` and ``on_chip``, and the kit's score."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo.tiny_model import make_tiny_model
+from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tell the kit's score where its wrong kernels were tried."""
+    tried = {
+        outcome: sum("::test_wrong_kernel_is_caught_" in report.nodeid for report in reports)
+        for outcome, reports in terminalreporter.stats.items()
+        if outcome in ("passed", "failed")
+    }
+    if sum(tried.values()):
+        score = f"{tried.get('passed', 0)} of {sum(tried.values())} wrong kernels are caught"
+        terminalreporter.write_line(f"conformance kit: {score}")
 
 
 @pytest.fixture(scope="session")

@@ -9,20 +9,19 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from sglang_fl.conformance import error_in_units
 from sglang_fl.ops import OPS
-from tests.drawn import DRAWN, Drawn
-from tests.engine.native import NATIVE, native
-from tests.formulas import as_tuple
+from tests.engine.native import native
+from tests.ops.shared.distance import as_tuple
+from tests.ops.shared.drawing import Drawn, calls
+from tests.ops.subject import subject_of
 
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_only_the_gated_delta_rule_has_no_native_path():
-    assert {op for op in OPS if op not in NATIVE} == {op for op in OPS if "delta_rule" in op}
-
-
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", OPS)
 def test_reference_is_what_sglang_computes(name: str):
-    op = OPS[name]
+    op, subject = OPS[name], subject_of(name)
+    if isinstance(subject.native, str):
+        pytest.skip(subject.native)
 
     @settings(
         max_examples=200,
@@ -31,7 +30,7 @@ def test_reference_is_what_sglang_computes(name: str):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(call=DRAWN[name])
+    @given(call=calls(subject.draw))
     def compare(call: Drawn) -> None:
         arguments = {key: in_dtype(value, torch.float32) for key, value in call.arguments.items()}
         theirs = native(name, dict(arguments))

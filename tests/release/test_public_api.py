@@ -12,7 +12,9 @@ pytest.importorskip("griffe", reason="the session api has it")
 from release.public_api import SOURCE, check
 
 ROOT = Path(__file__).parents[2]
-VENDOR, IMPLS, TARGETS, FLAG_GEMS = (f"vendor/{name}.py" for name in ("vendor", "impls", "targets", "flag_gems"))
+VENDOR, IMPLS, TARGETS, FLAG_GEMS = (
+    f"vendor/{name}.py" for name in ("vendor", "impls", "targets", "flag_gems")
+)
 SILU = "ops/silu_and_mul.py"
 Edit = Callable[[str, str, str], None]
 
@@ -67,6 +69,11 @@ BREAKING = {
         SILU,
         "def silu_and_mul(x: Tensor)",
         "def silu_and_mul(out: Tensor, x: Tensor)",
+    ),
+    "class-of-ops": (
+        "ops/op.py",
+        "def check_signature(self, kernel: Kernel)",
+        "def check_signature(self, impl: Kernel)",
     ),
     "kit-without-its-check": (
         "conformance/check.py",
@@ -132,4 +139,16 @@ HARMLESS = {
 @pytest.mark.parametrize(("file", "old", "new"), HARMLESS.values(), ids=HARMLESS)
 def test_a_change_that_harms_nobody_passes(released: Path, edit: Edit, file, old, new):
     edit(file, old, new)
+    assert check(released)[0] == 0
+
+
+def test_an_op_may_not_go(released: Path):
+    (released / SOURCE / "sglang_fl/ops/relu2.py").unlink()
+    status, text = check(released)
+    assert status == 1
+    assert "ops/relu2.py" in text
+
+
+def test_a_file_of_what_ops_share_may_go(released: Path):
+    (released / SOURCE / "sglang_fl/ops/compare.py").unlink()
     assert check(released)[0] == 0

@@ -1,11 +1,10 @@
-"""The ops: each reference against float64 formulas, and what an op says of itself."""
+"""What an op says of itself, and what its reference writes and refuses."""
 
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,54 +12,9 @@ from torch import Tensor
 from sglang_fl.errors import ContractError, VendorError
 from sglang_fl.ops import OPS, Bound, Case, Op
 from sglang_fl.vendor import load_target
-from tests.formulas import FORMULAS, as_numpy, as_tuple, errors, pairs
 
 CASES = [pytest.param(op, case, id=f"{op}-{case}") for op in OPS.values() for case in op.cases]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
-# The references, called with float64, are the truth that kernels are held against.
-ALL_DTYPES = [*DTYPES, torch.float64]
-
-
-def test_every_op_has_a_formula():
-    assert FORMULAS.keys() == OPS.keys()
-
-
-@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-@pytest.mark.parametrize(("op", "case"), CASES)
-def test_reference_keeps_the_bound_against_the_formula(op: Op, case: Case, dtype: torch.dtype):
-    assert errors(op, case.arguments(dtype), case.bound) == []
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("residual", [False, True])
-def test_rms_norm_takes_a_weight_of_any_dtype(dtype: torch.dtype, weight_dtype: torch.dtype, residual: bool):
-    random = torch.Generator().manual_seed(0)
-    arguments = {
-        "x": torch.randn(5, 96, generator=random).to(dtype),
-        "weight": torch.randn(96, generator=random).to(weight_dtype),
-        "eps": 1e-5,
-        "residual": torch.randn(5, 96, generator=random).to(dtype) if residual else None,
-    }
-    assert errors(OPS["rms_norm"], arguments) == []
-
-
-@pytest.mark.parametrize("case", OPS["rotary_embedding"].cases, ids=str)
-def test_rotary_magnitude_is_the_size_of_the_two_products(case: Case):
-    given = case.arguments(torch.float64)
-    real, imaginary = pairs(given["cos_sin_cache"].shape[-1], given["is_neox_style"])
-    where, head_size = as_numpy(given["positions"] + given.get("offsets", 0)).reshape(-1), given["head_size"]
-    cos, sin = np.split(np.abs(as_numpy(given["cos_sin_cache"])[where, None]), 2, axis=-1)
-    magnitude = OPS["rotary_embedding"].magnitude
-    assert magnitude is not None
-    for x, size in zip((given["query"], given["key"]), as_tuple(magnitude(None, **given)), strict=True):
-        heads = np.abs(as_numpy(x)).reshape(
-            len(where), x.numel() // max(1, len(where) * head_size), head_size
-        )
-        expected = heads.copy()
-        expected[..., real] = heads[..., real] * cos + heads[..., imaginary] * sin
-        expected[..., imaginary] = heads[..., imaginary] * cos + heads[..., real] * sin
-        np.testing.assert_allclose(size.numpy(), expected.reshape(x.shape), rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -279,4 +233,4 @@ def test_arguments_keep_their_strides_on_another_device(op: Op, case: Case):
 
 def test_bound_depends_on_the_dtype():
     bound = Bound(half=0.55, single=8)
-    assert [bound.of(dtype) for dtype in ALL_DTYPES] == [0.55, 0.55, 8, 8]
+    assert [bound.of(dtype) for dtype in (*DTYPES, torch.float64)] == [0.55, 0.55, 8, 8]

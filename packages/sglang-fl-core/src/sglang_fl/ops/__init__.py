@@ -1,53 +1,26 @@
-"""The catalogue of ops: one line for each. An op that is not listed here does not exist."""
+"""The ops: what each computes, and how far an implementation may be from it.
 
+``OPS`` holds one for each file of this folder. Importing this package imports neither torch nor an op: the
+module of an op is imported when ``OPS`` is asked for the op, the classes when they are first named.
+"""
+
+import importlib
 from collections.abc import Mapping
-from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from sglang_fl.ops import (
-    chunk_gated_delta_rule,
-    fused_moe,
-    fused_recurrent_gated_delta_rule_packed_decode,
-    fused_sigmoid_gating_delta_rule_update,
-    gelu_and_mul,
-    gemma_rms_norm,
-    layer_norm,
-    mrope,
-    new_gelu,
-    quick_gelu,
-    relu2,
-    rms_norm,
-    rotary_embedding,
-    silu_and_mul,
-    situ_and_mul,
-    topk_sigmoid,
-    topk_softmax,
-)
-from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs, lacking, with_options
+from sglang_fl.ops.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs, lacking, with_options
 
 __all__ = ["OPS", "Bound", "Case", "Kernel", "Op", "Outputs", "lacking", "with_options"]
 
 #: Read-only: what all packages share, none may change.
-OPS: Mapping[str, Op] = MappingProxyType(
-    {
-        op.name: op
-        for op in (
-            silu_and_mul.OP,
-            gelu_and_mul.OP,
-            situ_and_mul.OP,
-            new_gelu.OP,
-            quick_gelu.OP,
-            relu2.OP,
-            rms_norm.OP,
-            gemma_rms_norm.OP,
-            layer_norm.OP,
-            rotary_embedding.OP,
-            mrope.OP,
-            topk_softmax.OP,
-            topk_sigmoid.OP,
-            fused_moe.OP,
-            chunk_gated_delta_rule.OP,
-            fused_recurrent_gated_delta_rule_packed_decode.OP,
-            fused_sigmoid_gating_delta_rule_update.OP,
-        )
-    }
-)
+OPS: Mapping[str, "Op"] = Catalogue(__name__, __path__)
+
+if not TYPE_CHECKING:  # a type checker would take every name for one that there is
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.op"), name)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.delta_rule import beside_peak, gates, recur, sequences, unit_rows, without_padding
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.shared.delta_rule import beside_peak, gates, recur, sequences, unit_rows, without_padding
 
 __all__ = ["OP", "fused_sigmoid_gating_delta_rule_update"]
 

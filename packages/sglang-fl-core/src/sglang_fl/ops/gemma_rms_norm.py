@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sglang_fl.ops.norm import check_row_weight, norm_cases, residual_sum, sum_magnitude
 from sglang_fl.ops.op import Bound, Op, Outputs, compute_dtype
+from sglang_fl.ops.shared.norm import check_row_weight, norm_cases, residual_sum, sum_magnitude
 
 __all__ = ["OP", "gemma_rms_norm"]
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglang_fl.ops.norm import check_row_weight
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.shared.norm import check_row_weight
 
 __all__ = ["OP", "layer_norm"]
 

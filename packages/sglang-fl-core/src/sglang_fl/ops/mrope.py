@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs
-from sglang_fl.ops.rotation import rotate, rotation_magnitude
+from sglang_fl.ops.shared.rotation import rotate, rotation_magnitude
 
 __all__ = ["OP", "lane_axes", "mrope"]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.ops.op import Bound, Op, compute_dtype
-from sglang_fl.ops.pointwise import pointwise_cases
+from sglang_fl.ops.shared.pointwise import pointwise_cases
 
 __all__ = ["OP", "quick_gelu"]
 

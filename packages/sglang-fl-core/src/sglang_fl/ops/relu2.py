@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sglang_fl.ops.op import Bound, Op, compute_dtype
-from sglang_fl.ops.pointwise import pointwise_cases
+from sglang_fl.ops.shared.pointwise import pointwise_cases
 
 __all__ = ["OP", "relu2"]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.ops.op import Bound, Op, Outputs, compute_dtype
-from sglang_fl.ops.routing import as_good, by_expert, choose_experts, routing_cases
+from sglang_fl.ops.shared.routing import as_good, by_expert, choose_experts, routing_cases
 
 __all__ = ["OP", "topk_sigmoid"]
 

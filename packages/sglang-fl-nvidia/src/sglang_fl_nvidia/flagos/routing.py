@@ -19,7 +19,7 @@ MOST_GROUPS = 64
 #: Experts, padding included, up to which a program takes several tokens, and how many. µs at 16384 tokens
 #: with one and with four (H200): 8 of 128 experts 20.6 and 10.0, 8 of 256 in groups 20.3 and 24.5.
 FEW_EXPERTS, MANY_TOKENS = 128, 4
-#: As the reference (``sglang_fl.ops.routing``): defined where all chosen scores have underflowed.
+#: As the reference (``sglang_fl.ops.shared.routing``): defined where all chosen scores have underflowed.
 TINY = tl.constexpr(1e-20)
 #: Smaller than any key, and larger than the number of any expert.
 NEVER, NOBODY = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)

@@ -15,7 +15,7 @@ from typing import Any
 from sglang_fl.ops import OPS, Kernel, with_options
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,6 +81,8 @@ def _is_packed(layer: Any) -> bool:
     return any(getattr(layer, name, None) for name in packed)
 
 
-ADAPTER = Adapter(
-    "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod", OPS["fused_moe"], bind, why_not
+ADAPTERS = (
+    Adapter(
+        "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod", OPS["fused_moe"], bind, why_not
+    ),
 )

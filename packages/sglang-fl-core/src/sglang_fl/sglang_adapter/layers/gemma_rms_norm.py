@@ -54,5 +54,4 @@ _OP = OPS["gemma_rms_norm"]
 ADAPTERS = (
     Adapter("sglang.srt.layers.layernorm:GemmaRMSNorm", _OP, bind),
     Adapter("sglang.srt.layers.layernorm:Gemma3RMSNorm", _OP, bind_gemma3),
-    Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma3, why_not_gemma4),
 )

@@ -10,7 +10,7 @@ from typing import Any
 from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,4 +25,4 @@ def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callab
     return forward
 
 
-ADAPTER = Adapter("sglang.srt.layers.layernorm:LayerNorm", OPS["layer_norm"], bind)
+ADAPTERS = (Adapter("sglang.srt.layers.layernorm:LayerNorm", OPS["layer_norm"], bind),)

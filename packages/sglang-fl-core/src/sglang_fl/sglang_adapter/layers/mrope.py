@@ -15,7 +15,7 @@ from sglang_fl.ops import OPS, Kernel, with_options
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 from sglang_fl.sglang_adapter.layers.rotary_embedding import rotates_in_place, store
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, fall_through: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,4 +39,6 @@ def why_not(layer: Any) -> str | None:
     return None if layer.mrope_section else "no mrope_section"
 
 
-ADAPTER = Adapter("sglang.srt.layers.rotary_embedding.mrope:MRotaryEmbedding", OPS["mrope"], bind, why_not)
+ADAPTERS = (
+    Adapter("sglang.srt.layers.rotary_embedding.mrope:MRotaryEmbedding", OPS["mrope"], bind, why_not),
+)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_fl.ops import OPS, Kernel, lacking, with_options
+from sglang_fl.sglang_adapter.layers import gemma_rms_norm
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 
 __all__ = ["ADAPTERS"]
@@ -131,4 +132,11 @@ ADAPTERS = (
     Adapter("sglang.srt.models.glm4v:Glm4vRMSNorm", _OP, bind, why_not),
     Adapter("sglang.srt.layers.layernorm:RMSNormWithoutScale", _OP, bind_without_scale),
     Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma4, why_not_gemma4),
+    # With a shift. All adapters of a class lie in one file, which says their order.
+    Adapter(
+        "sglang.srt.layers.layernorm:Gemma4RMSNorm",
+        OPS["gemma_rms_norm"],
+        gemma_rms_norm.bind_gemma3,
+        gemma_rms_norm.why_not_gemma4,
+    ),
 )

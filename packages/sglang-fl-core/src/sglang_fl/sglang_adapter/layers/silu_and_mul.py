@@ -7,6 +7,6 @@ the kernel itself.
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_kernel
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTERS"]
 
-ADAPTER = Adapter("sglang.srt.layers.activation:SiluAndMul", OPS["silu_and_mul"], bind_kernel)
+ADAPTERS = (Adapter("sglang.srt.layers.activation:SiluAndMul", OPS["silu_and_mul"], bind_kernel),)

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sglang_fl.ops import OPS, Op, Outputs
-from tests.drawn import DRAWN, Drawn
-from tests.formulas import errors
+from tests.ops.shared.distance import errors
+from tests.ops.shared.drawing import Drawn, calls
+from tests.ops.subject import subject_of
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,7 +28,7 @@ STEADY = {
 @settings(max_examples=250, **STEADY)
 @given(data=st.data())
 def test_reference_keeps_its_bound_and_writes_nothing_but_what_it_updates(op: Op, data: st.DataObject):
-    call = data.draw(DRAWN[op.name])
+    call = data.draw(calls(subject_of(op.name).draw))
     whole = {name: storage(value) for name, value in call.arguments.items()}
     assert errors(op, call.arguments, call.bound) == []
     for name, value in call.arguments.items():
@@ -66,7 +67,7 @@ def test_one_wrong_element_is_noticed(op: Op):
     wrong = dataclasses.replace(op, reference=mistaken)
 
     @settings(max_examples=50, phases=[Phase.generate], **STEADY)
-    @given(call=DRAWN[op.name])
+    @given(call=calls(subject_of(op.name).draw))
     def notice(call: Drawn) -> None:
         assert errors(wrong, call.arguments, call.bound) == []
 

@@ -62,7 +62,7 @@ def check(root: Path) -> tuple[int, str]:
         return 0, f"public API: nothing is broken since {tag}"
     unannounced = [str(broken) for broken in breaks if broken.is_gone]
     if unannounced:
-        advice = "A name works and warns for one version before it goes: mark it with sglang_fl.deprecation."
+        advice = "A name works and warns for one version first: mark it with typing_extensions.deprecated."
         return 1, "\n".join([f"public API: {tag} had not deprecated these:", *unannounced, advice])
     before, now = (_core_api(modules["vendor"]) for modules in (old, new))
     told = [str(broken) for broken in breaks]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from sglang_fl.diagnostics.doctor import CHECKS
+from sglang_fl.foreign_names import markdown_tables
 from sglang_fl.ops import OPS
 from sglang_fl.settings import markdown_table
 from sglang_fl.sglang_adapter.layers import ADAPTERS
@@ -36,6 +37,12 @@ def test_an_op_has_an_adapter(op: str):
 
 def test_the_page_of_settings_is_made_from_the_model():
     assert markdown_table() in (ROOT / "docs/configure.md").read_text(), "see sglang-fl env --markdown"
+
+
+def test_the_page_of_foreign_names_is_made_from_them():
+    assert markdown_tables() in (ROOT / "docs/coming-from.md").read_text(), (
+        "see foreign_names.markdown_tables"
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sglang_fl.sglang_adapter.coverage import adapter_of
+from sglang_fl.sglang_adapter.layer_lists import ABOVE, class_name
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.layers.adapter import covering
 from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
@@ -30,3 +31,13 @@ def test_a_class_is_read_as_python_builds_it(read: FusedClass):
             forwards = {name for name in vars(ancestor) if name.startswith("forward")}
             assert read.forwards[path_of(ancestor)] == forwards
     assert (adapter_of(read, ADAPTERS) is None) == (covering(cls, ADAPTERS) == ())
+
+
+def test_lists_know_which_adapted_classes_derive_from_others():
+    names = {class_name(path) for path in ADAPTERS}
+    above = {
+        class_name(cls.path): tuple(name for name in map(class_name, cls.ancestors[1:]) if name in names)
+        for cls in FOUND
+        if cls.path in ADAPTERS
+    }
+    assert {name: found for name, found in above.items() if found} == ABOVE

@@ -113,8 +113,8 @@ def test_a_name_that_goes_without_a_warning_is_refused_with_a_new_core_api_too(
 @pytest.mark.parametrize(("file", "old", "new"), GONE.values(), ids=GONE)
 def test_a_name_that_the_last_release_had_deprecated_may_go(repository: Path, file, old, new):
     path = repository / SOURCE / "sglang_fl" / file
-    marked = path.read_text().replace(old, f'@deprecated("another", "0.2")\n{old}')
-    path.write_text(f"{marked}\nfrom sglang_fl.deprecation import deprecated\n")
+    marked = path.read_text().replace(old, f'@deprecated("use another")\n{old}')
+    path.write_text(f"{marked}\nfrom typing_extensions import deprecated\n")
     git(repository, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "deprecated")
     git(repository, "tag", "sglang-fl-core-v0.1.0")
     path.write_text(path.read_text().replace(old, new))

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_fl.aten.call_check import compare
+from sglang_fl.aten import call_check
+from sglang_fl.aten.call_check import CallBook, compare
 from sglang_fl.vendor import AtenKernel
 
 
@@ -59,3 +60,21 @@ def test_a_number_that_is_none_is_not_equal_to_infinity(special: float):
 
 def test_counts_are_no_places():
     assert faults("count_nonzero", lambda x: x.count_nonzero() + 1, TIED) == ["1 of 1 elements differ"]
+
+
+def called(book: CallBook, overload: str, *sizes: int) -> None:
+    kernel = book.keeping(AtenKernel(overload, overload, lambda x: x))
+    for size in sizes:
+        kernel.function(torch.ones(size))
+
+
+def test_calls_too_large_to_keep_are_told_as_not_judged_and_not_as_never_made(monkeypatch):
+    monkeypatch.setattr(call_check, "MOST_BYTES", 1 << 20)
+    book = CallBook()
+    called(book, "abs", 8)
+    called(book, "relu", 1 << 19)
+    called(book, "neg", 16, 1 << 19)
+    called(book, "exp")
+    assert set(book.called) == {"abs", "relu", "neg"}
+    reason = "calls are larger than what was left of the 1 MiB in which all calls are kept"
+    assert book.unkept == {"part of aten::neg": reason, "aten::relu": reason}

@@ -22,7 +22,6 @@ Install = Callable[..., str]
 RMS = OPS["rms_norm"]
 
 HEAD = """
-from sglang_fl import ops
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl, Vendor
@@ -58,21 +57,8 @@ FAULTS = {
         "did not return within 0.5 s",
     ),
     "add-an-op": ("OPS['mine'] = OPS['rms_norm']", "does not support item assignment"),
-    "take-all-ops-away": ("ops.OPS = {}", "it changed what is not its own: sglang_fl.ops.OPS"),
     "change-an-op": ("OPS['rms_norm'].bound = None", "FrozenInstanceError"),
-    "change-an-op-by-force": (
-        "object.__setattr__(OPS['rms_norm'], 'writes', ())",
-        "it changed what is not its own: rms_norm.writes",
-    ),
-    "replace-a-reference": (
-        "ops.rms_norm.rms_norm = lambda x, weight, eps, residual=None: x",
-        "it changed what is not its own: sglang_fl.ops.rms_norm.rms_norm",
-    ),
     "change-another-vendor": ("CPU.environment['GEMS_VENDOR'] = 'bad'", "does not support item assignment"),
-    "change-another-vendor-by-force": (
-        "object.__setattr__(CPU, 'device_type', 'bad')",
-        "it changed what is not its own: cpu.device_type",
-    ),
 }
 
 

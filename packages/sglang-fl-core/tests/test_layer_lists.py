@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sglang_fl.diagnostics import report
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
@@ -150,3 +151,36 @@ def test_preferring_a_kind_and_a_vendors_defaults_name_nothing(
     settings = configure().settings
     assert settings.per_op
     assert named_ops(settings) == {}
+
+
+#: List, what it names, an op, whether a layer class of the op is ours.
+COVERED = [
+    ("BLACKLIST", "RotaryEmbedding", "rotary_embedding", False),
+    ("BLACKLIST", "RotaryEmbedding", "mrope", False),
+    ("BLACKLIST", "DeepseekScalingRotaryEmbedding", "rotary_embedding", True),
+    ("BLACKLIST", "MRotaryEmbedding", "rotary_embedding", True),
+    ("BLACKLIST", "RMSNorm", "rms_norm", True),  # RMSNormWithoutScale and Gemma4RMSNorm do not derive from it
+    ("WHITELIST", "RotaryEmbedding", "mrope", True),
+    ("WHITELIST", "MRotaryEmbedding", "rotary_embedding", False),
+    ("WHITELIST", "Glm4vRMSNorm", "rms_norm", True),
+]
+
+
+@pytest.mark.parametrize(("which", "name", "op_name", "is_ours"), COVERED)
+def test_a_class_stands_for_its_subclasses_wherever_a_list_is_asked(
+    monkeypatch: pytest.MonkeyPatch, which: str, name: str, op_name: str, is_ours: bool
+):
+    monkeypatch.setenv(f"SGLANG_FL_OOT_{which}", name)
+    settings = Settings.read()
+    assert (layer_lists(settings).why_op_left_out(op_name) is None) is is_ours
+    assert (op_name in named_ops(settings)) is (is_ours and which == "WHITELIST")
+    row = next(row for row in report.ops() if row["op"] == op_name)
+    assert (row["runs"] != "sglang") is is_ours
+    assert (report.why(op_name)["layer_2"] == "on") is is_ours
+    configure.cache_clear()
+    monkeypatch.setenv("SGLANG_FL_PER_OP", f"{op_name}=reference")
+    if is_ours:
+        assert layer_lists(Settings.read())
+    else:
+        with pytest.raises(SettingsError, match=f"an order for {op_name}, the other leaves it to SGLang"):
+            layer_lists(Settings.read())

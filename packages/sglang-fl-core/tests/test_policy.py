@@ -2,7 +2,7 @@
 
 import pytest
 
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, choices
 from sglang_fl.settings.policy import Policy, Token, parse_order, parse_orders
 from sglang_fl.vendor import BackendKind, OpImpl
 
@@ -171,3 +171,11 @@ def test_token_names_a_vendor(token: str, vendor: str | None):
 )
 def test_vendor_is_denied_with_the_reason(policy: Policy, reason: str | None):
     assert policy.why_denied("toy") == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [("VENDOR", "vendor"), ("RMS_NORM", "rms_norm"), ("siluandmul", "SiluAndMul"), ("rms-norm", "rms_norm")],
+)
+def test_the_nearest_name_is_found_in_whatever_case_it_is_written(text: str, near: str):
+    assert choices(text, ["vendor", "rms_norm", "SiluAndMul"]).endswith(f" Nearest: {near}.")

@@ -318,7 +318,7 @@ def test_variables_of_sglang_are_read_apart_from_ours(monkeypatch: pytest.Monkey
     monkeypatch.delenv("SGLANG_FORCE_FUSED_OP_BACKEND", raising=False)
     monkeypatch.delenv("SGLANG_PLUGINS", raising=False)
     monkeypatch.setenv("SGLANG_FL_PLATFORM", "toy")
-    assert dict(SglangSettings()) == {
+    assert vars(SglangSettings.read()) == {
         "platform": None,
         "use_cpu_engine": "0",
         "force_fused_op_backend": None,
@@ -328,7 +328,7 @@ def test_variables_of_sglang_are_read_apart_from_ours(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     monkeypatch.setenv("SGLANG_FORCE_FUSED_OP_BACKEND", "torch")
     monkeypatch.setenv("SGLANG_PLUGINS", "sglang_fl")
-    assert dict(SglangSettings()) == {
+    assert vars(SglangSettings.read()) == {
         "platform": "sglang_fl",
         "use_cpu_engine": "1",
         "force_fused_op_backend": "torch",

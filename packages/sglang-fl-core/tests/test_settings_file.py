@@ -145,16 +145,16 @@ def test_file_that_is_not_there(tmp_path: Path):
 
 
 def test_folder_is_refused(tmp_path: Path):
-    assert refusal(tmp_path) == "this is not a regular file"
+    assert refusal(tmp_path) == "it is a folder"
 
 
 def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
-    assert refusal(tmp_path / "pipe") == "this is not a regular file"
+    assert refusal(tmp_path / "pipe") == "it is a named pipe"
 
 
 def test_device_without_end_is_refused():
-    assert refusal(Path("/dev/zero")) == "this is not a regular file"
+    assert refusal(Path("/dev/zero")) == "it is no regular file"
 
 
 def test_name_that_no_file_can_have():

@@ -324,3 +324,29 @@ def test_lifting_what_is_in_no_quarantine_is_one_warning(
     assert [record.getMessage() for record in caplog.records] == [
         "!silu_and_mul lifts nothing: no implementation of it is in quarantine here"
     ]
+
+
+@pytest.mark.parametrize(
+    ("platform", "fault"),
+    [
+        ("no.such.Module", "cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("sglang_fl.errors.NoSuchPlatform", "cannot be imported: VendorError: target"),
+        ("sglang_fl.errors.choices", "is no class"),
+    ],
+)
+def test_a_platform_that_is_none_is_told_with_its_vendor(
+    install: Install, capsys: pytest.CaptureFixture[str], platform: str, fault: str
+):
+    from sglang_fl.plugin import activate_platform
+
+    source = (
+        "from sglang_fl.vendor import Vendor\n"
+        "CHIP = Vendor('toy', 'toydevice', 1, 'sglang_fl.registry.cpu:why_unavailable',"
+        f" platform={platform!r})\n"
+    )
+    install("toy", source)
+    with pytest.raises(SystemExit, match="2"):
+        activate_platform()
+    said = capsys.readouterr().err
+    assert said.startswith(f"sglang-fl: vendor toy: its platform {platform!r} {fault}")
+    assert said.count("\n") == 1

@@ -1,4 +1,7 @@
-"""The command ``sglang-fl``: what runs where on this machine, and why."""
+"""The command ``sglang-fl``: what runs where on this machine, and why.
+
+Each command imports what it needs when it runs: what only lists must not wait for PyTorch.
+"""
 
 import json
 import logging
@@ -8,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,16 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl import __version__
-from sglang_fl.bisect.reproduction import broken, manual_steps
-from sglang_fl.bisect.verdict import Verdict
-from sglang_fl.diagnostics import doctor as health
-from sglang_fl.diagnostics import logs, report
-from sglang_fl.errors import SettingsError, SglangFlError, choices
+from sglang_fl.errors import SettingsError, SglangFlError, choices, printable, quoted
 from sglang_fl.logs.redaction import redacted
-from sglang_fl.scaffold import write_package
-from sglang_fl.settings import markdown_table
+from sglang_fl.logs.shared_file import named_path
+
+if TYPE_CHECKING:
+    from sglang_fl.bisect.verdict import Verdict
+    from sglang_fl.diagnostics.doctor import Row
 
 __all__ = ["app"]
+
+#: Columns of a table that is piped.
+WIDE = 8192
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,8 +66,26 @@ def _exit_on_error() -> Iterator[None]:
     try:
         yield
     except SglangFlError as error:
-        typer.echo(redacted(f"sglang-fl: {error}"), err=True)
+        _say(f"sglang-fl: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Print a line without secrets, and without what would steer a terminal."""
+    typer.echo(printable(redacted(text)), err=err)
+
+
+def _named(path: Path) -> Path:
+    """Return a path as it was meant: a shell leaves the ``~`` of ``--folder=~/x`` as it is.
+
+    Raises
+    ------
+    SettingsError : no file can have this name
+    """
+    try:
+        return named_path(str(path))
+    except ValueError as error:
+        raise SettingsError(f"{quoted(str(path))}: {error}") from None
 
 
 def _print_json(data: Any) -> None:
@@ -81,15 +104,15 @@ def _print(
         _print_json(rows)
         return
     if not rows:
-        typer.echo(title)
+        _say(title)
         return
-    table = Table(title=title, title_justify="left", show_lines=False)
+    table = Table(title=printable(title), title_justify="left", show_lines=False)
     columns = [column for column in rows[0] if column not in below]
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in columns))
-    Console().print(table)
+        table.add_row(*(Text(printable(_cell(row[column]))) for column in columns))
+    _console().print(table)
     for column in below:
         owners: dict[str, list[str]] = {}
         for row in rows:
@@ -98,7 +121,13 @@ def _print(
                 owners.setdefault(sentence, []).append(label)
         for sentence, names in owners.items():
             of = names[0] if len(names) == 1 else f"{len(names)} rows"
-            typer.echo(f"{of}: {column.replace('_', ' ')}: {sentence}")
+            _say(f"{of}: {column.replace('_', ' ')}: {sentence}")
+
+
+def _console() -> Console:
+    """Return a console as wide as the terminal; where nobody looks, so wide that each row is one line."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _cell(value: Any) -> str:
@@ -118,8 +147,12 @@ def env(
 ) -> None:
     """Each setting, its value, and where it came from."""
     if markdown:
+        from sglang_fl.settings import markdown_table
+
         typer.echo(markdown_table())
         return
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         _print(report.env(), as_json, "Settings")
 
@@ -127,6 +160,8 @@ def env(
 @app.command()
 def vendors(as_json: Json = False) -> None:
     """The installed vendor packages; for those that are not available, the reason."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         _print(report.vendors(), as_json, "Vendors")
 
@@ -139,21 +174,22 @@ def ops(
     ] = False,
 ) -> None:
     """What would run each op here, and what would follow if that failed."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         if aten:
-            _print(report.aten_ops(), as_json, _aten_title())
+            off = report.why_aten_is_off()
+            title = f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
+            _print(report.aten_ops(), as_json, title)
         else:
             _print(report.ops(), as_json, "Ops", ("not_found",), labels=1)
 
 
-def _aten_title() -> str:
-    off = report.why_aten_is_off()
-    return f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
-
-
 @app.command()
 def why(op: str, as_json: Json = False) -> None:
-    """The candidates of OP in order, and why the other implementations are none."""
+    """Which implementations of OP would be tried, in order, and why the others are not."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         answer = report.why(op)
     if as_json:
@@ -161,8 +197,8 @@ def why(op: str, as_json: Json = False) -> None:
         return
     on = answer["layer_2"] == "on"
     state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
-    typer.echo(f"{answer['op']}: {answer['contract']}")
-    typer.echo(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
+    _say(f"{answer['op']}: {answer['contract']}")
+    _say(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
     _print(answer["candidates"], False, "Candidates, in order")
     for rows, title in ((answer["not"], "Not candidates"), (answer["quarantine"], "Quarantine")):
         if rows:
@@ -172,17 +208,19 @@ def why(op: str, as_json: Json = False) -> None:
 @app.command()
 def coverage(as_json: Json = False) -> None:
     """Which of the installed SGLang's fused layers are dispatched, and its own paths past them."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         found = report.coverage()
     if as_json:
         _print_json(found)
         return
     _print(found["layer_classes"], False, "Layer classes")
-    typer.echo("Shortcuts of SGLang past them")
+    _say("Shortcuts of SGLang past them")
     for row in found["shortcuts"]:
-        typer.echo(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
+        _say(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
         for key in ("where", "taken", "off_where_the_op_is_named"):
-            typer.echo(f"    {key.replace('_', ' ')}: {row[key]}")
+            _say(f"    {key.replace('_', ' ')}: {row[key]}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -190,7 +228,7 @@ def bisect(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
     prompt: Annotated[list[str] | None, typer.Option(help="A text; several may be given.")] = None,
-    folder: Annotated[Path, typer.Option(help="For inputs, scripts and the verdict.")] = Path(
+    folder: Annotated[Path, typer.Option(help="A new folder is made in it, for each run.")] = Path(
         "sglang-fl-bisect"
     ),
     plan: Annotated[bool, typer.Option("--plan", help="Print the manual commands instead.")] = False,
@@ -202,18 +240,24 @@ def bisect(
     1: found, 2: set-up broken, 3: cannot decide.
     """
     if plan:
-        typer.echo(redacted(manual_steps(model, shlex.join(context.args))), nl=False)
+        from sglang_fl.bisect.manual_steps import manual_steps
+
+        with _exit_on_error():
+            _say(manual_steps(model, context.args).rstrip("\n"))
         return
     from sglang_fl.bisect import command
+    from sglang_fl.bisect.reproduction import broken, make_folder
 
+    run: Path | None = None
     try:
+        run = make_folder(_named(folder))
         verdict = command.bisect(
-            model, prompt or [], context.args, folder, lambda step: typer.echo(redacted(step), err=True)
+            str(_named(Path(model))), prompt or [], context.args, run, lambda step: _say(step, err=True)
         )
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = broken(error, folder)
+        verdict = broken(error, run)
     if as_json:
         _print_json(verdict.as_json())
     else:
@@ -221,17 +265,18 @@ def bisect(
     raise typer.Exit(int(verdict.outcome))
 
 
-def _print_verdict(verdict: Verdict) -> None:
-    typer.echo(redacted(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}"))
+def _print_verdict(verdict: "Verdict") -> None:
+    _say(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
     for culprit in verdict.culprits:
         rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
         _print(rows, False, culprit.name)
     for limit in verdict.limits:
-        typer.echo(redacted(limit))
+        _say(limit)
     if verdict.uncalled:
-        typer.echo(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
+        _say(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
-    typer.echo(f"{numbers}. Inputs, versions and scripts: {verdict.folder}" if numbers else "")
+    if verdict.folder:
+        _say(f"{numbers + '. ' if numbers else ''}Inputs, versions and scripts: {verdict.folder}")
 
 
 def end_on_sigterm() -> None:
@@ -278,11 +323,14 @@ def doctor(
     Exit code 0: all is well. 1: a problem. 2: something could not be told, or was not looked at; also wrong
     arguments.
     """
+    from sglang_fl.diagnostics import doctor as health
+
     end_on_sigterm()
-    launch = health.Launch(
-        model, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
-    )
     with _exit_on_error():
+        folder = _named(model) if model else None
+        launch = health.Launch(
+            folder, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
+        )
         found = health.examine(launch, only or ())
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
     columns = ("state", "what", "text", "remedy", "check")
@@ -291,10 +339,10 @@ def doctor(
     raise typer.Exit(health.exit_code(found))
 
 
-def _summary(found: list[health.Row]) -> str:
+def _summary(found: list["Row"]) -> str:
     """Return the title of the table: how many checks were made, and how many findings are not well."""
-    states = [row.finding.state for row in found]
-    problems, unknown = states.count(health.State.PROBLEM), states.count(health.State.UNKNOWN)
+    states = [str(row.finding.state) for row in found]
+    problems, unknown = states.count("problem"), states.count("unknown")
     checks = len({row.check for row in found})
     told = ["no problem" if not problems else "1 problem" if problems == 1 else f"{problems} problems"]
     if unknown:
@@ -323,9 +371,11 @@ def report_logs(
     """What ran where, from dispatch logs and records of ATen ops; what differs between ranks and runs."""
     if not (dispatch or aten):
         raise typer.BadParameter("give a log: --dispatch FILE, --aten FILE, or both")
+    from sglang_fl.diagnostics import logs
+
     with _exit_on_error():
-        log = logs.read_log(dispatch or (), aten or ())
-        other = logs.read_log(against_dispatch or (), against_aten or ())
+        log = logs.read_log(map(_named, dispatch or ()), map(_named, aten or ()))
+        other = logs.read_log(map(_named, against_dispatch or ()), map(_named, against_aten or ()))
     has_other = bool(against_dispatch or against_aten)
     differences = logs.compared(log, other) if has_other else []
     foreign = log.foreign + other.foreign
@@ -375,20 +425,20 @@ def verify(
     or arguments. 3: nothing fails, but an installed vendor was not looked at, because its chip is not here;
     it is named above the table.
     """
-    with _exit_on_error():
-        from sglang_fl.diagnostics import verification
+    from sglang_fl.diagnostics import verification
 
+    with _exit_on_error():
         if compare:
-            rows, is_equal = verification.compare(*compare)
+            rows, is_equal = verification.compare(*map(_named, compare))
             title = "Differences" if rows else "The two machines agree in all"
             _print(rows, as_json, title)
             raise typer.Exit(0 if is_equal else 1)
-        found = verification.verify(op, certificate, references)
+        found = verification.verify(op, _named(certificate) if certificate else None, references)
     if as_json:
         _print_json({"not_verified": found.not_verified, "implementations": found.rows})
     else:
         for sentence in found.not_verified:
-            typer.echo(redacted(f"not verified: {sentence}"))
+            _say(f"not verified: {sentence}")
         _print(found.rows, False, "Conformance", ("faults", "not_checked"))
     raise typer.Exit(found.code)
 
@@ -401,11 +451,22 @@ def new_vendor(
         str | None, typer.Option("--from", help="flag_gems: list what FlagGems has for the chip too.")
     ] = None,
     into: Annotated[Path, typer.Option("--into", help="The folder to write the package in.")] = Path(),
+    as_json: Json = False,
 ) -> None:
-    """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is."""
-    folder = into / f"sglang-fl-{name}"
+    """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is.
+
+    On the simulated chip, as long as there is none: SGLANG_FL_SIMULATED=NAME sglang-fl verify.
+    """
+    from sglang_fl.scaffold import write_package
+
     with _exit_on_error():
+        folder = _named(into) / f"sglang-fl-{name}"
         if source not in (None, "flag_gems"):
             raise SettingsError(f"--from {source!r}: valid is flag_gems")
         files = write_package(name, device_type, folder, with_flag_gems=source is not None)
-    typer.echo(f"{folder}: {len(files)} files. Next: pip install -e {folder} && sglang-fl verify")
+    following = f"pip install -e {shlex.quote(str(folder))} && SGLANG_FL_SIMULATED={name} sglang-fl verify"
+    if as_json:
+        names = sorted(str(file.relative_to(folder)) for file in files)
+        _print_json({"folder": str(folder), "files": names, "next": following})
+        return
+    _say(f"{folder}: {len(files)} files. What to change is listed in its README.md. Next:\n{following}")

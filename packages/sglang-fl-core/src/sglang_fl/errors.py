@@ -1,11 +1,14 @@
-"""Every error that sglang-fl raises on purpose, and how an error names the valid choices.
+"""Every error that sglang-fl raises on purpose, and how a message shows what a user has written.
 
 The plugin prints the message of a ``SglangFlError`` and ends the process with code 2, so a
 message is complete in itself: the variable or argument, the text as given, the valid choices.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from sglang_fl.foreign_names import NAMES
 
 __all__ = [
     "ContractError",
@@ -18,9 +21,19 @@ __all__ = [
     "choices",
 ]
 
+T = TypeVar("T")
+
+#: Complaints of one kind that are told; the rest is counted.
+_MOST = 5
+#: Characters of a line, and of a text in quotes, that are shown.
+_LONGEST, _LONGEST_QUOTED = 1500, 200
+
 
 class SglangFlError(Exception):
     """Something a user, a vendor or SGLang must change. Its text is meant to be read."""
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(printable(str(text)))
 
 
 class SettingsError(SglangFlError):
@@ -62,9 +75,50 @@ def choices(text: str, valid: Iterable[str]) -> str:
 
     Returns
     -------
-    str : one or two sentences; the nearest name is left out where none is near
+    str : one or two sentences; the second says the nearest name, if any, or what is meant by the name that
+        another plugin of FlagOS has for it
     """
     names = sorted(valid)
     sentence = f"Valid: {', '.join(names) or 'none'}."
-    near = difflib.get_close_matches(text, names, n=1)
-    return f"{sentence} Nearest: {near[0]}." if near else sentence
+    ours = [name for name in NAMES.get(text.lower(), ()) if name in names]
+    if ours:
+        return f"{sentence} {quoted(text)} is called {' or '.join(ours)} here."
+    near = nearest(text, names)
+    return f"{sentence} Nearest: {near}." if near else sentence
+
+
+# What follows is for core alone, and no part of the public names above.
+
+
+def nearest(text: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name that a text is most like, in whatever case it is written, or None."""
+    by_lower = {name.lower(): name for name in valid}
+    near = difflib.get_close_matches(text.lower().replace("-", "_"), by_lower, n=1)
+    return by_lower[near[0]] if near else None
+
+
+def few(items: Sequence[T], say: Callable[[T], str] = str) -> list[str]:
+    """Return what is to be said of the first items, and how many more there are."""
+    said = [say(item) for item in items[:_MOST]]
+    return [*said, f"and {len(items) - _MOST} more"] if len(items) > _MOST else said
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes on one line; of a long one the head."""
+    return repr(text if len(text) <= _LONGEST_QUOTED else f"{text[:_LONGEST_QUOTED]}...")
+
+
+def printable(text: str) -> str:
+    """Return a text as it may be printed: what would steer a terminal escaped, long lines cut."""
+    if text.isprintable() and len(text) <= _LONGEST:
+        return text
+    return "\n".join(_line(line) for line in text.split("\n"))
+
+
+def _line(line: str) -> str:
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 40]}... ({len(line)} characters)"
+    if line.isprintable():
+        return line
+    escaped = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    return "".join(escaped)

@@ -19,15 +19,17 @@ from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
 from sglang_fl.diagnostics.banner import banner
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck
-from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.errors import SettingsError, SglangFlError, VendorError
 from sglang_fl.logs.compile_monitor import CompileMonitor
 from sglang_fl.logs.dispatch_log import DispatchLog
+from sglang_fl.logs.redaction import redacted
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.settings import Settings, SglangSettings, bench_folder, prepare_environment
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
 from sglang_fl.startup import Configuration, configure, inform_user, warn_user
+from sglang_fl.vendor import Vendor, load_target
 
 __all__ = ["activate_platform", "load_plugin"]
 
@@ -44,7 +46,7 @@ def _exit_on_error() -> Iterator[None]:
         yield
     except SglangFlError as error:
         for line in str(error).splitlines():
-            print(f"sglang-fl: {line}", file=sys.stderr)  # noqa: T201 - no log is configured yet
+            print(redacted(f"sglang-fl: {line}"), file=sys.stderr)  # noqa: T201 - no log is configured yet
         raise SystemExit(2) from None
     except Exception:
         logger.exception("sglang-fl: the plugin failed to load; the process stops")
@@ -64,13 +66,27 @@ def activate_platform() -> str | None:
         path = _platform(configure())
         if path is None:
             atexit.register(_warn_where_never_loaded)
-        selected = SglangSettings().platform
+        selected = SglangSettings.read().platform
         if path is None and selected == "sglang_fl":
             raise SettingsError(
                 f"SGLANG_PLATFORM={selected!r}: on this device SGLang's own platform stays active. "
                 f"Unset it; to choose the vendor, set SGLANG_FL_PLATFORM."
             )
+        if path is not None:
+            _require_platform(path, configure().registry.vendor)
         return path
+
+
+def _require_platform(path: str, vendor: Vendor) -> None:
+    """Import the platform, as SGLang will at once, so that its fault is told with the vendor's name."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = load_target(f"{module}:{name}")
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise VendorError(f"vendor {vendor}: its platform {path!r} cannot be imported: {fault}") from error
+    if not isinstance(found, type):
+        raise VendorError(f"vendor {vendor}: its platform {path!r} is no class")
 
 
 def _platform(configuration: Configuration) -> str | None:
@@ -79,7 +95,7 @@ def _platform(configuration: Configuration) -> str | None:
     if simulated is not None:
         return simulated
     if vendor.device_type == "cpu" and (
-        torch.accelerator.is_available() or SglangSettings().use_cpu_engine == "1"
+        torch.accelerator.is_available() or SglangSettings.read().use_cpu_engine == "1"
     ):
         return None  # the device is not a plain CPU, and SGLang has a platform for it
     if vendor.device_type == "cpu":
@@ -246,7 +262,7 @@ def _require_hooked(seam: Seam, hooked: Callable[..., Any]) -> None:
 
 def _heed_forced_backend(named: dict[str, str]) -> None:
     """Refuse SGLang's own force together with an op that the user named; warn of it otherwise."""
-    forced = SglangSettings().force_fused_op_backend
+    forced = SglangSettings.read().force_fused_op_backend
     if not forced:
         return
     for op, title in named.items():

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from sglang_fl import settings as settings_module
 from sglang_fl.dispatch.resolution import Resolution, resolve_all
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, printable, quoted
+from sglang_fl.foreign_names import NAMES
 from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
 from sglang_fl.settings import Setting, Settings
-from sglang_fl.settings.contradictions import refuse_contradictions, without_effect
+from sglang_fl.settings.contradictions import refuse_contradictions, refuse_one_file_for_two, without_effect
 from sglang_fl.settings.policy import Policy
 
 __all__ = ["Configuration", "configure", "inform_user", "simulate", "warn_user"]
@@ -78,6 +79,7 @@ def simulate(settings: Settings) -> None:
     """
     if settings.simulated is None:
         return
+    refuse_one_file_for_two(settings)  # the record is opened here
     from sglang_fl.conformance import simulated
 
     simulated.load(
@@ -99,7 +101,7 @@ def inform_user(text: str) -> None:
 def _tell_user(level: int, text: str) -> None:
     # By name: we may be imported while a spawned process does not know its parent yet.
     is_spawned = multiprocessing.current_process().name != "MainProcess"
-    logger.log(logging.DEBUG if is_spawned else level, "%s", text)
+    logger.log(logging.DEBUG if is_spawned else level, "%s", printable(text))
 
 
 def _names(installed: tuple[InstalledVendor, ...]) -> set[str]:
@@ -111,8 +113,10 @@ def _check_vendors(settings: Settings, registry: Registry) -> None:
     for setting in ("allow_vendors", "deny_vendors"):
         for name in getattr(settings, setting):
             if name not in _names(registry.installed):
-                valid = choices(name, _names(registry.installed))
-                raise SettingsError(f"{settings.quoted(setting)}: no vendor {name!r} is installed. {valid}")
+                title, valid = settings.quoted(setting), choices(name, _names(registry.installed))
+                ours = [vendor for vendor in NAMES.get(name.lower(), ()) if vendor not in valid]
+                meant = f" It is called {ours[0]} here." if ours else ""
+                raise SettingsError(f"{title}: no vendor {quoted(name)} is installed. {valid}{meant}")
 
 
 def _warn_of_lifted(policy: Policy, registry: Registry) -> None:
@@ -130,12 +134,13 @@ def _check_names(policy: Policy, registry: Registry) -> None:
     vendors = _names(registry.installed)
     for op_name, order in policy.per_op.items():
         ids = {impl.id for impl in registry.implementations(registry.op(op_name))}
+        written = "|".join(map(str, order))
         for token in order:
             head, _, name = token.text.partition(":")
             valid = {"vendor": vendors, "impl": ids}.get(head, set())
             if name and name not in valid:
                 noun = "vendor" if head == "vendor" else f"implementation of {op_name}"
                 raise SettingsError(
-                    f"{policy.title('per_op')}: in '{op_name}={'|'.join(map(str, order))}' there is no "
-                    f"{noun} {name!r}. {choices(name, valid)}"
+                    f"{policy.title('per_op')}: in {quoted(f'{op_name}={written}')} there is no "
+                    f"{noun} {quoted(name)}. {choices(name, valid)}"
                 )

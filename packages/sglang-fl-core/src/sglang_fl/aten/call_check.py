@@ -67,28 +67,42 @@ class CallBook:
     def __init__(self, where: Callable[[], str] = lambda: "") -> None:
         self._where = where
         self._calls: dict[str, dict[object, tuple[str, tuple[Any, Any]]]] = {}
+        self._too_large: set[str] = set()
         self._bytes = 0
 
     @property
     def called(self) -> tuple[str, ...]:
-        """The ops of which a call was kept, as ATen calls them."""
-        return tuple(overload for overload, calls in self._calls.items() if calls)
+        """The ops of which a call was seen, as ATen calls them."""
+        return tuple(name for name, calls in self._calls.items() if calls or name in self._too_large)
+
+    @property
+    def unkept(self) -> dict[str, str]:
+        """What calls were not kept, so that nobody can judge them, and why."""
+        room = f"than what was left of the {MOST_BYTES >> 20} MiB in which all calls are kept"
+        return {
+            f"part of aten::{name}" if self._calls[name] else f"aten::{name}": f"calls are larger {room}"
+            for name in sorted(self._too_large)
+        }
 
     def keeping(self, kernel: AtenKernel) -> AtenKernel:
         """Return the kernel, which now keeps its arguments."""
-        calls = self._calls.setdefault(kernel.overload, {})
+        self._calls.setdefault(kernel.overload, {})
 
         def kept(*args: Any, **kwargs: Any) -> Any:
-            self._keep(calls, args, kwargs)
+            self._keep(kernel.overload, args, kwargs)
             return kernel.function(*args, **kwargs)
 
         return replace(kernel, function=kept, module=kernel.module or kernel.function.__module__)
 
-    def _keep(self, calls: dict[object, tuple[str, tuple[Any, Any]]], args: Any, kwargs: Any) -> None:
+    def _keep(self, overload: str, args: Any, kwargs: Any) -> None:
+        calls = self._calls[overload]
         tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         kind = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
         size = sum(t.nbytes for t in tensors)
-        if kind in calls or len(calls) >= MOST_CALLS or self._bytes + size > MOST_BYTES:
+        if kind in calls or len(calls) >= MOST_CALLS:
+            return
+        if self._bytes + size > MOST_BYTES:
+            self._too_large.add(overload)
             return
         self._bytes += size
         calls[kind] = "", ((), {})  # first, because copying may call the very op

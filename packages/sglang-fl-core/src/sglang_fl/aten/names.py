@@ -10,10 +10,9 @@
 ====================  ===========================================================================
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, nearest, quoted
 from sglang_fl.vendor import AtenOp
 
 __all__ = ["find", "find_all"]
@@ -36,24 +35,25 @@ def find(name: str, ops: Sequence[AtenOp]) -> tuple[AtenOp, ...]:
     return by_function or (exact if "." in bare else every)
 
 
-def find_all(names: Iterable[str], ops: Sequence[AtenOp], quoted: str) -> dict[str, tuple[AtenOp, ...]]:
+def find_all(names: Iterable[str], ops: Sequence[AtenOp], title: str) -> dict[str, tuple[AtenOp, ...]]:
     """Return what each name means.
 
     Parameters
     ----------
     names : in either spelling
     ops : those that a vendor offers
-    quoted : the setting they stand in, as an error quotes it: ``SGLANG_FL_FLAGOS_WHITELIST='mm'``
+    title : the setting they stand in, as an error quotes it: ``SGLANG_FL_FLAGOS_WHITELIST='mm'``
 
     Raises
     ------
     SettingsError : a name that means nothing, with the nearest one
     """
-    found = {name: find(name, ops) for name in names}
-    for name, meant in found.items():
-        if not meant:
+    found: dict[str, tuple[AtenOp, ...]] = {}
+    for name in names:
+        found[name] = find(name, ops)
+        if not found[name]:
             raise SettingsError(
-                f"{quoted}: the vendor's kernels replace no ATen op {name!r}.{_nearest(name, ops)} "
+                f"{title}: the vendor's kernels replace no ATen op {quoted(name)}.{_nearest(name, ops)} "
                 f"`sglang-fl ops --aten` lists them."
             )
     return found
@@ -64,5 +64,5 @@ def _nearest(name: str, ops: Sequence[AtenOp]) -> str:
     bare = name.removeprefix(_NAMESPACE)
     spelled = {op.name for op in ops} if not namespace else set[str]()
     known = spelled | {op.overload for op in ops} | {op.overload.partition(".")[0] for op in ops}
-    near = difflib.get_close_matches(bare, sorted(known), n=1)
-    return f" Nearest: {namespace}{near[0]}." if near else ""
+    near = nearest(bare, sorted(known))
+    return f" Nearest: {namespace}{near}." if near else ""

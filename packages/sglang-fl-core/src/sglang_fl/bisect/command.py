@@ -8,25 +8,15 @@ from pathlib import Path
 
 from sglang_fl.bisect.bench import METHOD
 from sglang_fl.bisect.procedure import Bisection
-from sglang_fl.bisect.reproduction import make_folder, write_report
+from sglang_fl.bisect.reproduction import with_limit, write_report
 from sglang_fl.bisect.verdict import Verdict
+from sglang_fl.errors import SettingsError
+from sglang_fl.logs.shared_file import open_for_reading
 from sglang_fl.settings import ask_for_bench
 from sglang_fl.startup import configure
 
 __all__ = ["bisect"]
 
-#: What an earlier run may have left in the folder.
-OURS = (
-    *("step.rank*.json", "units.rank*.json", "planted.rank*.json", "findings.rank*.json"),
-    *(
-        "violation-*.rank*.pt",
-        "fault-*.rank*.pt",
-        "reproduce-*.py",
-        "verdict.json",
-        "versions.json",
-        "error.txt",
-    ),
-)
 #: Lengths of the prompts that are made up where the user gives none.
 LENGTHS = (5, 17, 33, 64)
 
@@ -45,33 +35,56 @@ def bisect(
     model : a checkpoint's folder
     prompts : texts; without any, random tokens of the model's vocabulary
     arguments : of SGLang's launch line, beside the model
-    folder : for inputs, scripts and the verdict; made if missing
+    folder : for inputs, scripts and the verdict; an empty one
     say : told of each step
 
     Raises
     ------
-    SettingsError : the settings are wrong, as a start would say
+    SettingsError : the settings are wrong, as a start would say; there is no such checkpoint
     """
-    make_folder(folder)
-    for pattern in OURS:
-        for stale in folder.glob(pattern):
-            stale.unlink()
+    checkpoint = Path(model)
+    if not checkpoint.is_dir():
+        raise SettingsError(f"--model {model!r}: there is no such folder. Name the folder of a checkpoint.")
+    made_up = [] if prompts else _made_up(_vocabulary(checkpoint))
     ask_for_bench(folder.resolve())
     configuration = configure()
     from sglang_fl.sglang_adapter.offline import offline_engine
 
     line = ["--model-path", model, *arguments]
     say("starting the engine")
-    with offline_engine(line, folder) as engine:
-        tokens = [engine.encode(text) for text in prompts] or _made_up(model)
-        verdict = Bisection(engine, METHOD, tokens, say).run()
+    try:
+        with offline_engine(line, folder) as engine:
+            tokens = [engine.encode(text) for text in prompts] or made_up
+            verdict = Bisection(engine, METHOD, tokens, say).run()
+    finally:
+        for answer in folder.glob("*.rank*.json"):  # between processes, so with all that a secret may be in
+            answer.unlink()
     verdict = replace(verdict, folder=str(folder))
-    write_report(verdict, folder, configuration.registry.vendor.device_type)
+    try:
+        write_report(verdict, folder, configuration.registry.vendor.device_type)
+    except OSError as error:  # what was found counts all the same
+        return with_limit(verdict, f"{folder} cannot be written: {error.strerror or error}")
     return verdict
 
 
-def _made_up(model: str) -> list[list[int]]:
-    config = json.loads((Path(model) / "config.json").read_text())
-    vocabulary = config.get("vocab_size") or config["text_config"]["vocab_size"]
+def _vocabulary(model: Path) -> int:
+    """Return the number of a checkpoint's tokens.
+
+    Raises
+    ------
+    SettingsError : the folder holds no checkpoint
+    """
+    try:
+        with open_for_reading(model / "config.json") as file:
+            config = json.loads(file.read())
+        return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
+    except OSError as error:
+        reason = f"{error.strerror or error}: config.json"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        reason = "its config.json names no vocab_size"
+    raise SettingsError(f"--model {str(model)!r}: {reason}. Name the folder of a checkpoint.")
+
+
+def _made_up(vocabulary: int) -> list[list[int]]:
     draw = random.Random(0)
     return [[draw.randrange(vocabulary) for _ in range(length)] for length in LENGTHS]

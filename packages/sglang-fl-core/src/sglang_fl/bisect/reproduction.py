@@ -2,18 +2,20 @@
 
 import json
 import platform
-import textwrap
+import tempfile
+import time
 import traceback
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
+from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.logs.redaction import redacted
-from sglang_fl.sglang_adapter.former_flags import in_todays_words
 
-__all__ = ["broken", "make_folder", "manual_steps", "write_report"]
+__all__ = ["broken", "make_folder", "with_limit", "write_report"]
 
 LAYER_2 = '''\
 """Repeats a call of {name} that went wrong in {where}: python {script}"""
@@ -55,9 +57,25 @@ for fault in compare(kernel, call):
 PACKAGES = ("sglang-fl-core", "sglang", "torch", "triton", "flag_gems", "transformers")
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder for its owner alone: inputs of calls tell what the prompts were."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+def make_folder(within: Path) -> Path:
+    """Make a new folder, for its owner alone: inputs of calls tell what the prompts were.
+
+    Parameters
+    ----------
+    within : where it is made; made itself if it is missing, and otherwise left as it is
+
+    Raises
+    ------
+    SettingsError : it cannot be made
+    """
+    try:
+        within.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=within))
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(
+            f"--folder {str(within)!r}: no folder can be made in it: {reason}. Name one that can be written."
+        ) from None
 
 
 def write_report(verdict: Verdict, folder: Path, device: str) -> None:
@@ -82,13 +100,23 @@ def _write_verdict(verdict: Verdict, folder: Path) -> None:
     (folder / "verdict.json").write_text(json.dumps(redacted(verdict.as_json()), indent=2) + "\n")
 
 
-def broken(error: BaseException, folder: Path) -> Verdict:
-    """Return the verdict that there is none: the set-up is broken. What was raised is in the folder."""
-    make_folder(folder)
-    (folder / "error.txt").write_text(redacted("".join(traceback.format_exception(error))))
-    verdict = Verdict(Outcome.SET_UP_BROKEN, f"{type(error).__name__}: {error}", folder=str(folder))
-    _write_verdict(verdict, folder)
+def broken(error: BaseException, folder: Path | None) -> Verdict:
+    """Return the verdict that there is none: the set-up is broken. The folder, if any, says by what."""
+    summary = str(error) if isinstance(error, SglangFlError) else f"{type(error).__name__}: {error}"
+    verdict = Verdict(Outcome.SET_UP_BROKEN, summary, folder=str(folder or ""))
+    if folder is None:
+        return verdict
+    try:
+        (folder / "error.txt").write_text(redacted("".join(traceback.format_exception(error))))
+        _write_verdict(verdict, folder)
+    except OSError as full:
+        return with_limit(verdict, f"{folder} cannot be written: {full.strerror or full}")
     return verdict
+
+
+def with_limit(verdict: Verdict, limit: str) -> Verdict:
+    """Return a verdict that says of one thing more what is missing from it."""
+    return replace(verdict, limits=(*verdict.limits, limit))
 
 
 def _script(culprit: Culprit, script: str, device: str) -> str:
@@ -111,21 +139,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def manual_steps(model: str, arguments: str) -> str:
-    """Return the commands by which a user would find the same by hand, step by step."""
-    command = f"python -m sglang.launch_server --model-path {model}"
-    launch, vanilla = (f"{command} {text}".rstrip() for text in (arguments, in_todays_words(arguments)))
-    return textwrap.dedent(f"""\
-        # 1. Vanilla SGLang: wrong already means that it is not us.
-        SGLANG_PLUGINS=__none__ {vanilla}
-        # 2. Layer 2 alone (fused ops); the log says what runs.
-        USE_FLAGGEMS=0 SGLANG_FL_DISPATCH_LOG=dispatch.log {launch}
-        # 3. One fused op after the other, as the log names them.
-        USE_FLAGGEMS=0 SGLANG_FL_PREFER=reference SGLANG_FL_PER_OP=rms_norm=flagos {launch}
-        # 4. Layer 1 alone (ATen ops); the record says which were called.
-        SGLANG_FL_OOT_ENABLED=0 SGLANG_FLAGGEMS_RECORD=1 SGLANG_FLAGGEMS_LOG_PATH=aten.log {launch}
-        # 5. Half of the recorded ATen ops, then half of the guilty half, and so on.
-        SGLANG_FL_OOT_ENABLED=0 SGLANG_FL_FLAGOS_WHITELIST=mul,add {launch}
-        """)

@@ -14,6 +14,7 @@ import torch
 from sglang_fl._version import __version__
 from sglang_fl.conformance.verdict import Verdict
 from sglang_fl.errors import SettingsError
+from sglang_fl.logs.shared_file import open_for_reading, write_text
 from sglang_fl.vendor import CORE_API, Vendor
 
 __all__ = ["differences", "is_passed", "make_certificate", "read_certificate", "write_certificate"]
@@ -80,7 +81,7 @@ def is_passed(certificate: Certificate) -> bool:
 
 def write_certificate(certificate: Certificate, path: Path) -> None:
     """Write a certificate as JSON."""
-    path.write_text(json.dumps(certificate, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(certificate, indent=2) + "\n")
 
 
 def read_certificate(path: Path) -> Certificate:
@@ -91,7 +92,8 @@ def read_certificate(path: Path) -> Certificate:
     SettingsError : there is none, it is of another format, or it was changed after it was written
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_for_reading(path) as file:
+            content = json.loads(file.read())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: it cannot be read as a certificate: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -64,5 +64,5 @@ def _choices(settings: Settings) -> list[str]:
     found += [
         settings.quoted(name) for name in ("oot_whitelist", "oot_blacklist") if getattr(settings, name).names
     ]
-    forced = SglangSettings().force_fused_op_backend
+    forced = SglangSettings.read().force_fused_op_backend
     return [*found, f"SGLANG_FORCE_FUSED_OP_BACKEND={forced!r}"] if forced else found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.errors import SettingsError
+from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Log", "compared", "read_log"]
 
@@ -68,7 +69,8 @@ def _read(
     path: Path, pattern: re.Pattern[str], into: dict[str, Counter[str]], foreign: list[dict[str, Any]]
 ) -> None:
     try:
-        text = path.read_bytes().decode(errors="replace")
+        with open_for_reading(path) as file:
+            text = file.read().decode(errors="replace")
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
     for number, line in enumerate(text.split("\n"), 1):

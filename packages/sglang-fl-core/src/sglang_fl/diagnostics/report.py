@@ -6,7 +6,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
 from sglang_fl.dispatch.resolution import Skipped, resolve
@@ -128,9 +128,12 @@ def why_layer_2_is_off() -> str | None:
     if not configure().settings.oot_enabled:
         return "SGLANG_FL_OOT_ENABLED=0"
     try:
-        version = Version(metadata.version("sglang"))
+        text = metadata.version("sglang")
+        version = Version(text)
     except metadata.PackageNotFoundError:
         return None  # what would run once it is installed
+    except (InvalidVersion, TypeError):
+        return f"the version of the installed SGLang cannot be compared: {text!r}"
     return None if seams.seam_of(version) else seams.why_unsupported(version)
 
 

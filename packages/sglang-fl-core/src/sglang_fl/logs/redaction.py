@@ -22,7 +22,12 @@ _FLAG = re.compile(r"--\S*(-key|secret|password|-token)", re.IGNORECASE)
 #: ``scheme://user:password@host``, and a lone ``scheme://token@host``.
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 #: A shorter text would be found in innocent words.
-_SHORTEST = 4
+_SHORTEST = 6
+#: What is written where a secret must be given and none is needed.
+_PLACEHOLDERS = {
+    *("changeme", "change-me", "default", "disabled", "example", "not-needed", "notneeded", "nothing"),
+    *("placeholder", "sk-no-key-required", "undefined", "unknown", "your-api-key", "your_api_key"),
+}
 
 
 def is_secret(name: str) -> bool:
@@ -37,13 +42,18 @@ def redacted(value: T) -> T:
 
 
 def _secrets() -> Iterator[str]:
-    for name, text in os.environ.items():
-        if is_secret(name) and len(text) >= _SHORTEST:
-            yield text
+    given = [text for name, text in os.environ.items() if is_secret(name)]
     for word, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
         flag, _, text = word.partition("=")
         if _FLAG.fullmatch(flag):
-            yield from (given for given in (text or following,) if given)
+            given.append(text or following)
+    yield from filter(_is_telling, given)
+
+
+def _is_telling(text: str) -> bool:
+    """Whether a value is a secret, and no word in the place of one: ``EMPTY``, ``xxxxxxxx``."""
+    is_one_letter = len(set(text)) == 1
+    return len(text) >= _SHORTEST and not is_one_letter and text.lower() not in _PLACEHOLDERS
 
 
 def _without(value: object, secrets: list[str]) -> object:

@@ -9,15 +9,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
-from sglang_fl.errors import SettingsError, VendorError, choices
+from sglang_fl.errors import SettingsError, VendorError, choices, quoted
+from sglang_fl.foreign_names import NAMES
 from sglang_fl.registry.cpu import CPU
 from sglang_fl.registry.handshake import check_core_api
-from sglang_fl.registry.isolation import probe, unchanged
+from sglang_fl.registry.isolation import probe
 from sglang_fl.vendor import Vendor
 
 __all__ = ["InstalledVendor", "choose_vendor", "installed_vendors"]
 
 GROUP = "sglang_fl.vendors"
+#: The vendors of this project's own packages; those of others may be called anything.
+PUBLISHED = ("nvidia", "ascend", "mlu")
 #: The entry point of core's own vendor, whose name nobody else may claim.
 _CPU = "sglang_fl.registry.cpu:CPU"
 
@@ -62,7 +65,7 @@ def installed_vendors() -> tuple[InstalledVendor, ...]:
     found: list[InstalledVendor] = []
     for point in points:
         if point.value == _CPU or (counts[point.name] == 1 and point.name != CPU.name):
-            vendor = _read(point, [CPU, *(other.vendor for other in found if other.vendor)])
+            vendor = _read(point)
         else:
             fault = f"the vendor name {point.name!r} is claimed by {_claimants(point.name, points)}"
             vendor = InstalledVendor(point.name, _distribution(point), fault=fault)
@@ -78,13 +81,12 @@ def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-def _read(point: EntryPoint, others: Iterable[Vendor]) -> InstalledVendor:
-    """Read a package's object and probe for its chip; the others are those already read."""
+def _read(point: EntryPoint) -> InstalledVendor:
+    """Read a package's object and probe for its chip."""
     distribution = _distribution(point)
     try:
-        with unchanged(others):
-            vendor = _load(point)
-            absence = probe(vendor)
+        vendor = _load(point)
+        absence = probe(vendor)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any fault of a foreign package stays its own
         fault = str(error) if isinstance(error, VendorError) else f"{type(error).__name__}: {error}"
         return InstalledVendor(point.name, distribution, fault=fault)
@@ -129,7 +131,7 @@ def choose_vendor(
     }
     if name is not None:
         if name not in available:
-            raise SettingsError(f"{title}={name!r}: {_why_not_chosen(by_name, list(available), name)}")
+            raise SettingsError(f"{title}={quoted(name)}: {_why_not_chosen(by_name, list(available), name)}")
         return available[name]
     chips = [vendor for vendor in available.values() if vendor.name != CPU.name]
     if len(chips) > 1:
@@ -148,9 +150,11 @@ def choose_vendor(
 
 def _why_not_chosen(by_name: dict[str, InstalledVendor], available: list[str], name: str) -> str:
     if name not in by_name:
-        package = f" (sglang-fl-{name})" if name.isidentifier() else ""  # it may hold what ends a line
+        ours = NAMES.get(name.lower(), (name,))[0]
+        known = f"{quoted(name)} is called {ours} here. " if ours != name and ours not in by_name else ""
+        package = f" (sglang-fl-{ours})" if ours in PUBLISHED else ""
         return (
-            f"no such vendor is installed. {choices(name, by_name)} "
+            f"no such vendor is installed. {choices(name, by_name)} {known}"
             f"Install its package{package}, or unset the variable."
         )
     return (

@@ -1,18 +1,17 @@
-"""Keep a vendor package's fault its own while its object is read and its chip is looked for."""
+"""Keep a vendor package's fault its own while its chip is looked for: its probe has limited time.
 
-import sys
+What all packages share, the ops and the vendors' objects, is frozen: an assignment raises in the package that
+tries it. Nothing guards against a package that gets around that on purpose.
+"""
+
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Callable
 from typing import Any
 
-from sglang_fl import ops
 from sglang_fl.errors import VendorError
-from sglang_fl.ops import OPS, Op
 from sglang_fl.vendor import Vendor, load_target
 
-__all__ = ["probe", "unchanged"]
+__all__ = ["probe"]
 
 #: Far above what a probe takes that imports a device's libraries on a busy host.
 PROBE_SECONDS = 30.0
@@ -58,41 +57,3 @@ def _in_thread(function: Callable[[], Any], name: str, seconds: float) -> tuple[
     thread.start()
     thread.join(seconds)
     return bool(answers), answers[0] if answers else None
-
-
-@contextmanager
-def unchanged(vendors: Iterable[Vendor]) -> Iterator[None]:
-    """Hold a foreign package to leaving alone what all share: the ops, and these vendors' objects.
-
-    What it changed is put back. Both are frozen, so an assignment already raises; this finds the rest:
-    ``object.__setattr__``, and a reference replaced in its module.
-
-    Raises
-    ------
-    VendorError : what it changed
-    """
-    kept = _shared(vendors)
-    try:
-        yield
-    finally:
-        changed = [entry for entry in kept if getattr(entry[0], entry[1], None) is not entry[2]]
-        for owner, name, value in changed:
-            object.__setattr__(owner, name, value)
-    if changed:
-        raise VendorError(f"it changed what is not its own: {', '.join(map(_described, changed))}")
-
-
-def _shared(vendors: Iterable[Vendor]) -> list[tuple[Any, str, Any]]:
-    """Return what must stay as it is: owner, attribute, value."""
-    kept: list[tuple[Any, str, Any]] = [(ops, "OPS", OPS)]
-    for op in OPS.values():
-        kept.append((sys.modules[op.reference.__module__], op.name, op.reference))
-    owners: list[Op | Vendor] = [*OPS.values(), *vendors]
-    for owner in owners:
-        kept += [(owner, field.name, getattr(owner, field.name)) for field in fields(owner)]
-    return kept
-
-
-def _described(entry: tuple[Any, str, Any]) -> str:
-    owner, name, _ = entry
-    return f"{getattr(owner, '__name__', owner)}.{name}"

@@ -4,34 +4,20 @@ Built once in each process, read-only afterwards.
 """
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion, Version
-
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, quoted
 from sglang_fl.ops import OPS, Op
 from sglang_fl.registry.installed import InstalledVendor
-from sglang_fl.vendor import AtenQuarantined, BackendKind, OpImpl, Quarantined, Vendor, is_installed
+from sglang_fl.registry.quarantine import is_in_force
+from sglang_fl.vendor import BackendKind, OpImpl, Quarantined, Vendor, is_installed
 
-__all__ = ["Registry", "is_in_force", "why_not_installed"]
+__all__ = ["Registry", "why_not_installed"]
 
 
 def why_not_installed(impl: OpImpl) -> str | None:
     """Say which required modules are not installed, or None. Imports none of them."""
     missing = [module for module in impl.requires if not is_installed(module)]
     return f"{', '.join(missing)} is not installed" if missing else None
-
-
-def is_in_force(entry: Quarantined | AtenQuarantined) -> bool:
-    """Whether the installed version of the library is one of those with the fault."""
-    try:
-        installed = Version(version(entry.library))
-    except PackageNotFoundError:
-        return False
-    except (InvalidVersion, TypeError):  # what cannot be compared is not known to be free of the fault
-        return True
-    return SpecifierSet(entry.versions).contains(installed, prereleases=True)
 
 
 @dataclass(frozen=True)
@@ -65,5 +51,5 @@ class Registry:
         SettingsError : there is none
         """
         if name not in OPS:
-            raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
+            raise SettingsError(f"there is no op {quoted(name)}. {choices(name, OPS)}")
         return OPS[name]

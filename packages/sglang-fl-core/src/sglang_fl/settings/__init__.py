@@ -3,7 +3,6 @@
 from sglang_fl.settings.model import (
     Setting,
     Settings,
-    SglangSettings,
     ask_for_bench,
     bench_folder,
     explain,
@@ -11,6 +10,7 @@ from sglang_fl.settings.model import (
     prepare_environment,
     unknown_variables,
 )
+from sglang_fl.settings.sglang import SglangSettings
 
 __all__ = [
     "Setting",

@@ -1,14 +1,19 @@
 """Settings that are right by themselves, but not together: refused, or without effect."""
 
+import itertools
 from collections.abc import Iterator
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, few, quoted
+from sglang_fl.logs.shared_file import is_same_file
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
 from sglang_fl.settings.sources import EXCLUSIVE
 from sglang_fl.vendor import Vendor
 
-__all__ = ["refuse_contradictions", "why_no_layer_1", "without_effect"]
+__all__ = ["refuse_contradictions", "refuse_one_file_for_two", "why_no_layer_1", "without_effect"]
+
+#: The settings that name a file.
+FILES = ("config", "dispatch_log", "flaggems_log_path", "simulated_record")
 
 
 def refuse_contradictions(settings: Settings) -> None:
@@ -17,8 +22,8 @@ def refuse_contradictions(settings: Settings) -> None:
     Raises
     ------
     SettingsError : both lists of a pair, a vendor both allowed and denied, an order that names the
-        kernels of a vendor that is denied, a ``!`` before what is no op, a record without a file; one
-        line for each
+        kernels of a vendor that is denied, a ``!`` before what is no op, a record without a file, a file
+        with two purposes; one line for each
     """
     found = [
         *_both_lists(settings),
@@ -26,6 +31,7 @@ def refuse_contradictions(settings: Settings) -> None:
         *_denied(settings),
         *_wrong_lifts(settings),
         *_no_file(settings),
+        *_same_files(settings),
     ]
     if found:
         raise SettingsError("\n".join(found))
@@ -38,9 +44,9 @@ def _both_lists(settings: Settings) -> Iterator[str]:
 
 
 def _both_filters(settings: Settings) -> Iterator[str]:
-    for name in sorted(set(settings.allow_vendors) & set(settings.deny_vendors)):
-        pair = f"{settings.quoted('allow_vendors')} and {settings.quoted('deny_vendors')}"
-        yield f"{pair}: the vendor {name!r} cannot be both allowed and denied."
+    pair = f"{settings.quoted('allow_vendors')} and {settings.quoted('deny_vendors')}"
+    names = sorted(set(settings.allow_vendors) & set(settings.deny_vendors))
+    yield from few(names, lambda name: f"{pair}: the vendor {name!r} cannot be both allowed and denied.")
 
 
 def _denied(settings: Settings) -> Iterator[str]:
@@ -50,20 +56,43 @@ def _denied(settings: Settings) -> Iterator[str]:
             reason = policy.why_denied(vendor)
             if reason:
                 asked = f"{op_name}={'|'.join(map(str, order))}"
-                yield f"{settings.title('per_op')}: '{asked}' cannot be had: {reason}."
+                yield f"{settings.title('per_op')}: {quoted(asked)} cannot be had: {reason}."
 
 
 def _wrong_lifts(settings: Settings) -> Iterator[str]:
     for name in EXCLUSIVE[0]:
-        for op_name in getattr(settings, name).lifted:
-            if op_name not in OPS:
-                yield f"{settings.quoted(name)}: there is no op {op_name!r}. {choices(op_name, OPS)}"
+        wrong = [op_name for op_name in getattr(settings, name).lifted if op_name not in OPS]
+        title = settings.quoted(name)
+        yield from (f"{title}: {line}" for line in few(wrong, _no_such_op))
+
+
+def _no_such_op(name: str) -> str:
+    return f"there is no op {quoted(name)}. {choices(name, OPS)}"
 
 
 def _no_file(settings: Settings) -> Iterator[str]:
     if settings.use_flaggems and settings.flaggems_record and settings.flaggems_log_path is None:
         log_path = settings.title("flaggems_log_path")
         yield f"{settings.quoted('flaggems_record')}: {log_path} names no file for the record. Set it."
+
+
+def refuse_one_file_for_two(settings: Settings) -> None:
+    """Refuse a log that would be written into the settings, or into another log, before any is opened.
+
+    Raises
+    ------
+    SettingsError : one line for each pair
+    """
+    found = list(_same_files(settings))
+    if found:
+        raise SettingsError("\n".join(found))
+
+
+def _same_files(settings: Settings) -> Iterator[str]:
+    files = [name for name in FILES if getattr(settings, name) is not None]
+    for one, other in itertools.combinations(files, 2):
+        if is_same_file(getattr(settings, one), getattr(settings, other)):
+            yield f"{settings.quoted(one)} and {settings.quoted(other)} are the same file. Name two."
 
 
 def without_effect(settings: Settings, vendor: Vendor) -> list[str]:

@@ -4,12 +4,15 @@ Values stay the text that was written, ``yes`` stays ``yes``: what it means, its
 tags are refused, so nothing can grow, run or refer to itself.
 """
 
+import os
+import stat
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, quoted
+from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Value", "is_empty", "read_file"]
 
@@ -90,13 +93,13 @@ def is_empty(value: Value) -> bool:
 
 
 def _error(path: Path, problem: str) -> SettingsError:
-    return SettingsError(f"SGLANG_FL_CONFIG={str(path)!r}: {problem}")
+    return SettingsError(f"SGLANG_FL_CONFIG={quoted(str(path))}: {problem}")
 
 
 def _read_text(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe would wait for a writer, a device never end
-        raise ValueError("this is not a regular file")
-    with path.open("rb") as file:
+    with open_for_reading(path) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # each process reads it anew
+            raise ValueError("it is no regular file")
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"the file is larger than {MAX_BYTES // 1024} KiB, which no settings need")
@@ -122,7 +125,7 @@ def _plain(node: Any) -> Value:
         return ""
     if node.tag != _TAGS[type(node)]:
         tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        raise _Rejected(f"the tag {tag!r} is not accepted; write the plain value", node.start_mark)
+        raise _Rejected(f"the tag {quoted(tag)} is not accepted; write the plain value", node.start_mark)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -138,6 +141,6 @@ def _mapping(node: Any) -> dict[str, Value]:
         if not isinstance(key, str):
             raise _Rejected("a key must be a name", key_node.start_mark)
         if key in values:
-            raise _Rejected(f"the key {key!r} stands twice", key_node.start_mark)
+            raise _Rejected(f"the key {quoted(key)} stands twice", key_node.start_mark)
         values[key] = _plain(value_node)
     return values

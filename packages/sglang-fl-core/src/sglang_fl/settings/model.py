@@ -12,16 +12,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
 )
+from pydantic.fields import FieldInfo
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, few, nearest, quoted
+from sglang_fl.foreign_names import is_foreign, our_variable
+from sglang_fl.logs.shared_file import named_path
 from sglang_fl.ops import OPS
 from sglang_fl.settings.names import (
     NameList,
@@ -31,13 +35,12 @@ from sglang_fl.settings.names import (
     parse_vendor_names,
 )
 from sglang_fl.settings.policy import Order, Policy, parse_orders
-from sglang_fl.settings.sources import ENVIRONMENT, Given, as_text, collect, file_key, quoted, variable
+from sglang_fl.settings.sources import Given, as_text, collect, file_key, variable
 from sglang_fl.vendor import BackendKind, Vendor
 
 __all__ = [
     "Setting",
     "Settings",
-    "SglangSettings",
     "ask_for_bench",
     "bench_folder",
     "explain",
@@ -64,21 +67,11 @@ def _parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> Mapping[str
         raise ValueError(str(error)) from error
 
 
-def _parse_path(text: str) -> Path:
-    if "\0" in text:
-        raise ValueError("a path cannot hold a null character")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        raise ValueError("no file system can hold this name") from None
-    return Path(text)
-
-
 def _parse_verify(value: str | Sequence[str]) -> tuple[str, ...]:
     names = parse_op_names(value)
     for name in names:
         if name not in OPS and name != ALL:
-            raise ValueError(f"there is no op {name!r}. {choices(name, [*OPS, ALL])}")
+            raise ValueError(f"there is no op {quoted(name)}. {choices(name, [*OPS, ALL])}")
     return tuple(OPS) if ALL in names else names
 
 
@@ -92,24 +85,16 @@ def _refuse(text: str) -> None:
     raise ValueError("this setting is not implemented in this version. Unset it.")
 
 
-LayerNames = Annotated[NameList, NoDecode, PlainValidator(parse_layer_names)]
-AtenNames = Annotated[NameList, NoDecode, PlainValidator(parse_aten_names)]
-VendorNames = Annotated[tuple[str, ...], NoDecode, PlainValidator(parse_vendor_names)]
-File = Annotated[Path | None, PlainValidator(_parse_path)]
+LayerNames = Annotated[NameList, PlainValidator(parse_layer_names)]
+AtenNames = Annotated[NameList, PlainValidator(parse_aten_names)]
+VendorNames = Annotated[tuple[str, ...], PlainValidator(parse_vendor_names)]
+File = Annotated[Path | None, PlainValidator(named_path)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What a user can set. ``sources`` knows the variable of a field and its key in a file."""
 
-    model_config = SettingsConfigDict(
-        alias_generator=variable,
-        populate_by_name=True,
-        case_sensitive=True,
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        validate_default=False,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     use_flaggems: bool = Field(
         default=False,
@@ -136,7 +121,7 @@ class Settings(BaseSettings):
         default=BackendKind.FLAGOS,
         description="the backend kind tried first: `flagos`, `vendor`, `reference`",
     )
-    per_op: Annotated[Mapping[str, Order], NoDecode, PlainValidator(_parse_orders)] = Field(
+    per_op: Annotated[Mapping[str, Order], PlainValidator(_parse_orders)] = Field(
         default={}, description="orders of single ops: `silu_and_mul=flagos;rms_norm=vendor|reference`"
     )
     oot_whitelist: LayerNames = Field(
@@ -153,7 +138,7 @@ class Settings(BaseSettings):
         default=(), description="vendors whose native kernels alone may run: `nvidia`"
     )
     deny_vendors: VendorNames = Field(default=(), description="vendors whose native kernels do not run")
-    verify: Annotated[tuple[str, ...], NoDecode, PlainValidator(_parse_verify)] = Field(
+    verify: Annotated[tuple[str, ...], PlainValidator(_parse_verify)] = Field(
         default=(),
         description="ops whose calls a live server samples and holds against float64: `rms_norm`, `all`",
     )
@@ -180,18 +165,6 @@ class Settings(BaseSettings):
     _given: Mapping[str, Given] = PrivateAttr(default_factory=dict)
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put what is passed to the constructor, from a file or a vendor, below the environment."""
-        return (env_settings, init_settings)
-
-    @classmethod
     def read(cls, vendor: Vendor | None = None) -> "Settings":
         """Read the environment, over a file, over a vendor's defaults.
 
@@ -200,11 +173,8 @@ class Settings(BaseSettings):
         SettingsError : whatever a user must change; one line for each
         """
         given, complaints = collect(cls.model_fields, os.environ, vendor)
-        weaker: dict[str, Any] = {
-            name: said.value for name, said in given.items() if said.source != ENVIRONMENT
-        }
         try:
-            settings = cls(**weaker)
+            settings = cls.model_validate({name: said.value for name, said in given.items()})
         except ValidationError as error:
             complaints += [_complaint(dict(detail), given) for detail in error.errors(include_url=False)]
             raise SettingsError("\n".join(complaints)) from None
@@ -296,19 +266,6 @@ def _written(value: Any) -> str:
     return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
 
 
-class SglangSettings(BaseSettings):
-    """SGLang's own variables that decide whether it asks us, and as what."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="SGLANG_", env_ignore_empty=True, extra="ignore", frozen=True
-    )
-
-    platform: str | None = None
-    use_cpu_engine: str = "0"
-    force_fused_op_backend: str | None = None
-    plugins: str | None = None
-
-
 #: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
 BENCH = "SGLANG_FL_BISECT"
 
@@ -325,25 +282,33 @@ def ask_for_bench(folder: Path) -> None:
 
 
 def unknown_variables() -> list[str]:
-    """Say of each variable with one of our prefixes that none of them is called so."""
+    """Say of each variable with one of our prefixes, or of another plugin of FlagOS, that it does nothing."""
     known = {BENCH, *map(variable, Settings.model_fields)}
-    return [
-        f"{name}: there is no such variable.{_nearest(name, known)}"
+    unknown = [
+        name
         for name in sorted(os.environ)
-        if name.startswith(PREFIXES) and name not in known
+        if name not in known and (name.startswith(PREFIXES) or is_foreign(name))
     ]
+    return few(unknown, lambda name: f"{_shown(name)}: {_what_instead(name, known)}")
 
 
-def _nearest(name: str, known: set[str]) -> str:
-    # The full list is long, and `sglang-fl env` prints it.
-    _, found, nearest = choices(name, known).partition(" Nearest:")
-    return found + nearest
+def _shown(name: str) -> str:
+    return name if name.isascii() and name.isidentifier() and len(name) < 80 else quoted(name)
+
+
+def _what_instead(name: str, known: set[str]) -> str:
+    ours = our_variable(name)
+    if ours is None:
+        return "it has no effect: layer 3 (communication) is not in this version."
+    if ours != name and ours in known:
+        return f"it has no effect here, where it is called {ours}."
+    near = nearest(ours, known)  # the full list is long, and `sglang-fl env` prints it
+    return f"there is no such variable.{f' Nearest: {near}.' if near else ''}"
 
 
 def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:
     """Turn one of pydantic's errors into: how the user calls it, text as given, what is valid."""
-    located = str(error["loc"][0])
-    name = next(name for name in Settings.model_fields if located in (name, variable(name)))
+    name = str(error["loc"][0])
     said = given[name]
     origin = " (a default of the vendor package)" if said.is_vendors else ""
     text = as_text(said.value)

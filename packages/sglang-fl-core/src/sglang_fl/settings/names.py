@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sglang_fl.errors import quoted
+
 __all__ = ["NameList", "parse_aten_names", "parse_layer_names", "parse_op_names", "parse_vendor_names"]
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -38,13 +40,15 @@ class NameList:
 def _parse(value: str | Sequence[str], form: re.Pattern[str], example: str) -> tuple[str, ...]:
     """Split a text at its commas, or take a list as it is, and check each name."""
     names = tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else value))
-    for number, name in enumerate(names):
+    seen = set()
+    for name in names:
         if not name:
             raise ValueError(f"there is an empty name in it. Write {example}")
         if not form.fullmatch(name.removeprefix("!")):
-            raise ValueError(f"{name!r} cannot be a name. Write {example}")
-        if name in names[:number]:
-            raise ValueError(f"{name!r} stands twice")
+            raise ValueError(f"{quoted(name)} cannot be a name. Write {example}")
+        if name in seen:
+            raise ValueError(f"{quoted(name)} stands twice")
+        seen.add(name)
     return names
 
 
@@ -85,5 +89,5 @@ def parse_vendor_names(value: str | Sequence[str]) -> tuple[str, ...]:
     names = _parse(value, _IDENTIFIER, "nvidia,ascend")
     for name in names:
         if name.startswith("!"):
-            raise ValueError(f"{name!r} cannot be a vendor. Write nvidia,ascend")
+            raise ValueError(f"{quoted(name)} cannot be a vendor. Write nvidia,ascend")
     return names

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, quoted
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl
 
@@ -23,7 +23,7 @@ class Token:
     def __post_init__(self) -> None:
         if self.text not in _KINDS and not _QUALIFIED.fullmatch(self.text):
             valid = [*_KINDS, "vendor:NAME", "impl:ID"]
-            raise SettingsError(f"there is no backend kind {self.text!r}. {choices(self.text, valid)}")
+            raise SettingsError(f"there is no backend kind {quoted(self.text)}. {choices(self.text, valid)}")
 
     def selects(self, impl: OpImpl) -> bool:
         """Whether this step means that implementation."""
@@ -58,10 +58,10 @@ def parse_order(text: str) -> Order:
     for part in text.split("|"):
         step = part.strip()
         if not step:
-            raise SettingsError(f"in {text!r} there is an empty step. Write vendor|reference")
+            raise SettingsError(f"in {quoted(text)} there is an empty step. Write vendor|reference")
         token = Token(step)
         if token in tokens:
-            raise SettingsError(f"in {text!r} the step {step!r} stands twice")
+            raise SettingsError(f"in {quoted(text)} the step {quoted(step)} stands twice")
         tokens.append(token)
     return tuple(tokens)
 
@@ -81,7 +81,7 @@ def parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> dict[str, Or
     orders: dict[str, Order] = {}
     for name, order in _pairs(value) if isinstance(value, str) else value.items():
         if name not in OPS:
-            raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
+            raise SettingsError(f"there is no op {quoted(name)}. {choices(name, OPS)}")
         if name in orders:
             raise SettingsError(f"the op {name!r} stands twice")
         orders[name] = parse_order(order if isinstance(order, str) else "|".join(order))
@@ -92,7 +92,9 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
     for part in text.split(";"):
         name, equals, order = (piece.strip() for piece in part.partition("="))
         if not name or not equals:
-            raise SettingsError(f"{part!r} is not of the form op=kind. Write rms_norm=vendor|reference;...")
+            raise SettingsError(
+                f"{quoted(part)} is not of the form op=kind. Write rms_norm=vendor|reference;..."
+            )
         yield name, order
 
 

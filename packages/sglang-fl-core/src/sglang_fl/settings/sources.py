@@ -5,13 +5,13 @@ Here values are what was written, and only their shape is looked at; what they m
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, few, quoted
+from sglang_fl.logs.shared_file import named_path
 from sglang_fl.settings.file import Value, read_file
 from sglang_fl.vendor import Vendor
 
-__all__ = ["ENVIRONMENT", "EXCLUSIVE", "Given", "as_text", "collect", "file_key", "quoted", "variable"]
+__all__ = ["ENVIRONMENT", "EXCLUSIVE", "Given", "as_text", "collect", "file_key", "variable"]
 
 ENVIRONMENT = "environment"
 #: At most one of each pair counts.
@@ -111,18 +111,28 @@ def _from_file(names: list[str], path: str) -> dict[str, Given]:
     ------
     SettingsError : as ``read_file``; unknown keys, and values of another shape, one line for each
     """
-    file = f"{variable('config')}={path!r}"
+    file = f"{variable('config')}={quoted(path)}"
     by_key = {key: name for name in names if (key := file_key(name))}
-    given, complaints = {}, []
-    for key, value in read_file(Path(path)).items():
-        reason = _wrong_shape(by_key[key], value) if key in by_key else f"no such key. {choices(key, by_key)}"
-        if reason:
-            shown = key if key.isidentifier() and key.isascii() else quoted(key)
-            complaints.append(f"{file}: {shown}={quoted(as_text(value))}: {reason}")
+    given, wrong = {}, []
+    try:
+        content = read_file(named_path(path))
+    except ValueError as error:
+        raise SettingsError(f"{file}: {error}") from None
+    for key, value in content.items():
+        if key not in by_key or _wrong_shape(by_key[key], value):
+            wrong.append(key)
         elif value:
             given[by_key[key]] = Given(value, path, f"{file}: {key}")
-    if complaints:
-        raise SettingsError("\n".join(complaints))
+
+    def complaint(key: str) -> str:
+        reason = f"no such key. {choices(key, by_key)}"
+        if key in by_key:
+            reason = _wrong_shape(by_key[key], content[key]) or ""
+        shown = key if key.isidentifier() and key.isascii() else quoted(key)
+        return f"{file}: {shown}={quoted(as_text(content[key]))}: {reason}"
+
+    if wrong:
+        raise SettingsError("\n".join(few(wrong, complaint)))
     return given
 
 
@@ -148,8 +158,3 @@ def as_text(value: Value) -> str:
     if isinstance(value, dict):
         return ";".join(f"{key}={as_text(item)}" for key, item in value.items())
     return value if isinstance(value, str) else ",".join(map(as_text, value))
-
-
-def quoted(text: str) -> str:
-    """Quote a text in an error; the head of a long one."""
-    return repr(text if len(text) <= 200 else f"{text[:200]}...")

@@ -6,12 +6,21 @@ layer class that computes it.
 
 from dataclasses import dataclass
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 
-__all__ = ["LayerLists", "layer_lists", "named_ops"]
+__all__ = ["ABOVE", "LayerLists", "class_name", "layer_lists", "named_ops"]
+
+#: Of the classes with an adapter, those that derive from another one, which a list may name instead. SGLang
+#: cannot be asked before it is imported; a test compares this with what it says.
+ABOVE = {
+    "DeepseekScalingRotaryEmbedding": ("RotaryEmbedding",),
+    "Gemma3nRMSNorm": ("RMSNorm",),
+    "Glm4vRMSNorm": ("RMSNorm",),
+    "MRotaryEmbedding": ("RotaryEmbedding",),
+}
 
 
 @dataclass(frozen=True)
@@ -43,18 +52,21 @@ class LayerLists:
 
     def why_op_left_out(self, op_name: str) -> str | None:
         """Say why all layer classes of an op are SGLang's, or None where one is ours."""
-        reasons = [self._why_left_out({op_name, name}) for name in _classes_of(op_name)]
+        reasons = [self._why_left_out(names) for names in _names_of(op_name)]
         return None if None in reasons else reasons[0]
 
 
-def _class_name(layer_class: str) -> str:
+def class_name(layer_class: str) -> str:
+    """Return how a list calls the class of an adapter."""
     # The kernels of the gated delta rule are methods of a class: TritonGDNKernel.extend.
     return layer_class.rpartition(":")[2].partition(".")[0]
 
 
-def _classes_of(op_name: str) -> list[str]:
-    found = [adapter for adapters in ADAPTERS.values() for adapter in adapters if adapter.op.name == op_name]
-    return [_class_name(adapter.layer_class) for adapter in found]
+def _names_of(op_name: str) -> list[set[str]]:
+    """Return for each layer class of an op the names by which a list means it."""
+    adapters = (adapter for adapters in ADAPTERS.values() for adapter in adapters)
+    classes = [class_name(adapter.layer_class) for adapter in adapters if adapter.op.name == op_name]
+    return [{op_name, name, *ABOVE.get(name, ())} for name in classes]
 
 
 def layer_lists(settings: Settings) -> LayerLists:
@@ -68,12 +80,10 @@ def layer_lists(settings: Settings) -> LayerLists:
     white, black = settings.oot_whitelist.names, settings.oot_blacklist.names
     active = "oot_blacklist" if black else "oot_whitelist"
     lists = LayerLists(frozenset(white), frozenset(black), settings.title(active))
-    valid = {*OPS, *map(_class_name, ADAPTERS)}
-    complaints = [
-        f"{settings.quoted(active)}: no layer class and no op is called {name!r}. {choices(name, valid)}"
-        for name in (*white, *black)
-        if name not in valid
-    ]
+    valid = {*OPS, *map(class_name, ADAPTERS)}
+    wrong = [name for name in (*white, *black) if name not in valid]
+    title = f"{settings.quoted(active)}: no layer class and no op is called"
+    complaints = few(wrong, lambda name: f"{title} {quoted(name)}. {choices(name, valid)}")
     for op_name in settings.per_op:
         if lists.why_op_left_out(op_name):
             complaints.append(
@@ -93,10 +103,10 @@ def named_ops(settings: Settings) -> dict[str, str]:
     """
     named = {}
     if settings.is_users("oot_whitelist"):
-        listed = settings.oot_whitelist.names
-        for adapter in (adapter for adapters in ADAPTERS.values() for adapter in adapters):
-            if adapter.op.name in listed or _class_name(adapter.layer_class) in listed:
-                named[adapter.op.name] = settings.title("oot_whitelist")
+        listed = set(settings.oot_whitelist.names)
+        for op_name in OPS:
+            if any(listed & names for names in _names_of(op_name)):
+                named[op_name] = settings.title("oot_whitelist")
     if settings.is_users("per_op"):
         named |= dict.fromkeys(settings.per_op, settings.title("per_op"))
     return named

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-from sglang_fl.errors import SeamError
+from sglang_fl.errors import SeamError, SettingsError
 
 __all__ = [
     "MODELS_LOADED",
@@ -108,10 +108,19 @@ SERVING = Seam(
 
 
 def installed_version() -> Version:
-    """Return the version of SGLang in this process."""
+    """Return the version of SGLang in this process.
+
+    Raises
+    ------
+    SettingsError : it cannot be compared
+    """
     from sglang.version import __version__
 
-    return Version(__version__)
+    try:
+        return Version(__version__)
+    except (InvalidVersion, TypeError):
+        supported = f"Install sglang {OLDEST} to {SEAMS[-1].last}"
+        raise SettingsError(f"SGLang's version {__version__!r} cannot be compared. {supported}.") from None
 
 
 def has_platform(device_type: str) -> bool:

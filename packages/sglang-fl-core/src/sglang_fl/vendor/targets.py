@@ -51,6 +51,8 @@ def is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # the package it would lie in is missing
         return False
+    except ValueError:  # a module without a spec is loaded under this name
+        return True
 
 
 def module_source(module: str) -> ast.Module | None:

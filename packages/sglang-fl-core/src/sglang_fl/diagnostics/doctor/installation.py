@@ -62,7 +62,7 @@ def _has_own_platform() -> bool:
 
 def selection(launch: Launch) -> Iterator[Finding]:
     """Do SGLang's own selectors let the plugin in?"""
-    sglang = SglangSettings()
+    sglang = SglangSettings.read()
     names = [name.strip() for name in (sglang.plugins or "").split(",") if name.strip()]
     if names and NAME not in names:
         yield problem(

@@ -20,7 +20,7 @@ def layer_2(launch: Launch) -> Iterator[Finding]:
     if configuration is None:
         return
     settings = configuration.settings
-    forced = SglangSettings().force_fused_op_backend
+    forced = SglangSettings.read().force_fused_op_backend
     if forced:
         yield problem(
             "layer 2",
@@ -68,7 +68,7 @@ def dispatch_log(launch: Launch) -> Iterator[Finding]:
         yield problem(
             "dispatch log", f"{settings.quoted('dispatch_log')} cannot be written: {reason}", remedy
         )
-    elif path.exists() and not path.stat().st_size:
+    elif path.is_file() and not path.stat().st_size:
         remedy = "send a request: a layer class is told when it runs for the first time"
         yield ok("dispatch log", f"{path} is writable, and empty so far", remedy)
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.errors import SettingsError
+from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Model", "read_model"]
 
@@ -100,7 +101,7 @@ def _bytes_on_device(path: Path, element_size: int) -> int:
 
 def _tensors(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the header's entries: its length in 8 bytes, then so much JSON."""
-    with path.open("rb") as file:
+    with open_for_reading(path) as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > path.stat().st_size:
             raise ValueError("not a safetensors file, or cut off")
@@ -123,7 +124,8 @@ def _object(path: Path) -> dict[str, Any]:
     SettingsError : there is none
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with open_for_reading(path) as file:
+            found = json.loads(file.read())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from error
     if not isinstance(found, dict):

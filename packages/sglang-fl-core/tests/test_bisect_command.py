@@ -1,0 +1,140 @@
+"""``sglang-fl bisect`` around its engine: the folder, the model, what is said where it cannot begin."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sglang_fl.bisect import command
+from sglang_fl.bisect.bench import Bench
+from sglang_fl.bisect.verdict import Outcome, Verdict
+from sglang_fl.cli import app
+from sglang_fl.sglang_adapter import offline
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(command, "ask_for_bench", lambda folder: None)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"vocab_size": 8}')
+    return folder
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of the engines that were started; each leaves an answer, and finds nothing."""
+    started: list[Path] = []
+
+    @contextlib.contextmanager
+    def offline_engine(line: list[str], folder: Path) -> Iterator[None]:
+        started.append(folder)
+        (folder / "step.rank0.json").write_text("{}")
+        yield None
+
+    found = Verdict(Outcome.NOTHING_FOUND, "nothing")
+    monkeypatch.setattr(offline, "offline_engine", offline_engine)
+    monkeypatch.setattr(command, "Bisection", lambda *_: SimpleNamespace(run=lambda: found))
+    return started
+
+
+def bisect(*words: object) -> tuple[int, dict[str, Any]]:
+    said = CliRunner().invoke(app, ["bisect", "--json", *map(str, words)])
+    assert isinstance(said.exception, SystemExit | None), said.exception
+    return said.exit_code, json.loads(said.stdout)
+
+
+def test_what_the_user_has_in_the_folder_stays_and_each_run_has_its_own(tmp_path, model, engines):
+    folder = tmp_path / "mine"
+    folder.mkdir(mode=0o755)
+    names = (
+        "versions.json",
+        "error.txt",
+        "verdict.json",
+        "reproduce-me.py",
+        "step.rank0.json",
+        "a.rank0.pt",
+    )
+    for name in names:
+        (folder / name).write_text("mine")
+    for _ in range(2):
+        code, verdict = bisect("--model", model, "--folder", folder)
+        assert (code, verdict["outcome"]) == (0, "nothing_found"), verdict
+    runs = [path for path in folder.iterdir() if path.is_dir()]
+    assert sorted(runs) == sorted(engines)
+    assert {(folder / name).read_text() for name in names} == {"mine"}
+    for run in runs:
+        assert run.stat().st_mode & 0o777 == 0o700
+        assert {path.name for path in run.iterdir()} == {"verdict.json", "versions.json"}
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "pipe"])
+def test_a_folder_that_cannot_be_made_is_code_2_and_starts_no_engine(tmp_path, model, engines, name: str):
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    code, verdict = bisect("--model", model, "--folder", tmp_path / name)
+    assert (code, verdict["outcome"], engines) == (2, "set_up_broken", [])
+    assert verdict["summary"].startswith(f"--folder {str(tmp_path / name)!r}: no folder can be made in it: ")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_report_that_cannot_be_written_does_not_lose_the_verdict(tmp_path, model, engines, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "write_report", full)
+    code, verdict = bisect("--model", model, "--folder", tmp_path)
+    assert (code, verdict["outcome"]) == (0, "nothing_found")
+    (limit,) = verdict["limits"]
+    assert limit.endswith("cannot be written: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (None, "there is no such folder"),
+        ("", "No such file or directory: config.json"),
+        ("{", "its config.json names no vocab_size"),
+        ("[]", "its config.json names no vocab_size"),
+        ('{"text_config": 3}', "its config.json names no vocab_size"),
+    ],
+)
+def test_a_model_that_is_none_is_told_in_a_second(tmp_path, engines, config: str | None, reason: str):
+    model = tmp_path / "model"
+    if config is not None:
+        model.mkdir()
+    if config:
+        (model / "config.json").write_text(config)
+    begin = time.monotonic()
+    code, verdict = bisect("--model", model, "--folder", tmp_path / "out")
+    assert time.monotonic() - begin < 1
+    assert (code, engines) == (2, [])
+    assert verdict["summary"] == f"--model {str(model)!r}: {reason}. Name the folder of a checkpoint."
+
+
+def test_the_plan_quotes_the_model(model):
+    said = CliRunner().invoke(app, ["bisect", "--plan", "--model", "my model; rm -rf x", "--dtype", "a b"])
+    commands = [line for line in said.stdout.splitlines() if not line.startswith("#")]
+    assert commands
+    assert all("--model-path 'my model; rm -rf x' --dtype 'a b'" in line for line in commands)
+
+
+@pytest.mark.parametrize("secret", ["rms_norm", "no_such_step", "silu_and_mul"])
+def test_processes_tell_each_other_names_that_happen_to_be_secrets(tmp_path, monkeypatch, secret: str):
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+    check: Any = SimpleNamespace()
+    bench = Bench(tmp_path, SimpleNamespace(ops={secret: ["layer"]}), check, lambda: (), "cpu")  # type: ignore[arg-type]
+    bench.do(secret)
+    (answer,) = tmp_path.iterdir()
+    assert json.loads(answer.read_text())["step"] == secret

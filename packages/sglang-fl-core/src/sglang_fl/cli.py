@@ -198,6 +198,7 @@ def why(op: str, as_json: Json = False) -> None:
     on = answer["layer_2"] == "on"
     state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
     _say(f"{answer['op']}: {answer['contract']}")
+    _say(answer["signature"])
     _say(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
     _print(answer["candidates"], False, "Candidates, in order")
     for rows, title in ((answer["not"], "Not candidates"), (answer["quarantine"], "Quarantine")):

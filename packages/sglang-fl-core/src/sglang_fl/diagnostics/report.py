@@ -169,6 +169,7 @@ def why(op_name: str) -> dict[str, Any]:
             if entry.op == op_name
         ],
         "contract": (op.reference.__doc__ or "").splitlines()[0],
+        "signature": f"{op_name}{op.signature}",
     }
 
 

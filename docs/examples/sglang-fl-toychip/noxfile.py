@@ -1,7 +1,7 @@
 """Named tasks: ``nox -s tests``, ``nox -s build``.
 
-``SGLANG_FL_CORE`` names the sglang-fl-core to test with, as pip does: a folder, a wheel, a URL. Without it pip
-takes the one of the package index.
+``SGLANG_FL_CORE`` names the sglang-fl-core to test with, as pip does: a folder, a wheel, a URL. Without it
+pip takes the one of the package index.
 """
 
 import os

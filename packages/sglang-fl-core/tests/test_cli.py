@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sglang_fl import __version__
 from sglang_fl.cli import app
 from sglang_fl.ops import OPS
+from sglang_fl.registry.registry import reference_target
 from sglang_fl.startup import configure
 
 Install = Callable[..., str]
@@ -397,6 +398,42 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--version",),
+        ("--help",),
+        ("env",),
+        ("env", "--markdown"),
+        ("vendors",),
+        ("ops",),
+        ("ops", "--aten"),
+        ("why", "rms_norm"),
+        ("report", "--dispatch", os.devnull),
+        ("bisect", "--help"),
+        ("doctor", "--help"),
+        ("verify", "--help"),
+        ("new-vendor", "acme", "--device-type", "acme"),
+    ],
+    ids=" ".join,
+)
+def test_listing_does_not_wait_for_pytorch(words: tuple[str, ...], tmp_path: Path):
+    code = (
+        "import sys\n"
+        "from sglang_fl.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    code = end.code\n"
+        "print('code', code, 'slow', {'torch', 'sglang', 'transformers'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "code 0 slow set()", done.stderr
+
+
+def test_reference_is_where_its_name_says():
+    assert {name: reference_target(name) for name in OPS} == {name: op.target for name, op in OPS.items()}
 
 
 @pytest.mark.parametrize("listing", ["vendors", "ops"])

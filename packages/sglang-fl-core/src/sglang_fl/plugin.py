@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
+from sglang_fl.aten import Plan, plan_layer_1
+from sglang_fl.aten.layer_1 import Layer1
+from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.diagnostics.banner import banner
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck

@@ -1,5 +1,6 @@
 """What this machine would run, as data: settings, vendors, ops, the reasons behind one op, coverage."""
 
+import ast
 import contextlib
 from collections.abc import Iterable
 from importlib import metadata, util
@@ -8,19 +9,19 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
-from sglang_fl.dispatch.resolution import Skipped, resolve
+from sglang_fl.aten.plan import Decision, make_plan, offered_ops, plan_layer_1
+from sglang_fl.dispatch.resolution import Skipped, walk
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import installed_vendors, is_in_force
+from sglang_fl.registry.registry import reference_target
 from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
-from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
-from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from sglang_fl.startup import Configuration, configure, simulate
 from sglang_fl.vendor import OpImpl, why_no_target
+from sglang_fl.vendor.targets import module_source
 
 __all__ = [
     "aten_ops",
@@ -76,7 +77,8 @@ def ops() -> list[dict[str, Any]]:
     rows = []
     for name in OPS:
         off = why_layer_2_is_off() or lists.why_op_left_out(name)
-        impls, missing = ([], []) if off else _found(configuration.resolutions[name].candidates)
+        policy = configuration.settings.policy
+        impls, missing = ([], []) if off else _found(walk(name, configuration.registry, policy).candidates)
         ids = ["sglang", off] if off else [impl.id for impl in impls] or ["nothing"]
         rows.append({"op": name, "runs": ids[0], "then": ids[1:], "not_found": [str(m) for m in missing]})
     return rows
@@ -145,8 +147,9 @@ def why(op_name: str) -> dict[str, Any]:
     SettingsError : no such op, or what was asked for it cannot be had here
     """
     configuration, lists = _configure()
-    op, policy = configuration.registry.op(op_name), configuration.settings.policy
-    resolution = resolve(op, configuration.registry, policy)
+    policy = configuration.settings.policy
+    resolution = walk(configuration.registry.check_name(op_name), configuration.registry, policy)
+    contract = _contract(op_name)
     candidates, missing = _found(resolution.candidates)
     return {
         "op": op_name,
@@ -168,9 +171,17 @@ def why(op_name: str) -> dict[str, Any]:
             for entry in configuration.registry.vendor.quarantine
             if entry.op == op_name
         ],
-        "contract": (op.reference.__doc__ or "").splitlines()[0],
-        "signature": f"{op_name}{op.signature}",
+        "contract": (ast.get_docstring(contract) or "").partition("\n")[0],
+        "signature": f"{op_name}({ast.unparse(contract.args)})",
     }
+
+
+def _contract(op_name: str) -> ast.FunctionDef:
+    """Return an op's reference as its source has it; importing it would import PyTorch."""
+    module, _, function = reference_target(op_name).partition(":")
+    source = module_source(module)
+    assert source is not None
+    return next(n for n in source.body if isinstance(n, ast.FunctionDef) and n.name == function)
 
 
 def _state(lifted: bool, in_force: bool) -> str:
@@ -189,6 +200,9 @@ def coverage() -> dict[str, list[dict[str, Any]]]:
     ------
     SettingsError : SGLang is not installed
     """
+    # Its adapters know the ops, which import PyTorch; the listings above need neither.
+    from sglang_fl.sglang_adapter import coverage as sglang_coverage
+
     classes = [
         {
             "layer_class": layer.layer_class.removeprefix("sglang."),
@@ -201,6 +215,8 @@ def coverage() -> dict[str, list[dict[str, Any]]]:
 
 
 def _shortcuts() -> list[dict[str, Any]]:
+    from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
+
     rows = [
         {
             "shortcut": shortcut.name if shortcut.watch else f"{shortcut.name} (not in the log)",

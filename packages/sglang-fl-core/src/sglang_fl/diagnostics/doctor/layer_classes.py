@@ -57,7 +57,7 @@ def _of_bare(configuration: Configuration, names: list[str]) -> Finding:
     missing = {
         module
         for name in names
-        for impl in configuration.registry.implementations(configuration.registry.op(name))
+        for impl in configuration.registry.implementations(name)
         for module in impl.requires
         if not is_installed(module)
     }

@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.fake_vendor import install_vendor
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1000)
 
 #: A page of text that does not change.
 PAGE = (Path(__file__).parents[2] / "LICENSE").read_text()[:2000]
@@ -67,7 +67,7 @@ def score(chat_model: Path, page, environment_of, tmp_path_factory) -> Callable[
     def score(settings: Mapping[str, str]) -> torch.Tensor:
         command = [sys.executable, str(script), str(chat_model), json.dumps(page[0])]
         done = subprocess.run(
-            command, env=environment_of(settings), capture_output=True, text=True, timeout=500, check=False
+            command, env=environment_of(settings), capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -101,7 +101,7 @@ def test_bisect_finds_a_mistake_planted_in_it(chat_model: Path, faulty, environm
     command += ["--folder", str(tmp_path), "--device", "cpu", "--max-total-tokens", "2048"]
     settings = environment_of({**faulty, "USE_FLAGGEMS": "0"})
     try:
-        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=500, check=False)
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=900, check=False)
     finally:
         (Path(faulty["FAULTS_FOLDER"]) / "fused").unlink()
     assert done.returncode == 1, done.stderr[-3000:]

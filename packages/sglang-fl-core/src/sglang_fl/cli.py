@@ -5,10 +5,11 @@ Each command imports what it needs when it runs: what only lists must not wait f
 
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -250,11 +251,10 @@ def bisect(
     from sglang_fl.bisect.reproduction import broken, make_folder
 
     run: Path | None = None
+    say = _teller()
     try:
         run = make_folder(_named(folder))
-        verdict = command.bisect(
-            str(_named(Path(model))), prompt or [], context.args, run, lambda step: _say(step, err=True)
-        )
+        verdict = command.bisect(str(_named(Path(model))), prompt or [], context.args, run, say)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
@@ -264,6 +264,20 @@ def bisect(
     else:
         _print_verdict(verdict)
     raise typer.Exit(int(verdict.outcome))
+
+
+def _teller() -> Callable[[str], None]:
+    """Return what tells a step on standard error as it is now; the engine's output goes elsewhere later."""
+    try:
+        terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", errors="backslashreplace")
+    except (OSError, ValueError):  # it has no descriptor: somebody captures it
+        return lambda step: _say(step, err=True)
+
+    def tell(step: str) -> None:
+        terminal.write(f"{printable(redacted(step))}\n")
+        terminal.flush()
+
+    return tell
 
 
 def _print_verdict(verdict: "Verdict") -> None:

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang_fl.diagnostics.doctor import State
+from sglang_fl.diagnostics.doctor.attention import _judged
+from sglang_fl.diagnostics.doctor.child import Child
 from sglang_fl.platform import TorchNative, soft_caps
 
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
@@ -45,6 +48,26 @@ def test_soft_cap_that_is_not_applied_is_found(doctor: Doctor, model, monkeypatc
     assert (code, rows["attention"]["state"]) == (1, "problem"), rows
     assert rows["attention"]["text"].startswith("config.json: attn_logit_softcapping=50: ")
     assert "torch_native does not apply it" in rows["attention"]["text"]
+
+
+CHIP = SimpleNamespace(registry=SimpleNamespace(vendor=SimpleNamespace(device_type="toy")))
+
+
+@pytest.mark.parametrize(
+    ("child", "state", "text"),
+    [
+        (Child(0, "", ""), State.OK, "torch_native on toy"),
+        (
+            Child(1, "", "TypeError: unexpected keyword argument 'enable_gqa'"),
+            State.PROBLEM,
+            "fails for models with fewer key than query heads: TypeError: unexpected keyword argument",
+        ),
+    ],
+    ids=["takes grouped heads", "does not"],
+)
+def test_attention_that_takes_no_grouped_heads_is_found(child: Child, state: State, text: str):
+    (finding,) = _judged("torch_native", child, CHIP, None)  # type: ignore[arg-type]
+    assert (finding.state, text in finding.text) == (state, True)
 
 
 class _Base:

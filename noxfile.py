@@ -237,9 +237,14 @@ def install(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
-    """Serve a tiny model with SGLang and show what ran each op: on this CPU, or ``--simulated VENDOR``."""
-    simulated = [name for name in VENDORS if name in session.posargs]
-    _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in simulated))
+    """Serve a small chat model with SGLang and show what ran each op: on this CPU, or ``--simulated VENDOR``.
+
+    A vendor package that is not in this repository: ``--simulated acme --with ../sglang-fl-acme``.
+    """
+    simulated = [f"packages/sglang-fl-{name}" for name in VENDORS if name in session.posargs]
+    words = session.posargs
+    others = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--with"]
+    _on_stack(session, CORE, *simulated, *others)
     session.run("python", "-m", "demo", *session.posargs)
 
 

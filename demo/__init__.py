@@ -1,1 +1,1 @@
-"""Serve a tiny model, made on the spot, with the real SGLang and sglang-fl."""
+"""Serve a small model with the real SGLang and sglang-fl."""

@@ -87,6 +87,10 @@ class Server:
             progress(passed)
             time.sleep(0.5)
 
+    def wait(self) -> None:
+        """Wait until the server ends by itself."""
+        self._process.wait()
+
     def _error(self, what: str) -> ServerError:
         lines = self.log.read_text(errors="replace").splitlines()[-20:]
         return ServerError("\n".join([what, f"Last lines of {self.log}:", *(f"  {x}" for x in lines)]))

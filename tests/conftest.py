@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from demo.chat_model import ModelError, make_chat_model
 from demo.tiny_model import make_tiny_model
 from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
 from tests.offline import run_offline  # noqa: F401 - a fixture
@@ -26,6 +27,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random-weight Qwen2 checkpoint, made once."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def chat_model() -> Path:
+    """The demo's chat model, SmolLM2-135M-Instruct in bfloat16, made once for all sessions."""
+    try:
+        return make_chat_model()
+    except ModelError as error:
+        pytest.skip(str(error))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,7 @@
 """``sglang-fl new-vendor``: what it writes, and what it refuses to write."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,50 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(tmp_path: Path, name, 
     assert done.exit_code == 2
     assert fault in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("device_type", "count"), [("acme", 7), ("cuda", 4)])
+def test_its_readme_lists_what_is_to_be_changed(tmp_path: Path, device_type: str, count: int):
+    new_vendor(tmp_path, "acme", device_type)
+    readme = contents(tmp_path / "sglang-fl-acme")["README.md"]
+    assert readme.count("- [ ] ") == count
+    assert ("SGLANG_FL_SIMULATED=acme sglang-fl verify" in readme) == (device_type == "acme")
+
+
+def test_what_is_printed_says_how_to_verify_without_the_chip(tmp_path: Path):
+    told = new_vendor(tmp_path, "acme", "acme").stdout
+    assert told.splitlines()[-1].endswith("sglang-fl-acme && SGLANG_FL_SIMULATED=acme sglang-fl verify")
+    answer = json.loads(new_vendor(tmp_path, "other", "other", "--json").stdout)
+    assert answer["next"].endswith("SGLANG_FL_SIMULATED=other sglang-fl verify")
+    assert "src/sglang_fl_other/__init__.py" in answer["files"]
+
+
+def test_its_sessions_take_core_from_where_the_user_says(tmp_path: Path):
+    """Call its session with a stand-in for nox that tells what would be installed."""
+    new_vendor(tmp_path, "acme", "acme")
+    code = (
+        "import noxfile\n"
+        "class Session:\n"
+        "    posargs = []\n"
+        "    def install(self, *words): print(*words)\n"
+        "    def run(self, *words): pass\n"
+        "noxfile.tests.func(Session())"
+    )
+    folder, site = tmp_path / "sglang-fl-acme", tmp_path / "site"
+    site.mkdir()
+    session = "class session:\n    def __init__(self, func): self.func = func\n"
+    (site / "nox.py").write_text(f"class options: pass\nclass Session: pass\n{session}")
+    for core, told in (("../core", "../core -e . pytest>=8"), ("", "-e . pytest>=8")):
+        environment = os.environ | {"SGLANG_FL_CORE": core, "PYTHONPATH": str(site)}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == told
 
 
 def test_a_folder_that_exists_is_left_alone(tmp_path: Path):

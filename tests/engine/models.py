@@ -342,7 +342,7 @@ FAMILIES = (
     ),
     Family(
         "Gemma-2",
-        "sliding and global layers, norms after each block",
+        "sliding and global layers, norms after each block; both soft caps off",
         gemma2,
         {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE},
     ),

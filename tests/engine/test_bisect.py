@@ -1,6 +1,5 @@
 """``sglang-fl bisect`` on the real engine: each sort of fault is found by name, right kernels are not."""
 
-import json
 import os
 import signal
 import subprocess
@@ -143,11 +142,3 @@ def test_a_set_up_that_is_broken_is_no_verdict(environment_of, tmp_path: Path):
     run = finish(command, environment_of({}), timeout=200)
     assert run.code == 2, run.output[-3000:]
     assert '"set_up_broken"' in run.output
-
-
-def test_the_plan_is_the_five_manual_steps(environment_of):
-    run = finish([*BISECT, "--plan", "--model", "M", "--tp", "2"], environment_of({}), timeout=60)
-    lines = [line for line in run.output.splitlines() if not line.startswith("#")]
-    assert len(lines) == 5
-    assert all(line.endswith("python -m sglang.launch_server --model-path M --tp 2") for line in lines)
-    assert json.dumps(lines[0]).startswith('"SGLANG_PLUGINS=__none__ ')

@@ -10,7 +10,6 @@ start, so several run at once.
 """
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -27,8 +26,8 @@ from typing import Any
 
 from demo.server import ServerError, free_port, running
 from demo.tiny_model import make_tiny_model
+from sglang_fl.bisect.manual_steps import STEPS
 from sglang_fl.bisect.readings import Distance, Reading, distance, reading
-from sglang_fl.bisect.reproduction import manual_steps
 from tests.engine.fake_vendor import install_vendor
 
 __all__ = ["CPU", "GPU", "Findings", "Machine", "Step", "diagnose"]
@@ -160,9 +159,8 @@ class _Runner:
 
     def command(self, number: int, model: str, port: str, *flags: str) -> str:
         """Return a command of the plan."""
-        arguments = [*self.machine.launch, *flags, "--port"]
-        lines = manual_steps(model, f"{shlex.join(arguments)} {port}").splitlines()
-        return next(line for said, line in itertools.pairwise(lines) if said.startswith(f"# {number}."))
+        line = STEPS[number - 1].command(model, [*self.machine.launch, *flags, "--port", port])
+        return line.replace("OP=KIND", "rms_norm=flagos").replace("WHITELIST=OPS", "WHITELIST=mul,add")
 
     def step(
         self, number: int, title: str, change: tuple[str, str] = ("", ""), *flags: str, **settings: str
@@ -306,16 +304,15 @@ def _without_culprits(run: _Runner, whole: dict[str, Any], offered: list[str]) -
 def _steps(pool: ThreadPoolExecutor, run: _Runner, offered: list[str]) -> list["Future[Step]"]:
     steps = [
         pool.submit(run.step, 1, "1 plugins off"),
-        pool.submit(run.step, 2, "2 layer 2 alone"),
+        pool.submit(run.step, 3, "3 layer 2 alone"),
     ]
     for op in ("rms_norm", "silu_and_mul", "rotary_embedding"):
-        change = ("rms_norm=flagos", f"{op}=flagos SGLANG_FL_DISPATCH_LOG=dispatch.log")
-        steps.append(pool.submit(run.step, 3, f"3 {op} alone", change))
-    steps.append(pool.submit(run.step, 4, "4 layer 1 alone"))
-    record = "SGLANG_FLAGGEMS_RECORD=1 SGLANG_FLAGGEMS_LOG_PATH=aten.log"
-    steps.append(pool.submit(run.step, 5, "5 white list of two", ("mul,add", f"mul,add {record}")))
-    everything = ("mul,add", f"{','.join(offered)} {record}")
-    steps.append(pool.submit(run.step, 5, "5 white list of all", everything))
+        change = ("rms_norm=flagos", f"{op}=flagos")
+        steps.append(pool.submit(run.step, 5, f"5 {op} alone", change))
+    steps.append(pool.submit(run.step, 6, "6 layer 1 alone"))
+    steps.append(pool.submit(run.step, 7, "7 white list of two"))
+    everything = ("mul,add", ",".join(offered))
+    steps.append(pool.submit(run.step, 7, "7 white list of all", everything))
     return steps
 
 
@@ -323,11 +320,11 @@ def _checks(pool: ThreadPoolExecutor, run: _Runner) -> list["Future[Step]"]:
     """Start servers that check every call: with graphs and without, right kernels and a wrong one."""
     verify = {"SGLANG_FL_VERIFY": "all", "SGLANG_FL_VERIFY_RATE": "1"}
     off = run.machine.without_graphs
-    checks = [pool.submit(run.step, 2, "verify, right", ("", ""), **verify)]
+    checks = [pool.submit(run.step, 3, "verify, right", ("", ""), **verify)]
     planted = run.planted("silu_and_mul", "")
-    checks.append(pool.submit(run.step, 2, "verify, silu_and_mul wrong", ("", ""), **verify, **planted))
+    checks.append(pool.submit(run.step, 3, "verify, silu_and_mul wrong", ("", ""), **verify, **planted))
     if off is not None:
-        checks.append(pool.submit(run.step, 2, "verify, right, no graphs", ("", ""), *off, **verify))
+        checks.append(pool.submit(run.step, 3, "verify, right, no graphs", ("", ""), *off, **verify))
     return checks
 
 

@@ -31,7 +31,7 @@ def test_the_vendors_own_lists_name_real_ops():
 
 
 def test_each_op_can_be_switched_on_and_off_again(kernels):
-    from sglang_fl.aten import AtenSwitchboard
+    from sglang_fl.aten.switchboard import AtenSwitchboard
 
     board = AtenSwitchboard(kernels, "cuda")
     before = [torch._C._dispatch_dump(str(kernel)) for kernel in kernels]
@@ -42,7 +42,8 @@ def test_each_op_can_be_switched_on_and_off_again(kernels):
 
 
 def test_a_replaced_op_is_recorded_under_its_place_in_flaggems(kernels, tmp_path):
-    from sglang_fl.aten import AtenRecord, AtenSwitchboard
+    from sglang_fl.aten.record_log import AtenRecord
+    from sglang_fl.aten.switchboard import AtenSwitchboard
 
     record = AtenRecord(tmp_path / "aten.log", once=True)
     board = AtenSwitchboard(kernels, "cuda", record)

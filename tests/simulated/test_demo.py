@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.mark.parametrize("is_simulated", [True, False], ids=["simulated", "cpu"])
 def test_demo_prints_the_answer_and_what_ran_it(simulating, vendor, tmp_path: Path, is_simulated: bool):
-    words = ("--simulated", vendor.name) if is_simulated else ()
+    words = ("--simulated", vendor.name) if is_simulated else ("--tiny",)
     ran = f"vendor(vendor.{vendor})" if is_simulated else "reference(reference)"
     command = [sys.executable, "-m", "demo", "--keep", str(tmp_path), *words]
     run = finish_started(command, simulating("", {}), timeout=250)

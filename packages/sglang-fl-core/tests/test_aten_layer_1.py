@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sglang_fl.aten import AtenRecord, Layer1, make_plan, plan_layer_1, registered_layer_1
 from sglang_fl.aten import layer_1 as module
+from sglang_fl.aten import make_plan, plan_layer_1
+from sglang_fl.aten.layer_1 import Layer1, registered_layer_1
+from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.errors import SettingsError, VendorError
 from sglang_fl.settings import Settings
 from sglang_fl.startup import configure

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sglang_fl.aten import AtenRecord, AtenSwitchboard
+from sglang_fl.aten.record_log import AtenRecord
+from sglang_fl.aten.switchboard import AtenSwitchboard
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.vendor import AtenKernel
 
@@ -150,7 +151,8 @@ def test_not_recording_registers_the_bare_function():
 WRITER = """
 import sys, torch
 from pathlib import Path
-from sglang_fl.aten import AtenRecord, AtenSwitchboard
+from sglang_fl.aten.record_log import AtenRecord
+from sglang_fl.aten.switchboard import AtenSwitchboard
 from sglang_fl.vendor import AtenKernel
 
 record = AtenRecord(Path(sys.argv[1]), once=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sglang_fl.aten import AtenSwitchboard
+from sglang_fl.aten.switchboard import AtenSwitchboard
 from sglang_fl.errors import SettingsError
 from sglang_fl.vendor import AtenKernel
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +57,33 @@ def bisect(*words: object) -> tuple[int, dict[str, Any]]:
     return said.exit_code, json.loads(said.stdout)
 
 
+def test_what_the_engine_prints_goes_to_its_log_and_the_steps_to_the_terminal(tmp_path, model):
+    """In a process of its own: it is about descriptors, which pytest replaces."""
+    code = (
+        "import contextlib, os, subprocess, sys, types\n"
+        "from sglang_fl.bisect import command\n"
+        "from sglang_fl.bisect.verdict import Outcome, Verdict\n"
+        "from sglang_fl.sglang_adapter import offline\n"
+        "@contextlib.contextmanager\n"
+        "def engine(line, folder):\n"
+        "    print('printed'); subprocess.run([sys.executable, '-c', 'import os; os.write(2, b\"child\")'])\n"
+        "    yield None\n"
+        "def bisection(engine, method, tokens, say):\n"
+        "    say('a step'); found = Verdict(Outcome.NOTHING_FOUND, 'nothing')\n"
+        "    return types.SimpleNamespace(run=lambda: found)\n"
+        "command.ask_for_bench = lambda folder: None\n"
+        "offline.offline_engine, command.Bisection = engine, bisection\n"
+        "from sglang_fl.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    words = ("bisect", "--json", "--model", str(model), "--folder", str(tmp_path / "out"))
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert json.loads(done.stdout)["outcome"] == "nothing_found", done.stderr
+    (log,) = (tmp_path / "out").glob("*/engine.log")
+    assert done.stderr.splitlines() == [f"starting the engine; SGLang's log: {log}", "a step"]
+    assert log.read_text() == "printed\nchild" or log.read_text() == "childprinted\n"
+
+
 def test_what_the_user_has_in_the_folder_stays_and_each_run_has_its_own(tmp_path, model, engines):
     folder = tmp_path / "mine"
     folder.mkdir(mode=0o755)
@@ -76,7 +105,7 @@ def test_what_the_user_has_in_the_folder_stays_and_each_run_has_its_own(tmp_path
     assert {(folder / name).read_text() for name in names} == {"mine"}
     for run in runs:
         assert run.stat().st_mode & 0o777 == 0o700
-        assert {path.name for path in run.iterdir()} == {"verdict.json", "versions.json"}
+        assert {path.name for path in run.iterdir()} == {"engine.log", "verdict.json", "versions.json"}
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "pipe"])

@@ -77,13 +77,13 @@ def test_faults_are_whole_lines_below_the_table(install_kernel):
     lines = done.output.splitlines()
     (fault, *_) = [line for line in lines if line.startswith("silu_and_mul vendor.toy: faults: ")]
     assert fault.endswith("units from float64, allowed are 0.55")
-    assert "silu_and_mul reference: not checked: graph: a CPU captures no graphs" in lines
+    assert "2 rows: not checked: graph: a CPU captures no graphs" in lines
 
 
 def test_table_as_json_has_a_row_for_each_implementation(install_kernel):
     install_kernel(RIGHT)
     done = verify("silu_and_mul", "--json")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["implementations"]
     assert [(row["implementation"], row["faults"]) for row in rows] == [("vendor.toy", []), ("reference", [])]
     assert all(row["host_us"] > 0 for row in rows)
 
@@ -91,6 +91,78 @@ def test_table_as_json_has_a_row_for_each_implementation(install_kernel):
 def test_two_runs_of_one_machine_agree(certify):
     done = verify("--compare", certify("one"), certify("other"))
     assert (done.exit_code, "agree in all" in done.output) == (0, True)
+
+
+ABSENT = "return 'torch_toy is not installed'"
+
+
+@pytest.fixture
+def install_absent(install_vendor: Install, write_module, site: Path) -> Callable[..., None]:
+    """Install a vendor whose only kernel raises, and whose chip is not here."""
+
+    def install_absent(name: str = "toy", *, simulated: bool = False) -> None:
+        target = f"{write_module('def relu2(x): raise RuntimeError')}:relu2"
+        install_vendor(name, probe=ABSENT, impls=f'OpImpl("relu2", VENDOR, "vendor.{name}", "{target}"),')
+        if simulated:
+            points = site / f"sglang_fl_{name}-0.0.1.dist-info" / "entry_points.txt"
+            points.write_text(f"{points.read_text()}[sglang_fl.simulated]\n{name} = nowhere:CHIP\n")
+
+    return install_absent
+
+
+def test_vendor_whose_chip_is_not_here_is_named_and_ends_with_code_3(install_absent, tmp_path: Path):
+    install_absent(simulated=True)
+    done = verify("relu2", "--certificate", tmp_path / "c.json")
+    sentence = (
+        "vendor toy (sglang-fl-toy 0.0.1): torch_toy is not installed. On its simulated chip: "
+        "SGLANG_FL_SIMULATED=toy sglang-fl verify relu2"
+    )
+    assert done.exit_code == 3, done.output
+    assert done.stdout.splitlines()[0] == f"not verified: {sentence}"
+    assert read_certificate(tmp_path / "c.json")["not_verified"] == [sentence]
+    assert json.loads(verify("relu2", "--json").stdout)["not_verified"] == [sentence]
+
+
+def test_vendor_without_a_simulated_chip_is_named_without_a_command(install_absent):
+    install_absent()
+    assert verify("relu2").stdout.splitlines()[0].endswith("torch_toy is not installed")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("relu2", "--references"), ("silu_and_mul",)], ids=["references", "an op that it has not"]
+)
+def test_vendor_that_was_not_asked_for_ends_with_code_0(install_absent, arguments: tuple[str, ...]):
+    install_absent()
+    done = verify(*arguments)
+    assert (done.exit_code, "not verified" in done.output) == (0, False)
+
+
+def test_vendor_beside_the_chosen_one_is_named_and_ends_with_code_0(install_absent, monkeypatch):
+    install_absent()
+    monkeypatch.setenv("SGLANG_FL_PLATFORM", "cpu")
+    done = verify("relu2")
+    assert (done.exit_code, "not verified: vendor toy" in done.output) == (0, True)
+
+
+def test_vendor_package_that_cannot_be_imported_ends_with_code_3(install: Install):
+    install("toy", "import no_such_module")
+    done = verify("relu2")
+    assert done.exit_code == 3
+    assert "not verified: vendor toy (sglang-fl-toy 0.0.1): ModuleNotFoundError" in done.output
+
+
+def test_vendor_whose_kernels_need_what_is_not_installed_ends_with_code_3(install_vendor: Install):
+    needs = 'OpImpl("relu2", VENDOR, "vendor.toy", "toy:relu2", requires=("no_such_library",)),'
+    install_vendor("toy", impls=needs)
+    done = verify("relu2")
+    assert done.exit_code == 3
+    assert "none of its implementations could be checked" in done.output
+
+
+def test_progress_is_told_on_standard_error(capsys: pytest.CaptureFixture[str]):
+    done = verify("relu2", "--json")
+    assert json.loads(done.stdout)["implementations"]
+    assert "verify: relu2 reference (1 of 1)" in done.stderr
 
 
 def with_change(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:

@@ -16,13 +16,16 @@ from typer.testing import CliRunner
 from sglang_fl import __version__
 from sglang_fl.cli import app
 from sglang_fl.ops import OPS
+from sglang_fl.registry.registry import reference_target
 from sglang_fl.sglang_adapter import releases
 from sglang_fl.startup import configure
 
 Install = Callable[..., str]
 
-NATIVE = 'OpImpl("rms_norm", VENDOR, "vendor.toy", "no_such_package.kernels:rms_norm"),'
-NEEDY = 'OpImpl("rms_norm", FLAGOS, "flagos", "no_such_package.kernels:rms_norm", ("no_such_package",)),'
+KERNEL = "sglang_fl.ops.rms_norm:rms_norm"
+NATIVE = f'OpImpl("rms_norm", VENDOR, "vendor.toy", "{KERNEL}"),'
+NEEDY = f'OpImpl("rms_norm", FLAGOS, "flagos", "{KERNEL}", ("no_such_package",)),'
+MISSPELT = f'OpImpl("rms_norm", VENDOR, "vendor.toy", "{KERNEL[:-4]}nrom"),'
 
 
 QUARANTINED = """
@@ -186,14 +189,13 @@ def test_why_tells_the_candidates_and_the_reasons_of_the_rest(
     answer = run_json("why", "rms_norm")
     assert (answer["op"], answer["vendor"], answer["layer_2"]) == ("rms_norm", "toy", "on")
     assert answer["order"] == ["flagos", "vendor"]
-    assert answer["candidates"] == [
-        {"id": "vendor.toy", "kind": "vendor", "target": "no_such_package.kernels:rms_norm"}
-    ]
+    assert answer["candidates"] == [{"id": "vendor.toy", "kind": "vendor", "target": KERNEL}]
     assert answer["not"] == [
         {"what": "flagos", "reason": "no_such_package is not installed"},
         {"what": "reference", "reason": "not in the order given for this op"},
     ]
     assert answer["quarantine"] == []
+    assert answer["signature"].startswith("rms_norm(x: ")
     assert answer["contract"] == (OPS["rms_norm"].reference.__doc__ or "").splitlines()[0]
 
 
@@ -203,8 +205,42 @@ def test_why_prints_candidates_and_reasons(install_vendor: Install):
     assert result.exit_code == 0
     assert "vendor toy; order flagos | vendor | reference; layer 2 on" in result.stdout
     candidates, _, rest = result.stdout.partition("Not candidates")
-    assert candidates.index("vendor.toy") < candidates.index("sglang_fl.ops.rms_norm:rms_norm")
+    table = candidates[candidates.index("Candidates, in order") :]
+    assert table.index("vendor.toy") < table.index("reference")
     assert "no_such_package is not installed" in rest
+
+
+@pytest.mark.parametrize(
+    ("target", "missing"),
+    [
+        ("sglang_fl.ops.rms_norm:rms_nrom", "sglang_fl.ops.rms_norm has no rms_nrom"),
+        ("sglang_fl.ops.rmsnorm:rms_norm", "there is no module sglang_fl.ops.rmsnorm"),
+        ("no_such_package.kernels:rms_norm", "there is no module no_such_package.kernels"),
+        ("sglang_fl_toy_broken:rms_norm", "sglang_fl_toy_broken cannot be read: SyntaxError"),
+    ],
+)
+def test_target_that_does_not_exist_is_named_and_runs_nowhere(
+    install_vendor: Install, site: Path, target: str, missing: str
+):
+    (site / "sglang_fl_toy_broken.py").write_text("def rms_norm(:\n")
+    install_vendor("toy", impls=f'OpImpl("rms_norm", VENDOR, "vendor.toy", "{target}"),')
+    row = next(row for row in run_json("ops") if row["op"] == "rms_norm")
+    assert (row["runs"], row["then"]) == ("reference", [])
+    assert row["not_found"][0].startswith(f"vendor.toy: its target {target} does not exist: {missing}")
+    answer = run_json("why", "rms_norm")
+    assert [candidate["id"] for candidate in answer["candidates"]] == ["reference"]
+    assert missing in answer["not"][0]["reason"]
+    assert f"rms_norm: not found: vendor.toy: its target {target}" in run("ops").stdout
+
+
+def test_function_that_a_module_imports_or_makes_is_found(install_vendor: Install, write_module):
+    module = write_module("from math import cos as rms_norm\nsilu_and_mul = lambda x: x\n")
+    names = ("rms_norm", "silu_and_mul")
+    install_vendor(
+        "toy", impls="".join(f'OpImpl("{op}", VENDOR, "vendor.toy", "{module}:{op}"),' for op in names)
+    )
+    rows = {row["op"]: row for row in run_json("ops")}
+    assert [(rows[op]["runs"], rows[op]["not_found"]) for op in names] == [("vendor.toy", [])] * 2
 
 
 def test_an_op_that_the_user_leaves_to_sglang_is_told_so(monkeypatch: pytest.MonkeyPatch):
@@ -231,8 +267,8 @@ def test_why_says_that_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
 
 def test_ops_says_that_sglang_runs_them_where_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "0")
-    row = {"op": "silu_and_mul", "runs": "sglang", "then": ["SGLANG_FL_OOT_ENABLED=0"]}
-    assert row in run_json("ops")
+    row = {"op": next(iter(OPS)), "runs": "sglang", "then": ["SGLANG_FL_OOT_ENABLED=0"], "not_found": []}
+    assert run_json("ops")[0] == row
 
 
 def test_layer_that_is_left_to_sglang_is_told_so(monkeypatch: pytest.MonkeyPatch):
@@ -373,11 +409,48 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--version",),
+        ("--help",),
+        ("env",),
+        ("env", "--markdown"),
+        ("vendors",),
+        ("ops",),
+        ("ops", "--aten"),
+        ("why", "rms_norm"),
+        ("report", "--dispatch", os.devnull),
+        ("bisect", "--help"),
+        ("doctor", "--help"),
+        ("verify", "--help"),
+        ("new-vendor", "acme", "--device-type", "acme"),
+    ],
+    ids=" ".join,
+)
+def test_listing_does_not_wait_for_pytorch(words: tuple[str, ...], tmp_path: Path):
+    code = (
+        "import sys\n"
+        "from sglang_fl.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    code = end.code\n"
+        "print('code', code, 'slow', {'torch', 'sglang', 'transformers'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "code 0 slow set()", done.stderr
+
+
+def test_reference_is_where_its_name_says():
+    assert {name: reference_target(name) for name in OPS} == {name: op.target for name, op in OPS.items()}
+
+
 @pytest.mark.parametrize("listing", ["vendors", "ops"])
 def test_listing_imports_no_kernel_library(install_vendor: Install, site: Path, listing: str):
     libraries = ("flag_gems", "sgl_kernel", "flashinfer")
     for name in libraries:
-        (site / f"{name}.py").write_text("raise AssertionError('a listing imported me')\n")
+        kernels = "".join(f"def {op}(): ...\n" for op in OPS)
+        (site / f"{name}.py").write_text(f"raise AssertionError('a listing imported me')\n{kernels}")
     impls = [
         f'OpImpl("{op}", FLAGOS, "flagos", "{library}:{op}", ("{library}",)),'
         for op, library in zip(OPS, itertools.cycle(libraries), strict=False)

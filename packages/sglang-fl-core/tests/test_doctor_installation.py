@@ -148,6 +148,35 @@ def test_vendor_package_that_is_broken_is_found(doctor: Doctor, install: Install
     assert "sglang-fl-broken" in row["remedy"]
 
 
+@pytest.mark.parametrize(("platform", "state"), [(None, "problem"), ("cpu", "ok")])
+def test_unused_package_is_no_problem_where_the_user_chose_another(
+    doctor: Doctor, install_vendor: Install, monkeypatch, platform: str | None, state: str
+):
+    install_vendor("far", probe="return 'no /dev/far0'")
+    if platform:
+        monkeypatch.setenv("SGLANG_FL_PLATFORM", platform)
+    assert doctor("--only", "vendors")[1]["vendor far"]["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("sglang_fl.ops.rms_norm:rms_nrom", "defines no function rms_nrom"),
+        ("no_such_package:rms_norm", "there is no module no_such_package"),
+        ("sglang_fl.ops.silu_and_mul:silu_and_mul", "the contract says"),
+    ],
+)
+def test_target_that_does_not_exist_or_fit_is_found(
+    doctor: Doctor, install_vendor: Install, target: str, text: str
+):
+    install_vendor(
+        "far", probe="return 'gone'", impls=f'OpImpl("rms_norm", VENDOR, "vendor.far", "{target}"),'
+    )
+    row = only_problem(doctor("--only", "targets"), "target of rms_norm vendor.far")
+    assert text in row["text"]
+    assert row["remedy"] == "correct it in the package sglang-fl-far"
+
+
 def test_chip_that_is_not_seen_is_found(doctor: Doctor, install_vendor: Install):
     install_vendor("far", probe="return 'no /dev/far0'")
     assert "no /dev/far0" in only_problem(doctor("--only", "vendors"), "vendor far")["text"]

@@ -31,13 +31,15 @@ CHIP = Vendor(
         choices=(AtenChoice(("mul",), True, "fast"),),
         quarantine=({quarantine}),
     ),
+    platform={platform},
 )
 """
 
 FLAG_GEMS = 'OpImpl("rms_norm", BackendKind.FLAGOS, "flagos", "k:f", ("flag_gems",)),'
 SGL_KERNEL = 'OpImpl("rms_norm", BackendKind.VENDOR, "vendor.toy", "k:f", ("sgl_kernel",)),'
 QUARANTINED = 'AtenQuarantined(("mul",), "it returns zeros", "pydantic", ">=1", "toy:proof"),'
-PLAIN = {"device_type": "cpu", "impls": "", "requires": "()", "quarantine": ""}
+SILU = 'OpImpl("silu_and_mul", BackendKind.VENDOR, "vendor.toy", "k:f"),'
+PLAIN = {"device_type": "cpu", "impls": "", "requires": "()", "quarantine": "", "platform": "None"}
 ALL_OPS = "".join(f'OpImpl("{op}", BackendKind.VENDOR, "vendor.toy", "k:f"),' for op in OPS)
 
 
@@ -152,6 +154,19 @@ def test_flag_gems_that_does_not_work_is_found(
     assert remedy in row["remedy"]
 
 
+def test_flag_gems_that_is_optional_and_missing_is_well(doctor: Doctor, chip, site: Path, monkeypatch):
+    chip(impls=FLAG_GEMS)
+    metadata = site / "sglang_fl_toy-0.0.1.dist-info" / "METADATA"
+    optional = "Requires-Dist: flag-gems>=5; extra == 'flagos'\nProvides-Extra: flagos\n"
+    metadata.write_text(metadata.read_text() + optional)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    code, rows = doctor("--only", "flag-gems")
+    assert (code, rows["FlagGems"]["text"]) == (0, "not installed: an optional part of sglang-fl-toy")
+    assert "sglang-fl-toy[flagos]" in rows["FlagGems"]["remedy"]
+    monkeypatch.setenv("USE_FLAGGEMS", "1")
+    assert doctor("--only", "flag-gems")[1]["FlagGems"]["state"] == "problem"
+
+
 def test_flag_gems_that_works_is_well(doctor: Doctor, chip, site: Path, monkeypatch):
     chip(impls=FLAG_GEMS)
     (site / "flag_gems.py").write_text("device = 'cpu'")
@@ -159,20 +174,22 @@ def test_flag_gems_that_works_is_well(doctor: Doctor, chip, site: Path, monkeypa
     assert doctor("--only", "flag-gems")[1]["FlagGems"]["text"] == "imports, for cpu"
 
 
-def test_op_without_a_kernel_on_another_chip_is_found(doctor: Doctor, chip):
+def test_ops_without_a_kernel_on_another_chip_are_one_row(doctor: Doctor, chip):
     chip(device_type="npu", impls=FLAG_GEMS)
     code, rows = doctor("--only", "operators")
-    row = only_problem((code, rows), "op rms_norm")
-    assert "flagos: flag_gems is not installed" in row["text"]
-    assert " RMSNorm" in row["text"]
-    assert "SGLANG_FL_PER_OP=rms_norm=reference" in row["remedy"]
-    assert rows["op silu_and_mul"]["state"] == "problem"
+    assert (code, [*rows], rows["ops"]["state"]) == (0, ["ops"], "ok")
+    text = f"{len(OPS)} ops without a kernel of toy: SGLang's own path for npu runs where it has one"
+    assert rows["ops"]["text"].startswith(text)
+    assert " rms_norm," in rows["ops"]["text"]
+    assert rows["ops"]["remedy"] == "for the vendor's kernels install flag_gems"
 
 
-def test_remedy_for_an_op_without_a_kernel_helps(doctor: Doctor, chip, monkeypatch):
-    chip(device_type="npu", impls=FLAG_GEMS)
-    monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=reference")
-    assert "op rms_norm" not in doctor("--only", "operators")[1]
+def test_reference_that_runs_is_an_answer(doctor: Doctor, chip):
+    chip(device_type="npu", impls=SILU, platform='"toy.Platform"')
+    row = doctor("--only", "operators")[1]["ops"]
+    assert row["state"] == "ok"
+    assert row["text"].startswith(f"{len(OPS) - 1} ops without a kernel of toy: the reference runs (slow): ")
+    assert "silu_and_mul" not in row["text"]
 
 
 def test_op_left_to_sglang_on_another_chip_is_found(doctor: Doctor, chip, monkeypatch):

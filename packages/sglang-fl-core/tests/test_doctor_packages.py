@@ -2,10 +2,14 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -145,8 +149,59 @@ def test_table_shows_problems_with_their_remedies(monkeypatch):
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "nosuch0")
     result = CliRunner().invoke(app, ["doctor", "--only", "interfaces", "--only", "installation"])
     assert result.exit_code == 1
-    assert "1 to be changed, 0 that cannot be told, 2 findings in all" in result.stdout
+    assert "Doctor: 2 checks: 1 problem " in result.stdout
     assert result.stdout.index("nosuch0") < result.stdout.index("sglang-fl-core")
+
+
+def test_title_says_that_all_is_well():
+    result = CliRunner().invoke(app, ["doctor", "--only", "installation", "--only", "entry-points"])
+    assert (result.exit_code, "Doctor: 2 checks: no problem " in result.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("check", ["heads", "collective", "rendezvous", "attention"])
+def test_check_that_had_nothing_to_look_at_is_not_well(doctor: Doctor, check: str):
+    code, rows = doctor("--only", check)
+    assert (code, rows[check]["state"]) == (2, "unknown")
+    assert rows[check]["text"].startswith("not looked at: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("--probe-seconds", seconds) for seconds in ("-1", "0", "nan", "1e9")),
+        *(("--port", port) for port in ("0", "-1", "65536")),
+        ("--dtype", "float17"),
+        ("--tp", "0"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_argument_is_refused_with_code_2(words: tuple[str, ...]):
+    result = CliRunner().invoke(app, ["doctor", "--only", "installation", *words])
+    assert result.exit_code == 2
+    assert words[0].lstrip("-") in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_child_is_left_where_doctor_is_ended(tmp_path: Path, number: int):
+    """The child tells that it runs by making a file; doctor's own process is ended then."""
+    sign = tmp_path / "running"
+    child = f"open({str(sign)!r}, 'w').write(str(__import__('os').getpid())); __import__('time').sleep(90)"
+    code = (
+        "from sglang_fl.cli import end_on_sigterm\n"
+        "from sglang_fl.diagnostics.doctor.child import run_python\n"
+        f"end_on_sigterm()\nrun_python({child!r}, 100)"
+    )
+    doctor = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (sign.exists() and sign.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    doctor.send_signal(number)
+    assert doctor.wait(20) != 0
+    assert not psutil.pid_exists(int(sign.read_text()))
 
 
 def test_every_check_has_a_sentence_and_a_name_of_its_own():

@@ -178,6 +178,23 @@ def test_interface_that_breaks_the_all_reduce_is_found(doctor: Doctor, monkeypat
     assert "unset GLOO_SOCKET_IFNAME" in row["remedy"]
 
 
+def test_rank_that_still_imports_is_no_hang(doctor: Doctor, site: Path, monkeypatch):
+    (site / "sitecustomize.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *sys.path]))
+    code, rows = doctor("--tp", "2", "--probe-seconds", "1", "--only", "collective")
+    row = rows["all-reduce over 2 processes"]
+    assert (code, row["state"]) == (2, "unknown")
+    assert "have not begun" in row["text"]
+    assert row["remedy"] == "give it more time: --probe-seconds 2"
+    assert not ranks_running()
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_port_that_does_not_exist_is_found(doctor: Doctor, port: str):
+    told = doctor("--dist-init-addr", f"127.0.0.1:{port}", "--only", "rendezvous")
+    assert f"there is no port {port}" in only_problem(told, "--dist-init-addr")["text"]
+
+
 #: Python imports this at its start: rank 1 meets the others and then never adds up.
 STUCK = """
 import sys, time

@@ -8,7 +8,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from sglang_fl.aten import AtenRecord
+from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.cli import app
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.vendor import AtenKernel

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sglang_fl import plugin
-from sglang_fl.aten import AtenRecord
+from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.cli import app
 from sglang_fl.conformance.certificate import read_certificate, write_certificate
 from sglang_fl.diagnostics.doctor.model import read_model

@@ -253,3 +253,16 @@ def test_collectives_of_two_ranks():
     assert [answer[1] for answer in answers] == [expected, expected]
     assert [answer[3] for answer in answers] == [0, 1]
     assert "allreduce of toyccl got a tensor on cpu" in answers[0][2]
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [("def CHIP(:", "SyntaxError"), ("raise RuntimeError('no driver')", "RuntimeError: no driver")],
+)
+def test_package_that_cannot_be_imported_is_named(install, site: Path, source: str, cause: str):
+    install("toy", source)
+    points = site / "sglang_fl_toy-0.0.1.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text().replace("sglang_fl.vendors", "sglang_fl.simulated"))
+    message = rf"SGLANG_FL_SIMULATED='toy': sglang-fl-toy 0\.0\.1 cannot be imported: {cause}"
+    with pytest.raises(VendorError, match=message):
+        find_chip("toy")

@@ -387,3 +387,19 @@ def test_a_platform_that_is_none_is_told_with_its_vendor(
     said = capsys.readouterr().err
     assert said.startswith(f"sglang-fl: vendor toy: its platform {platform!r} {fault}")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("has_run", "was_loaded", "told"), [(True, False, 1), (True, True, 0), (False, False, 0)]
+)
+def test_process_that_ran_a_model_without_plugins_ends_with_one_warning(
+    monkeypatch, caplog, has_run: bool, was_loaded: bool, told: int
+):
+    from sglang_fl import plugin
+
+    monkeypatch.setattr(plugin, "_has_loaded", was_loaded)
+    monkeypatch.delitem(sys.modules, plugin.MODEL_RUNNER, raising=False)
+    if has_run:
+        monkeypatch.setitem(sys.modules, plugin.MODEL_RUNNER, sys)
+    plugin._warn_where_never_loaded()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * told

@@ -1,13 +1,18 @@
-"""The command ``sglang-fl``: what runs where on this machine, and why."""
+"""The command ``sglang-fl``: what runs where on this machine, and why.
+
+Each command imports what it needs when it runs: what only lists must not wait for PyTorch.
+"""
 
 import json
 import logging
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,15 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl import __version__
-from sglang_fl.bisect.reproduction import broken, make_folder, manual_steps
-from sglang_fl.bisect.verdict import Verdict
-from sglang_fl.diagnostics import doctor as health
-from sglang_fl.diagnostics import logs, report, verification
-from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
+from sglang_fl.errors import SettingsError, SglangFlError, choices, printable, quoted
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import named_path
-from sglang_fl.scaffold import write_package
-from sglang_fl.settings import markdown_table
+
+if TYPE_CHECKING:
+    from sglang_fl.bisect.verdict import Verdict
+    from sglang_fl.diagnostics.doctor import Row
 
 __all__ = ["app"]
 
@@ -36,6 +39,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which implementation runs each op of SGLang on this machine, and why.",
 )
+
+#: The dtypes of SGLang's launch line.
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+MOST_SECONDS = 86400
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -86,10 +93,12 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(redacted(data), indent=2))
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[str, ...] = ()) -> None:
+def _print(
+    rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[str, ...] = (), labels: int = 2
+) -> None:
     """Print a table; the columns ``below`` hold lists of sentences, which follow it line by line.
 
-    The first two columns say which row each line is of.
+    The first ``labels`` columns say which row a line is of; a sentence that is true of many is told once.
     """
     rows, title = redacted(rows), redacted(title)
     if as_json:
@@ -105,10 +114,15 @@ def _print(rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[s
     for row in rows:
         table.add_row(*(Text(printable(_cell(row[column]))) for column in columns))
     _console().print(table)
-    for row in rows:
-        for column in below:
+    for column in below:
+        owners: dict[str, list[str]] = {}
+        for row in rows:
             for sentence in row[column]:
-                _say(f"{row[columns[0]]} {row[columns[1]]}: {column.replace('_', ' ')}: {sentence}")
+                label = " ".join(str(row[name]) for name in columns[:labels])
+                owners.setdefault(sentence, []).append(label)
+        for sentence, names in owners.items():
+            of = names[0] if len(names) == 1 else f"{len(names)} rows"
+            _say(f"{of}: {column.replace('_', ' ')}: {sentence}")
 
 
 def _console() -> Console:
@@ -134,8 +148,12 @@ def env(
 ) -> None:
     """Each setting, its value, and where it came from."""
     if markdown:
+        from sglang_fl.settings import markdown_table
+
         typer.echo(markdown_table())
         return
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         _print(report.env(), as_json, "Settings")
 
@@ -143,6 +161,8 @@ def env(
 @app.command()
 def vendors(as_json: Json = False) -> None:
     """The installed vendor packages; for those that are not available, the reason."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         _print(report.vendors(), as_json, "Vendors")
 
@@ -155,21 +175,22 @@ def ops(
     ] = False,
 ) -> None:
     """What would run each op here, and what would follow if that failed."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         if aten:
-            _print(report.aten_ops(), as_json, _aten_title())
+            off = report.why_aten_is_off()
+            title = f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
+            _print(report.aten_ops(), as_json, title)
         else:
-            _print(report.ops(), as_json, "Ops")
-
-
-def _aten_title() -> str:
-    off = report.why_aten_is_off()
-    return f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
+            _print(report.ops(), as_json, "Ops", ("not_found",), labels=1)
 
 
 @app.command()
 def why(op: str, as_json: Json = False) -> None:
-    """The candidates of OP in order, and why the other implementations are none."""
+    """Which implementations of OP would be tried, in order, and why the others are not."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         answer = report.why(op)
     if as_json:
@@ -178,6 +199,7 @@ def why(op: str, as_json: Json = False) -> None:
     on = answer["layer_2"] == "on"
     state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
     _say(f"{answer['op']}: {answer['contract']}")
+    _say(answer["signature"])
     _say(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
     if answer["sglang_first"]:
         _say(f"SGLang's own runs first: {answer['sglang_first']}")
@@ -190,6 +212,8 @@ def why(op: str, as_json: Json = False) -> None:
 @app.command()
 def coverage(as_json: Json = False) -> None:
     """Which of the installed SGLang's fused layers are dispatched, and its own paths past them."""
+    from sglang_fl.diagnostics import report
+
     with _exit_on_error():
         found = report.coverage()
     if as_json:
@@ -223,16 +247,19 @@ def bisect(
     1: found, 2: set-up broken, 3: cannot decide.
     """
     if plan:
-        _say(manual_steps(model, shlex.join(context.args)).rstrip("\n"))
+        from sglang_fl.bisect.manual_steps import manual_steps
+
+        with _exit_on_error():
+            _say(manual_steps(model, context.args).rstrip("\n"))
         return
     from sglang_fl.bisect import command
+    from sglang_fl.bisect.reproduction import broken, make_folder
 
     run: Path | None = None
+    say = _teller()
     try:
         run = make_folder(_named(folder))
-        verdict = command.bisect(
-            str(_named(Path(model))), prompt or [], context.args, run, lambda step: _say(step, err=True)
-        )
+        verdict = command.bisect(str(_named(Path(model))), prompt or [], context.args, run, say)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
@@ -244,7 +271,21 @@ def bisect(
     raise typer.Exit(int(verdict.outcome))
 
 
-def _print_verdict(verdict: Verdict) -> None:
+def _teller() -> Callable[[str], None]:
+    """Return what tells a step on standard error as it is now; the engine's output goes elsewhere later."""
+    try:
+        terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", errors="backslashreplace")
+    except (OSError, ValueError):  # it has no descriptor: somebody captures it
+        return lambda step: _say(step, err=True)
+
+    def tell(step: str) -> None:
+        terminal.write(f"{printable(redacted(step))}\n")
+        terminal.flush()
+
+    return tell
+
+
+def _print_verdict(verdict: "Verdict") -> None:
     _say(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
     for culprit in verdict.culprits:
         rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
@@ -258,6 +299,23 @@ def _print_verdict(verdict: Verdict) -> None:
         _say(f"{numbers + '. ' if numbers else ''}Inputs, versions and scripts: {verdict.folder}")
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM end this process as Ctrl-C does: what it has started is ended first."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _seconds(value: float) -> float:
+    if not 1 <= value <= MOST_SECONDS:
+        raise typer.BadParameter(f"{value:g} is not within 1 to {MOST_SECONDS} seconds")
+    return value
+
+
+def _dtype(value: str) -> str:
+    if value not in DTYPES:
+        raise typer.BadParameter(choices(value, DTYPES))
+    return value
+
+
 @app.command()
 def doctor(
     model: Annotated[
@@ -268,19 +326,26 @@ def doctor(
     mem_fraction_static: Annotated[
         float | None, typer.Option(min=0, max=1, help="As in the launch line.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="As in the launch line.")] = "auto",
+    dtype: Annotated[str, typer.Option(callback=_dtype, help="As in the launch line.")] = "auto",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     nccl_port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
     dist_init_addr: Annotated[str | None, typer.Option(help="As in the launch line.")] = None,
     probe_seconds: Annotated[
-        float, typer.Option(min=1, max=3600, help="Time limit of the all-reduce over --tp ranks.")
+        float, typer.Option(callback=_seconds, help="Time limit of the all-reduce over --tp ranks.")
     ] = 60,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this check; may be given more than once.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What is wrong on this machine, and what to do: exit code 0 well, 1 a problem, 2 cannot tell."""
+    """What is wrong on this machine, and what to do.
+
+    Exit code 0: all is well. 1: a problem. 2: something could not be told, or was not looked at; also wrong
+    arguments.
+    """
+    from sglang_fl.diagnostics import doctor as health
+
+    end_on_sigterm()
     with _exit_on_error():
         folder = _named(model) if model else None
         launch = health.Launch(
@@ -294,13 +359,15 @@ def doctor(
     raise typer.Exit(health.exit_code(found))
 
 
-def _summary(found: list[health.Row]) -> str:
-    """Return the title of the table: how many rows are not well."""
-    if not found:
-        return "Doctor: none of these checks had anything to look at"
-    states = [row.finding.state for row in found]
-    problems, unknown = states.count(health.State.PROBLEM), states.count(health.State.UNKNOWN)
-    return f"Doctor: {problems} to be changed, {unknown} that cannot be told, {len(found)} findings in all"
+def _summary(found: list["Row"]) -> str:
+    """Return the title of the table: how many checks were made, and how many findings are not well."""
+    states = [str(row.finding.state) for row in found]
+    problems, unknown = states.count("problem"), states.count("unknown")
+    checks = len({row.check for row in found})
+    told = ["no problem" if not problems else "1 problem" if problems == 1 else f"{problems} problems"]
+    if unknown:
+        told.append(f"{unknown} that could not be told")
+    return f"Doctor: {checks} check{'s' * (checks != 1)}: {', '.join(told)}"
 
 
 def _without_check(row: dict[str, Any]) -> dict[str, Any]:
@@ -324,6 +391,8 @@ def report_logs(
     """What ran where, from dispatch logs and records of ATen ops; what differs between ranks and runs."""
     if not (dispatch or aten):
         raise typer.BadParameter("give a log: --dispatch FILE, --aten FILE, or both")
+    from sglang_fl.diagnostics import logs
+
     with _exit_on_error():
         log = logs.read_log(map(_named, dispatch or ()), map(_named, aten or ()))
         other = logs.read_log(map(_named, against_dispatch or ()), map(_named, against_aten or ()))
@@ -357,8 +426,11 @@ def _titled(title: str, rows: list[dict[str, Any]]) -> str:
 
 @app.command()
 def verify(
-    op: Annotated[str | None, typer.Argument(help="One op alone.")] = None,
+    op: Annotated[str | None, typer.Argument(help="Only this op.")] = None,
     as_json: Json = False,
+    references: Annotated[
+        bool, typer.Option("--references", help="Check core's references and no vendor's implementations.")
+    ] = False,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="Write the result here, for --compare.")
     ] = None,
@@ -366,23 +438,32 @@ def verify(
         tuple[Path, Path] | None, typer.Option("--compare", help="Compare the certificates of two machines.")
     ] = None,
 ) -> None:
-    """Hold every implementation of this machine's vendor against its contract; code 1 where one fails."""
+    """Hold every implementation of this machine's vendor against its contract.
+
+    Columns: "checked" names the aspects that were looked at: the op's cases, calls at the edge of its
+    contract, the same call twice, calls in a graph. "graphs" is how many calls were captured in a graph and
+    replayed. "host us" is the time of a small call on the host, in microseconds.
+
+    Exit code 0: all that is installed was looked at and passes. 1: an implementation fails. 2: wrong settings
+    or arguments. 3: nothing fails, but an installed vendor was not looked at, because its chip is not here;
+    it is named above the table.
+    """
+    from sglang_fl.diagnostics import verification
+
     with _exit_on_error():
         if compare:
-            rows, is_good = verification.compare(*map(_named, compare))
-        else:
-            path = _named(certificate) if certificate else None
-            rows, is_good = verification.verify(op, path, lambda text: _say(f"checking {text}", err=True))
-    below = () if compare else ("faults", "not_checked")
-    _print(rows, as_json, _verify_title(bool(compare), bool(rows)), below)
-    if not is_good:
-        raise typer.Exit(1)
-
-
-def _verify_title(compared: bool, any_rows: bool) -> str:
-    if not compared:
-        return "Conformance"
-    return "Differences" if any_rows else "The two machines agree in all"
+            rows, is_equal = verification.compare(*map(_named, compare))
+            title = "Differences" if rows else "The two machines agree in all"
+            _print(rows, as_json, title)
+            raise typer.Exit(0 if is_equal else 1)
+        found = verification.verify(op, _named(certificate) if certificate else None, references)
+    if as_json:
+        _print_json({"not_verified": found.not_verified, "implementations": found.rows})
+    else:
+        for sentence in found.not_verified:
+            _say(f"not verified: {sentence}")
+        _print(found.rows, False, "Conformance", ("faults", "not_checked"))
+    raise typer.Exit(found.code)
 
 
 @app.command("new-vendor")
@@ -393,11 +474,22 @@ def new_vendor(
         str | None, typer.Option("--from", help="flag_gems: list what FlagGems has for the chip too.")
     ] = None,
     into: Annotated[Path, typer.Option("--into", help="The folder to write the package in.")] = Path(),
+    as_json: Json = False,
 ) -> None:
-    """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is."""
+    """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is.
+
+    On the simulated chip, as long as there is none: SGLANG_FL_SIMULATED=NAME sglang-fl verify.
+    """
+    from sglang_fl.scaffold import write_package
+
     with _exit_on_error():
         folder = _named(into) / f"sglang-fl-{name}"
         if source not in (None, "flag_gems"):
             raise SettingsError(f"--from {source!r}: valid is flag_gems")
         files = write_package(name, device_type, folder, with_flag_gems=source is not None)
-    _say(f"{folder}: {len(files)} files. Next: pip install -e {shlex.quote(str(folder))} && sglang-fl verify")
+    following = f"pip install -e {shlex.quote(str(folder))} && SGLANG_FL_SIMULATED={name} sglang-fl verify"
+    if as_json:
+        names = sorted(str(file.relative_to(folder)) for file in files)
+        _print_json({"folder": str(folder), "files": names, "next": following})
+        return
+    _say(f"{folder}: {len(files)} files. What to change is listed in its README.md. Next:\n{following}")

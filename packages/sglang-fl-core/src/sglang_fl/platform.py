@@ -4,11 +4,17 @@ SGLang imports platforms while ``sglang`` itself is half imported: nothing here 
 method is called.
 """
 
+import json
+import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ["NotCuda", "SGLangPools"]
+__all__ = ["LoadsPlugins", "NotCuda", "SGLangPools", "TorchNative", "soft_caps", "what_becomes_of"]
+
+logger = logging.getLogger(__name__)
 
 
 class SGLangPools:
@@ -55,6 +61,108 @@ class NotCuda:
         super().init_backend()  # type: ignore[misc]
         if not hasattr(getattr(self, "capabilities", None), "supports_pynccl"):
             os.environ.setdefault("SGLANG_NCCL_SO_PATH", f"no-nccl-on-{self.device_name}")  # type: ignore[attr-defined]
+
+
+class TorchNative:
+    """Says at the start what SGLang's ``torch_native`` attention cannot do.
+
+    For a platform whose default attention backend that is. A platform names it before its SGLang base class::
+
+        class MyPlatform(TorchNative, SGLangPools, NotCuda, SRTPlatform): ...
+    """
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """Return False: all of SGLang's speculation needs kernels of ``sgl_kernel``."""
+        return False
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Refuse speculation; warn of soft caps in the model's configuration."""
+        super().apply_server_args_defaults(server_args)  # type: ignore[misc]
+        algorithm = getattr(server_args, "speculative_algorithm", None)
+        if algorithm:
+            # SGLang itself does not ask the platform about every algorithm, and dies in the scheduler.
+            print(  # noqa: T201 - no log is configured yet
+                f"sglang-fl: --speculative-algorithm {algorithm}: SGLang's speculation needs kernels of "
+                f"sgl_kernel, which do not run on {self.device_name}. Leave it out.",  # type: ignore[attr-defined]
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+        if server_args.attention_backend in (None, "intel_amx", "torch_native"):
+            for key, value in soft_caps(_config(str(server_args.model_path))).items():
+                logger.warning("config.json: %s=%g: %s", key, value, what_becomes_of(key))
+
+
+def _config(model: str) -> Mapping[str, Any]:
+    """Return a model's ``config.json``; empty where it is not on this machine, or cannot be read."""
+    file = Path(model) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            file = Path(str(try_to_load_from_cache(model, "config.json")))
+        except HFValidationError:  # the name of no repository; SGLang says so
+            return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def soft_caps(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the soft caps of attention and of the logits that a model's ``config.json`` asks for, by key."""
+    parts = [config, *(config[key] for key in ("text_config", "llm_config") if key in config)]
+    return {
+        key: value
+        for part in parts
+        if isinstance(part, Mapping)
+        for key, value in part.items()
+        if "softcap" in key and key.startswith(("attn", "final")) and isinstance(value, int | float) and value
+    }
+
+
+def what_becomes_of(cap: str) -> str:
+    """Say what SGLang makes of a soft cap where its ``torch_native`` attention runs."""
+    if cap.startswith("attn"):
+        return "the attention backend torch_native does not apply it, so that the answers are wrong"
+    return "SGLang applies it with a Triton kernel: where none can run, the first request ends the server"
+
+
+class LoadsPlugins:
+    """Has SGLang load its plugins in processes that run a model and in which it forgets to.
+
+    In SGLang 0.5.23 these are ``sglang.benchmark.one_batch``, Ray's scheduler actors and encoder-only
+    workers. Before such a process builds the model it asks the platform for the backend of
+    ``torch.distributed``. A platform names this class before its SGLang base class::
+
+        class MyPlatform(LoadsPlugins, SGLangPools, NotCuda, SRTPlatform): ...
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Load plugins before the platform's own answer, which may stand in the subclass itself."""
+        super().__init_subclass__(**options)
+        answer = cls.get_torch_distributed_backend_str  # type: ignore[attr-defined]
+
+        def load_and_answer(self: Any) -> str:
+            load_plugins()
+            return str(answer(self))
+
+        load_and_answer.__doc__ = answer.__doc__
+        cls.get_torch_distributed_backend_str = load_and_answer  # type: ignore[attr-defined]
+
+
+def load_plugins() -> None:
+    """Load SGLang's plugins unless it has done so in this process; say what comes too late here."""
+    from sglang.srt import plugins
+
+    if not getattr(plugins, "_plugins_loaded", True):
+        logger.warning(
+            "SGLang loads no plugins in this process (%s), so that sglang-fl has loaded them: fused ops "
+            "(layer 2) are dispatched; ATen ops (layer 1) are replaced only where a scheduler runs",
+            Path(sys.argv[0]).name,
+        )
+        plugins.load_plugins()
 
 
 def get_mha_kv_pool_cls(platform: Any) -> type:

@@ -4,16 +4,20 @@ SGLang logs what a plugin raises and goes on without it; a server that runs half
 worst outcome, so nothing is left to that.
 """
 
+import atexit
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from sglang_fl.aten import AtenRecord, Layer1, Plan, plan_layer_1
+from sglang_fl.aten import Plan, plan_layer_1
+from sglang_fl.aten.layer_1 import Layer1
+from sglang_fl.aten.record_log import AtenRecord
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.errors import SettingsError, SglangFlError, VendorError
@@ -33,6 +37,10 @@ from sglang_fl.vendor import Vendor, load_target
 __all__ = ["activate_platform", "load_plugin"]
 
 logger = logging.getLogger(__name__)
+
+#: Imported in every process that runs a model.
+MODEL_RUNNER = "sglang.srt.model_executor.model_runner"
+_has_loaded = False
 
 
 @contextmanager
@@ -59,6 +67,8 @@ def activate_platform() -> str | None:
     """
     with _exit_on_error():
         path = _platform(configure())
+        if path is None:
+            atexit.register(_warn_where_never_loaded)
         selected = SglangSettings.read().platform
         if path is None and selected == "sglang_fl":
             raise SettingsError(
@@ -112,6 +122,19 @@ def _is_in_tree(device_type: str) -> bool:
     return seams.has_platform(device_type)
 
 
+def _warn_where_never_loaded() -> None:
+    """Warn at the end of a process that has run a model and in which SGLang loaded no plugins.
+
+    Our own platforms load them there. Where SGLang has a platform itself, nothing of ours is called later.
+    """
+    if MODEL_RUNNER in sys.modules and not _has_loaded:
+        logger.warning(
+            "sglang-fl was not loaded in this process (%s), in which SGLang loads no plugins: every op was "
+            "SGLang's own",
+            Path(sys.argv[0]).name,
+        )
+
+
 def load_plugin() -> None:
     """Hook layer 2, and in a process that runs a model layer 1, into SGLang.
 
@@ -119,6 +142,8 @@ def load_plugin() -> None:
     ------
     SystemExit : code 2, on a wrong configuration or where SGLang has no seam for us
     """
+    global _has_loaded
+    _has_loaded = True
     with _exit_on_error():
         configuration = configure()
         from sglang_fl.sglang_adapter import server_args

@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from sglang_fl import settings as settings_module
-from sglang_fl.dispatch.resolution import Resolution, resolve_all
+from sglang_fl.dispatch.resolution import Resolution, check_orders, resolve_all
 from sglang_fl.errors import SettingsError, choices, printable, quoted
 from sglang_fl.foreign_names import NAMES
 from sglang_fl.registry import InstalledVendor, Registry, choose_vendor, installed_vendors
@@ -26,12 +26,15 @@ class Configuration:
     ----------
     settings : the effective settings
     registry : the chosen vendor and its implementations
-    resolutions : what may run each op, by the op's name; empty where layer 2 is off
     """
 
     settings: Settings
     registry: Registry
-    resolutions: dict[str, Resolution]
+
+    @functools.cached_property
+    def resolutions(self) -> dict[str, Resolution]:
+        """What may run each op, by its name; empty where layer 2 is off. Imports the ops, and PyTorch."""
+        return resolve_all(self.registry, self.settings.policy) if self.settings.oot_enabled else {}
 
     def explain(self) -> list[Setting]:
         """Tell each setting's value and where it came from."""
@@ -64,9 +67,9 @@ def configure() -> Configuration:
     _check_vendors(settings, registry)
     _check_names(settings.policy, registry)
     _warn_of_lifted(settings.policy, registry)
-    # Off is off: what cannot be met is of no account then.
-    resolutions = resolve_all(registry, settings.policy) if settings.oot_enabled else {}
-    return Configuration(settings, registry, resolutions)
+    if settings.oot_enabled:  # off is off: what cannot be met does not matter then
+        check_orders(registry, settings.policy)
+    return Configuration(settings, registry)
 
 
 def usable_vendors() -> tuple[InstalledVendor, ...]:
@@ -129,7 +132,7 @@ def _check_vendors(settings: Settings, registry: Registry) -> None:
 def _warn_of_lifted(policy: Policy, registry: Registry) -> None:
     """Say that a kernel with a known fault may run, or that there was no need to allow it."""
     for op_name in sorted(policy.lifted):
-        entries = registry.quarantine(registry.op(op_name))
+        entries = registry.quarantine(op_name)
         for entry in entries:
             warn_user(f"!{op_name} lifts the quarantine of {entry.impl}: {entry}")
         if not entries:
@@ -140,7 +143,7 @@ def _check_names(policy: Policy, registry: Registry) -> None:
     """Refuse ``vendor:NAME`` and ``impl:ID`` that name nothing."""
     vendors = _names(registry.installed)
     for op_name, order in policy.per_op.items():
-        ids = {impl.id for impl in registry.implementations(registry.op(op_name))}
+        ids = {impl.id for impl in registry.implementations(op_name)}
         written = "|".join(map(str, order))
         for token in order:
             head, _, name = token.text.partition(":")

@@ -13,7 +13,7 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from sglang_fl.platform import NotCuda, SGLangPools
+from sglang_fl.platform import LoadsPlugins, NotCuda, SGLangPools, TorchNative
 
 __all__ = ["MluPlatform"]
 
@@ -25,7 +25,7 @@ def _mlu() -> Any:
     return torch.get_device_module(DEVICE)
 
 
-class MluPlatform(SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
+class MluPlatform(LoadsPlugins, TorchNative, SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
     """A Cambricon MLU: PyTorch attention, no graphs, collectives over CNCL."""
 
     _enum = PlatformEnum.OOT

@@ -13,7 +13,7 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from sglang_fl.platform import NotCuda, SGLangPools
+from sglang_fl.platform import LoadsPlugins, NotCuda, SGLangPools, TorchNative
 
 __all__ = ["ToychipPlatform"]
 
@@ -25,7 +25,7 @@ def _module() -> Any:
     return torch.get_device_module(DEVICE)
 
 
-class ToychipPlatform(SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
+class ToychipPlatform(LoadsPlugins, TorchNative, SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
     """The chip: PyTorch attention, no graphs, collectives over toychip_ccl."""
 
     _enum = PlatformEnum.OOT

@@ -9,7 +9,7 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from sglang_fl.platform import SGLangPools
+from sglang_fl.platform import LoadsPlugins, SGLangPools
 
 __all__ = ["SimulatedNpuPlatform"]
 
@@ -22,7 +22,7 @@ def _npu() -> Any:
     return torch.get_device_module(DEVICE)
 
 
-class SimulatedNpuPlatform(SGLangPools, SRTPlatform):  # type: ignore[misc]
+class SimulatedNpuPlatform(LoadsPlugins, SGLangPools, SRTPlatform):  # type: ignore[misc]
     """PyTorch's attention, collectives over HCCL."""
 
     _enum = PlatformEnum.OOT

@@ -1,6 +1,9 @@
-"""Layer 1: PyTorch's ATen ops, replaced by a vendor's kernels (FlagGems' or its own)."""
+"""Layer 1: PyTorch's ATen ops, replaced by a vendor's kernels (FlagGems' or its own).
 
-from sglang_fl.aten.layer_1 import Layer1, registered_layer_1
+Here is what plans; what registers and records, and imports PyTorch for that, is in ``layer_1``,
+``switchboard`` and ``record_log``.
+"""
+
 from sglang_fl.aten.plan import (
     Decision,
     Plan,
@@ -10,19 +13,13 @@ from sglang_fl.aten.plan import (
     offered_ops,
     plan_layer_1,
 )
-from sglang_fl.aten.record_log import AtenRecord
-from sglang_fl.aten.switchboard import AtenSwitchboard
 
 __all__ = [
-    "AtenRecord",
-    "AtenSwitchboard",
     "Decision",
-    "Layer1",
     "Plan",
     "load_kernels",
     "make_plan",
     "names_of_nothing",
     "offered_ops",
     "plan_layer_1",
-    "registered_layer_1",
 ]

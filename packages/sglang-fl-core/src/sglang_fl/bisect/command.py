@@ -1,8 +1,11 @@
 """From a model and launch arguments to a verdict in a folder."""
 
 import json
+import os
 import random
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,9 +54,10 @@ def bisect(
     from sglang_fl.sglang_adapter.offline import offline_engine
 
     line = ["--model-path", model, *arguments]
-    say("starting the engine")
+    log = folder / "engine.log"
+    say(f"starting the engine; SGLang's log: {log}")
     try:
-        with offline_engine(line, folder) as engine:
+        with _printing_to(log), offline_engine(line, folder) as engine:
             tokens = [engine.encode(text) for text in prompts] or made_up
             verdict = Bisection(engine, METHOD, tokens, say).run()
     finally:
@@ -65,6 +69,26 @@ def bisect(
     except OSError as error:  # what was found counts all the same
         return with_limit(verdict, f"{folder} cannot be written: {error.strerror or error}")
     return verdict
+
+
+@contextmanager
+def _printing_to(log: Path) -> Iterator[None]:
+    """Send what this process and those that it starts print to a file: steps must not drown in it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in kept:
+        os.dup2(opened, stream)
+    os.close(opened)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 def _vocabulary(model: Path) -> int:

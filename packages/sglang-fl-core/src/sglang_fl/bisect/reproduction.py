@@ -2,9 +2,7 @@
 
 import json
 import platform
-import shlex
 import tempfile
-import textwrap
 import time
 import traceback
 from dataclasses import replace
@@ -16,9 +14,8 @@ import torch
 from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.logs.redaction import redacted
-from sglang_fl.sglang_adapter.former_flags import in_todays_words
 
-__all__ = ["broken", "make_folder", "manual_steps", "with_limit", "write_report"]
+__all__ = ["broken", "make_folder", "with_limit", "write_report"]
 
 LAYER_2 = '''\
 """Repeats a call of {name} that went wrong in {where}: python {script}"""
@@ -142,21 +139,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def manual_steps(model: str, arguments: str) -> str:
-    """Return the commands by which a user would find the same by hand, step by step."""
-    command = f"python -m sglang.launch_server --model-path {shlex.quote(model)}"
-    launch, vanilla = (f"{command} {text}".rstrip() for text in (arguments, in_todays_words(arguments)))
-    return textwrap.dedent(f"""\
-        # 1. Vanilla SGLang: wrong already means that it is not us.
-        SGLANG_PLUGINS=__none__ {vanilla}
-        # 2. Layer 2 alone (fused ops); the log says what runs.
-        USE_FLAGGEMS=0 SGLANG_FL_DISPATCH_LOG=dispatch.log {launch}
-        # 3. One fused op after the other, as the log names them.
-        USE_FLAGGEMS=0 SGLANG_FL_PREFER=reference SGLANG_FL_PER_OP=rms_norm=flagos {launch}
-        # 4. Layer 1 alone (ATen ops); the record says which were called.
-        SGLANG_FL_OOT_ENABLED=0 SGLANG_FLAGGEMS_RECORD=1 SGLANG_FLAGGEMS_LOG_PATH=aten.log {launch}
-        # 5. Half of the recorded ATen ops, then half of the guilty half, and so on.
-        SGLANG_FL_OOT_ENABLED=0 SGLANG_FL_FLAGOS_WHITELIST=mul,add {launch}
-        """)

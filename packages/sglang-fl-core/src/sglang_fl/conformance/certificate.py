@@ -24,7 +24,9 @@ FORMAT = 1
 Certificate = dict[str, Any]
 
 
-def make_certificate(vendor: Vendor, package: str, verdicts: Iterable[Verdict]) -> Certificate:
+def make_certificate(
+    vendor: Vendor, package: str, verdicts: Iterable[Verdict], not_verified: Iterable[str] = ()
+) -> Certificate:
     """Return the certificate of a vendor on this machine.
 
     Parameters
@@ -32,6 +34,7 @@ def make_certificate(vendor: Vendor, package: str, verdicts: Iterable[Verdict]) 
     vendor : whose implementations were checked
     package : the distribution that brings it, with its version
     verdicts : what became of each
+    not_verified : what is installed and was not looked at, one sentence each
     """
     content: Certificate = {
         "format": FORMAT,
@@ -40,6 +43,7 @@ def make_certificate(vendor: Vendor, package: str, verdicts: Iterable[Verdict]) 
         "core_api": CORE_API,
         "device": _device(vendor.device_type),
         "versions": _versions(vendor),
+        "not_verified": list(not_verified),
         "implementations": [{"state": verdict.state, **asdict(verdict)} for verdict in verdicts],
     }
     return {**content, "hash": _hash(content)}
@@ -108,6 +112,8 @@ def differences(one: Certificate, other: Certificate) -> Iterator[tuple[str, str
         yield from _unequal(name, one[name], other[name])
     for name in sorted({*one["versions"], *other["versions"]}):
         yield from _unequal(name, one["versions"].get(name), other["versions"].get(name))
+    # Certificates of core 0.1.0 do not have it.
+    yield from _unequal("not verified", one.get("not_verified", []), other.get("not_verified", []))
     left, right = _by_implementation(one), _by_implementation(other)
     for key in sorted({*left, *right}):
         if key not in left or key not in right:
@@ -129,4 +135,6 @@ def _unequal(where: str, one: object, other: object) -> Iterator[tuple[str, str,
 def _text(value: object) -> str:
     if isinstance(value, dict):  # faults by aspect
         return "; ".join(fault for faults in value.values() for fault in faults) or "none"
+    if isinstance(value, list):
+        return "; ".join(value) or "none"
     return "none" if value is None else str(value)

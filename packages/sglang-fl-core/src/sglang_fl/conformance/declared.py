@@ -1,13 +1,13 @@
 """Check a target by its source alone, on a machine that lacks the kernel library it imports."""
 
 import ast
-import importlib.util
 import inspect
 from collections.abc import Collection
-from pathlib import Path
 
+from sglang_fl.errors import VendorError
 from sglang_fl.ops import OPS
-from sglang_fl.vendor import OpImpl, is_installed
+from sglang_fl.vendor import OpImpl
+from sglang_fl.vendor.targets import module_source
 
 __all__ = ["check_declared"]
 
@@ -20,10 +20,12 @@ def check_declared(impl: OpImpl) -> list[str]:
     list of str : no such module, no such function, or parameters that are not the contract's
     """
     module_name, _, function = impl.target.partition(":")
-    spec = importlib.util.find_spec(module_name) if is_installed(module_name) else None
-    if spec is None or spec.origin is None:
-        return [f"{impl.target}: there is no module {module_name}"]
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    try:
+        tree = module_source(module_name)
+    except VendorError as error:
+        return [f"{impl.target}: {error}"]
+    if tree is None:
+        return [f"{impl.target}: {module_name} has no source in Python"]
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     if not found:
         return [f"{impl.target}: {module_name} defines no function {function}"]

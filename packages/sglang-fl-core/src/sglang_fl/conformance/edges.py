@@ -208,7 +208,8 @@ class _NotFinite:
             axis, named = self.op.rows[self.name] % value.dim(), rows.starts(self.op, arguments)
         for row, number in zip(named, (torch.nan, torch.inf), strict=False):
             of_row = value.select(axis, row)
-            of_row[(*(0 for _ in of_row.shape[:-1]), min(1, of_row.shape[-1] - 1))] = number
+            second = (*(0,) * (of_row.dim() - 1), min(1, of_row.shape[-1] - 1))
+            of_row[second] = number
 
 
 @dataclass(frozen=True)

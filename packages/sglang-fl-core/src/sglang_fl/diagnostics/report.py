@@ -1,27 +1,32 @@
 """What this machine would run, as data: settings, vendors, ops, the reasons behind one op, coverage."""
 
+import ast
 import contextlib
+from collections.abc import Iterable
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from sglang_fl.aten import Decision, make_plan, offered_ops, plan_layer_1
-from sglang_fl.dispatch.resolution import resolve
+from sglang_fl.aten.plan import Decision, make_plan, offered_ops, plan_layer_1
+from sglang_fl.dispatch.resolution import Skipped, walk
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import is_in_force
+from sglang_fl.registry.registry import reference_target
 from sglang_fl.settings import Settings
 from sglang_fl.settings.contradictions import why_no_layer_1
-from sglang_fl.sglang_adapter import coverage as sglang_coverage
 from sglang_fl.sglang_adapter import releases, seams
 from sglang_fl.sglang_adapter.installed_plugins import installed_claims
-from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
-from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
 from sglang_fl.sglang_adapter.source import PLUGIN_METHOD
 from sglang_fl.startup import Configuration, configure, simulate, usable_vendors
+from sglang_fl.vendor import OpImpl, why_no_target
+from sglang_fl.vendor.targets import module_source
+
+if TYPE_CHECKING:
+    from sglang_fl.sglang_adapter.coverage import Coverage
 
 __all__ = [
     "aten_ops",
@@ -70,16 +75,32 @@ def vendors() -> list[dict[str, Any]]:
 def ops() -> list[dict[str, Any]]:
     """Return each op: what runs it here first, and the candidates after that.
 
-    Where SGLang runs an op itself, the reason stands in the place of the candidates.
+    Where SGLang runs an op itself, the reason stands in the place of the candidates. An implementation whose
+    target does not exist would fail in its first call; it is named under ``not_found``.
     """
     configuration, lists = _configure()
     rows = []
     for name in OPS:
         off = why_layer_2_is_off() or lists.why_op_left_out(name)
-        off = off or configuration.resolutions[name].sglang_first
-        ids = ["sglang", off] if off else [impl.id for impl in configuration.resolutions[name].candidates]
-        rows.append({"op": name, "runs": ids[0], "then": ids[1:]})
+        walked = None if off else walk(name, configuration.registry, configuration.settings.policy)
+        if walked and walked.sglang_first:
+            off = walked.sglang_first
+        impls, missing = _found(walked.candidates) if walked and not off else ([], [])
+        ids = ["sglang", off] if off else [impl.id for impl in impls] or ["nothing"]
+        rows.append({"op": name, "runs": ids[0], "then": ids[1:], "not_found": [str(m) for m in missing]})
     return rows
+
+
+def _found(candidates: Iterable[OpImpl]) -> tuple[list[OpImpl], list[Skipped]]:
+    """Divide candidates into those whose target exists, and the others with what is missing."""
+    impls, missing = [], []
+    for impl in candidates:
+        reason = why_no_target(impl.target)
+        if reason is None:
+            impls.append(impl)
+        else:
+            missing.append(Skipped(impl.id, f"its target {impl.target} does not exist: {reason}"))
+    return impls, missing
 
 
 def aten_ops() -> list[dict[str, Any]]:
@@ -133,20 +154,20 @@ def why(op_name: str) -> dict[str, Any]:
     SettingsError : no such op, or what was asked for it cannot be had here
     """
     configuration, lists = _configure()
-    op, policy = configuration.registry.op(op_name), configuration.settings.policy
-    resolution = resolve(op, configuration.registry, policy)
+    policy = configuration.settings.policy
+    resolution = walk(configuration.registry.check_name(op_name), configuration.registry, policy)
+    contract = _contract(op_name)
+    candidates, missing = _found(resolution.candidates)
     return {
         "op": op_name,
         "vendor": configuration.registry.vendor.name,
         "layer_2": why_layer_2_is_off() or lists.why_op_left_out(op_name) or "on",
         "order": [str(token) for token in policy.order(op_name)],
         "sglang_first": resolution.sglang_first,
-        "candidates": [
-            {"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in resolution.candidates
-        ],
+        "candidates": [{"id": impl.id, "kind": str(impl.kind), "target": impl.target} for impl in candidates],
         "not": [
             {"what": skipped.what, "reason": skipped.reason}
-            for skipped in (*resolution.skipped, *resolution.excluded)
+            for skipped in (*missing, *resolution.skipped, *resolution.excluded)
         ],
         "quarantine": [
             {
@@ -158,8 +179,17 @@ def why(op_name: str) -> dict[str, Any]:
             for entry in configuration.registry.vendor.quarantine
             if entry.op == op_name
         ],
-        "contract": (op.reference.__doc__ or "").splitlines()[0],
+        "contract": (ast.get_docstring(contract) or "").partition("\n")[0],
+        "signature": f"{op_name}({ast.unparse(contract.args)})",
     }
+
+
+def _contract(op_name: str) -> ast.FunctionDef:
+    """Return an op's reference as its source has it; importing it would import PyTorch."""
+    module, _, function = reference_target(op_name).partition(":")
+    source = module_source(module)
+    assert source is not None
+    return next(n for n in source.body if isinstance(n, ast.FunctionDef) and n.name == function)
 
 
 def _state(lifted: bool, in_force: bool) -> str:
@@ -179,6 +209,9 @@ def coverage() -> dict[str, list[dict[str, Any]]]:
     ------
     SettingsError : SGLang is not installed
     """
+    # Its adapters know the ops, which import PyTorch; the listings above need neither.
+    from sglang_fl.sglang_adapter import coverage as sglang_coverage
+
     found = sglang_coverage.coverage(_sglang())
     classes = [
         {
@@ -195,7 +228,7 @@ def coverage() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _kernel_plugins(classes: list[sglang_coverage.Coverage]) -> list[dict[str, Any]]:
+def _kernel_plugins(classes: list["Coverage"]) -> list[dict[str, Any]]:
     rows = [vars(claim) for claim in installed_claims()]
     of_sglang = [layer.layer_class for layer in classes if layer.has_plugin_backend]
     return rows + [
@@ -205,6 +238,8 @@ def _kernel_plugins(classes: list[sglang_coverage.Coverage]) -> list[dict[str, A
 
 
 def _shortcuts() -> list[dict[str, Any]]:
+    from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
+
     rows = [
         {
             "shortcut": shortcut.name if shortcut.watch else f"{shortcut.name} (not in the log)",
@@ -234,6 +269,8 @@ def _shortcuts() -> list[dict[str, Any]]:
 
 def _fault_of(target: str) -> str | None:
     """Say in which releases SGLang's kernel behind a shortcut is wrong, so that it is turned off there."""
+    from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
+
     found = [f"{fault.releases} {fault.what}" for fault in KERNEL_FAULTS if fault.target == target]
     return f"that of {'; that of '.join(found)}; off there, the layers run" if found else None
 

@@ -1,6 +1,8 @@
 """The conformance kit over the vendor of this machine, as data for the command line."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +14,46 @@ from sglang_fl.conformance.certificate import (
     read_certificate,
     write_certificate,
 )
+from sglang_fl.conformance.simulated import GROUP as SIMULATED
+from sglang_fl.diagnostics.progress import Progress
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.ops import OPS
-from sglang_fl.registry import Registry
-from sglang_fl.startup import configure
-from sglang_fl.vendor import OpImpl
+from sglang_fl.registry import InstalledVendor, Registry
+from sglang_fl.startup import Configuration, configure
+from sglang_fl.vendor import BackendKind, OpImpl
 
-__all__ = ["compare", "verify"]
+__all__ = ["Verification", "compare", "verify"]
 
 Rows = list[dict[str, Any]]
 
+GOOD, FAULTS, NOT_LOOKED_AT = 0, 1, 3
 
-def verify(
-    op: str | None, certificate: Path | None, say: Callable[[str], None] = lambda text: None
-) -> tuple[Rows, bool]:
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of the implementations of this machine.
+
+    Parameters
+    ----------
+    rows : one for each implementation
+    not_verified : what was not looked at, why, and how it can be; one sentence each
+    code : 0 where all is well, 1 where an implementation fails, 3 where an installed vendor's
+        implementations were not looked at
+    """
+
+    rows: Rows
+    not_verified: list[str]
+    code: int
+
+
+def verify(op: str | None, certificate: Path | None, references_only: bool = False) -> Verification:
     """Check every implementation of this machine's vendor, the references too, and write a certificate.
 
     Parameters
     ----------
-    op : one op alone; None for all
+    op : only this op; None for all
     certificate : where to write it; None for nowhere
-    say : told of each implementation before it is checked, which may take seconds
-
-    Returns
-    -------
-    (list of dict, bool) : one row for each implementation; whether something was checked and nothing failed
+    references_only : check core's references and no vendor's implementations
 
     Raises
     ------
@@ -44,17 +61,13 @@ def verify(
     """
     if op is not None and op not in OPS:
         raise SettingsError(f"there is no op {op!r}. {choices(op, OPS)}")
-    registry = configure().registry
+    configuration = configure()
+    registry = configuration.registry
     vendor = registry.vendor
-    impls = [
-        impl for each in OPS.values() if op in (None, each.name) for impl in registry.implementations(each)
-    ]
-    verdicts = []
-    for number, impl in enumerate(impls, 1):
-        say(f"{impl.op} {impl} ({number} of {len(impls)})")
-        verdicts.append(_verdict(registry, impl))
+    verdicts = _verdicts(registry, op, references_only)
+    left_out = [] if references_only else list(_left_out(configuration, op, verdicts))
     package = next(found.distribution for found in registry.installed if found.vendor is vendor)
-    made = make_certificate(vendor, package, verdicts)
+    made = make_certificate(vendor, package, verdicts, [entry.text for entry in left_out])
     if certificate is not None:
         try:
             write_certificate(made, certificate)
@@ -62,15 +75,67 @@ def verify(
             raise SettingsError(
                 f"{certificate}: the certificate cannot be written: {error.strerror}"
             ) from None
-    return [_row(row) for row in made["implementations"]], is_passed(made)
+    code = GOOD if is_passed(made) else FAULTS
+    if code == GOOD and any(entry.was_expected for entry in left_out):
+        code = NOT_LOOKED_AT
+    return Verification([_row(row) for row in made["implementations"]], made["not_verified"], code)
+
+
+def _verdicts(registry: Registry, op: str | None, references_only: bool) -> list[Verdict]:
+    impls = [
+        impl
+        for each in OPS.values()
+        if op in (None, each.name)
+        for impl in registry.implementations(each)
+        if impl.kind is BackendKind.REFERENCE or not references_only
+    ]
+    progress, verdicts = Progress("verify"), []
+    for number, impl in enumerate(impls, 1):
+        progress.step(f"{impl.op} {impl} ({number} of {len(impls)})")
+        verdicts.append(_verdict(registry, impl))
+    progress.end()
+    return verdicts
 
 
 def _verdict(registry: Registry, impl: OpImpl) -> Verdict:
     """Check an implementation, unless it is known to be wrong here and does not run."""
-    for entry in registry.quarantine(OPS[impl.op]):
+    for entry in registry.quarantine(impl.op):
         if entry.impl == impl.id:
             return Verdict(impl.op, str(impl), impl.target, not_checked=[f"in quarantine: {entry}"])
     return verify_impl(impl, registry.vendor.device_type)
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """A vendor whose implementations were not looked at; not expected where the user chose another one."""
+
+    text: str
+    was_expected: bool
+
+
+def _left_out(configuration: Configuration, op: str | None, verdicts: list[Verdict]) -> Iterator[_LeftOut]:
+    """Yield the vendors that have implementations to check, none of which was checked."""
+    registry, settings = configuration.registry, configuration.settings
+    was_chosen = registry.vendor.name in (settings.platform, settings.simulated)
+    for found in registry.installed:
+        if found.vendor is None:
+            yield _LeftOut(f"vendor {found.name} ({found.distribution}): {found.fault}", not was_chosen)
+        elif not any(op in (None, impl.op) for impl in found.vendor.impls):
+            continue
+        elif found.vendor is not registry.vendor:
+            reason = found.why_not or f"{registry.vendor} was chosen"
+            text = f"vendor {found.name} ({found.distribution}): {reason}{_way_to_simulate(found, op)}"
+            yield _LeftOut(text, not was_chosen)
+        elif all(v.state == "not checked" for v in verdicts if v.impl != "reference"):
+            text = f"vendor {found.name} ({found.distribution}): none of its implementations could be checked"
+            yield _LeftOut(text, True)
+
+
+def _way_to_simulate(found: InstalledVendor, op: str | None) -> str:
+    if not entry_points(group=SIMULATED, name=found.name):
+        return ""
+    command = f"SGLANG_FL_SIMULATED={found.name} sglang-fl verify {op or ''}".rstrip()
+    return f". On its simulated chip: {command}"
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

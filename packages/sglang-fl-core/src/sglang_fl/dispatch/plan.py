@@ -121,8 +121,9 @@ def plan_layer(
 
 
 def _ours(method: str, adapter: Translation, resolution: Resolution) -> LayerPlan:
-    or_own = resolution.prefers_sglang and not OwnPath.of(method).is_pytorch
-    if or_own:  # SGLang's kernel is the last resort, not the reference
+    is_last_resort = resolution.prefers_sglang and not OwnPath.of(method).is_pytorch
+    if is_last_resort:  # SGLang's kernel, not the reference
         kernels = tuple(impl for impl in resolution.candidates if impl.kind is not BackendKind.REFERENCE)
         resolution = dataclasses.replace(resolution, candidates=kernels)
+    or_own = is_last_resort or resolution.then_sglang
     return LayerPlan(method, adapter=adapter, resolution=resolution, or_own=or_own)

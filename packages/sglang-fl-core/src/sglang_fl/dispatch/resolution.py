@@ -17,14 +17,27 @@ Dispatch order of an op, highest first:
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sglang_fl.errors import SettingsError
-from sglang_fl.ops import OPS, Op
+from sglang_fl.ops import OPS
 from sglang_fl.registry import Registry, why_not_installed
 from sglang_fl.settings.policy import Policy, Token
 from sglang_fl.vendor import BackendKind, OpImpl
 
-__all__ = ["Resolution", "Skipped", "reference_alone", "resolve", "resolve_all"]
+if TYPE_CHECKING:
+    from sglang_fl.ops import Op
+
+__all__ = [
+    "Resolution",
+    "Skipped",
+    "Walked",
+    "check_orders",
+    "reference_alone",
+    "resolve",
+    "resolve_all",
+    "walk",
+]
 
 
 @dataclass(frozen=True)
@@ -60,9 +73,10 @@ class Resolution:
         SGLang has a kernel of its own for a layer, that one is the last resort
     sglang_first : why every layer of this op is SGLang's, whatever the candidates are; None where they are
         tried
+    then_sglang : the user's order ends with SGLang's own path, which runs where no candidate can
     """
 
-    op: Op
+    op: "Op"
     candidates: tuple[OpImpl, ...]
     passed_over: tuple[Skipped, ...] = ()
     skipped: tuple[Skipped, ...] = ()
@@ -70,9 +84,10 @@ class Resolution:
     strict: bool = False
     prefers_sglang: bool = False
     sglang_first: str | None = None
+    then_sglang: bool = False
 
 
-def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
+def resolve(op: "Op", registry: Registry, policy: Policy) -> Resolution:
     """Walk the order of an op.
 
     Raises
@@ -80,7 +95,45 @@ def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
     SettingsError : the user asked for this op's backend, and none of what was asked is available;
         the message names the op, what was asked, why not, and what is available
     """
-    impls, asked = registry.implementations(op), policy.order(op.name)
+    walked = walk(op.name, registry, policy)
+    return Resolution(
+        op,
+        candidates=walked.candidates,
+        passed_over=walked.passed_over,
+        skipped=walked.skipped,
+        excluded=walked.excluded,
+        strict=policy.strict,
+        prefers_sglang=registry.vendor.device_type != "cpu" and not policy.names_reference(op.name),
+        sglang_first=walked.sglang_first,
+        then_sglang=walked.then_sglang,
+    )
+
+
+@dataclass(frozen=True)
+class Walked:
+    """The order of an op, walked by its name alone: no op is imported, and so no PyTorch.
+
+    Parameters
+    ----------
+    candidates, passed_over, skipped, excluded, sglang_first, then_sglang : as in ``Resolution``
+    """
+
+    candidates: tuple[OpImpl, ...]
+    passed_over: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
+    excluded: tuple[Skipped, ...]
+    sglang_first: str | None
+    then_sglang: bool
+
+
+def walk(op: str, registry: Registry, policy: Policy) -> Walked:
+    """Walk the order of the op of a name.
+
+    Raises
+    ------
+    SettingsError : as ``resolve``
+    """
+    impls, asked = registry.implementations(op), policy.order(op)
     order = tuple(itertools.takewhile(lambda token: not token.is_sglangs, asked))
     steps = [step for token in order for step in _steps(op, registry, policy, token)]
     candidates = [step for step in dict.fromkeys(steps) if isinstance(step, OpImpl)]
@@ -88,16 +141,13 @@ def resolve(op: Op, registry: Registry, policy: Policy) -> Resolution:
     if not candidates and len(order) == len(asked):
         raise SettingsError(_refusal(op, registry, policy, skipped))
     excluded = (impl for impl in impls if not any(token.selects(impl) for token in order))
-    return Resolution(
-        op,
-        candidates=tuple(candidates),
-        passed_over=tuple(_skipped_first(steps)),
-        skipped=tuple(skipped),
-        excluded=tuple(Skipped(impl.id, "not in the order given for this op") for impl in excluded),
-        strict=policy.strict,
-        prefers_sglang=len(order) < len(asked)
-        or (registry.vendor.device_type != "cpu" and not policy.names_reference(op.name)),
-        sglang_first=_why_sglang_first(candidates, registry, policy),
+    return Walked(
+        tuple(candidates),
+        tuple(_skipped_first(steps)),
+        tuple(skipped),
+        tuple(Skipped(impl.id, "not in the order given for this op") for impl in excluded),
+        _why_sglang_first(candidates, registry, policy),
+        then_sglang=len(order) < len(asked),
     )
 
 
@@ -120,7 +170,7 @@ def _why_sglang_first(candidates: list[OpImpl], registry: Registry, policy: Poli
     return f"{first} is no default here: {choice.reason}"
 
 
-def _steps(op: Op, registry: Registry, policy: Policy, token: Token) -> Iterator[OpImpl | Skipped]:
+def _steps(op: str, registry: Registry, policy: Policy, token: Token) -> Iterator[OpImpl | Skipped]:
     """Yield what one step of an order comes to: candidates, or reasons why there is none."""
     meant = [impl for impl in registry.implementations(op) if token.selects(impl)]
     if not meant:
@@ -130,11 +180,11 @@ def _steps(op: Op, registry: Registry, policy: Policy, token: Token) -> Iterator
         yield Skipped(impl.id, reason) if reason else impl
 
 
-def _why_not(impl: OpImpl, op: Op, registry: Registry, policy: Policy) -> str | None:
+def _why_not(impl: OpImpl, op: str, registry: Registry, policy: Policy) -> str | None:
     """Say why an implementation may not run, or None."""
     missing = why_not_installed(impl)
     denied = policy.why_denied(registry.vendor.name) if impl.kind is BackendKind.VENDOR else None
-    if missing or denied or op.name in policy.lifted:
+    if missing or denied or op in policy.lifted:
         return missing or denied
     for entry in registry.quarantine(op):
         if entry.impl == impl.id:
@@ -154,8 +204,8 @@ def _why_none(registry: Registry, token: Token) -> str:
     return f"{text} ({'; '.join(others)})" if others else f"{text}, and no other vendor is installed"
 
 
-def _refusal(op: Op, registry: Registry, policy: Policy, skipped: list[Skipped]) -> str:
-    asked = "|".join(map(str, policy.order(op.name)))
+def _refusal(op: str, registry: Registry, policy: Policy, skipped: list[Skipped]) -> str:
+    asked = "|".join(map(str, policy.order(op)))
     impls = registry.implementations(op)
     available = [impl.id for impl in impls if not _why_not(impl, op, registry, policy)]
     return (
@@ -177,13 +227,22 @@ def resolve_all(registry: Registry, policy: Policy) -> dict[str, Resolution]:
     ------
     SettingsError : as ``resolve``; the messages of several ops are joined, one line each
     """
-    resolutions: dict[str, Resolution] = {}
+    check_orders(registry, policy)
+    return {name: resolve(op, registry, policy) for name, op in OPS.items()}
+
+
+def check_orders(registry: Registry, policy: Policy) -> None:
+    """Refuse orders that cannot be met, without importing an op.
+
+    Raises
+    ------
+    SettingsError : as ``resolve_all``
+    """
     refusals = []
-    for op in OPS.values():
+    for name in OPS:
         try:
-            resolutions[op.name] = resolve(op, registry, policy)
+            walk(name, registry, policy)
         except SettingsError as error:
             refusals.append(str(error))
     if refusals:
         raise SettingsError("\n".join(refusals))
-    return resolutions

@@ -31,6 +31,29 @@ BUILT_IN = ("cpu", "cuda", "mps", "xpu")
 FOR_NEW_DEVICES = ("simulated.py", "platform.py")
 TAKEN = ("cpu", "core")
 GROUP = "sglang_fl.vendors"
+#: What a package's README says where its chip can be simulated.
+SIMULATED = """
+Without the chip, on the simulated one:
+
+```bash
+SGLANG_FL_SIMULATED=@NAME@ sglang-fl verify
+SGLANG_FL_SIMULATED=@NAME@ SGLANG_FL_DISPATCH_LOG=ran.txt python -m sglang.launch_server --model-path MODEL
+```
+"""
+TODO = """\
+- [ ] `pyproject.toml`: `authors`, and the description
+- [ ] how the chip is found: in `src/{package}/probe.py`
+- [ ] the chip's own operator: in `vendor/silu_and_mul.py`
+- [ ] `requires=(...)` of each implementation, the library that its kernel imports: in `__init__.py`
+"""
+TODO_OF_NEW = (
+    TODO
+    + """\
+- [ ] `torch_{device}`, which adds the device to PyTorch: in `probe.py`, `simulated.py`, `platform.py`
+- [ ] `{device}_ccl`, its backend of `torch.distributed`: in `platform.py`, `simulated.py`
+- [ ] `stand_ins` of the chip's other packages that kernels import: in `simulated.py`
+"""
+)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -138,6 +161,8 @@ def _words(name: str, device_type: str, with_flag_gems: bool) -> dict[str, str]:
         "TORCH_MODULE": f"torch_{device_type}" if is_new else "torch",
         "SIMULATED_POINT": point if is_new else "",
         "WHERE": ", on the simulated chip where the real one is missing" if is_new else "",
+        "SIMULATED": SIMULATED.replace("@NAME@", name) if is_new else "",
+        "TODO": (TODO_OF_NEW if is_new else TODO).format(name=name, device=device_type, package=package),
         **_flag_gems_words(name, with_flag_gems, more),
     }
 

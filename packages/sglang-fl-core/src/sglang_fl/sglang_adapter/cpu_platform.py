@@ -11,13 +11,13 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from sglang_fl.platform import NotCuda, SGLangPools
+from sglang_fl.platform import LoadsPlugins, NotCuda, SGLangPools, TorchNative
 from sglang_fl.registry.cpu import MEM_FRACTION_STATIC
 
 __all__ = ["CpuPlatform"]
 
 
-class CpuPlatform(SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
+class CpuPlatform(LoadsPlugins, TorchNative, SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
     """A plain CPU: PyTorch attention, no graphs, collectives over gloo."""
 
     _enum = PlatformEnum.OOT

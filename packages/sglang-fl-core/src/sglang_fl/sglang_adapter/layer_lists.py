@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
-from sglang_fl.sglang_adapter.layers import ADAPTERS
 
 __all__ = ["ABOVE", "LayerLists", "class_name", "layer_lists", "named_ops"]
 
@@ -52,6 +51,8 @@ class LayerLists:
 
     def why_op_left_out(self, op_name: str) -> str | None:
         """Say why all layer classes of an op are SGLang's, or None where one is ours."""
+        if not self.white and not self.black:
+            return None
         reasons = [self._why_left_out(names) for names in _names_of(op_name)]
         return None if None in reasons else reasons[0]
 
@@ -64,6 +65,8 @@ def class_name(layer_class: str) -> str:
 
 def _names_of(op_name: str) -> list[set[str]]:
     """Return for each layer class of an op the names by which a list means it."""
+    from sglang_fl.sglang_adapter.layers import ADAPTERS
+
     adapters = (adapter for adapters in ADAPTERS.values() for adapter in adapters)
     classes = [class_name(adapter.layer_class) for adapter in adapters if adapter.op.name == op_name]
     return [{op_name, name, *ABOVE.get(name, ())} for name in classes]
@@ -80,6 +83,10 @@ def layer_lists(settings: Settings) -> LayerLists:
     white, black = settings.oot_whitelist.names, settings.oot_blacklist.names
     active = "oot_blacklist" if black else "oot_whitelist"
     lists = LayerLists(frozenset(white), frozenset(black), settings.title(active))
+    if not white and not black:  # most listings end here: the adapters import the ops, and PyTorch
+        return lists
+    from sglang_fl.sglang_adapter.layers import ADAPTERS
+
     valid = {*OPS, *map(class_name, ADAPTERS)}
     wrong = [name for name in (*white, *black) if name not in valid]
     title = f"{settings.quoted(active)}: no layer class and no op is called"

@@ -7,7 +7,7 @@ they are needed, so that listing them works on a machine without any accelerator
 from sglang_fl.vendor.aten import AtenChoice, AtenKernel, AtenOffer, AtenOp, AtenQuarantined
 from sglang_fl.vendor.flag_gems import flag_gems_aten, flag_gems_aten_kernel, flag_gems_impl
 from sglang_fl.vendor.impls import BackendKind, OpChoice, OpImpl, Quarantined
-from sglang_fl.vendor.targets import is_installed, load_target, why_no_device
+from sglang_fl.vendor.targets import is_installed, load_target, why_no_device, why_no_target
 from sglang_fl.vendor.vendor import CORE_API, OLDEST_CORE_API, Vendor
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "is_installed",
     "load_target",
     "why_no_device",
+    "why_no_target",
 ]

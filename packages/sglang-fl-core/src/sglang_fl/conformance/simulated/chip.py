@@ -77,14 +77,21 @@ def find_chip(name: str, title: str = "SGLANG_FL_SIMULATED") -> SimulatedChip:
     Raises
     ------
     SettingsError : no installed package offers one of that name
-    VendorError : what it offers is none
+    VendorError : what it offers is none, or its package cannot be imported
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         raise SettingsError(
             f"{title}={name!r}: no installed vendor package offers that chip. {choices(name, points)}"
         )
-    chip = points[name].load()
+    point = points[name]
+    package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+    try:
+        chip = point.load()
+    except Exception as error:
+        raise VendorError(
+            f"{title}={name!r}: {package} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(chip, SimulatedChip):
         raise VendorError(
             f"the entry point {name} of {GROUP} names a {type(chip).__name__}, no SimulatedChip"

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sglang_fl.diagnostics.doctor.attention import attention
 from sglang_fl.diagnostics.doctor.collective import collective
-from sglang_fl.diagnostics.doctor.configured import settings, vendors
+from sglang_fl.diagnostics.doctor.configured import settings, targets, vendors
 from sglang_fl.diagnostics.doctor.devices import devices, numa
 from sglang_fl.diagnostics.doctor.finding import Finding, State, unknown
 from sglang_fl.diagnostics.doctor.heads import heads
@@ -20,6 +21,7 @@ from sglang_fl.diagnostics.doctor.packages import copies, flag_gems_pins, shadow
 from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
 from sglang_fl.diagnostics.doctor.sglang_kernels import kernel_faults, kernel_plugins
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
+from sglang_fl.diagnostics.progress import Progress
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.logs.redaction import redacted
 
@@ -35,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
     sglang_release,
     settings,
     vendors,
+    targets,
     layer_2,
     dispatch_log,
     sglang_loads_the_plugin,
@@ -60,6 +63,8 @@ CHECKS: tuple[Check, ...] = (
     collective,
     # Out of memory at start.
     memory,
+    # Wrong numbers, or a request that ends the server.
+    attention,
     # What else has been met.
     copies,
     shadow,
@@ -106,13 +111,23 @@ def examine(launch: Launch, only: Sequence[str] = ()) -> list[Row]:
     for name in only:
         if name not in by_name:
             raise SettingsError(f"there is no check {name!r}. {choices(name, by_name)}")
-    rows = [
-        Row(name, _redacted(finding))
-        for name, check in by_name.items()
-        if not only or name in only
-        for finding in _findings(name, check, launch)
-    ]
+    chosen = {name: check for name, check in by_name.items() if not only or name in only}
+    progress, rows = Progress("doctor"), []
+    for number, (name, check) in enumerate(chosen.items(), 1):
+        progress.step(f"{name} ({number} of {len(chosen)})")
+        found = [Row(name, _redacted(finding)) for finding in _findings(name, check, launch)]
+        rows += found or ([Row(name, _nothing_to_see(check))] if only else [])
+    progress.end()
     return sorted(rows, key=lambda row: _URGENCY.index(row.finding.state))
+
+
+def _nothing_to_see(check: Check) -> Finding:
+    """Return the finding of a check that the user asked for and that had nothing to look at."""
+    question = (check.__doc__ or "").splitlines()[0]
+    text = f"not looked at: {question}"
+    return unknown(
+        _name(check), text, "this vendor and these options leave it nothing to look at: see --help"
+    )
 
 
 def _findings(name: str, check: Check, launch: Launch) -> Iterator[Finding]:

@@ -18,8 +18,9 @@ from sglang_fl.diagnostics.doctor.launch import Launch
 
 __all__ = ["collective"]
 
-NOT_STARTED = "not started"
 RANK = "sglang_fl.diagnostics.doctor.collective_rank"
+#: The stage of a rank that has not said anything yet.
+IMPORTING = "Python and PyTorch are being imported"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Rank:
     def stage(self) -> str:
         """Return how far it came."""
         lines = _read(self.output).splitlines()
-        return lines[-1] if lines else NOT_STARTED
+        return lines[-1] if lines else IMPORTING
 
     def error(self) -> str:
         """Return its last words."""
@@ -108,9 +109,10 @@ def _judged(ranks: list[_Rank], launch: Launch, device_type: str, is_over: bool,
     if failed:
         text = f"rank {failed[0].number} failed after '{failed[0].stage()}': {failed[0].error()}"
         return problem(what, text, _remedy(device_type))
-    if not is_over and any(rank.stage() == NOT_STARTED for rank in ranks):
-        text = f"not told: after {launch.probe_seconds:g} s the ranks still import PyTorch ({stages})"
-        return unknown(what, text, "ask again with a larger --probe-seconds")
+    importing = [rank for rank in ranks if rank.stage() == IMPORTING]
+    if not is_over and importing:
+        text = f"not known: after {launch.probe_seconds:g} s the ranks have not begun ({stages})"
+        return unknown(what, text, f"give it more time: --probe-seconds {2 * launch.probe_seconds:g}")
     if not is_over:
         text = f"hangs: not done after {launch.probe_seconds:g} s ({stages})"
         return problem(what, text, _remedy(device_type))

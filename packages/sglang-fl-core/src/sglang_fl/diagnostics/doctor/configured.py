@@ -1,7 +1,9 @@
 """Our own settings and the vendors: are they right, and what would this process do?"""
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
+from sglang_fl.conformance.declared import check_declared
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.errors import SglangFlError
@@ -10,7 +12,7 @@ from sglang_fl.settings import unknown_variables
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.startup import Configuration, configure, usable_vendors
 
-__all__ = ["configured", "settings", "vendors"]
+__all__ = ["configured", "settings", "targets", "vendors"]
 
 
 def configured() -> Configuration | None:
@@ -38,31 +40,44 @@ def settings(launch: Launch) -> Iterator[Finding]:
 
 def vendors(launch: Launch) -> Iterator[Finding]:
     """Is a vendor package broken, or does none of them see its chip?"""
+    configuration = configured()
+    chosen = configuration.settings.quoted("platform") if _is_chosen(configuration) else None
     found = usable_vendors()
     chips = [vendor for vendor in found if vendor.name != "cpu"]
-    has_chip = any(vendor.is_available for vendor in chips)
-    configuration = configured()
-    chosen = configuration.settings.platform if configuration else None
+    available = [vendor.name for vendor in chips if vendor.is_available]
     for vendor in chips:
-        if configuration and chosen and vendor.name != chosen and not vendor.fault:
-            text = f"not used: {configuration.settings.quoted('platform')} chooses another"
-            yield ok(f"vendor {vendor.name}", text)
-        else:
-            yield _of_vendor(vendor, has_chip)
+        yield _of_vendor(vendor, chosen or (f"{available[0]} is here" if available else None))
     if not chips:
         remedy = "on a chip, install its package: sglang-fl-nvidia, -ascend or -mlu"
         yield ok("vendors", "no vendor package is installed: fused ops run their references", remedy)
 
 
-def _of_vendor(vendor: InstalledVendor, has_chip: bool) -> Finding:
+def _is_chosen(configuration: Configuration | None) -> TypeGuard[Configuration]:
+    """Whether the user has named the vendor to use."""
+    return configuration is not None and configuration.settings.platform is not None
+
+
+def _of_vendor(vendor: InstalledVendor, another: str | None) -> Finding:
+    """Judge a vendor package; its chip may be missing where another vendor is used, for this reason."""
     what = f"vendor {vendor.name}"
     if vendor.is_available:
         return ok(what, f"{vendor.distribution}, its chip is here")
     if vendor.fault:
         text = f"{vendor.distribution} is left out: {vendor.fault}"
         return problem(what, text, f"reinstall or upgrade {vendor.distribution.split()[0]}")
-    if has_chip:
-        return ok(what, f"not used: {vendor.why_not}")
-    return problem(
-        what, f"its chip is not seen: {vendor.why_not}", "check the driver and this Python's torch"
-    )
+    if another:
+        return ok(what, f"not used ({another}): {vendor.why_not}")
+    remedy = "check the driver and this Python's torch; on a machine without it, SGLANG_FL_PLATFORM=cpu"
+    return problem(what, f"its chip is not seen: {vendor.why_not}", remedy)
+
+
+def targets(launch: Launch) -> Iterator[Finding]:
+    """Does every implementation name a function that exists and fits its contract? Nothing is imported."""
+    count = 0
+    for found in usable_vendors():
+        for impl in found.vendor.impls if found.vendor else ():
+            count += 1
+            for fault in check_declared(impl):
+                remedy = f"correct it in the package {found.distribution.split()[0]}"
+                yield problem(f"target of {impl.op} {impl}", fault, remedy)
+    yield ok("targets", f"{count} implementations of the installed vendor packages were looked at")

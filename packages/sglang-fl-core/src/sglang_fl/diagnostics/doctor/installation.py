@@ -112,10 +112,10 @@ def selection(launch: Launch) -> Iterator[Finding]:
             f"SGLANG_PLATFORM={NAME!r} is refused: on this device SGLang's own platform stays active",
             "unset it; to choose the chip's vendor, set SGLANG_FL_PLATFORM",
         )
-    if NAME in names:
-        yield ok("SGLANG_PLUGINS", f"SGLANG_PLUGINS={quoted(sglang.plugins or '')} names the plugin")
+    if NAME in names and not sglang.platform:
+        yield ok("SGLANG_PLUGINS", f"SGLANG_PLUGINS={quoted(sglang.plugins or '')} lets the plugin in")
     if sglang.platform == NAME and not _has_own_platform():
-        yield ok("SGLANG_PLATFORM", f"SGLANG_PLATFORM={NAME!r} names the plugin")
+        yield ok("SGLANG_PLATFORM", f"SGLANG_PLATFORM={NAME!r}: on this device the platform is ours")
     if not names and not sglang.platform:
         others = _other_platforms()
         also = f"; {', '.join(others)} brings a platform too, and of several SGLang wants one named"

@@ -7,6 +7,7 @@ from sglang_fl.diagnostics.doctor.child import last_line, run_python
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.launch import Launch
+from sglang_fl.diagnostics.doctor.packages import extra_of
 from sglang_fl.diagnostics.doctor.writable import why_no_file
 from sglang_fl.errors import SglangFlError
 from sglang_fl.settings import Settings
@@ -99,12 +100,25 @@ def flag_gems(launch: Launch) -> Iterator[Finding]:
     if child.code is None:
         yield unknown("FlagGems", f"`import flag_gems` is not done after {SECONDS} s")
     elif child.code and "No module named 'flag_gems'" in last_line(child.errors):
-        yield problem("FlagGems", "not installed, and the vendor's kernels need it", "pip install flag-gems")
+        yield _of_missing(configuration)
     elif child.code:
         remedy = "check the driver (FlagGems asks it for its device), GEMS_VENDOR, and the rows about pins"
         yield problem("FlagGems", f"cannot be imported: {last_line(child.errors)}", remedy)
     else:
         yield _of_device(last_line(child.output).removeprefix("device "), vendor.device_type)
+
+
+def _of_missing(configuration: Configuration) -> Finding:
+    """Judge that FlagGems is missing: no problem where the vendor package offers it as an extra."""
+    registry, settings = configuration.registry, configuration.settings
+    package = next(found.distribution for found in registry.installed if found.vendor is registry.vendor)
+    distribution = package.split()[0]
+    extra = extra_of(distribution, "flag-gems")
+    was_asked_for = settings.use_flaggems and settings.is_users("use_flaggems")
+    if extra and not was_asked_for:
+        text = f"not installed: an optional part of {distribution}"
+        return ok("FlagGems", text, f"for its kernels: pip install '{distribution}[{extra}]'")
+    return problem("FlagGems", "not installed, and the vendor's kernels need it", "pip install flag-gems")
 
 
 def _of_device(found: str, wanted: str) -> Finding:

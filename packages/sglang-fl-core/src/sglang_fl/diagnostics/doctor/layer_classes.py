@@ -13,7 +13,7 @@ from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
 from sglang_fl.startup import Configuration
-from sglang_fl.vendor import BackendKind
+from sglang_fl.vendor import BackendKind, is_installed
 
 __all__ = ["layer_classes", "operators"]
 
@@ -27,23 +27,43 @@ def operators(launch: Launch) -> Iterator[Finding]:
     if configuration is None or configuration.registry.vendor.device_type in _AT_HOME:
         return
     vendor = configuration.registry.vendor
-    left = [*_without_kernel(configuration), *_left_out(configuration)]
+    left = list(_left_out(configuration))
     if not left and not configuration.settings.oot_enabled:
         text = f"layer 2 is off: on {vendor.device_type} SGLang runs its own paths"
         left = [problem("ops", text, "unset SGLANG_FL_OOT_ENABLED")]
-    yield from left or [ok("ops", f"each has a kernel of vendor {vendor}")]
+    yield from left
+    bare = _without_kernel(configuration)
+    if bare:
+        yield _of_bare(configuration, bare)
+    elif not left:
+        yield ok("ops", f"each has a kernel of vendor {vendor}")
 
 
-def _without_kernel(configuration: Configuration) -> Iterator[Finding]:
-    for name, resolution in configuration.resolutions.items():
-        kernels = [impl for impl in resolution.candidates if impl.kind is not BackendKind.REFERENCE]
-        if kernels or not resolution.prefers_sglang:
-            continue
-        reasons = "; ".join(map(str, resolution.skipped)) or "the vendor has none"
-        text = (
-            f"no kernel is available ({reasons}): SGLang's path, if it has one here, runs {_classes_of(name)}"
-        )
-        yield problem(f"op {name}", text, f"SGLANG_FL_PER_OP={name}=reference runs it in plain PyTorch")
+def _without_kernel(configuration: Configuration) -> list[str]:
+    """Return the ops for which the vendor has no kernel that could run here."""
+    return [
+        name
+        for name, resolution in configuration.resolutions.items()
+        if all(impl.kind is BackendKind.REFERENCE for impl in resolution.candidates)
+    ]
+
+
+def _of_bare(configuration: Configuration, names: list[str]) -> Finding:
+    """Say what runs these ops: something always does, so that this is no problem."""
+    vendor = configuration.registry.vendor
+    runs = "the reference runs (slow)"
+    if vendor.platform is None and any(configuration.resolutions[name].prefers_sglang for name in names):
+        runs = f"SGLang's own path for {vendor.device_type} runs where it has one, else the reference (slow)"
+    missing = {
+        module
+        for name in names
+        for impl in configuration.registry.implementations(name)
+        for module in impl.requires
+        if not is_installed(module)
+    }
+    remedy = f"for the vendor's kernels install {', '.join(sorted(missing))}" if missing else ""
+    count = "1 op" if len(names) == 1 else f"{len(names)} ops"
+    return ok("ops", f"{count} without a kernel of {vendor}: {runs}: {', '.join(names)}", remedy)
 
 
 def _left_out(configuration: Configuration) -> Iterator[Finding]:

@@ -15,6 +15,9 @@ from sglang_fl.errors import quoted
 __all__ = ["interfaces", "ports", "rendezvous", "variables_of_collectives"]
 
 
+LAST_PORT = 65535
+
+
 def ports(launch: Launch) -> Iterator[Finding]:
     """Are the port of the server and that of its ranks free?"""
     if launch.is_described:
@@ -81,7 +84,10 @@ def _of_address(address: str) -> Finding:
 def interfaces(launch: Launch) -> Iterator[Finding]:
     """Do the variables that choose a network interface name one that exists?"""
     here = sorted(psutil.net_if_addrs())
-    for name, chosen in (("NCCL_SOCKET_IFNAME", _nccl), ("GLOO_SOCKET_IFNAME", _gloo)):
+    readers = {"NCCL_SOCKET_IFNAME": _nccl, "GLOO_SOCKET_IFNAME": _gloo}
+    if not any(map(variable, readers)):
+        yield ok("interfaces", f"{' and '.join(readers)} are not set")
+    for name, chosen in readers.items():
         text = variable(name)
         if text is None:
             continue
@@ -113,9 +119,9 @@ def variables_of_collectives(launch: Launch) -> Iterator[Finding]:
     if launch.tp < 2:
         return
     found = variables(("NCCL_", "GLOO_"))
-    if found:
-        text = ", ".join(f"{name}={value}" for name, value in found.items())
-        yield ok("NCCL_*, GLOO_*", text, "if the probe below fails, unset them and try again")
+    text = ", ".join(f"{name}={value}" for name, value in found.items())
+    remedy = "if the probe below fails, unset them and try again"
+    yield ok("NCCL_*, GLOO_*", text, remedy) if found else ok("NCCL_*, GLOO_*", "none is set")
     left = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if variable(name)]
     if left:
         text = f"{', '.join(left)} set, as torchrun or a scheduler does: SGLang starts its ranks by itself"

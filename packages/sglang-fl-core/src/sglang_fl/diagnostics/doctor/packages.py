@@ -11,7 +11,7 @@ from sglang_fl.diagnostics.doctor.child import last_line, run_python
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.launch import Launch
 
-__all__ = ["copies", "flag_gems_pins", "shadow", "torch_pins"]
+__all__ = ["copies", "extra_of", "flag_gems_pins", "shadow", "torch_pins"]
 
 MODULES = (
     "sglang",
@@ -107,6 +107,27 @@ def flag_gems_pins(launch: Launch) -> Iterator[Finding]:
         f"if an import fails: {sys.executable} -m pip install {wanted}, and see that SGLang's pins still hold"
     )
     yield problem("FlagGems' pins", text, remedy)
+
+
+def extra_of(distribution: str, requirement: str) -> str | None:
+    """Return the extra of a distribution that brings a requirement; None where none does."""
+    try:
+        found = metadata.metadata(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+    wanted = [
+        r for r in map(Requirement, metadata.requires(distribution) or ()) if _plain(r.name) == requirement
+    ]
+    for extra in found.get_all("Provides-Extra") or ():
+        for required in wanted:
+            marker = required.marker
+            if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+                return str(extra)
+    return None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def _version(name: str) -> str | None:

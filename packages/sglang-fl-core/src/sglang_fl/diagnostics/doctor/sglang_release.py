@@ -6,6 +6,7 @@ from importlib import metadata
 from packaging.version import InvalidVersion, Version
 
 from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
+from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.installation import several_platforms
 from sglang_fl.diagnostics.doctor.launch import Launch
@@ -15,6 +16,7 @@ from sglang_fl.sglang_adapter.releases import is_supported, supported_range
 __all__ = ["sglang_loads_the_plugin", "sglang_release"]
 
 SECONDS = 180
+FORGETFUL = "sglang.benchmark.one_batch, Ray's scheduler actors and encoder-only workers"
 
 #: What SGLang does first in each of its processes, and whether it has called us there.
 _LOAD = """
@@ -54,6 +56,14 @@ def sglang_loads_the_plugin(launch: Launch) -> Iterator[Finding]:
         yield _judged(run_python(_LOAD, SECONDS))
 
 
+def _where_not() -> str:
+    """Say in which processes that run a model SGLang loads no plugins."""
+    configuration = configured()
+    if configuration is None or configuration.registry.vendor.platform is not None:
+        return f"our platform loads it in {FORGETFUL} too, where SGLang loads no plugins"
+    return f"not in {FORGETFUL}: SGLang loads no plugins there, every op is its own"
+
+
 def _judged(child: Child) -> Finding:
     what = "loading"
     if child.code is None:
@@ -61,7 +71,7 @@ def _judged(child: Child) -> Finding:
             what, f"`import sglang` is not done after {SECONDS} s", "see where it waits: py-spy dump"
         )
     if child.code == 0 and "plugin called 1" in child.output:
-        return ok(what, "SGLang imports, and calls the plugin")
+        return ok(what, "SGLang imports, and calls the plugin", _where_not())
     if child.code == 0:
         return problem(
             what, "SGLang imports and does not call the plugin", "see the rows about plugins above"

@@ -1,0 +1,82 @@
+"""Wrong numbers, or a request that ends the server: can the attention that runs here compute the model?"""
+
+from collections.abc import Iterator
+
+from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
+from sglang_fl.diagnostics.doctor.configured import configured
+from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
+from sglang_fl.diagnostics.doctor.launch import Launch
+from sglang_fl.diagnostics.doctor.model import Model, read_model
+from sglang_fl.errors import SettingsError
+from sglang_fl.platform import soft_caps, what_becomes_of
+from sglang_fl.startup import Configuration
+
+__all__ = ["attention"]
+
+SECONDS = 180
+BACKEND = "attention backend "
+
+#: Which attention a start would take, and a call of it as the backend makes it for grouped heads.
+_TRY = f"""
+from sglang_fl.startup import configure
+device = configure().registry.vendor.device_type
+from sglang.srt.platforms import current_platform
+from sglang.srt.plugins import load_plugins
+load_plugins()
+own = current_platform.is_out_of_tree()
+backend = current_platform.get_default_attention_backend() if own else "SGLang's choice"
+print("{BACKEND}" + backend, flush=True)
+if backend == "torch_native" and device != "cpu":
+    import torch
+    from sglang.srt.layers.attention import torch_native_backend as attention
+    query = torch.zeros(1, 2, 4, 16, dtype=torch.bfloat16, device=device)
+    key = torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16, device=device)
+    attention.scaled_dot_product_attention(query, key, key, enable_gqa=True)
+"""
+
+
+def attention(launch: Launch) -> Iterator[Finding]:
+    """Does the attention of this platform apply soft caps, and take fewer key than query heads?"""
+    configuration = configured()
+    if configuration is None:
+        return
+    model = _model(launch)
+    if not (_is_on_our_platform(configuration) or (model and soft_caps(model.config))):
+        return
+    child = run_python(_TRY, SECONDS)
+    told = [line for line in child.output.splitlines() if line.startswith(BACKEND)]
+    if not told:
+        reason = last_line(child.errors) if child.code is not None else f"not done after {SECONDS} s"
+        yield unknown("attention", f"which backend would run cannot be asked: {reason}")
+        return
+    yield from _judged(told[0].removeprefix(BACKEND), child, configuration, model)
+
+
+def _model(launch: Launch) -> Model | None:
+    try:
+        return read_model(launch.model) if launch.model is not None else None
+    except SettingsError:  # told by the check of the memory
+        return None
+
+
+def _is_on_our_platform(configuration: Configuration) -> bool:
+    vendor = configuration.registry.vendor
+    return vendor.platform is not None and vendor.device_type != "cpu"
+
+
+def _judged(
+    backend: str, child: Child, configuration: Configuration, model: Model | None
+) -> Iterator[Finding]:
+    device = configuration.registry.vendor.device_type
+    if backend != "torch_native":
+        yield ok("attention", f"{backend} on {device}")
+        return
+    caps = soft_caps(model.config) if model else {}
+    for key, value in caps.items():
+        text = f"config.json: {key}={value:g}: {what_becomes_of(key)}"
+        yield problem("attention", text, "serve this model on a device for which SGLang has another backend")
+    if child.code:
+        text = f"{backend} fails for models with fewer key than query heads: {last_line(child.errors)}"
+        yield problem("attention", text, f"upgrade PyTorch's package for {device}, or serve models without")
+    elif not caps:
+        yield ok("attention", f"{backend} on {device}")

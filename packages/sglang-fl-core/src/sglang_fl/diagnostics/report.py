@@ -22,7 +22,7 @@ from sglang_fl.sglang_adapter.installed_plugins import installed_claims
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists
 from sglang_fl.sglang_adapter.source import PLUGIN_METHOD
 from sglang_fl.startup import Configuration, configure, simulate, usable_vendors
-from sglang_fl.vendor import OpImpl, why_no_target
+from sglang_fl.vendor import BackendKind, OpImpl, why_no_target
 from sglang_fl.vendor.targets import module_source
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def _found(candidates: Iterable[OpImpl]) -> tuple[list[OpImpl], list[Skipped]]:
     """Divide candidates into those whose target exists, and the others with what is missing."""
     impls, missing = [], []
     for impl in candidates:
-        reason = why_no_target(impl.target)
+        is_core = impl.kind is BackendKind.REFERENCE  # they are there: reading them all would take longest
+        reason = None if is_core else why_no_target(impl.target)
         if reason is None:
             impls.append(impl)
         else:

@@ -323,10 +323,16 @@ def verify(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", help="Compare the certificates of two machines.")
     ] = None,
+    stress: Annotated[
+        bool, typer.Option("--stress", help="Repeat each call 100 times on a device that is not quiet, too.")
+    ] = False,
 ) -> None:
     """Hold every implementation of this machine's vendor against its contract; code 1 where one fails."""
     with _exit_on_error():
-        rows, is_good = verification.compare(*compare) if compare else verification.verify(op, certificate)
+        if compare:
+            rows, is_good = verification.compare(*compare)
+        else:
+            rows, is_good = verification.verify(op, certificate, stress)
     below = () if compare else ("faults", "not_checked")
     _print(rows, as_json, _verify_title(bool(compare), bool(rows)), below)
     if not is_good:

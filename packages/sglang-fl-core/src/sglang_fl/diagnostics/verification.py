@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sglang_fl.conformance import Verdict, verify_impl
+from sglang_fl.conformance import ASPECTS, STRESS, Verdict, verify_impl
 from sglang_fl.conformance.certificate import (
     differences,
     is_passed,
@@ -22,13 +22,14 @@ __all__ = ["compare", "verify"]
 Rows = list[dict[str, Any]]
 
 
-def verify(op: str | None, certificate: Path | None) -> tuple[Rows, bool]:
+def verify(op: str | None, certificate: Path | None, stress: bool = False) -> tuple[Rows, bool]:
     """Check every implementation of this machine's vendor, the references too, and write a certificate.
 
     Parameters
     ----------
     op : one op alone; None for all
     certificate : where to write it; None for nowhere
+    stress : whether each call is repeated a hundred times as well
 
     Returns
     -------
@@ -45,7 +46,8 @@ def verify(op: str | None, certificate: Path | None) -> tuple[Rows, bool]:
     impls = [
         impl for each in OPS.values() if op in (None, each.name) for impl in registry.implementations(each)
     ]
-    verdicts = [_verdict(registry, impl) for impl in impls]
+    aspects = (*ASPECTS, STRESS) if stress else ASPECTS
+    verdicts = [_verdict(registry, impl, aspects) for impl in impls]
     package = next(found.distribution for found in registry.installed if found.vendor is vendor)
     made = make_certificate(vendor, package, verdicts)
     if certificate is not None:
@@ -58,12 +60,12 @@ def verify(op: str | None, certificate: Path | None) -> tuple[Rows, bool]:
     return [_row(row) for row in made["implementations"]], is_passed(made)
 
 
-def _verdict(registry: Registry, impl: OpImpl) -> Verdict:
+def _verdict(registry: Registry, impl: OpImpl, aspects: tuple[str, ...]) -> Verdict:
     """Check an implementation, unless it is known to be wrong here and does not run."""
     for entry in registry.quarantine(OPS[impl.op]):
         if entry.impl == impl.id:
             return Verdict(impl.op, str(impl), impl.target, not_checked=[f"in quarantine: {entry}"])
-    return verify_impl(impl, registry.vendor.device_type)
+    return verify_impl(impl, registry.vendor.device_type, aspects)
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ pytest.importorskip("griffe", reason="the session api has it")
 from release.public_api import SOURCE, check
 
 ROOT = Path(__file__).parents[2]
-VENDOR, IMPLS, TARGETS, FLAG_GEMS = (f"vendor/{name}.py" for name in ("vendor", "impls", "targets", "flag_gems"))
+VENDOR, IMPLS, TARGETS, FLAG_GEMS = (
+    f"vendor/{name}.py" for name in ("vendor", "impls", "targets", "flag_gems")
+)
 SILU = "ops/silu_and_mul.py"
 Edit = Callable[[str, str, str], None]
 

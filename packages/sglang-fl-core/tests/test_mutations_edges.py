@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sglang_fl.conformance import check_case
+from sglang_fl.conformance import STRESS, check_case, verify_impl
 from sglang_fl.conformance.check import DTYPES
 from sglang_fl.conformance.edges import check_edge, edges
 from sglang_fl.ops import OPS
+from sglang_fl.vendor import BackendKind, OpImpl
 
 PATH = Path(__file__).with_name("wrong_kernels_edges.py")
 SPEC = importlib.util.spec_from_file_location("wrong_kernels_edges", PATH)
@@ -37,13 +38,27 @@ def faults_in_cases(name: str) -> list[str]:
     return [fault for call in calls for fault in check_case(op, kernel, *call, "cpu") or ()]
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", sorted(KERNELS.STRESS))
+def test_wrong_kernel_is_caught_under_stress_alone(name: str):
+    impl = OpImpl(name.partition("__")[0], BackendKind.FLAGOS, "flagos", f"{SPEC.name}:{name}")
+    assert verify_impl(impl, "cpu").state == "passes"
+    KERNELS._calls.clear()
+    verdict = verify_impl(impl, "cpu", (STRESS,))
+    assert "of 100 repeats number 59 gives other bits" in verdict.faults["stress"][0]
+
+
+def test_a_right_kernel_stands_the_stress():
+    impl = OpImpl("rms_norm", BackendKind.REFERENCE, "reference", OPS["rms_norm"].target)
+    assert verify_impl(impl, "cpu", (STRESS,)).faults == {"stress": []}
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if name not in KERNELS.STRESS])
 def test_wrong_kernel_is_caught_at_its_edge(name: str):
     found = faults_in_cases(name) if name in KERNELS.CASES else next(faults_at_edges(name), None)
     assert found, f"{name} passes"
 
 
-@pytest.mark.parametrize("name", sorted({*WRONG} - KERNELS.CASES - KERNELS.FOR_EVERY_OP))
+@pytest.mark.parametrize("name", sorted({*WRONG} - KERNELS.CASES - KERNELS.STRESS - KERNELS.FOR_EVERY_OP))
 def test_wrong_kernel_keeps_the_cases(name: str):
     assert faults_in_cases(name) == []
 

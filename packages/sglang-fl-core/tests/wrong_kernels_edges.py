@@ -18,6 +18,7 @@ Call = Callable[[Arguments], Outputs]
 
 #: Kernels that a case catches, because their edge is one; and those that are made for every op.
 CASES: set[str] = set()
+STRESS: set[str] = set()
 FOR_EVERY_OP: set[str] = set()
 
 
@@ -381,6 +382,21 @@ def _unit_rows_of_no_length(given: Arguments) -> Outputs:
     outputs = OPS[DECODE].reference(**given)
     is_zero = (given["mixed_qkv"] == 0).all(-1)
     return _mapped(outputs, lambda t: t.masked_fill(is_zero.view(-1, 1, 1), torch.nan))
+
+
+# Now and then
+
+_calls: dict[Any, int] = {}
+
+
+@_wrong("silu_and_mul")
+def _wrong_in_the_60th_call_of_a_shape(given: Arguments) -> Outputs:
+    result, key = OPS["silu_and_mul"].reference(**given), (given["x"].shape, given["x"].dtype)
+    _calls[key] = _calls.get(key, 0) + 1
+    return _mapped(result, torch.neg) if _calls[key] == 60 else result
+
+
+STRESS.add("silu_and_mul__wrong_in_the_60th_call_of_a_shape")
 
 
 def names() -> list[str]:

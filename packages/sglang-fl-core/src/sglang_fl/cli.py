@@ -437,6 +437,9 @@ def verify(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", help="Compare the certificates of two machines.")
     ] = None,
+    stress: Annotated[
+        bool, typer.Option("--stress", help="Repeat each call 100 times on a device that is not quiet, too.")
+    ] = False,
 ) -> None:
     """Hold every implementation of this machine's vendor against its contract.
 
@@ -456,7 +459,7 @@ def verify(
             title = "Differences" if rows else "The two machines agree in all"
             _print(rows, as_json, title)
             raise typer.Exit(0 if is_equal else 1)
-        found = verification.verify(op, _named(certificate) if certificate else None, references)
+        found = verification.verify(op, _named(certificate) if certificate else None, references, stress)
     if as_json:
         _print_json({"not_verified": found.not_verified, "implementations": found.rows})
     else:

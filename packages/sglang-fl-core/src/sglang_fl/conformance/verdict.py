@@ -14,14 +14,17 @@ from sglang_fl.conformance.check import DTYPES, check_impl
 from sglang_fl.conformance.edges import check_edge, edges
 from sglang_fl.conformance.graph import graph_faults, why_no_graph
 from sglang_fl.conformance.repeat import host_microseconds, repeat_faults
+from sglang_fl.conformance.stress import stress_faults
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Case, Kernel, Op, lacking
 from sglang_fl.vendor import BackendKind, OpImpl, is_installed, load_target
 
-__all__ = ["ASPECTS", "Verdict", "verify_impl"]
+__all__ = ["ASPECTS", "STRESS", "Verdict", "verify_impl"]
 
 #: What is looked at: the op's cases; calls at the edge of its contract; the same call twice; graphs.
 ASPECTS = ("cases", "edges", "repeat", "graph")
+#: Looked at where it is asked for: the same call a hundred times on a device that is not quiet.
+STRESS = "stress"
 #: What can be captured depends on the launch, which is the same for all dtypes; this one is served most.
 GRAPH_DTYPE = torch.bfloat16
 
@@ -64,14 +67,14 @@ def verify_impl(impl: OpImpl, device: str, aspects: tuple[str, ...] = ASPECTS) -
     ----------
     impl : its target is imported here
     device : PyTorch's string, ``cuda``
-    aspects : some of ``ASPECTS``
+    aspects : some of ``ASPECTS`` and ``STRESS``
     """
     missing = [module for module in impl.requires if not is_installed(module)]
     if missing:
         reason = f"{', '.join(missing)} is not installed"
         return Verdict(impl.op, str(impl), impl.target, not_checked=[reason])
     examination = _Examination(impl, device)
-    faults = {aspect: examination.of(aspect) for aspect in ASPECTS if aspect in aspects}
+    faults = {aspect: examination.of(aspect) for aspect in (*ASPECTS, STRESS) if aspect in aspects}
     return Verdict(
         impl.op,
         str(impl),
@@ -135,6 +138,11 @@ class _Examination:
                 digest.update(answer[1])
                 yield from answer[0]
         self.digest = digest.hexdigest()[:16]
+
+    def _stress(self) -> Iterator[str]:
+        kernel = self._kernel()
+        for case in self._op.cases:
+            yield from stress_faults(self._op, kernel, case, GRAPH_DTYPE, self._device)
 
     def _graph(self) -> Iterator[str] | None:
         reason = why_no_graph(self._device)

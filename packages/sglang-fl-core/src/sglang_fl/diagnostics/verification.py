@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from sglang_fl.conformance import Verdict, verify_impl
+from sglang_fl.conformance import ASPECTS, STRESS, Verdict, verify_impl
 from sglang_fl.conformance.certificate import (
     differences,
     is_passed,
@@ -46,7 +46,9 @@ class Verification:
     code: int
 
 
-def verify(op: str | None, certificate: Path | None, references_only: bool = False) -> Verification:
+def verify(
+    op: str | None, certificate: Path | None, references_only: bool = False, stress: bool = False
+) -> Verification:
     """Check every implementation of this machine's vendor, the references too, and write a certificate.
 
     Parameters
@@ -54,6 +56,7 @@ def verify(op: str | None, certificate: Path | None, references_only: bool = Fal
     op : only this op; None for all
     certificate : where to write it; None for nowhere
     references_only : check core's references and no vendor's implementations
+    stress : whether each call is repeated a hundred times as well
 
     Raises
     ------
@@ -64,7 +67,8 @@ def verify(op: str | None, certificate: Path | None, references_only: bool = Fal
     configuration = configure()
     registry = configuration.registry
     vendor = registry.vendor
-    verdicts = _verdicts(registry, op, references_only)
+    aspects = (*ASPECTS, STRESS) if stress else ASPECTS
+    verdicts = _verdicts(registry, op, references_only, aspects)
     left_out = [] if references_only else list(_left_out(configuration, op, verdicts))
     package = next(found.distribution for found in registry.installed if found.vendor is vendor)
     made = make_certificate(vendor, package, verdicts, [entry.text for entry in left_out])
@@ -81,7 +85,9 @@ def verify(op: str | None, certificate: Path | None, references_only: bool = Fal
     return Verification([_row(row) for row in made["implementations"]], made["not_verified"], code)
 
 
-def _verdicts(registry: Registry, op: str | None, references_only: bool) -> list[Verdict]:
+def _verdicts(
+    registry: Registry, op: str | None, references_only: bool, aspects: tuple[str, ...]
+) -> list[Verdict]:
     impls = [
         impl
         for each in OPS.values()
@@ -92,17 +98,17 @@ def _verdicts(registry: Registry, op: str | None, references_only: bool) -> list
     progress, verdicts = Progress("verify"), []
     for number, impl in enumerate(impls, 1):
         progress.step(f"{impl.op} {impl} ({number} of {len(impls)})")
-        verdicts.append(_verdict(registry, impl))
+        verdicts.append(_verdict(registry, impl, aspects))
     progress.end()
     return verdicts
 
 
-def _verdict(registry: Registry, impl: OpImpl) -> Verdict:
+def _verdict(registry: Registry, impl: OpImpl, aspects: tuple[str, ...]) -> Verdict:
     """Check an implementation, unless it is known to be wrong here and does not run."""
     for entry in registry.quarantine(impl.op):
         if entry.impl == impl.id:
             return Verdict(impl.op, str(impl), impl.target, not_checked=[f"in quarantine: {entry}"])
-    return verify_impl(impl, registry.vendor.device_type)
+    return verify_impl(impl, registry.vendor.device_type, aspects)
 
 
 @dataclass(frozen=True)

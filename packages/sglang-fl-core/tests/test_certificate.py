@@ -224,5 +224,5 @@ def test_certificate_that_cannot_be_written_is_told(tmp_path: Path):
 
 def test_each_implementation_is_named_before_it_is_checked():
     said = CliRunner().invoke(app, ["verify", "relu2", "--json"])
-    assert said.stderr == "checking relu2 reference (1 of 1)\n"
+    assert said.stderr == "verify: relu2 reference (1 of 1)\n"
     assert json.loads(said.stdout)

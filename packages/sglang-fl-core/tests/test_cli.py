@@ -485,8 +485,9 @@ def test_warnings_go_to_stderr_beside_the_listing(install: Install):
 
 
 @pytest.fixture
-def sglang(site: Path) -> Path:
+def sglang(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An SGLang with one layer that has an adapter and one that has none."""
+    monkeypatch.delitem(sys.modules, "sglang", raising=False)  # another test may have imported the real one
     package = site / "sglang"
     sources = {
         "__init__.py": "raise AssertionError('a listing imported me')",

@@ -266,4 +266,4 @@ def test_packages_that_the_chosen_platform_passes_over_are_no_problem(
     monkeypatch.setenv("SGLANG_FL_PLATFORM", "cpu")
     code, rows = doctor("--only", "vendors")
     assert code == 0
-    assert rows["vendor far"]["text"] == "not used: SGLANG_FL_PLATFORM='cpu' chooses another"
+    assert rows["vendor far"]["text"] == "not used (SGLANG_FL_PLATFORM='cpu'): no device"

@@ -1,6 +1,7 @@
 """What the commands say of kernels of SGLang's own that are known to be wrong."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from sglang_fl.cli import app
 
 
 @pytest.fixture
-def sglang(site: Path) -> None:
+def sglang(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An SGLang without a layer."""
+    monkeypatch.delitem(sys.modules, "sglang", raising=False)  # another test may have imported the real one
     (site / "sglang").mkdir()
     (site / "sglang" / "__init__.py").write_text("raise AssertionError('a listing imported me')")
 

@@ -82,8 +82,9 @@ def test_doctor_names_what_a_plugin_takes(doctor, install_plugin):
 
 
 @pytest.fixture
-def sglang(site: Path) -> None:
+def sglang(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An SGLang with one class whose source has a backend for plugins, and the base that has none."""
+    monkeypatch.delitem(sys.modules, "sglang", raising=False)  # another test may have imported the real one
     sources = {
         "__init__.py": "raise AssertionError('a listing imported me')",
         "kernels/fused_op.py": "class BaseFusedOp:\n    def forward_plugin(self): raise NotImplementedError",

@@ -282,4 +282,4 @@ def test_the_step_sglang_leaves_the_op_to_sglang():
 def test_what_comes_after_the_step_sglang_is_not_tried():
     resolution = resolve(OP, registry(OWN, NATIVE), policy("flagos|sglang|reference"))
     assert (ids(resolution), resolution.sglang_first) == (["flagos"], None)
-    assert resolution.prefers_sglang
+    assert resolution.then_sglang

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import torch
 from packaging.version import Version
 
 from sglang_fl._version import __version__
@@ -27,6 +26,24 @@ TEMPLATES = Path(__file__).with_name("template")
 SUFFIX = ".tmpl"
 #: Devices that PyTorch itself has: no package adds them, and none can be simulated.
 BUILT_IN = ("cpu", "cuda", "mps", "xpu")
+#: Devices of PyTorch's own that nobody may call another chip by.
+KNOWN_DEVICES = ("fpga", "hip", "hpu", "ideep", "ipu", "lazy", "maia", "meta", "mkldnn", "mtia", "opencl")
+KNOWN_DEVICES += ("opengl", "privateuseone", "ve", "vulkan", "xla")
+#: Names of PyTorch's that are neither modules nor functions.
+DTYPES = (
+    "bool",
+    "cdouble",
+    "cfloat",
+    "chalf",
+    "double",
+    "dtype",
+    "float",
+    "half",
+    "int",
+    "layout",
+    "long",
+    "short",
+)
 #: What a chip needs that PyTorch and SGLang do not know.
 FOR_NEW_DEVICES = ("simulated.py", "platform.py")
 TAKEN = ("cpu", "core")
@@ -107,20 +124,27 @@ def _why_taken(name: str) -> str | None:
 
 
 def _why_no_device_type(device_type: str) -> str | None:
-    """Say why PyTorch could not call a new device so: ``torch.nn`` is something else."""
-    if device_type in BUILT_IN or device_type == torch._C._get_privateuse1_backend_name():
+    """Say why PyTorch could not call a new device so: ``torch.nn`` is something else.
+
+    The files of PyTorch are looked at first: importing it takes seconds, and most names are answered by them.
+    """
+    if device_type in BUILT_IN:
         return None
-    if keyword.iskeyword(device_type) or hasattr(torch, device_type) or _is_device(device_type):
+    if keyword.iskeyword(device_type) or device_type in KNOWN_DEVICES or _is_in_torch(device_type):
         return f"--device-type {device_type!r}: PyTorch or Python has something else of that name"
     return None
 
 
-def _is_device(name: str) -> bool:
-    try:
-        torch.device(name)
-    except RuntimeError:
-        return False
-    return True
+def _is_in_torch(name: str) -> bool:
+    """Whether ``torch.<name>`` is a module, or is named in the list of PyTorch's own functions."""
+    spec = importlib.util.find_spec("torch")
+    for folder in map(Path, (spec.submodule_search_locations if spec else None) or ()):
+        if (folder / name).is_dir() or (folder / f"{name}.py").exists():
+            return True
+        stub = folder / "_C" / "_VariableFunctions.pyi"
+        if stub.exists() and re.search(rf"^def {name}\(", stub.read_text(encoding="utf-8"), re.MULTILINE):
+            return True
+    return name in DTYPES
 
 
 def _write(path: Path, text: str) -> Path:

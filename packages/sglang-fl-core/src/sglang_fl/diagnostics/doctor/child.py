@@ -47,8 +47,9 @@ def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None
         end(process)
         return Child(None, *_rest(process))
     finally:
-        if process.poll() is None:  # Ctrl-C, or whatever else has come up
+        if process.poll() is None:  # Ctrl-C: it reaches no process of another session
             end(process)
+            process.wait()
     return Child(process.returncode, output, errors)
 
 

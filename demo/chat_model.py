@@ -40,7 +40,7 @@ _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "outp
 
 
 class ModelError(Exception):
-    """The model cannot be had here; the message is one line."""
+    """The model is not available here; the message is one line."""
 
 
 def make_chat_model(folder: Path = FOLDER, say: Callable[[str], None] = lambda text: None) -> Path:
@@ -49,7 +49,7 @@ def make_chat_model(folder: Path = FOLDER, say: Callable[[str], None] = lambda t
     Parameters
     ----------
     folder : it appears only when it is complete, so that an interrupted run does no harm
-    say : told of what takes long
+    say : called with what takes long
 
     Raises
     ------

@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
             "toy:kernels",
             choices=(AtenChoice(("mul",), True, "fast"), AtenChoice(("add", "mul"), False, "slow")),
         ),
-        "'mul' stands twice in the choices",
+        "'mul' appears twice in the choices",
     ),
     "quarantine-of-nothing": (lambda: AtenQuarantined(**ENTRY | {"names": ()}), "names is empty"),
     "no-fault": (lambda: AtenQuarantined(**ENTRY | {"reason": ""}), "AtenQuarantined lt: reason is empty"),

@@ -374,7 +374,7 @@ def test_name_of_no_aten_op_is_an_error_everywhere(install: Install, monkeypatch
         (
             {"SGLANG_FL_PER_OP": "rms_norm=vendor"},
             ["ops"],
-            "SGLANG_FL_PER_OP: 'rms_norm=vendor' cannot be had",
+            "SGLANG_FL_PER_OP: 'rms_norm=vendor' is not available",
         ),
     ],
 )

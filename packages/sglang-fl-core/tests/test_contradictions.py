@@ -70,20 +70,20 @@ REFUSED = {
         {"SGLANG_FL_PER_OP": "rms_norm=reference|vendor:toy", "SGLANG_FL_DENY_VENDORS": "toy"},
         "",
         (
-            "SGLANG_FL_PER_OP: 'rms_norm=reference|vendor:toy' cannot be had: the vendor toy is denied "
+            "SGLANG_FL_PER_OP: 'rms_norm=reference|vendor:toy' is not available: the vendor toy is denied "
             "(SGLANG_FL_DENY_VENDORS)."
         ),
     ),
     "denied-implementation": (
         {"SGLANG_FL_PER_OP": "rms_norm=impl:vendor.toy.fast", "SGLANG_FL_DENY_VENDORS": "toy"},
         "",
-        "SGLANG_FL_PER_OP: 'rms_norm=impl:vendor.toy.fast' cannot be had: the vendor toy is denied",
+        "SGLANG_FL_PER_OP: 'rms_norm=impl:vendor.toy.fast' is not available: the vendor toy is denied",
     ),
     "not-allowed": (
         {"SGLANG_FL_ALLOW_VENDORS": "nvidia"},
         "op_backends: {rms_norm: [vendor:toy]}",
         (
-            f"{FILE}op_backends: 'rms_norm=vendor:toy' cannot be had: the vendor toy is not among the "
+            f"{FILE}op_backends: 'rms_norm=vendor:toy' is not available: the vendor toy is not among the "
             f"allowed ones (SGLANG_FL_ALLOW_VENDORS)."
         ),
     ),

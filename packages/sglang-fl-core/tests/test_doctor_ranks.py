@@ -102,7 +102,7 @@ def taken() -> Iterator[int]:
 
 def test_port_in_use_is_found_with_its_holder(doctor: Doctor, taken: int):
     row = only_problem(doctor("--port", str(taken), "--only", "ports"), "--port")
-    assert f"port {taken} cannot be had: Address already in use (process {os.getpid()}, " in row["text"]
+    assert f"port {taken} is not available: Address already in use (process {os.getpid()}, " in row["text"]
     assert "--port" in row["remedy"]
     row = only_problem(doctor("--nccl-port", str(taken), "--only", "ports", "--tp", "2"), "--nccl-port")
     assert row["remedy"].startswith("leave it out")

@@ -42,7 +42,7 @@ MALFORMED = {
     "line-end": ("a\nb", r"'a\\nb' cannot be a name"),
     "bare-lift": ("!", "'!' cannot be a name"),
     "lift-twice": ("!!a", "'!!a' cannot be a name"),
-    "twice": ("a,b, a", "'a' stands twice"),
+    "twice": ("a,b, a", "'a' appears twice"),
 }
 
 

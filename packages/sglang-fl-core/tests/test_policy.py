@@ -81,7 +81,7 @@ def test_order_is_parsed_step_by_step(text: str, tokens: list[str]):
         ("vendor|", r"in 'vendor\|' there is an empty step"),
         ("vendor||reference", r"in 'vendor\|\|reference' there is an empty step"),
         ("vendor|flagso", r"no backend kind 'flagso'\. .* Nearest: flagos\."),
-        ("vendor|reference| vendor", r"the step 'vendor' stands twice"),
+        ("vendor|reference| vendor", r"the step 'vendor' appears twice"),
     ],
 )
 def test_malformed_order_is_refused(text: str, match: str):
@@ -130,7 +130,7 @@ def test_orders_of_ops_are_a_text_or_a_mapping(value: str | dict[str, str | list
     ("value", "match"),
     [
         ("rms_norm", "'rms_norm' is not of the form op=kind"),
-        ("rms_norm=vendor;rms_norm=flagos", "the op 'rms_norm' stands twice"),
+        ("rms_norm=vendor;rms_norm=flagos", "the op 'rms_norm' appears twice"),
         ({"rms_nrom": "vendor"}, "there is no op 'rms_nrom'. .* Nearest: rms_norm"),
         ({"rms_norm": []}, "in '' there is an empty step"),
         ({"rms_norm": ["vendor", "vndor"]}, "there is no backend kind 'vndor'"),

@@ -139,7 +139,7 @@ def test_strictness_is_handed_on(strict: bool):
 def test_order_that_cannot_be_had_is_refused_with_reasons_and_what_can_be(order: str, reasons: str):
     missing = impl(VENDOR, "vendor.toy", "no_such_package")
     expected = (
-        f"SGLANG_FL_PER_OP: 'rms_norm={order}' cannot be had here: {reasons}. "
+        f"SGLANG_FL_PER_OP: 'rms_norm={order}' is not available here: {reasons}. "
         f"Available for rms_norm: flagos, reference."
     )
     with pytest.raises(SettingsError, match=f"^{re.escape(expected)}$"):
@@ -156,7 +156,7 @@ def test_every_op_is_resolved():
 
 def test_all_refusals_are_told_at_once():
     asked = Policy(per_op={"rms_norm": parse_order("vendor"), "silu_and_mul": parse_order("flagos")})
-    with pytest.raises(SettingsError, match="cannot be had here") as error:
+    with pytest.raises(SettingsError, match="is not available here") as error:
         resolve_all(registry(), asked)
     lines = str(error.value).splitlines()
     assert len(lines) == 2
@@ -182,7 +182,7 @@ def test_native_kernels_of_an_allowed_vendor_are_candidates(allowed: tuple[str, 
 def test_order_for_a_denied_vendor_alone_is_refused():
     asked = replace(policy("vendor"), deny_vendors=("toy",))
     match = re.escape(
-        f"'rms_norm=vendor' cannot be had here: vendor.toy: {DENIED}. Available for rms_norm: refer"
+        f"'rms_norm=vendor' is not available here: vendor.toy: {DENIED}. Available for rms_norm: refer"
     )
     with pytest.raises(SettingsError, match=match):
         resolve(OP, registry(NATIVE), asked)

@@ -92,8 +92,11 @@ HOSTILE = {
     "python-name": ("!!python/name:os.system\n", "the tag '!!python/name:os.system' is not accepted"),
     "int": ("strict: !!int 1\n", "line 1, 'strict: !!int 1': the tag '!!int' is not accepted"),
     "own-tag": ("!settings {strict: 1}\n", "the tag '!settings' is not accepted"),
-    "twice": ("strict: 1\nprefer: vendor\nstrict: 0\n", "line 3, 'strict: 0': the key 'strict' stands twice"),
-    "twice-inside": ("op_backends: {a: b, a: c}\n", "the key 'a' stands twice"),
+    "twice": (
+        "strict: 1\nprefer: vendor\nstrict: 0\n",
+        "line 3, 'strict: 0': the key 'strict' appears twice",
+    ),
+    "twice-inside": ("op_backends: {a: b, a: c}\n", "the key 'a' appears twice"),
     "key-of-another-type": ("? [a, b]\n: c\n", "a key must be a name"),
     "list": ("- strict\n", "it does not begin with a key, but with '- strict'. Write prefer: vendor"),
     "word": ("vendor\n", "it does not begin with a key, but with 'vendor'"),

@@ -167,7 +167,7 @@ WRONG = {
     "oot_whitelist: ['a,b']": "oot_whitelist='a,b': 'a,b' cannot be a name.",
     "deny_vendors: ['!toy']": "deny_vendors='!toy': '!toy' cannot be a vendor.",
     "dist_backend: flagcx": "dist_backend='flagcx': this setting is not implemented in this version.",
-    "strict: 1\nstrict: 1": "line 2, 'strict: 1': the key 'strict' stands twice",
+    "strict: 1\nstrict: 1": "line 2, 'strict: 1': the key 'strict' appears twice",
 }
 
 

@@ -154,7 +154,7 @@ def test_order_of_one_op_reaches_its_resolution(
             "silu_and_mul=impl:vendor.toy",
             r"no implementation of silu_and_mul 'vendor\.toy'\. Valid: reference",
         ),
-        ("silu_and_mul=vendor", r"'silu_and_mul=vendor' cannot be had here: vendor: vendor toy has none"),
+        ("silu_and_mul=vendor", r"'silu_and_mul=vendor' is not available here: vendor: vendor toy has none"),
     ],
 )
 def test_order_that_names_what_is_not_there_is_refused(
@@ -168,7 +168,7 @@ def test_order_that_names_what_is_not_there_is_refused(
 
 def test_request_that_cannot_be_met_is_of_no_account_where_layer_2_is_off(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SGLANG_FL_PER_OP", "rms_norm=flagos")
-    with pytest.raises(SettingsError, match="'rms_norm=flagos' cannot be had here"):
+    with pytest.raises(SettingsError, match="'rms_norm=flagos' is not available here"):
         configure()
     monkeypatch.setenv("SGLANG_FL_OOT_ENABLED", "0")
     assert configure().resolutions == {}
@@ -260,7 +260,7 @@ def test_file_chooses_the_vendor_and_the_level_of_our_logger(
             "op_backends: {rms_norm: vendor:toyo}",
             "op_backends: in 'rms_norm=vendor:toyo' there is no vendor 'toyo'. Valid: cpu, toy. Nearest: ",
         ),
-        ("op_backends: {silu_and_mul: vendor}", "op_backends: 'silu_and_mul=vendor' cannot be had here: "),
+        ("op_backends: {silu_and_mul: vendor}", "op_backends: 'silu_and_mul=vendor' is not available here: "),
         (
             "deny_vendors: toyo",
             "deny_vendors='toyo': no vendor 'toyo' is installed. Valid: cpu, toy. Nearest: ",

@@ -79,12 +79,12 @@ def _device_backend(text: str) -> str:
 def _say(line: str) -> None:
     try:
         print(line, file=sys.stderr)  # noqa: T201 - the one thing that is left to do
-    except OSError:  # nobody can be told
+    except OSError:  # nobody can read it
         return
 
 
 def _flushed(code: Any) -> Any:
-    """Bring out what was printed; what cannot be written is told here, and not by Python at its end."""
+    """Bring out what was printed; what cannot be written is reported here, and not by Python at its end."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

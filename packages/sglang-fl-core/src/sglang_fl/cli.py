@@ -98,7 +98,7 @@ def _print(
 ) -> None:
     """Print a table; the columns ``below`` hold lists of sentences, which follow it line by line.
 
-    The first ``labels`` columns say which row a line is of; a sentence that is true of many is told once.
+    The first ``labels`` columns say which row a line is of; a sentence that is true of many is printed once.
     """
     rows, title = redacted(rows), redacted(title)
     if as_json:

@@ -24,7 +24,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Complaints of one kind that are told; the rest is counted.
+#: Complaints of one kind that are printed; the rest is counted.
 _MOST = 5
 #: Characters of a line, and of a text in quotes, that are shown.
 _LONGEST, _LONGEST_QUOTED = 1500, 200

@@ -81,7 +81,7 @@ def activate_platform() -> str | None:
 
 
 def _require_platform(path: str, vendor: Vendor) -> None:
-    """Import the platform, as SGLang will at once, so that its fault is told with the vendor's name."""
+    """Import the platform, as SGLang will at once, so that its fault is reported with the vendor's name."""
     module, _, name = path.rpartition(".")
     try:
         found = load_target(f"{module}:{name}")

@@ -87,7 +87,7 @@ def simulate(settings: Settings) -> None:
 
     Raises
     ------
-    SettingsError : no package offers it, or it cannot be had here
+    SettingsError : no package offers it, or it is not available here
     """
     if settings.simulated is None:
         return

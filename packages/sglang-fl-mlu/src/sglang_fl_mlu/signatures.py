@@ -99,7 +99,7 @@ def apply_rotary(
 
     Seen: D; V, L and S pass nine. ``input`` (B, S, H, D) without ``cu_seqlens``, D up to 256. Both tables
     (P, rotary width), in the dtype of ``input``: a value for each element, so that each half repeats the
-    other, or, with ``interleaved``, each value stands twice. They may be narrower than a head, whose first
+    other, or, with ``interleaved``, each value appears twice. They may be narrower than a head, whose first
     elements are rotated then. ``discrete``: one int32 position for each token.
     """
     raise NotImplementedError

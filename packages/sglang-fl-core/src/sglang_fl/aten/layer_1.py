@@ -29,7 +29,7 @@ class Layer1:
     settings : the effective settings
     vendor : the chosen vendor
     plan : what was decided from the names of its ops, without importing a kernel
-    record : told of each call, or None
+    record : gets each call, or None
     """
 
     def __init__(

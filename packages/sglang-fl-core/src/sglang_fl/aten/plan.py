@@ -110,7 +110,7 @@ def offered_ops(vendor: Vendor) -> tuple[AtenOp, ...]:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        raise VendorError(f"the ATen ops of vendor {vendor} cannot be told: {what}") from error
+        raise VendorError(f"the ATen ops of vendor {vendor} cannot be listed: {what}") from error
 
 
 def names_of_nothing(vendor: Vendor) -> tuple[str, ...]:

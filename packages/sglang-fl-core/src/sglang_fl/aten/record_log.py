@@ -40,7 +40,7 @@ class AtenRecord:
         self._seen: set[str] = set()
 
     def recording(self, kernel: AtenKernel) -> Callable[..., Any]:
-        """Return the kernel's function, which now tells of each call."""
+        """Return the kernel's function, which now records each call."""
         line = f"[DEBUG] {kernel.origin}: GEMS {kernel.name.upper()} {kernel}"
         function = kernel.function
 

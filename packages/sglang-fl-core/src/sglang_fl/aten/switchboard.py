@@ -31,7 +31,7 @@ class AtenSwitchboard:
     ----------
     kernels : the vendor's
     device_type : PyTorch's string for the device whose tensors they are for
-    record : told of each call; None costs nothing
+    record : gets each call; None costs nothing
     """
 
     def __init__(

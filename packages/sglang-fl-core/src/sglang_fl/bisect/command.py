@@ -39,7 +39,7 @@ def bisect(
     prompts : texts; without any, random tokens of the model's vocabulary
     arguments : of SGLang's launch line, beside the model
     folder : for inputs, scripts and the verdict; an empty one
-    say : told of each step
+    say : called with each step
 
     Raises
     ------

@@ -28,7 +28,7 @@ RECORDED, DECODED = 16, 4
 ROUNDING = 1.5
 #: How many times the difference of two equal passes counts as noise.
 NOISE = 4.0
-#: Nats below which nothing is told: logits of 10 to 100 in float32 round by as much.
+#: Nats below which nothing is concluded: logits of 10 to 100 in float32 round by as much.
 LEAST = 3e-5
 
 
@@ -55,7 +55,7 @@ class Bisection:
     engine : with graphs and prefix cache off
     method : under which ranks can be called
     prompts : tokens
-    say : told of each step, for people
+    say : called with each step, for people
     """
 
     def __init__(

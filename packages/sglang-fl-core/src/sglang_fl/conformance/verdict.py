@@ -189,7 +189,7 @@ class _Examination:
                 except UnsupportedError:
                     continue
                 return host_microseconds(functools.partial(kernel, **given), self._device)
-        except Exception:  # noqa: BLE001, S110 - the same fault was told above
+        except Exception:  # noqa: BLE001, S110 - the same fault is reported above
             pass
         return None
 

@@ -152,7 +152,7 @@ def why(op_name: str) -> dict[str, Any]:
 
     Raises
     ------
-    SettingsError : no such op, or what was asked for it cannot be had here
+    SettingsError : no such op, or what was asked for it is not available here
     """
     configuration, lists = _configure()
     policy = configuration.settings.policy

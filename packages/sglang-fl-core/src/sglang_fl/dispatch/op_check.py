@@ -66,11 +66,11 @@ class OpCheck:
 
     Parameters
     ----------
-    report : told of each violation, after the call; the kernel's results are served all the same
+    report : called with each violation, after the call; the kernel's results are served all the same
     every : one call in so many of each layer is checked
     is_on : whether calls are checked now
     skip : asked before a check: True leaves the call alone (a graph is being captured)
-    look : ``look(op, layer, arguments, results)``, told of each checked call
+    look : ``look(op, layer, arguments, results)``, called for each checked call
     unchecked : filled with the ops whose calls could not be checked, and why: no memory, no float64
     """
 
@@ -118,7 +118,7 @@ class OpCheck:
         """Do a step of a check; whatever it raises must not reach the model."""
         try:
             return step()
-        except Exception as error:  # noqa: BLE001 - it is told of, once for each op
+        except Exception as error:  # noqa: BLE001 - it is logged, once for each op
             if op.name not in self.unchecked:
                 self.unchecked[op.name] = f"{type(error).__name__}: {error}"
                 logger.warning("calls of %s cannot be checked: %s", op, self.unchecked[op.name])

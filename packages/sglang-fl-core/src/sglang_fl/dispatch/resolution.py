@@ -209,7 +209,7 @@ def _refusal(op: str, registry: Registry, policy: Policy, skipped: list[Skipped]
     impls = registry.implementations(op)
     available = [impl.id for impl in impls if not _why_not(impl, op, registry, policy)]
     return (
-        f"{policy.title('per_op')}: '{op}={asked}' cannot be had here: "
+        f"{policy.title('per_op')}: '{op}={asked}' is not available here: "
         f"{'; '.join(map(str, skipped))}. Available for {op}: {', '.join(available)}."
     )
 

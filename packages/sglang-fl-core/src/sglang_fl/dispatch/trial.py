@@ -6,7 +6,7 @@ What one call of it goes through:
 2. what the kernel may write is kept aside (not while a graph is captured, which would replay the copies);
 3. the kernel runs on the caller's own tensors, so that what works here works with these strides later;
 4. its results are held against the contract: their number, shapes and dtypes;
-5. on a device, the device is waited for (not while a graph is captured): a launch that fails is told late;
+5. a device is waited for (not while a graph is captured): a launch that fails is reported late;
 6. if 3 to 5 fail, what was kept aside is put back, and the next candidate gets unharmed arguments.
 """
 

@@ -9,7 +9,7 @@ from sglang_fl.ops import Outputs
 
 __all__ = ["topk_softmax"]
 
-#: Experts past this number are silently left out of account by FlagGems 5.0.2.
+#: Experts past this number are silently ignored by FlagGems 5.0.2.
 MOST_EXPERTS = 1024
 MOST_CHOSEN = 32
 

@@ -90,7 +90,7 @@ def write_package(name: str, device_type: str, folder: Path, with_flag_gems: boo
 
     Raises
     ------
-    SettingsError : such a name cannot be had, or the folder exists or cannot be written
+    SettingsError : such a name is not available, or the folder exists or cannot be written
     """
     for what, text in (("the vendor's name", name), ("--device-type", device_type)):
         if not _NAME.fullmatch(text):

@@ -61,7 +61,7 @@ def _denied(settings: Settings) -> Iterator[str]:
             reason = policy.why_denied(vendor)
             if reason:
                 asked = f"{op_name}={'|'.join(map(str, order))}"
-                yield f"{settings.title('per_op')}: {quoted(asked)} cannot be had: {reason}."
+                yield f"{settings.title('per_op')}: {quoted(asked)} is not available: {reason}."
 
 
 def _wrong_lifts(settings: Settings) -> Iterator[str]:

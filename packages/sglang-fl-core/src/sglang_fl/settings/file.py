@@ -141,6 +141,6 @@ def _mapping(node: Any) -> dict[str, Value]:
         if not isinstance(key, str):
             raise _Rejected("a key must be a name", key_node.start_mark)
         if key in values:
-            raise _Rejected(f"the key {quoted(key)} stands twice", key_node.start_mark)
+            raise _Rejected(f"the key {quoted(key)} appears twice", key_node.start_mark)
         values[key] = _plain(value_node)
     return values

@@ -47,7 +47,7 @@ def _parse(value: str | Sequence[str], form: re.Pattern[str], example: str) -> t
         if not form.fullmatch(name.removeprefix("!")):
             raise ValueError(f"{quoted(name)} cannot be a name. Write {example}")
         if name in seen:
-            raise ValueError(f"{quoted(name)} stands twice")
+            raise ValueError(f"{quoted(name)} appears twice")
         seen.add(name)
     return names
 

@@ -68,7 +68,7 @@ def parse_order(text: str) -> Order:
             raise SettingsError(f"in {quoted(text)} there is an empty step. Write vendor|reference")
         token = Token(step)
         if token in tokens:
-            raise SettingsError(f"in {quoted(text)} the step {quoted(step)} stands twice")
+            raise SettingsError(f"in {quoted(text)} the step {quoted(step)} appears twice")
         tokens.append(token)
     return tuple(tokens)
 
@@ -90,7 +90,7 @@ def parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> dict[str, Or
         if name not in OPS:
             raise SettingsError(f"there is no op {quoted(name)}. {choices(name, OPS)}")
         if name in orders:
-            raise SettingsError(f"the op {name!r} stands twice")
+            raise SettingsError(f"the op {name!r} appears twice")
         orders[name] = parse_order(order if isinstance(order, str) else "|".join(order))
     return orders
 

@@ -40,7 +40,7 @@ class CpuPlatform(LoadsPlugins, TorchNative, SGLangPools, NotCuda, SRTPlatform):
         return int(psutil.virtual_memory().total)
 
     def get_current_memory_usage(self, device: torch.device | None = None) -> int:
-        """Return the bytes of the host's memory that cannot be had."""
+        """Return the bytes of the host's memory that is not available."""
         memory = psutil.virtual_memory()
         return int(memory.total - memory.available)
 

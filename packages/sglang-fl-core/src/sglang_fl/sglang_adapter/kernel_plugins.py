@@ -51,7 +51,7 @@ def label_of(function: Any) -> str:
 
 
 def leave_to_plugin(layer: Any, method: str, log: DispatchLog) -> None:
-    """Leave a layer to the kernel plugin that SGLang has for it, if any; the log is told once that has run.
+    """Leave a layer to the kernel plugin that SGLang has for it, if any; logged once that has run.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """What becomes of shortcuts, pinned layers and kernel plugins once a model is loaded, before it runs.
 
-SGLang tells of that moment where it builds the attention backend: the model is complete, its modules are
+The moment is that in which SGLang builds the attention backend: the model is complete, its modules are
 imported, nothing has run and no graph is captured yet. So no module is imported for a hook, and a process
 without a model, such as the HTTP server, has none of them.
 """
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class LoadedModels:
-    """Turns shortcuts off or watches them, and tells of what SGLang has pinned or given to kernel plugins.
+    """Turns shortcuts off or watches them, and logs what SGLang has pinned or given to kernel plugins.
 
     Parameters
     ----------

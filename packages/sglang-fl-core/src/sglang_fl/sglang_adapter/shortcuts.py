@@ -2,7 +2,7 @@
 
 A written catalogue, which imports nothing of SGLang. ``loaded_models`` puts it into force once a model is
 there: a shortcut past an op whose backend the user named is turned off, the others are watched, and the
-dispatch log tells of those that ran.
+dispatch log names those that ran.
 """
 
 from collections.abc import Callable, Collection

@@ -153,7 +153,7 @@ class AtenOffer:
         names = [name for choice in self.choices for name in choice.names]
         for name in names:
             if names.count(name) > 1:
-                raise VendorError(f"AtenOffer: {name!r} stands twice in the choices")
+                raise VendorError(f"AtenOffer: {name!r} appears twice in the choices")
 
     @property
     def missing(self) -> tuple[str, ...]:

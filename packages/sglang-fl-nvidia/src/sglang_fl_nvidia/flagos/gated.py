@@ -41,9 +41,9 @@ def gated_kernel(
 ):
     """Compute one block of one row of the result.
 
-    ``EVICTION`` is what the L2 cache is told of the input, which nobody reads again: where the result fits
-    into it, that stays for its reader (20.5 µs at 1024 x 14336, without 22.2). Where it does not, the hint
-    costs 2 to 5 %, and up to a fifth where a short launch reads its input out of that cache.
+    ``EVICTION`` is the hint that the L2 cache gets for the input, which nobody reads again: where the result
+    fits into it, that stays for its reader (20.5 µs at 1024 x 14336, without 22.2). Where it does not, the
+    hint costs 2 to 5 %, and up to a fifth where a short launch reads its input out of that cache.
     """
     BLOCKS: tl.constexpr = (HALF + BLOCK - 1) // BLOCK
     program = tl.program_id(0)

@@ -25,7 +25,7 @@ _UNNAMED = "privateuseone"
 
 @dataclass(frozen=True)
 class SimulatedChip:
-    """What of a chip can be told from the outside.
+    """What of a chip can be seen from the outside.
 
     Parameters
     ----------

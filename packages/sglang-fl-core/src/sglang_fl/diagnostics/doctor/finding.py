@@ -1,4 +1,4 @@
-"""What a check has found out: well, a problem with its remedy, or nothing that can be told."""
+"""What a check has found out: well, a problem with its remedy, or nothing that can be known."""
 
 from dataclasses import dataclass
 from enum import Enum

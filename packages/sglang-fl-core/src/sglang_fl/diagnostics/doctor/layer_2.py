@@ -70,7 +70,7 @@ def dispatch_log(launch: Launch) -> Iterator[Finding]:
             "dispatch log", f"{settings.quoted('dispatch_log')} cannot be written: {reason}", remedy
         )
     elif path.is_file() and not path.stat().st_size:
-        remedy = "send a request: a layer class is told when it runs for the first time"
+        remedy = "send a request: a layer class is logged when it runs for the first time"
         yield ok("dispatch log", f"{path} is writable, and empty so far", remedy)
     else:
         yield ok("dispatch log", f"{path} can be written")

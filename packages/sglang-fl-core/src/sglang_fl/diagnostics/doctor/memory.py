@@ -30,7 +30,7 @@ ACCELERATOR_FRACTION = 0.85
 LEAST_REST = GIB
 #: A server that cannot hold so many tokens is of no use.
 USEFUL_TOKENS = 4096
-#: More than this share is never to be had: allocators and libraries take the rest.
+#: More than this share is never available: allocators and libraries take the rest.
 MOST = 0.95
 
 

@@ -30,7 +30,7 @@ def _of_port(what: str, port: int, remedy: str) -> Finding:
     reason = _why_not_free(port)
     if reason is None:
         return ok(what, f"port {port} is free")
-    return problem(what, f"port {port} cannot be had: {reason}", remedy)
+    return problem(what, f"port {port} is not available: {reason}", remedy)
 
 
 def _why_not_free(port: int) -> str | None:

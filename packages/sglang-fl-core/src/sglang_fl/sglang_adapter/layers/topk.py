@@ -93,7 +93,7 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
 
 def _is_fake(given: dict[str, Any]) -> bool:
-    """Whether SGLang routes at random in this call, with a bias of zeros that no routing function is told."""
+    """Whether SGLang routes at random in this call, with a bias of zeros that no routing function gets."""
     info = given.get("expert_location_dispatch_info")
     return info is not None and info.ep_dispatch_algorithm == "fake"
 

@@ -54,6 +54,19 @@ CACHES = (
 )
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "tie_word_embeddings": False,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "attention_bias": False,
+}
 COMMON = {"hidden_act": "silu", "max_position_embeddings": 8192, "torch_dtype": "bfloat16"}
 
 
@@ -70,6 +83,8 @@ CONFIGS = {
     "tiny": config(QWEN2, 128, 256, 2, 4, 2, 512, theta=1e4, eps=1e-6),
     "Qwen2.5-0.5B": config(QWEN2, 896, 4864, 24, 14, 2, 151936, theta=1e6, eps=1e-6),
     "Llama-3-8B": config(LLAMA, 4096, 14336, 32, 32, 8, 128256, theta=5e5, eps=1e-5),
+    # With 10 of its 48 layers, so that the engines of several sides fit beside each other.
+    "Qwen3-30B-A3B-10L": config(QWEN3_MOE, 2048, 6144, 10, 32, 4, 151936, theta=1e6, eps=1e-6),
 }
 
 

@@ -9,6 +9,7 @@
 | ``followers`` | the same for requests that are sent after them and share prefixes with them |
 | ``mistakes`` | names of mistakes in ops (``mistaken_vendor.py``), planted one after the other |
 | ``planted`` | the folder in which a file with the mistake's name plants it |
+| ``weights`` | optional: another checkpoint, whose weights the engine loads at last while it runs |
 """
 
 import json
@@ -67,6 +68,11 @@ def main() -> None:
         planted.unlink()
     forget(engine)
     answers["again"] = ask(engine, questions["prompts"])
+    if "weights" in questions:
+        done, message, *_ = engine.update_weights_from_disk(questions["weights"])
+        assert done, message
+        forget(engine)
+        answers["weights"] = ask(engine, questions["prompts"])
     print("RESULT " + json.dumps(answers))
     engine.shutdown()
 

@@ -57,7 +57,8 @@ class Judged:
     ----------
     family : what ran
     dispatched : the lines of the dispatch log
-    differences : by what was asked: ``prompts``, ``followers``, ``again``, or a mistake's name
+    differences : by what was asked: ``prompts``, ``followers``, ``again``, a mistake's name, or ``weights``:
+        after those of another checkpoint were loaded in the running engine
     cached_tokens : of each follower
     """
 
@@ -206,6 +207,7 @@ def judged(request, tmp_path_factory, bench: Bench) -> Judged:
 
 def judge(family: Family, folder: Path, bench: Bench) -> Judged:
     model = make_model(family, folder / "model")
+    other = make_model(family, folder / "other", seed=1)
     prompts, followers = draw_prompts(family, folder / "model")
     questions = {
         "engine": {
@@ -221,6 +223,7 @@ def judge(family: Family, folder: Path, bench: Bench) -> Judged:
         "followers": as_request(followers),
         "mistakes": mistakes_in(family),
         "planted": str(bench.planted),
+        "weights": str(folder / "other"),
     }
     (folder / "questions.json").write_text(json.dumps(questions))
     bench.log.write_text("")
@@ -235,6 +238,7 @@ def judge(family: Family, folder: Path, bench: Bench) -> Judged:
             "prompts": compare(model, prompts, answers["prompts"]),
             "followers": compare(model, followers, answers["followers"]),
             "again": compare(model, prompts, answers["again"]),
+            "weights": compare(other, prompts, answers["weights"]),
             **{name: compare(model, prompts, rows) for name, rows in answers["mistakes"].items()},
         },
         [row["cached_tokens"] for row in answers["followers"]],
@@ -297,3 +301,7 @@ def test_every_planted_mistake_is_noticed(judged: Judged):
 
 def test_without_the_mistakes_it_agrees_again(judged: Judged):
     assert_agrees(judged.differences["again"])
+
+
+def test_weights_that_are_replaced_while_it_runs_are_used(judged: Judged):
+    assert_agrees(judged.differences["weights"])

@@ -80,8 +80,12 @@ MODES = (
     Mode(
         "Qwen3-MoE",
         "graphs",
-        sglang=(("RMSNorm", "sglang(fused_qk_norm)"), ("RotaryEmbedding", "sglang(native)")),
-        never_ours=frozenset({"RotaryEmbedding"}),
+        sglang=(
+            ("RMSNorm", "sglang(fused_qk_norm)"),
+            ("RotaryEmbedding", "sglang(native)"),
+            ("UnquantizedFusedMoEMethod", "sglang(native)"),  # no default here: why fused_moe
+        ),
+        never_ours=frozenset({"RotaryEmbedding", "UnquantizedFusedMoEMethod"}),
     ),
     Mode("Gemma-3", "graphs"),
     Mode("Qwen2-VL", "graphs", never_ours=frozenset({"QuickGELU"})),  # that sees pictures, of which none come

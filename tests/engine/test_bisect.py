@@ -138,7 +138,16 @@ def ends_within(seconds: float, group: int) -> bool:
 
 
 def test_a_set_up_that_is_broken_is_no_verdict(environment_of, tmp_path: Path):
-    command = [*BISECT, "--model", str(tmp_path / "none"), "--folder", str(tmp_path / "out"), "--json"]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "qwen2"}')
+    command = [*BISECT, "--model", str(model), "--folder", str(tmp_path / "out"), "--json", "--device", "cpu"]
     run = finish(command, environment_of({}), timeout=200)
     assert run.code == 2, run.output[-3000:]
     assert '"set_up_broken"' in run.output
+
+
+def test_a_model_that_is_not_there_is_refused_before_an_engine_starts(environment_of, tmp_path: Path):
+    command = [*BISECT, "--model", str(tmp_path / "none"), "--folder", str(tmp_path / "out")]
+    run = finish(command, environment_of({}), timeout=60)
+    assert run.code == 2, run.output[-3000:]

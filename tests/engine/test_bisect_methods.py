@@ -58,12 +58,13 @@ def kernel():
 
 
 @pytest.fixture
-def bench(kernel, wrong: OpImpl, tmp_path: Path) -> Bench:
+def bench(kernel, wrong: OpImpl, tmp_path: Path, monkeypatch) -> Bench:
     """A bench of a model without layers, and with this one kernel object."""
     configuration = configure()
     resolutions = {**configuration.resolutions}
     resolutions[EXTEND] = dataclasses.replace(resolutions[EXTEND], candidates=(wrong,))
-    configuration = dataclasses.replace(configuration, resolutions=resolutions)
+    configuration = dataclasses.replace(configuration)  # one of this test's own
+    monkeypatch.setitem(vars(configuration), "resolutions", resolutions)
     calls = OpCheck(report=lambda violation: None)
     layers = _armed(configuration, seams.seam_of(seams.installed_version()), calls)
     bench = Bench(tmp_path, layers, calls, lambda: (), "cpu")

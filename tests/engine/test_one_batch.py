@@ -1,6 +1,8 @@
 """SGLang's processes that load no plugins: the platform loads them there."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +16,16 @@ def test_one_batch_runs_our_ops_and_says_that_sglang_loads_no_plugins(tiny_model
     log = tmp_path / "dispatch.log"
     ours = ("SGLANG_", "USE_FLAGGEMS")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    config = json.loads((tiny_model / "config.json").read_text())
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    # The benchmark draws tokens up to 10,000; random weights of that many are as good as any.
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 10240}))
     words = ("--device", "cpu", "--batch-size", "1", "--input-len", "8", "--output-len", "4")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "sglang.benchmark.one_batch", "--model-path", str(tiny_model), *words),
-            *("--max-total-tokens", "2048"),
+            *(sys.executable, "-m", "sglang.benchmark.one_batch", "--model-path", str(model), *words),
+            *("--max-total-tokens", "2048", "--load-format", "dummy"),
         ],
         cwd=tmp_path,
         env=clean | {"SGLANG_FL_DISPATCH_LOG": str(log), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},

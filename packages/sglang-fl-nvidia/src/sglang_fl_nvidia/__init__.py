@@ -3,7 +3,8 @@
 from sglang_fl.vendor import BackendKind, OpChoice, OpImpl, Vendor, flag_gems_aten, flag_gems_impl
 from sglang_fl_nvidia._version import __version__
 from sglang_fl_nvidia.aten import measured_choices
-from sglang_fl_nvidia.aten_quarantine import QUARANTINE
+from sglang_fl_nvidia.aten_quarantine import QUARANTINE as ATEN_QUARANTINE
+from sglang_fl_nvidia.quarantine import QUARANTINE
 
 __all__ = ["NVIDIA", "__version__"]
 
@@ -60,6 +61,7 @@ NVIDIA = Vendor(
             "16 layers, bfloat16, SGLang 0.5.23, FlagGems 5.0.2, triton 3.6, H200)",
         ),
     ),
-    aten=flag_gems_aten(measured_choices(), QUARANTINE),
+    quarantine=QUARANTINE,
+    aten=flag_gems_aten(measured_choices(), ATEN_QUARANTINE),
     environment={"GEMS_VENDOR": "nvidia"},
 )

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import torch
 
-from sglang_fl.dispatch.op_check import violations
+from sglang_fl.dispatch.op_check import Given, violations
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import load_target
 
 call = torch.load(Path(__file__).with_name("{inputs}"), weights_only=True)
 call = {{k: v.to("{device}") if isinstance(v, torch.Tensor) else v for k, v in call.items()}}
-before = {{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.items()}}
+before = Given(OPS["{name}"], call)
 results = load_target("{target}")(**call)
 for violation in violations(OPS["{name}"], "{where}", before, results, call):
     print(violation)

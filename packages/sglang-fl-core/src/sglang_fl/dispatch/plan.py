@@ -84,6 +84,7 @@ def plan_layer(
     own: Forward,
     resolutions: Mapping[str, Resolution],
     why_left_out: Callable[[type, str], str | None],
+    stands_for: str | None = None,
 ) -> LayerPlan:
     """Plan a layer that is complete: by the first adapter that translates this very layer.
 
@@ -94,12 +95,13 @@ def plan_layer(
     own : SGLang's own forward of it
     resolutions : what may run each op, by the op's name
     why_left_out : ``why_left_out(layer_class, op_name)``: why the user leaves the layer to SGLang, or None
+    stands_for : the method to take ``own`` for, where it is known to be no method of the layer
 
     Raises
     ------
     Exception : whatever an adapter raises on this layer, if the resolutions are strict
     """
-    method = find_method(own, layer)
+    method = stands_for or find_method(own, layer)
     if method is None:
         return LayerPlan(
             "", f"its forward is {own!r}, behind which is no one method of SGLang's", is_fault=True

@@ -27,8 +27,10 @@ SUFFIX = ".tmpl"
 #: Devices that PyTorch itself has: no package adds them, and none can be simulated.
 BUILT_IN = ("cpu", "cuda", "mps", "xpu")
 #: Devices of PyTorch's own that nobody may call another chip by.
-KNOWN_DEVICES = ("fpga", "hip", "hpu", "ideep", "ipu", "lazy", "maia", "meta", "mkldnn", "mtia", "opencl")
-KNOWN_DEVICES += ("opengl", "privateuseone", "ve", "vulkan", "xla")
+KNOWN_DEVICES: tuple[str, ...] = (
+    *("fpga", "hip", "hpu", "ideep", "ipu", "lazy", "maia", "meta", "mkldnn", "mtia", "opencl"),
+    *("opengl", "privateuseone", "ve", "vulkan", "xla"),
+)
 #: Names of PyTorch's that are neither modules nor functions.
 DTYPES = (
     "bool",

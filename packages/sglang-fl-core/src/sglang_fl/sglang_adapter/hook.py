@@ -16,6 +16,7 @@ from sglang_fl.dispatch.plan import Forward, LayerPlan, plan_layer
 from sglang_fl.dispatch.resolution import Resolution
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import hooks_applied
+from sglang_fl.sglang_adapter.kernel_plugins import kernel_plugin_of
 from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.layers import ADAPTERS, gated_delta_rule
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, covering
@@ -119,7 +120,10 @@ class LayerHook:
         return self._life((method.adapter,), method.kernel, method.title, method.current, method.commit)
 
     def _plan(self, adapters: tuple[Adapter, ...], layer: Any, own: Forward) -> LayerPlan:
-        plan = plan_layer(adapters, layer, own, self._resolutions, self._lists.why_left_out)
+        # A kernel plugin's forward comes here only where the user named the op: ``loaded_models`` leaves the
+        # other layers to the plugin. It computes what the plain path does.
+        stands_for = "forward_native" if kernel_plugin_of(layer, own) else None
+        plan = plan_layer(adapters, layer, own, self._resolutions, self._lists.why_left_out, stands_for)
         if plan.resolution is not None:
             self._report(plan.resolution)
         return plan

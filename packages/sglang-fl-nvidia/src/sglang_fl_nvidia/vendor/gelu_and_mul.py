@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
+from sglang_fl_nvidia.vendor.alignment import VECTOR_BYTES, dense
 
 __all__ = ["gelu_and_mul"]
 
-#: The kernels load 16 bytes at once from each half of a row.
-VECTOR_BYTES = 16
 KERNELS = {"none": sgl_kernel.gelu_and_mul, "tanh": sgl_kernel.gelu_tanh_and_mul}
 
 
@@ -27,5 +26,5 @@ def gelu_and_mul(x: Tensor, approximate: str = "tanh") -> Tensor:
         )
     out = torch.empty((*x.shape[:-1], half), dtype=x.dtype, device=x.device)
     if x.numel():
-        KERNELS[approximate](x.contiguous(), out)
+        KERNELS[approximate](dense(x), out)
     return out

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import Outputs, unshared
+from sglang_fl_nvidia.vendor.alignment import dense
 
 __all__ = ["rms_norm"]
 
@@ -32,9 +33,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
         return torch.empty_like(x) if residual is None else (x, residual)
     rows = x.reshape(-1, x.shape[-1])  # the kernels take two axes; a copy only if x is strided oddly
     if residual is None:
-        result: Tensor = sgl_kernel.rmsnorm(rows.contiguous(), weight, eps)
+        result: Tensor = sgl_kernel.rmsnorm(dense(rows), weight, eps)
         return result.view(x.shape)
-    rows = unshared(x, weight, residual).reshape(rows.shape).contiguous()
-    sums = unshared(residual, weight, x).reshape(rows.shape).contiguous()
+    rows = dense(unshared(x, weight, residual).reshape(rows.shape))
+    sums = dense(unshared(residual, weight, x).reshape(rows.shape))
     sgl_kernel.fused_add_rmsnorm(rows, sums, weight, eps)
     return rows.view(x.shape), sums.view(x.shape)

@@ -5,11 +5,9 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
+from sglang_fl_nvidia.vendor.alignment import VECTOR_BYTES, dense
 
 __all__ = ["silu_and_mul"]
-
-#: The kernel loads 16 bytes at once from each half of a row.
-VECTOR_BYTES = 16
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
@@ -26,5 +24,5 @@ def silu_and_mul(x: Tensor) -> Tensor:
         )
     out = torch.empty((*x.shape[:-1], half), dtype=x.dtype, device=x.device)
     if x.numel():
-        sgl_kernel.silu_and_mul(x.contiguous(), out)
+        sgl_kernel.silu_and_mul(dense(x), out)
     return out

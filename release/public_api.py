@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = "packages/sglang-fl-core/src"
 TAGS = "sglang-fl-core-v*"
 PACKAGE = "sglang_fl"
+#: The files of the kit that vendor packages import.
+KIT = ("suite", "simulated")
 PUBLIC = ("vendor", "ops", "errors", "conformance", "platform")
 
 
@@ -91,7 +93,7 @@ def _breaks(name: str, old: griffe.Module, new: griffe.Module | None) -> Iterato
     for breakage in griffe.find_breaking_changes(old, new):
         is_gone = breakage.kind is griffe.BreakageKind.OBJECT_REMOVED
         may_go = is_gone and (_was_deprecated(breakage.obj) or _has_moved(breakage.obj, new))
-        if not _is_core_api(breakage) and not may_go:
+        if not _is_core_api(breakage) and not may_go and not _is_internal(breakage.obj):
             yield Break(breakage.explain(griffe.ExplanationStyle.ONE_LINE), is_gone)
 
 
@@ -113,6 +115,13 @@ def _exported(module: griffe.Object) -> set[str]:
     }
 
 
+def _is_internal(obj: griffe.Object) -> bool:
+    """Whether it lies in a file of the kit that no vendor package imports (``docs/stability.md``)."""
+    module = obj.module
+    is_of_kit = module.path.startswith(f"{PACKAGE}.conformance.")
+    return is_of_kit and module.name not in KIT and not _exported(module)
+
+
 def _has_moved(obj: griffe.Object, new: griffe.Module) -> bool:
     """Whether a file has gone whose public names its package still has: those are what one imports."""
     if not obj.is_module or not obj.exports or "OP" in obj.members:
@@ -121,7 +130,7 @@ def _has_moved(obj: griffe.Object, new: griffe.Module) -> bool:
 
 
 def _is_core_api(breakage: griffe.Breakage) -> bool:
-    return breakage.obj.name in ("CORE_API", "OLDEST_CORE_API", "OPS")
+    return breakage.obj.name in ("CORE_API", "OLDEST_CORE_API", "OPS", "OP")
 
 
 def _core_api(vendor: griffe.Module) -> int:

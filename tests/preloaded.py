@@ -249,10 +249,10 @@ def _become_program(request: dict[str, Any], output: int, base: list[str]) -> No
     os.setsid()
     for standard in (1, 2):
         os.dup2(output, standard)
-    # Objects for what the descriptors are now: the server's may be files, which can be sought in. Line by line,
-    # because child processes write to the same pipe.
-    sys.stdout = open(1, "w", 1, encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115 - it stays open
-    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+    # Objects for what the descriptors are now: the server's may be files, which can be sought in. Line by
+    # line, because child processes write to the same pipe.
+    sys.stdout = open(1, "w", 1, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     mine, twins = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork():
         twins.close()

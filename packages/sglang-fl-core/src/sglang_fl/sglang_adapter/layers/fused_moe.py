@@ -30,17 +30,16 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     run = with_options(kernel, _options(layer.moe_runner_config, own))
 
     def forward(method: Any, layer: Any, dispatch_output: Any) -> Any:
-        topk = dispatch_output.topk_output
         # Other forms, such as the one on Ascend NPUs, have sorted the rows by expert already.
         is_standard = (
             type(dispatch_output) is StandardDispatchOutput
-            and type(topk) is StandardTopKOutput
+            and type(dispatch_output.topk_output) is StandardTopKOutput
             and dispatch_output.hidden_states_scale is None
             and not getattr(layer, "use_intel_amx_backend", False)
         )
         try:
             if is_standard:
-                hidden = dispatch_output.hidden_states
+                hidden, topk = dispatch_output.hidden_states, dispatch_output.topk_output
                 result = run(hidden, layer.w13_weight, layer.w2_weight, topk.topk_weights, topk.topk_ids)
                 return StandardCombineInput(hidden_states=result)
         except REFUSALS as refusal:

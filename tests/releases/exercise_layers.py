@@ -167,6 +167,7 @@ def platform() -> dict[str, Any]:
     from sglang.srt.platforms import current_platform
 
     class Arguments:
+        model_path = "no model"
         mem_fraction_static = None
         attention_backend = None
 
@@ -188,7 +189,7 @@ def not_cuda() -> dict[str, list[str | None]]:
 
     answers = {}
     for asked in (current_platform, MluPlatform()):
-        arguments = SimpleNamespace(mem_fraction_static=None, attention_backend=None)
+        arguments = SimpleNamespace(model_path="", mem_fraction_static=None, attention_backend=None)
         if hasattr(ServerArgs, "image_processor_backend"):
             arguments.image_processor_backend = "auto"
         asked.apply_server_args_defaults(arguments)

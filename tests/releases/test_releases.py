@@ -45,7 +45,7 @@ def test_the_seam_is_the_one_of_its_generation(facts):
 @pytest.mark.parametrize(
     ("layer", "module"),
     [
-        ("SiluAndMul", "sglang_fl.ops.silu_and_mul"),
+        ("SiluAndMul", "sglang_fl.sglang_adapter.layers.adapter"),
         ("RMSNorm", "sglang_fl.sglang_adapter.layers.rms_norm"),
         ("RotaryEmbedding", "sglang_fl.sglang_adapter.layers.rotary_embedding"),
         ("LinearScalingRotaryEmbedding", "sglang_fl.sglang_adapter.layers.rotary_embedding"),

@@ -83,8 +83,8 @@ def activate_platform() -> str | None:
 def _require_platform(path: str, vendor: Vendor) -> None:
     """Import the platform, as SGLang will at once, so that its fault is reported with the vendor's name."""
     module, _, name = path.rpartition(".")
-    if getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False):
-        return  # its import brought SGLang in, and SGLang asks us: its own import tells what is wrong
+    if "sglang.srt.platforms" not in sys.modules:
+        return  # somebody else asks: importing the platform would bring in SGLang, which would ask us again
     try:
         found = load_target(f"{module}:{name}")
     except Exception as error:

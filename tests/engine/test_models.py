@@ -303,9 +303,7 @@ def test_without_the_mistakes_it_agrees_again(judged: Judged):
     assert_agrees(judged.differences["again"])
 
 
-def test_weights_that_are_replaced_while_it_runs_are_used(
-    judged: Judged, request: pytest.FixtureRequest
-):
+def test_weights_that_are_replaced_while_it_runs_are_used(judged: Judged, request: pytest.FixtureRequest):
     if "-VL]" in request.node.name:
         pytest.xfail("Qwen2-VL differs after its weights are replaced: cause not known yet")
     assert_agrees(judged.differences["weights"])

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.delta_rule import (
     beside_peak,
-    check_states,
+    check_runs,
     recur,
     sequences,
     unit_rows,
@@ -67,7 +66,7 @@ def chunk_gated_delta_rule(
     ------
     ContractError : shapes that do not fit, or states that share memory
     """
-    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    check_runs("chunk_gated_delta_rule", q, k, v, initial_state, initial_state_indices, cu_seqlens)
     tokens, keys, values = k.shape[1], k.shape[3], v.shape[2:]
     dtype = compute_dtype(q, initial_state)
     wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))
@@ -91,23 +90,6 @@ def chunk_gated_delta_rule(
     return o.unsqueeze(0).to(q.dtype), h.unsqueeze(0).to(k.dtype)
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor, initial_state_indices: Tensor, cu_seqlens: Tensor
-) -> None:
-    check_states("chunk_gated_delta_rule", initial_state)
-    tokens, heads, keys = k.shape[1:]
-    values = v.shape[2:]
-    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
-        raise ContractError(
-            f"chunk_gated_delta_rule: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit"
-        )
-    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
-        raise ContractError(
-            f"chunk_gated_delta_rule: initial_state {tuple(initial_state.shape)} is not a pool of states "
-            f"{(*values, keys)}, or there is not one index for each sequence"
-        )
-
-
 def _like(
     *,
     q: Tensor,
@@ -118,7 +100,7 @@ def _like(
     cu_seqlens: Tensor,
     **others: Any,
 ) -> Tensor:
-    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    check_runs("chunk_gated_delta_rule", q, k, v, initial_state, initial_state_indices, cu_seqlens)
     return torch.empty_like(v, dtype=q.dtype)
 
 

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.delta_rule import (
     beside_peak,
-    check_states,
+    check_runs,
     gates,
     recur,
     sequences,
@@ -58,7 +57,9 @@ def fused_sigmoid_gating_delta_rule_update(
     ------
     ContractError : shapes that do not fit, or states that share memory
     """
-    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    check_runs(
+        "fused_sigmoid_gating_delta_rule_update", q, k, v, initial_state, initial_state_indices, cu_seqlens
+    )
     tokens, values = k.shape[1], v.shape[2:]
     dtype = compute_dtype(q, initial_state)
     wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))
@@ -76,24 +77,6 @@ def fused_sigmoid_gating_delta_rule_update(
     return o.unsqueeze(0).to(q.dtype)
 
 
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, initial_state: Tensor, initial_state_indices: Tensor, cu_seqlens: Tensor
-) -> None:
-    check_states("fused_sigmoid_gating_delta_rule_update", initial_state)
-    tokens, heads, keys = k.shape[1:]
-    values = v.shape[2:]
-    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
-        raise ContractError(
-            f"fused_sigmoid_gating_delta_rule_update: q {tuple(q.shape)}, k {tuple(k.shape)} and "
-            f"v {tuple(v.shape)} do not fit"
-        )
-    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
-        raise ContractError(
-            f"fused_sigmoid_gating_delta_rule_update: initial_state {tuple(initial_state.shape)} is not a "
-            f"pool of states {(*values, keys)}, or there is not one index for each sequence"
-        )
-
-
 def _like(
     *,
     q: Tensor,
@@ -104,7 +87,9 @@ def _like(
     cu_seqlens: Tensor,
     **others: Any,
 ) -> Tensor:
-    _check(q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    check_runs(
+        "fused_sigmoid_gating_delta_rule_update", q, k, v, initial_state, initial_state_indices, cu_seqlens
+    )
     return torch.empty_like(v, dtype=q.dtype)
 
 

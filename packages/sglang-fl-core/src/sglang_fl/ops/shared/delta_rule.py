@@ -10,7 +10,16 @@ from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Outputs
 from sglang_fl.ops.shared.overlap import shares_memory
 
-__all__ = ["beside_peak", "check_states", "gates", "recur", "sequences", "unit_rows", "without_padding"]
+__all__ = [
+    "beside_peak",
+    "check_runs",
+    "check_states",
+    "gates",
+    "recur",
+    "sequences",
+    "unit_rows",
+    "without_padding",
+]
 
 #: Under the root of the l2 norm, as in SGLang's ``l2norm_fwd``.
 L2_EPS = 1e-6
@@ -21,6 +30,28 @@ def check_states(op: str, states: Tensor) -> None:
     if shares_memory(states):
         raise ContractError(
             f"{op}: elements of initial_state {tuple(states.shape)}, strides {states.stride()}, share memory"
+        )
+
+
+def check_runs(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    initial_state: Tensor,
+    initial_state_indices: Tensor,
+    cu_seqlens: Tensor,
+) -> None:
+    """Raise ``ContractError`` where runs of tokens, packed in one row, and a pool of states do not fit."""
+    check_states(op, initial_state)
+    tokens, heads, keys = k.shape[1:]
+    values = v.shape[2:]
+    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
+        raise ContractError(f"{op}: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit")
+    if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
+        raise ContractError(
+            f"{op}: initial_state {tuple(initial_state.shape)} is not a pool of states {(*values, keys)}, "
+            "or there is not one index for each sequence"
         )
 
 

@@ -169,7 +169,7 @@ def test_off_asks_the_vendor_nothing(chip: Chip, monkeypatch: pytest.MonkeyPatch
         ("twice", "returned two kernels for aten::mul.Tensor"),
         ("texts", "returned a str, not a AtenOp"),
         ("missing", "has no function 'missing'"),
-        ("broken", "the ATen ops of vendor toy cannot be told: ZeroDivisionError: division by zero"),
+        ("broken", "the ATen ops of vendor toy cannot be listed: ZeroDivisionError: division by zero"),
     ],
 )
 def test_faulty_offer_is_the_vendors_fault(chip: Chip, monkeypatch: pytest.MonkeyPatch, ops: str, fault: str):

@@ -46,12 +46,15 @@ __all__ = ["SGLANG", "Program", "Server", "run"]
 
 #: Modules that SGLang's processes import; none is SGLang's and none ours. What is missing is left out.
 THIRD_PARTY = (
-    *("torch", "torch.distributed.tensor", "torch._dynamo", "torch._inductor"),
-    *("torch.distributed.checkpoint", "torch.distributed.device_mesh", "torchvision", "torchaudio"),
+    *("torch", "torch.distributed.tensor", "torch._dynamo.testing", "torch._inductor.compile_fx"),
+    *("torch.distributed.checkpoint", "torch.distributed.device_mesh", "torchvision", "torchaudio", "torchcodec"),
     *("transformers", "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto"),
+    *("transformers.models.whisper.modeling_whisper", "transformers.models.mllama.modeling_mllama"),
+    *("transformers.models.llama4.modeling_llama4", "transformers.models.siglip.modeling_siglip"),
+    *("transformers.models.clip.modeling_clip", "transformers.models.parakeet.modeling_parakeet", "timm", "quack.cross_entropy"),
     *("triton", "triton_kernels", "sympy", "networkx", "scipy.stats", "numpy", "einops", "PIL.Image"),
-    *("flashinfer", "xgrammar", "compressed_tensors", "mistral_common", "gguf"),
-    *("openai", "aiohttp", "fastapi", "uvicorn", "uvloop", "pydantic", "pydantic_settings", "msgspec"),
+    *("flashinfer.comm", "xgrammar", "compressed_tensors", "mistral_common", "gguf"),
+    *("openai", "aiohttp.web", "fastapi", "uvicorn", "uvloop", "pydantic", "pydantic_settings", "msgspec"),
     *("huggingface_hub", "fsspec", "requests", "orjson", "zmq.asyncio", "jsonschema", "partial_json_parser"),
     *("IPython.display", "dotenv", "psutil", "setproctitle", "pybase64", "torch_memory_saver"),
 )

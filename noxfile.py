@@ -31,12 +31,12 @@ COMPATIBLE = [*OLDER, SGLANG]
 STACK = ROOT / ".nox" / f"stack-sglang-{SGLANG}"
 REQUIREMENTS = [
     f"sglang=={SGLANG}",
-    "pydantic-settings>=2.4",
     "packaging",
     "hatchling>=1.27",
     "editables",
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist>=3.8",
     "hypothesis",
 ]
 VENDORS = ("nvidia", "ascend", "mlu")
@@ -88,9 +88,9 @@ def _pytest(session: nox.Session, *tests: str) -> None:
 
     Files named behind ``--`` run instead of all.
     """
-    session.install("-q", "pytest-xdist")
     tests = () if _names_files(session) else tests
-    command = ("python", "-m", "pytest", *tests, "-n", "2", "--dist", "loadfile", *session.posargs)
+    two = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    command = ("python", "-m", "pytest", *tests, *two, *session.posargs)
     session.run(*command, env=ONE_THREAD)
 
 
@@ -219,7 +219,6 @@ def changed(session: nox.Session) -> None:
 def compat(session: nox.Session, sglang: str) -> None:
     """The engine's tests against a release of each generation; writes docs/compatibility.md."""
     _on_stack(session, CORE)
-    session.install("-q", "pytest-xdist")
     if sglang != SGLANG:
         # Its wheel alone, before the stack: SGLang's requirements come to 11 GB for each release.
         path = _site_packages(Path(session.bin) / "python") / "release.pth"

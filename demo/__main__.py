@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo.chat_model import ModelError, make_chat_model
@@ -20,7 +21,8 @@ LAUNCH = ("--max-total-tokens", "4096")
 QUESTION = "What is the capital of France? Answer in one sentence."
 
 
-def _arguments() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the arguments of a command line; default: that of this process."""
     parser = argparse.ArgumentParser(prog="nox -s demo --", description=__doc__)
     parser.add_argument("--port", type=int, help="the server's port; default: any free one")
     parser.add_argument("--timeout", type=float, default=300, help="seconds until it must be ready")
@@ -36,7 +38,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", default=QUESTION)
     parser.add_argument("--serve", action="store_true", help="go on serving after the answer, until Ctrl-C")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the logs, and a tiny model, in DIR")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _say(text: str) -> None:
@@ -138,11 +140,8 @@ def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def main() -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run the demo; return the exit code."""
-    arguments = _arguments()
-    # A terminated demo must still stop its server.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         if arguments.keep:
             arguments.keep.mkdir(parents=True, exist_ok=True)
@@ -161,4 +160,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all is made here; say so to the libraries
-    sys.exit(main())
+    # A terminated demo must still stop its server.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    sys.exit(run(parse()))

@@ -12,15 +12,45 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
-__all__ = ["Server", "ServerError", "free_port", "running", "serve"]
+__all__ = ["Process", "Server", "ServerError", "free_port", "running", "serve", "start"]
 
 READY = "The server is fired up and ready to roll!"
 
 
 class ServerError(Exception):
     """The server did not start, died or did not answer; the message ends with its last lines."""
+
+
+class Process(Protocol):
+    """What a server needs of ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int:
+        """Return the number of the process, and of its group."""
+        ...
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        ...
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit code."""
+        ...
+
+
+def start(command: Sequence[str], output: BinaryIO, environment: Mapping[str, str], folder: Path) -> Process:
+    """Start a process that leads a group of its own."""
+    return subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def free_port() -> int:
@@ -41,7 +71,7 @@ class Server:
     log : the file with its output
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    def __init__(self, process: Process, url: str, log: Path) -> None:
         self._process = process
         self.url = url
         self.log = log
@@ -174,15 +204,8 @@ def running(
     ServerError : the server died, or the time is up
     """
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            cwd=folder,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            start_new_session=True,
-        )
+        variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+        process = start(command, output, variables, folder or Path.cwd())
     server = Server(process, f"http://127.0.0.1:{port}", log)
     try:
         server.wait_until_ready(timeout, progress)

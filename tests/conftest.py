@@ -39,11 +39,21 @@ def chat_model() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Two processes take files in turn: those that may take longest go first, so that none is left alone.
+    longest: dict[Path, float] = {}
+    for item in items:
+        longest[item.path] = max(longest.get(item.path, 0), _timeout(item))
+    items.sort(key=lambda item: -longest[item.path])
     if _has_cuda():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def _timeout(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return marker.args[0] if marker else 0
 
 
 def _has_cuda() -> bool:

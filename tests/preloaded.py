@@ -47,16 +47,24 @@ __all__ = ["SGLANG", "Program", "Server", "run"]
 #: Modules that SGLang's processes import; none is SGLang's and none ours. What is missing is left out.
 THIRD_PARTY = (
     *("torch", "torch.distributed.tensor", "torch._dynamo.testing", "torch._inductor.compile_fx"),
-    *("torch.distributed.checkpoint", "torch.distributed.device_mesh", "torchvision", "torchaudio", "torchcodec"),
+    *("torch.distributed.checkpoint", "torch.distributed.device_mesh", "torchvision", "torchaudio"),
     *("transformers", "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto"),
     *("transformers.models.whisper.modeling_whisper", "transformers.models.mllama.modeling_mllama"),
     *("transformers.models.llama4.modeling_llama4", "transformers.models.siglip.modeling_siglip"),
-    *("transformers.models.clip.modeling_clip", "transformers.models.parakeet.modeling_parakeet", "timm", "quack.cross_entropy"),
+    *("transformers.models.clip.modeling_clip", "transformers.models.parakeet.modeling_parakeet"),
     *("triton", "triton_kernels", "sympy", "networkx", "scipy.stats", "numpy", "einops", "PIL.Image"),
-    *("flashinfer.comm", "xgrammar", "compressed_tensors", "mistral_common", "gguf"),
+    *("flashinfer.comm", "xgrammar", "compressed_tensors", "mistral_common", "gguf", "timm", "torchcodec"),
     *("openai", "aiohttp.web", "fastapi", "uvicorn", "uvloop", "pydantic", "pydantic_settings", "msgspec"),
     *("huggingface_hub", "fsspec", "requests", "orjson", "zmq.asyncio", "jsonschema", "partial_json_parser"),
-    *("IPython.display", "dotenv", "psutil", "setproctitle", "pybase64", "torch_memory_saver"),
+    *(
+        "IPython.display",
+        "dotenv",
+        "psutil",
+        "setproctitle",
+        "pybase64",
+        "torch_memory_saver",
+        "quack.rmsnorm",
+    ),
 )
 #: Beside them, where all programs have one environment: what a scheduler and a detokenizer import.
 SGLANG = ("sglang", "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager")
@@ -78,17 +86,21 @@ class Server:
     ----------
     environment : of the server itself: what libraries read when they are loaded
     modules : imported beside ``THIRD_PARTY``
+    path : folders with third-party modules that go before those of the environment
     """
 
-    def __init__(self, environment: Mapping[str, str], modules: Sequence[str] = ()) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], modules: Sequence[str] = (), path: Sequence[Path] = ()
+    ) -> None:
         self._environment = dict(environment)
         self._is_bound = bool(modules)
+        self._path = [str(folder) for folder in path]
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = mine
         with its:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(its.fileno()), *modules],
-                env=environment if modules else {**environment, "PYTHONPATH": ""},
+                env=environment if modules else {**environment, "PYTHONPATH": os.pathsep.join(self._path)},
                 stdin=subprocess.DEVNULL,
                 pass_fds=(its.fileno(),),
                 start_new_session=True,
@@ -123,7 +135,8 @@ class Server:
             its, wanted = self._environment.get(name), environment.get(name)
             if (is_read or self._is_bound) and its != wanted:
                 raise ValueError(f"{name}={wanted!r}: the server of forks has read {its!r} already")
-        for folder in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
+        folders = {*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))}
+        for folder in sorted(folders - {*self._path}):
             for name in {module.partition(".")[0] for module in THIRD_PARTY}:
                 if Path(folder, name).exists():
                     raise ValueError(f"PYTHONPATH={folder!r}: its {name} is another than the one preloaded")

@@ -4,13 +4,14 @@ import functools
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from tests.preloaded import Server, run
+from tests.preloaded import Program, Server, run
 
-__all__ = ["Run", "finish", "finish_started", "processes_with"]
+__all__ = ["Run", "finish", "finish_started", "processes_with", "server_of_forks", "start_preloaded"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,10 +33,15 @@ class Run:
 
 
 @functools.cache
-def server_of_forks() -> Server:
-    """Return the server of all programs that start with third-party modules loaded."""
+def server_of_forks(path: tuple[Path, ...] = ()) -> Server:
+    """Return the server of all programs that start with third-party modules loaded.
+
+    Parameters
+    ----------
+    path : folders with third-party modules that go before those of the environment
+    """
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+    return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, path=path)
 
 
 def finish(
@@ -43,6 +49,17 @@ def finish(
 ) -> Run:
     """Run a Python program to its end, in a group of its own, with third-party modules loaded."""
     return ended(*run(server or server_of_forks(), command, environment, ROOT, timeout))
+
+
+def start_preloaded(
+    command: Sequence[str],
+    output: BinaryIO,
+    environment: Mapping[str, str],
+    folder: Path,
+    server: Server | None = None,
+) -> Program:
+    """Start a program with third-party modules loaded, where ``demo.server.start`` starts a process."""
+    return (server or server_of_forks()).start(command, output.fileno(), environment, folder)
 
 
 def finish_started(command: list[str], environment: Mapping[str, str], timeout: float) -> Run:

@@ -1,5 +1,6 @@
 """The environment of the real engine, and what it is compared with."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 
@@ -8,6 +9,15 @@ import pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these tests are about the CPU, also where a GPU is
 
 
+def pytest_collectstart() -> None:
+    """Publish a configuration before the test files are read: they build layers.
+
+    Not when this file is read: the process that hands out the files would import SGLang for nothing.
+    """
+    _publish_server_args()
+
+
+@functools.cache
 def _publish_server_args() -> None:
     """Up to 0.5.18 some layers cannot be built before a configuration is published."""
     from sglang.srt import server_args
@@ -15,9 +25,6 @@ def _publish_server_args() -> None:
     if hasattr(server_args, "set_global_server_args_for_scheduler"):
         arguments = server_args.ServerArgs(model_path="dummy", device="cpu")
         server_args.set_global_server_args_for_scheduler(arguments)
-
-
-_publish_server_args()  # before the test files are read: they build layers
 
 
 @pytest.fixture(scope="session")

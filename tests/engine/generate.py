@@ -10,6 +10,7 @@
 | ``mistakes`` | names of mistakes in ops (``mistaken_vendor.py``), planted one after the other |
 | ``planted`` | the folder in which a file with the mistake's name plants it |
 | ``weights`` | optional: another checkpoint, whose weights the engine loads at last while it runs |
+| ``others`` | with it: arguments of ``Engine.generate`` for requests to these weights |
 """
 
 import json
@@ -72,7 +73,7 @@ def main() -> None:
         done, message, *_ = engine.update_weights_from_disk(questions["weights"])
         assert done, message
         forget(engine)
-        answers["weights"] = ask(engine, questions["prompts"])
+        answers["weights"] = ask(engine, questions["others"])
     print("RESULT " + json.dumps(answers))
     engine.shutdown()
 

@@ -63,6 +63,8 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
+        # Never an answer: transformers looks for a picture behind each token of one.
+        model.get_output_embeddings().weight[: len(SPECIAL)] = 0
     model.save_pretrained(folder)
     if family.processor is not None:
         processor = family.processor(make_tokenizer())

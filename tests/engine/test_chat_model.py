@@ -1,7 +1,6 @@
 """A real checkpoint as a judge: SmolLM2-135M-Instruct, whose numbers mean something, beside transformers."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from tests.engine.fake_vendor import install_vendor
+from tests.programs import finish
 
 pytestmark = pytest.mark.timeout(1000)
 
@@ -66,12 +66,9 @@ def score(chat_model: Path, page, environment_of, tmp_path_factory) -> Callable[
 
     def score(settings: Mapping[str, str]) -> torch.Tensor:
         command = [sys.executable, str(script), str(chat_model), json.dumps(page[0])]
-        done = subprocess.run(
-            command, env=environment_of(settings), capture_output=True, text=True, timeout=900, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        return torch.tensor(json.loads(line.removeprefix("RESULT ")))
+        run = finish(command, environment_of(settings), timeout=900)
+        assert run.code == 0, run.output[-3000:]
+        return torch.tensor(run.result)
 
     return score
 
@@ -92,8 +89,7 @@ def test_page_of_text_is_as_probable_as_transformers_says(score, page, faulty, t
 def test_bisect_finds_a_mistake_planted_in_it(chat_model: Path, faulty, environment_of, tmp_path: Path):
     (Path(faulty["FAULTS_FOLDER"]) / "fused").touch()
     command = [
-        str(Path(sys.executable).with_name("sglang-fl")),
-        "bisect",
+        *(sys.executable, "-m", "sglang_fl", "bisect"),
         "--model",
         str(chat_model),
         "--json",
@@ -103,9 +99,9 @@ def test_bisect_finds_a_mistake_planted_in_it(chat_model: Path, faulty, environm
     command += ["--dtype", "float32", "--prompt", PAGE[:600]]
     settings = environment_of({**faulty, "USE_FLAGGEMS": "0"})
     try:
-        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=900, check=False)
+        run = finish(command, settings, timeout=900)
     finally:
         (Path(faulty["FAULTS_FOLDER"]) / "fused").unlink()
-    assert done.returncode == 1, done.stderr[-3000:]
-    verdict = json.loads(done.stdout)
+    assert run.code == 1, run.output[-3000:]
+    (verdict,) = (json.loads(path.read_text()) for path in tmp_path.glob("*/verdict.json"))
     assert [culprit["name"] for culprit in verdict["culprits"]] == ["silu_and_mul"]

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+import demo.server
 from demo.server import ServerError, serve
 from sglang_fl.sglang_adapter.releases import PIECEWISE_FLAG
 from tests.engine.release import RELEASE
-from tests.programs import processes_with
+from tests.programs import processes_with, start_preloaded
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -89,7 +90,9 @@ def test_a_port_in_use_is_refused_by_name(served, tiny_model: Path, tmp_path: Pa
         pass
 
 
-def test_a_server_that_dies_is_reported_with_its_last_lines(tmp_path: Path):
+def test_a_server_that_dies_is_reported_with_its_last_lines(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(demo.server, "start", start_preloaded)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with (
         pytest.raises(ServerError, match=r"exit code \d+ before it was ready(.|\n)*no-such-model"),
         serve(tmp_path / "no-such-model", tmp_path / "server.log"),

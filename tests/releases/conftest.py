@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from release.sglang_wheels import folders_of
-from tests.programs import Run, finish, finish_started
+from tests.programs import Run, finish, server_of_forks
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def environment_of_release() -> Callable[[str], dict[str, str]]:
 
     def environment(version: str) -> dict[str, str]:
         path = os.pathsep.join(map(str, folders_of(version)))
-        return {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+        return {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
     return environment
 
@@ -28,9 +28,9 @@ def ask_release(environment_of_release) -> Callable[..., Run]:
 
     def ask(version: str, script: Path, *words: str) -> Run:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")}
-        environment = {**clean, "HF_HUB_OFFLINE": "1", **environment_of_release(version)}
-        # What is preloaded is the newest release's; one that pins another transformers imports its own.
-        end = finish if len(folders_of(version)) == 1 else finish_started
-        return end([sys.executable, str(script), *words], environment, 280)
+        environment = {**clean, **environment_of_release(version)}
+        _, *pinned = folders_of(version)
+        server = server_of_forks(tuple(pinned))
+        return finish([sys.executable, str(script), *words], environment, 280, server)
 
     return ask

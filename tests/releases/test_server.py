@@ -1,11 +1,18 @@
-"""The documented launch line, word for word, on older releases: the real server on the CPU."""
+"""The documented launch line, word for word, on older releases: the real server on the CPU.
 
+Its processes are forked from one that has third-party modules loaded.
+"""
+
+import functools
 from pathlib import Path
 
 import pytest
 
+import demo.server
 from demo.server import serve
+from release.sglang_wheels import folders_of
 from sglang_fl.sglang_adapter.releases import representatives
+from tests.programs import server_of_forks, start_preloaded
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -14,8 +21,11 @@ LAUNCH = ("--disable-piecewise-cuda-graph", "--max-total-tokens", "2048")
 
 @pytest.mark.parametrize("release", representatives()[:-1])
 def test_release_serves_and_runs_the_references(
-    release: str, tiny_model: Path, tmp_path: Path, environment_of_release
+    release: str, tiny_model: Path, tmp_path: Path, environment_of_release, monkeypatch
 ):
+    _, *pinned = folders_of(release)
+    start = functools.partial(start_preloaded, server=server_of_forks(tuple(pinned)))
+    monkeypatch.setattr(demo.server, "start", start)
     log, dispatch_log = tmp_path / "server.log", tmp_path / "dispatch.log"
     environment = {**environment_of_release(release), "SGLANG_FL_DISPATCH_LOG": str(dispatch_log)}
     greedy = {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}

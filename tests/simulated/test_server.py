@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 
+import demo.server
 from demo.server import serve
+from tests.programs import start_preloaded
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -23,7 +25,10 @@ def greedy(model: Path, prompt: list[int]) -> list[int]:
     return tokens[0, len(prompt) :].tolist()
 
 
-def test_greedy_tokens_are_those_of_transformers(vendor, simulating, tiny_model: Path, tmp_path: Path):
+def test_greedy_tokens_are_those_of_transformers(
+    vendor, simulating, tiny_model: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(demo.server, "start", start_preloaded)
     dispatch_log = tmp_path / "dispatch.log"
     settings = {"SGLANG_FL_STRICT": "1", "SGLANG_FL_DISPATCH_LOG": str(dispatch_log)}
     with serve(

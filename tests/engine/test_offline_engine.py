@@ -55,6 +55,15 @@ def test_off_is_bit_equal_to_no_plugin_and_writes_no_log(run_offline, no_hook, t
     assert not log.exists()
 
 
+def test_sglang_preferred_is_bit_equal_to_no_plugin_and_says_so(run_offline, no_hook, tmp_path: Path):
+    log = tmp_path / "dispatch.log"
+    run = run_offline({"SGLANG_FL_PREFER": "sglang", "SGLANG_FL_DISPATCH_LOG": str(log)})
+    assert run.result == no_hook
+    assert set(log.read_text().splitlines()) == {
+        f"[OOT-DISPATCH] {layer} → sglang(native)" for layer in ("RMSNorm", "RotaryEmbedding", "SiluAndMul")
+    }
+
+
 def test_references_generate_what_sglang_generates(references, no_hook):
     assert references["tokens"] == no_hook["tokens"]
     # bfloat16 rounds at other places, so the log-probabilities differ, but by little.

@@ -128,6 +128,13 @@ def test_an_order_and_a_whitelist_name_ops_and_a_blacklist_does_not(monkeypatch:
     }
 
 
+def test_an_order_that_begins_with_sglang_names_nothing(monkeypatch: pytest.MonkeyPatch):
+    orders = "mrope=sglang;relu2=sglang|reference;silu_and_mul=reference|sglang"
+    assert named(monkeypatch, PREFER="sglang", PER_OP=orders) == {"silu_and_mul": "SGLANG_FL_PER_OP"}
+    listed = named(monkeypatch, OOT_WHITELIST="relu2,rms_norm", PER_OP="relu2=sglang")
+    assert listed == {"rms_norm": "SGLANG_FL_OOT_WHITELIST"}
+
+
 def test_a_layer_class_names_each_op_that_it_may_compute(monkeypatch: pytest.MonkeyPatch):
     assert named(monkeypatch, OOT_WHITELIST="TopK,rms_norm", PER_OP="rms_norm=reference") == {
         "topk_softmax": "SGLANG_FL_OOT_WHITELIST",

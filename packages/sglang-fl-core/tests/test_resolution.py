@@ -11,7 +11,7 @@ from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import InstalledVendor, Registry
 from sglang_fl.registry.cpu import CPU
-from sglang_fl.settings.policy import Policy, parse_order
+from sglang_fl.settings.policy import Policy, Prefer, parse_order
 from sglang_fl.vendor import BackendKind, OpChoice, OpImpl, Quarantined, Vendor
 
 FLAGOS, VENDOR, REFERENCE = BackendKind.FLAGOS, BackendKind.VENDOR, BackendKind.REFERENCE
@@ -28,7 +28,7 @@ def registry(*impls: OpImpl, others: tuple[InstalledVendor, ...] = ()) -> Regist
     return Registry(toy, found + others)
 
 
-def policy(order: str | None = None, prefer: BackendKind = FLAGOS, strict: bool = False) -> Policy:
+def policy(order: str | None = None, prefer: Prefer = FLAGOS, strict: bool = False) -> Policy:
     return Policy(prefer, {} if order is None else {"rms_norm": parse_order(order)}, strict)
 
 
@@ -277,6 +277,16 @@ def test_what_was_measured_to_be_fast_runs():
 def test_the_step_sglang_leaves_the_op_to_sglang():
     resolution = resolve(OP, registry(OWN, NATIVE), policy("sglang|flagos"))
     assert (ids(resolution), resolution.sglang_first) == ([], "asked for by SGLANG_FL_PER_OP")
+
+
+def test_sglang_preferred_leaves_every_op_to_sglang_but_those_with_an_order():
+    prefers = policy(prefer="sglang")
+    resolution = resolve(OP, registry(OWN, NATIVE), prefers)
+    assert (ids(resolution), resolution.sglang_first) == ([], "asked for by SGLANG_FL_PREFER")
+    named = resolve(OP, registry(OWN, NATIVE), policy("flagos", prefer="sglang"))
+    assert (ids(named), named.sglang_first) == (["flagos"], None)
+    own = resolve(OP, registry(OWN, NATIVE), policy("sglang", prefer="sglang"))
+    assert own.sglang_first == "asked for by SGLANG_FL_PER_OP"
 
 
 def test_what_comes_after_the_step_sglang_is_not_tried():

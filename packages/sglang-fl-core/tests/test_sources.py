@@ -144,7 +144,7 @@ WRONG = {
     "per_op: {rms_norm: vendor}": "per_op='rms_norm=vendor': no such key. ",
     "config: other.yaml": "config='other.yaml': no such key. ",
     "SGLANG_FL_PREFER: vendor": "SGLANG_FL_PREFER='vendor': no such key. ",
-    "prefer: flagso": "prefer='flagso': no such backend kind. Valid: flagos, reference, vendor. Nearest: ",
+    "prefer: flagso": "prefer='flagso': no such backend kind. Valid: flagos, reference, sglang, vendor. ",
     "prefer: [vendor]": "prefer='vendor': it must be a single value",
     "strict: maybe": "strict='maybe': neither 1 nor 0.",
     "strict: {a: b}": "strict='a=b': it must be a single value",

@@ -4,7 +4,7 @@ Dispatch order of an op, highest first:
 
 1. the order that the user gave for it (``SGLANG_FL_PER_OP``); nothing else runs then;
 2. else the preferred kind (``SGLANG_FL_PREFER``, else the vendor's default), then the other kinds
-   in the order flagos, vendor, reference;
+   in the order flagos, vendor, reference; nothing where ``sglang`` is preferred;
 3. within one step, the order of the vendor's list;
 4. what is not available here, belongs to a vendor that the user's filters exclude, or is in quarantine is
    skipped, with the reason;
@@ -146,7 +146,7 @@ def walk(op: str, registry: Registry, policy: Policy) -> Walked:
         tuple(_skipped_first(steps)),
         tuple(skipped),
         tuple(Skipped(impl.id, "not in the order given for this op") for impl in excluded),
-        _why_sglang_first(candidates, registry, policy),
+        _why_sglang_first(op, candidates, registry, policy),
         then_sglang=len(order) < len(asked),
     )
 
@@ -159,10 +159,10 @@ def _skipped_first(steps: list[OpImpl | Skipped]) -> Iterator[Skipped]:
         yield step
 
 
-def _why_sglang_first(candidates: list[OpImpl], registry: Registry, policy: Policy) -> str | None:
+def _why_sglang_first(op: str, candidates: list[OpImpl], registry: Registry, policy: Policy) -> str | None:
     """Say why SGLang's own kernel runs and no candidate is tried, or None."""
     if not candidates:
-        return f"asked for by {policy.title('per_op')}"
+        return f"asked for by {policy.title('per_op' if op in policy.per_op else 'prefer')}"
     first = candidates[0]
     choice = registry.choice(first)
     if choice is None or choice.is_default or policy.asks_for(first):

@@ -34,7 +34,7 @@ from sglang_fl.settings.names import (
     parse_op_names,
     parse_vendor_names,
 )
-from sglang_fl.settings.policy import Order, Policy, parse_orders
+from sglang_fl.settings.policy import PREFERABLE, SGLANG, Order, Policy, Prefer, parse_orders
 from sglang_fl.settings.processes import BENCH, LAUNCHER
 from sglang_fl.settings.sources import Given, as_text, collect, file_key, variable
 from sglang_fl.vendor import BackendKind, Vendor
@@ -64,6 +64,12 @@ def _parse_orders(value: str | Mapping[str, str | Sequence[str]]) -> Mapping[str
         return parse_orders(value)
     except SettingsError as error:  # what pydantic understands
         raise ValueError(str(error)) from error
+
+
+def _parse_prefer(text: str) -> Prefer:
+    if text not in PREFERABLE:
+        raise ValueError(f"no such backend kind. {choices(text, PREFERABLE)}")
+    return SGLANG if text == SGLANG else BackendKind(text)
 
 
 def _parse_verify(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -116,9 +122,9 @@ class Settings(BaseModel):
         default=True,
         description="layer 2 (fused ops) master switch. `0`: SGLang runs its own, bit for bit",
     )
-    prefer: BackendKind = Field(
+    prefer: Annotated[Prefer, PlainValidator(_parse_prefer)] = Field(
         default=BackendKind.FLAGOS,
-        description="the backend kind tried first: `flagos`, `vendor`, `reference`",
+        description="the backend kind tried first: `flagos`, `vendor`, `reference`; `sglang`: none of ours",
     )
     per_op: Annotated[Mapping[str, Order], PlainValidator(_parse_orders)] = Field(
         default={}, description="orders of single ops: `silu_and_mul=flagos;rms_norm=vendor|reference`"
@@ -317,8 +323,6 @@ def _complaint(error: dict[str, Any], given: Mapping[str, Given]) -> str:
 
 
 def _reason(field: FieldInfo, text: str) -> str:
-    if field.annotation is BackendKind:
-        return f"no such backend kind. {choices(text, [kind.value for kind in BackendKind])}"
     if field.annotation is bool:
         return "neither 1 nor 0."
     return f"no such level. {choices(text.upper(), get_args(field.annotation))}"

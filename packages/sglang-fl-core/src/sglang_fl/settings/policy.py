@@ -3,16 +3,20 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from sglang_fl.errors import SettingsError, choices, quoted
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl
 
-__all__ = ["Order", "Policy", "Token", "parse_order", "parse_orders"]
+__all__ = ["PREFERABLE", "SGLANG", "Order", "Policy", "Prefer", "Token", "parse_order", "parse_orders"]
 
 _KINDS = tuple(kind.value for kind in BackendKind)
 #: The step that leaves an op to SGLang.
-SGLANG = "sglang"
+SGLANG: Final = "sglang"
+#: What may be preferred for all ops.
+Prefer = BackendKind | Literal["sglang"]
+PREFERABLE = (*_KINDS, SGLANG)
 _QUALIFIED = re.compile(r"(vendor|impl):([A-Za-z0-9_.]+)")
 
 
@@ -23,8 +27,8 @@ class Token:
     text: str
 
     def __post_init__(self) -> None:
-        if self.text not in (*_KINDS, SGLANG) and not _QUALIFIED.fullmatch(self.text):
-            valid = [*_KINDS, SGLANG, "vendor:NAME", "impl:ID"]
+        if self.text not in PREFERABLE and not _QUALIFIED.fullmatch(self.text):
+            valid = [*PREFERABLE, "vendor:NAME", "impl:ID"]
             raise SettingsError(f"there is no backend kind {quoted(self.text)}. {choices(self.text, valid)}")
 
     def selects(self, impl: OpImpl) -> bool:
@@ -111,7 +115,8 @@ class Policy:
 
     Parameters
     ----------
-    prefer : the kind that is tried first; the others follow in the order flagos, vendor, reference
+    prefer : the kind that is tried first; the others follow in the order flagos, vendor, reference. Or
+        ``sglang``: nothing is tried
     per_op : orders that the user gave for single ops; nothing else runs for those
     strict : a candidate that fails in its first call is an error, not a reason to try the next
     allow_vendors : if any, native kernels of no other vendor run
@@ -121,7 +126,7 @@ class Policy:
     titles : how the user calls a setting, by its field's name, where that is not its variable
     """
 
-    prefer: BackendKind = BackendKind.FLAGOS
+    prefer: Prefer = BackendKind.FLAGOS
     per_op: Mapping[str, Order] = field(default_factory=dict)
     strict: bool = False
     allow_vendors: tuple[str, ...] = ()
@@ -154,5 +159,7 @@ class Policy:
         """Return the order of an op."""
         if op_name in self.per_op:
             return self.per_op[op_name]
+        if self.prefer == SGLANG:
+            return (Token(SGLANG),)
         kinds = [self.prefer, *(kind for kind in BackendKind if kind is not self.prefer)]
         return tuple(Token(kind.value) for kind in kinds)

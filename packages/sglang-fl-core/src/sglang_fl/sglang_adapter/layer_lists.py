@@ -105,8 +105,9 @@ def layer_lists(settings: Settings) -> LayerLists:
 def named_ops(settings: Settings) -> dict[str, str]:
     """Return the ops whose backend the user named, each with how: the variable, or the key in a file.
 
-    An order for the op names it, and so does a whitelist that has it or its layer class. What a vendor
-    package sets by default names nothing.
+    An order for the op names it, and so does a whitelist that has it or its layer class. An order that
+    begins with SGLang's own path names nothing: its faster paths are its own too. Nor does what a vendor
+    package sets by default.
     """
     named = {}
     if settings.is_users("oot_whitelist"):
@@ -115,5 +116,10 @@ def named_ops(settings: Settings) -> dict[str, str]:
             if any(listed & names for names in _names_of(op_name)):
                 named[op_name] = settings.title("oot_whitelist")
     if settings.is_users("per_op"):
-        named |= dict.fromkeys(settings.per_op, settings.title("per_op"))
+        title = settings.title("per_op")
+        for op_name, order in settings.per_op.items():
+            if order[0].is_sglangs:
+                named.pop(op_name, None)
+            else:
+                named[op_name] = title
     return named

@@ -112,10 +112,10 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def api(session: nox.Session) -> None:
     """Core's public modules against the last release."""
-    session.install("-q", "griffe==1.14.0", "pytest>=8", "packaging")
+    session.install("-q", "griffe==1.14.0", "pytest>=8", "pytest-xdist>=3.8", "packaging")
     session.run("python", "-m", "release.public_api")
     tests = () if _names_files(session) else ("tests/release/test_public_api.py",)
-    session.run("python", "-m", "pytest", *tests, "--noconftest", *session.posargs)
+    session.run("python", "-m", "pytest", *tests, "--noconftest", "-n", "2", *session.posargs)
 
 
 @nox.session
@@ -230,8 +230,7 @@ def compat(session: nox.Session, sglang: str) -> None:
 def install(session: nox.Session) -> None:
     """Wheels in a fresh environment, as a user gets them."""
     _on_stack(session, CORE)
-    tests = () if _names_files(session) else ("tests/install",)
-    session.run("python", "-m", "pytest", *tests, *session.posargs)  # they share all that is slow
+    _pytest(session, "tests/install")
 
 
 @nox.session(default=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import Run, finish
+from tests.programs import Run, finish, server_for
 
 PROMPT = [5, 6, 7, 8, 9, 10]
 
@@ -43,6 +43,7 @@ def run_offline(tiny_model: Path, tmp_path_factory, environment_of) -> Callable[
         settings: Mapping[str, str], timeout: float = 240, model: Path = tiny_model, **engine: object
     ) -> Run:
         command = [sys.executable, str(script), str(model), json.dumps(PROMPT), json.dumps(engine)]
-        return finish(command, environment_of(settings), timeout)
+        environment = environment_of(settings)
+        return finish(command, environment, timeout, server_for(environment))
 
     return generate

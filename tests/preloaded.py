@@ -13,9 +13,10 @@ transformers, Triton and the like, before 3 s for SGLang and the plugin. Here th
    of such orphans, so the child is its own: SGLang sends signals to its parent, waits for its children, and
    ends those that it finds below itself.
 
-SGLang and this project's packages are imported afresh in each process. They must not be preloaded where
-programs differ in their environment: what they read of it is kept for the life of a process. A ``Server``
-that preloads SGLang refuses another environment than its own.
+SGLang and this project's packages are imported afresh in each process, unless the server ``has_sglang``. Then
+SGLang is loaded as a scheduler has it before it loads plugins. While SGLang is imported it asks this project
+for its platform, and that is all that is kept for the life of a process: a program asks again under its own
+settings, and ends where the platform is another one. A variable of SGLang that differs is refused.
 
 What differs from a real start: variables that libraries read when they are loaded must be those of the
 server (another value is refused), and ``/proc/PID/cmdline`` is a title. Ctrl-C (``test_bisect``), a refused
@@ -23,6 +24,7 @@ start (``test_start_up``), the HTTP server and the demo are tested with processe
 """
 
 import contextlib
+import copy
 import ctypes
 import gc
 import importlib
@@ -42,7 +44,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SGLANG", "Program", "Server", "run"]
+__all__ = ["OURS", "SGLANG_READS", "Program", "Server", "run"]
 
 #: Modules that SGLang's processes import; none is SGLang's and none ours. What is missing is left out.
 THIRD_PARTY = (
@@ -66,7 +68,7 @@ THIRD_PARTY = (
         "quack.rmsnorm",
     ),
 )
-#: Beside them, where all programs have one environment: what a scheduler and a detokenizer import.
+#: What a scheduler and a detokenizer import beside them.
 SGLANG = ("sglang", "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager")
 #: Beginnings of variables that libraries read when they are loaded, and of those that Python reads.
 READ_ON_LOADING = (
@@ -75,6 +77,8 @@ READ_ON_LOADING = (
 )
 #: Of these, what a program may have as it likes.
 TAKEN_ANEW = ("PYTHONPATH", "PYTHONUNBUFFERED")
+#: Beginnings of variables that SGLang reads when it is loaded, and of those that this project reads anew.
+SGLANG_READS, OURS = ("SGL", "FLA_"), ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 MESSAGE = 1 << 18
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -85,26 +89,33 @@ class Server:
     Parameters
     ----------
     environment : of the server itself: what libraries read when they are loaded
-    modules : imported beside ``THIRD_PARTY``
     path : folders with third-party modules that go before those of the environment
     """
 
-    def __init__(
-        self, environment: Mapping[str, str], modules: Sequence[str] = (), path: Sequence[Path] = ()
-    ) -> None:
+    has_sglang = False
+
+    def __init__(self, environment: Mapping[str, str], path: Sequence[Path] = ()) -> None:
         self._environment = dict(environment)
-        self._is_bound = bool(modules)
         self._path = [str(folder) for folder in path]
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = mine
         with its:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(its.fileno()), *modules],
-                env=environment if modules else {**environment, "PYTHONPATH": os.pathsep.join(self._path)},
+                [sys.executable, __file__, str(its.fileno())],
+                env={**environment, "PYTHONPATH": os.pathsep.join(self._path)},
                 stdin=subprocess.DEVNULL,
                 pass_fds=(its.fileno(),),
                 start_new_session=True,
             )
+
+    def with_sglang(self) -> "Server":
+        """Return a server forked from this one that has SGLang loaded too."""
+        server = copy.copy(self)
+        server.has_sglang = True
+        server._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            _send(self._control, {"modules": SGLANG}, [its.fileno()])
+        return server
 
     def start(
         self, command: Sequence[str], output: int, environment: Mapping[str, str], folder: Path
@@ -130,10 +141,11 @@ class Server:
         return Program(list(command), mine)
 
     def _require_same(self, environment: Mapping[str, str]) -> None:
+        beginnings = (*READ_ON_LOADING, *(SGLANG_READS if self.has_sglang else ()))
         for name in sorted({*environment, *self._environment}):
-            is_read = name.startswith(READ_ON_LOADING) and name not in TAKEN_ANEW
+            is_read = name.startswith(beginnings) and not name.startswith(OURS)
             its, wanted = self._environment.get(name), environment.get(name)
-            if (is_read or self._is_bound) and its != wanted:
+            if is_read and name not in TAKEN_ANEW and its != wanted:
                 raise ValueError(f"{name}={wanted!r}: the server of forks has read {its!r} already")
         folders = {*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))}
         for folder in sorted(folders - {*self._path}):
@@ -227,14 +239,17 @@ def main() -> None:
     """Load modules and serve; what returns from serving is a process that has a program to run."""
     control = socket.socket(fileno=int(sys.argv[1]))
     base = sys.path[1:]  # without the folder of this file
-    for name in (*THIRD_PARTY, *sys.argv[2:]):
+    _load(THIRD_PARTY)
+    request, output = _next_program(control)
+    _become_program(request, output, base)
+
+
+def _load(modules: Sequence[str]) -> None:
+    for name in modules:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is loaded stays, so no collection in a program need look at it, nor copy its pages
-    request, output = _next_program(control)
-    control.close()
-    _become_program(request, output, base)
 
 
 def _next_program(control: socket.socket) -> tuple[dict[str, Any], int]:
@@ -243,10 +258,17 @@ def _next_program(control: socket.socket) -> tuple[dict[str, Any], int]:
         request, descriptors = _receive(control)
         if request is None:  # the tests have ended
             os._exit(0)
-        if not os.fork():
+        if "modules" in request:
+            if not os.fork():
+                control = socket.socket(fileno=descriptors[0])
+                _load(request["modules"])
+            else:
+                os.close(descriptors[0])
+        elif not os.fork():
             attendant = socket.socket(fileno=descriptors[0])
             program = os.fork()
             if not program:
+                control.close()
                 return request, descriptors[1]
             os.close(descriptors[1])
             _send(attendant, program)
@@ -254,8 +276,9 @@ def _next_program(control: socket.socket) -> tuple[dict[str, Any], int]:
             with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
                 _send(attendant, os.waitstatus_to_exitcode(status))
             os._exit(0)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        else:
+            for descriptor in descriptors:
+                os.close(descriptor)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:  # attendants that have ended
                 pass
@@ -336,6 +359,19 @@ def _take_over(request: dict[str, Any], base: list[str]) -> None:
     setproctitle.setproctitle(shlex.join(request["command"]))
     if os.environ.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    if "sglang.srt.platforms" in sys.modules:
+        _ask_for_the_platform_again()
+
+
+def _ask_for_the_platform_again() -> None:
+    """Let this project read the program's settings, where it had read those of the server for SGLang."""
+    from sglang_fl.plugin import activate_platform
+    from sglang_fl.startup import configure
+
+    before = activate_platform()
+    configure.cache_clear()
+    if activate_platform() != before:
+        sys.exit(f"the server of forks has SGLang loaded for {before}; this program's platform is another")
 
 
 def _spawn_by(twin: socket.socket) -> None:

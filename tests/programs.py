@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tests.preloaded import Program, Server, run
+from tests.preloaded import OURS, SGLANG_READS, Program, Server, run
 
-__all__ = ["Run", "finish", "finish_started", "processes_with", "server_of_forks", "start_preloaded"]
+__all__ = [
+    "Run",
+    "finish",
+    "finish_started",
+    "processes_with",
+    "server_for",
+    "server_of_forks",
+    "start_preloaded",
+]
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,8 +48,26 @@ def server_of_forks(path: tuple[Path, ...] = ()) -> Server:
     ----------
     path : folders with third-party modules that go before those of the environment
     """
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ours = ("SGLANG_", "USE_FLAGGEMS", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, path=path)
+
+
+@functools.cache
+def server_with_sglang() -> Server:
+    """Return the server of programs that start with SGLang loaded too, for the platform of a CPU.
+
+    Not for those that look at what is imported, and when.
+    """
+    return server_of_forks().with_sglang()
+
+
+def server_for(environment: Mapping[str, str]) -> Server:
+    """Return the server with SGLang loaded where this environment lets SGLang be as it is there."""
+    is_otherwise = any(name.startswith(SGLANG_READS) and not name.startswith(OURS) for name in environment)
+    if is_otherwise or environment.get("SGLANG_FL_SIMULATED"):
+        return server_of_forks()
+    return server_with_sglang()
 
 
 def finish(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.fake_vendor import install_vendor
-from tests.programs import Run, finish
+from tests.programs import Run, finish, server_for
 
 __all__ = ["FAULTS", "Bisected", "assert_found", "bisect_planted"]
 
@@ -53,9 +53,9 @@ def bisect_planted(
     planted.mkdir()
     command = [sys.executable, str(HERE / "bisect_faults.py"), str(folder / "reports"), ",".join(faults)]
     settings = {"PYTHONPATH": str(site), "FAULTS_FOLDER": str(planted), "SGLANG_FL_PLATFORM": "faulty"}
-    run: Run = finish(
-        [*command, "--model-path", str(model), *FLAGS, *flags], environment(settings), timeout=650
-    )
+    variables = environment(settings)
+    command += ["--model-path", str(model), *FLAGS, *flags]
+    run: Run = finish(command, variables, 650, server_for(variables))
     assert run.code == 0, run.output[-5000:]
     return run.result, folder
 

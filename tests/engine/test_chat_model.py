@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engine.fake_vendor import install_vendor
-from tests.programs import finish
+from tests.programs import finish, server_for
 
 pytestmark = pytest.mark.timeout(1000)
 
@@ -66,7 +66,8 @@ def score(chat_model: Path, page, environment_of, tmp_path_factory) -> Callable[
 
     def score(settings: Mapping[str, str]) -> torch.Tensor:
         command = [sys.executable, str(script), str(chat_model), json.dumps(page[0])]
-        run = finish(command, environment_of(settings), timeout=900)
+        environment = environment_of(settings)
+        run = finish(command, environment, 900, server_for(environment))
         assert run.code == 0, run.output[-3000:]
         return torch.tensor(run.result)
 
@@ -99,7 +100,7 @@ def test_bisect_finds_a_mistake_planted_in_it(chat_model: Path, faulty, environm
     command += ["--dtype", "float32", "--prompt", PAGE[:600]]
     settings = environment_of({**faulty, "USE_FLAGGEMS": "0"})
     try:
-        run = finish(command, settings, timeout=900)
+        run = finish(command, settings, 900, server_for(settings))
     finally:
         (Path(faulty["FAULTS_FOLDER"]) / "fused").unlink()
     assert run.code == 1, run.output[-3000:]

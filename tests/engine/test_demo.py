@@ -1,5 +1,6 @@
 """``python -m demo`` as a user runs it: what it prints, how it fails, what it leaves behind."""
 
+import shutil
 import socket
 import sys
 import zipfile
@@ -60,7 +61,8 @@ def test_file_of_another_content_is_refused(tmp_path: Path, monkeypatch):
         make_chat_model(tmp_path / "model")
 
 
-def test_demo_that_takes_too_long_fails_and_leaves_no_process(demo, tmp_path: Path):
+def test_demo_that_takes_too_long_fails_and_leaves_no_process(demo, tiny_model: Path, tmp_path: Path):
+    shutil.copytree(tiny_model, tmp_path / "model")  # so that it need not be made
     run = demo("--tiny", "--keep", str(tmp_path), "--timeout", "3")
     assert run.code == 1
     assert "The demo failed: the server was not ready after 3 s" in run.output
@@ -69,7 +71,8 @@ def test_demo_that_takes_too_long_fails_and_leaves_no_process(demo, tmp_path: Pa
     assert processes_with(str(tmp_path)) == []
 
 
-def test_demo_names_a_port_in_use(demo, tmp_path: Path):
+def test_demo_names_a_port_in_use(demo, tiny_model: Path, tmp_path: Path):
+    shutil.copytree(tiny_model, tmp_path / "model")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         run = demo("--tiny", "--keep", str(tmp_path), "--port", str(port))

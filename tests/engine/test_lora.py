@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.test_models import GENERATE, as_request, assert_agrees, compare, draw_prompts
-from tests.programs import finish
+from tests.programs import finish, server_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -106,7 +106,8 @@ def test_requests_with_an_adapter_and_without_are_both_right(environment_of, tmp
     settings = {"PYTHONPATH": str(site), "SGLANG_FL_PLATFORM": "unpinned"}
     settings |= {"SGLANG_FL_STRICT": "1", "SGLANG_FL_DISPATCH_LOG": str(log)}
     command = [sys.executable, str(GENERATE), str(tmp_path / "questions.json")]
-    run = finish(command, environment_of(settings), 240)
+    environment = environment_of(settings)
+    run = finish(command, environment, 240, server_for(environment))
     assert run.code == 0, run.output[-5000:]
     assert set(log.read_text().splitlines()) == {
         f"[OOT-DISPATCH] {name} → reference(reference)" for name in RAN

@@ -18,8 +18,7 @@ from tests.engine.fake_vendor import install_vendor
 from tests.engine.mistaken_vendor import mistakes_of
 from tests.engine.models import FAMILIES, IMAGE, Family, make_model
 from tests.engine.words import FIRST_WORD, SPECIAL, VOCABULARY, make_tokenizer
-from tests.preloaded import SGLANG, Server
-from tests.programs import finish
+from tests.programs import finish, server_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -164,20 +163,18 @@ def distance(given: list[float], expected: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the engines of all families have in common, so that one server can have SGLang loaded for them.
+    """What the engines of all families have in common.
 
     Parameters
     ----------
     environment : in which they run
     planted : the folder in which a file with a mistake's name plants it
     log : the dispatch log
-    server : forks them
     """
 
     environment: dict[str, str]
     planted: Path
     log: Path
-    server: Server
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +191,7 @@ def bench(tmp_path_factory, environment_of) -> Bench:
             "SGLANG_FL_DISPATCH_LOG": str(log),
         }
     )
-    return Bench(environment, planted, log, Server(environment, SGLANG))
+    return Bench(environment, planted, log)
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=str)
@@ -230,7 +227,7 @@ def judge(family: Family, folder: Path, bench: Bench) -> Judged:
     (folder / "questions.json").write_text(json.dumps(questions))
     bench.log.write_text("")
     command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
-    run = finish(command, bench.environment, 240, bench.server)
+    run = finish(command, bench.environment, 240, server_for(bench.environment))
     assert run.code == 0, run.output[-5000:]
     answers = run.result
     return Judged(

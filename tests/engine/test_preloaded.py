@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.fake_vendor import install_vendor
 from tests.preloaded import THIRD_PARTY, Server, run
 
 pytestmark = pytest.mark.timeout(300)
@@ -49,6 +50,11 @@ def environment(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def server(environment) -> Server:
     return Server(environment)
+
+
+@pytest.fixture(scope="module")
+def with_sglang(server) -> Server:
+    return server.with_sglang()
 
 
 def test_nothing_of_sglang_and_nothing_of_ours_is_preloaded():
@@ -118,3 +124,49 @@ def test_another_copy_of_what_is_preloaded_is_refused(server, environment, tmp_p
     (tmp_path / "transformers").mkdir()
     with pytest.raises(ValueError, match="its transformers is another than the one preloaded"):
         server.start([sys.executable], 1, {**environment, "PYTHONPATH": str(tmp_path)}, Path.cwd())
+
+
+#: What a program sees of its settings; it has SGLang loaded and did not import it.
+TELL = """
+import sys
+from sglang.srt.platforms import current_platform
+from sglang_fl.startup import configure
+
+policy = configure().settings.policy
+print(policy.prefer, policy.strict, type(current_platform).__name__, len(sys.modules) > 3000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({}, "flagos False"), ({"SGLANG_FL_PREFER": "reference", "SGLANG_FL_STRICT": "1"}, "reference True")],
+    ids=["defaults", "others"],
+)
+def test_a_program_with_sglang_loaded_has_settings_of_its_own(with_sglang, environment, settings, told: str):
+    command = [sys.executable, "-c", TELL]
+    code, output = run(with_sglang, command, environment | settings, Path.cwd(), timeout=60)
+    assert (code, output.splitlines()[-1]) == (0, f"{told} CpuPlatform True")
+
+
+def test_a_wrong_setting_ends_a_program_with_sglang_loaded(with_sglang, environment):
+    wrong = environment | {"SGLANG_FL_PREFER": "flagso"}
+    code, output = run(with_sglang, [sys.executable, "-c", TELL], wrong, Path.cwd(), timeout=60)
+    assert code == 2
+    assert output.startswith("sglang-fl: SGLANG_FL_PREFER='flagso': no such backend kind.")
+
+
+def test_a_program_for_another_platform_than_sglang_was_loaded_for_is_refused(
+    with_sglang, environment, tmp_path: Path
+):
+    vendor = (Path(__file__).parent / "toy_vendor.py").read_text()
+    vendor = vendor.replace("sglang_fl.sglang_adapter.cpu_platform.CpuPlatform", "sglang_fl.platform.NotCuda")
+    install_vendor(tmp_path, "toy", vendor)
+    other = environment | {"PYTHONPATH": str(tmp_path), "SGLANG_FL_PLATFORM": "toy"}
+    code, output = run(with_sglang, [sys.executable, "-c", TELL], other, Path.cwd(), timeout=60)
+    assert code == 1
+    assert "this program's platform is another" in output
+
+
+def test_a_variable_that_sglang_has_read_already_is_refused(with_sglang, environment):
+    with pytest.raises(ValueError, match="SGLANG_USE_AITER='1': the server of forks has read None"):
+        with_sglang.start([sys.executable], 1, {**environment, "SGLANG_USE_AITER": "1"}, Path.cwd())

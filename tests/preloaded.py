@@ -29,6 +29,7 @@ import ctypes
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import select
@@ -37,6 +38,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -80,6 +82,8 @@ TAKEN_ANEW = ("PYTHONPATH", "PYTHONUNBUFFERED")
 #: Beginnings of variables that SGLang reads when it is loaded, and of those that this project reads anew.
 SGLANG_READS, OURS = ("SGL", "FLA_"), ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 MESSAGE = 1 << 18
+_asked_while_loading = ""
+_of_modules: set[int] = set()
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -108,13 +112,13 @@ class Server:
                 start_new_session=True,
             )
 
-    def with_sglang(self) -> "Server":
-        """Return a server forked from this one that has SGLang loaded too."""
+    def with_sglang(self, simulated: str = "") -> "Server":
+        """Return a server forked from this one that has SGLang loaded too, on a simulated chip or the CPU."""
         server = copy.copy(self)
         server.has_sglang = True
         server._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
-            _send(self._control, {"modules": SGLANG}, [its.fileno()])
+            _send(self._control, {"simulated": simulated}, [its.fileno()])
         return server
 
     def start(
@@ -245,11 +249,28 @@ def main() -> None:
 
 
 def _load(modules: Sequence[str]) -> None:
+    before = _descriptors()
     for name in modules:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is loaded stays, so no collection in a program need look at it, nor copy its pages
+    _of_modules.update(_descriptors() - before)
+
+
+def _load_sglang(simulated: str) -> None:
+    """Load SGLang; keep what a simulated chip is asked for meanwhile, for the record of each program."""
+    global _asked_while_loading
+    if not simulated:
+        _load(SGLANG)
+        return
+    with tempfile.NamedTemporaryFile("r") as record:
+        os.environ |= {"SGLANG_FL_SIMULATED": simulated, "SGLANG_FL_SIMULATED_RECORD": record.name}
+        _load(SGLANG)
+        from sglang_fl.conformance.simulated import native
+
+        native.record(-1)
+        _asked_while_loading = record.read()
 
 
 def _next_program(control: socket.socket) -> tuple[dict[str, Any], int]:
@@ -258,10 +279,10 @@ def _next_program(control: socket.socket) -> tuple[dict[str, Any], int]:
         request, descriptors = _receive(control)
         if request is None:  # the tests have ended
             os._exit(0)
-        if "modules" in request:
+        if "simulated" in request:
             if not os.fork():
                 control = socket.socket(fileno=descriptors[0])
-                _load(request["modules"])
+                _load_sglang(request["simulated"])
             else:
                 os.close(descriptors[0])
         elif not os.fork():
@@ -339,10 +360,22 @@ def _become_child(request: dict[str, Any], descriptors: list[int], base: list[st
 
 
 def _close_all_but(*kept: int) -> None:
-    numbers = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
-    for number in {*numbers} - {0, 1, 2, *kept}:
-        with contextlib.suppress(OSError):  # that of the listing itself
-            os.close(number)
+    for number in _descriptors() - {0, 1, 2, *kept} - _of_modules:
+        os.close(number)
+
+
+def _descriptors() -> set[int]:
+    """Return the open descriptors."""
+    numbers = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    return {number for number in numbers if _is_open(number)}  # without that of the listing itself
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _take_over(request: dict[str, Any], base: list[str]) -> None:
@@ -359,6 +392,8 @@ def _take_over(request: dict[str, Any], base: list[str]) -> None:
     setproctitle.setproctitle(shlex.join(request["command"]))
     if os.environ.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    if "--multiprocessing-fork" in request["command"]:
+        multiprocessing.current_process().name = "a child"  # as it will be called before it imports anything
     if "sglang.srt.platforms" in sys.modules:
         _ask_for_the_platform_again()
 
@@ -372,6 +407,10 @@ def _ask_for_the_platform_again() -> None:
     configure.cache_clear()
     if activate_platform() != before:
         sys.exit(f"the server of forks has SGLang loaded for {before}; this program's platform is another")
+    record = os.environ.get("SGLANG_FL_SIMULATED_RECORD")
+    if record and _asked_while_loading:
+        with Path(record).open("a") as file:
+            file.write(_asked_while_loading)
 
 
 def _spawn_by(twin: socket.socket) -> None:

@@ -54,20 +54,20 @@ def server_of_forks(path: tuple[Path, ...] = ()) -> Server:
 
 
 @functools.cache
-def server_with_sglang() -> Server:
-    """Return the server of programs that start with SGLang loaded too, for the platform of a CPU.
-
-    Not for those that look at what is imported, and when.
-    """
-    return server_of_forks().with_sglang()
+def server_with_sglang(simulated: str) -> Server:
+    """Return the server of programs that start with SGLang loaded too, on a simulated chip or the CPU."""
+    return server_of_forks().with_sglang(simulated)
 
 
 def server_for(environment: Mapping[str, str]) -> Server:
-    """Return the server with SGLang loaded where this environment lets SGLang be as it is there."""
+    """Return the server with SGLang loaded where this environment lets SGLang be as it is there.
+
+    Not for programs that look at what is imported, and when.
+    """
     is_otherwise = any(name.startswith(SGLANG_READS) and not name.startswith(OURS) for name in environment)
-    if is_otherwise or environment.get("SGLANG_FL_SIMULATED"):
-        return server_of_forks()
-    return server_with_sglang()
+    return (
+        server_of_forks() if is_otherwise else server_with_sglang(environment.get("SGLANG_FL_SIMULATED", ""))
+    )
 
 
 def finish(
@@ -85,7 +85,7 @@ def start_preloaded(
     server: Server | None = None,
 ) -> Program:
     """Start a program with third-party modules loaded, where ``demo.server.start`` starts a process."""
-    return (server or server_of_forks()).start(command, output.fileno(), environment, folder)
+    return (server or server_for(environment)).start(command, output.fileno(), environment, folder)
 
 
 def finish_started(command: list[str], environment: Mapping[str, str], timeout: float) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.engine.models import FAMILIES, Family, make_model
 from tests.engine.test_models import GENERATE, Difference, as_request, compare, draw_prompts
-from tests.programs import finish
+from tests.programs import finish, server_for
 
 __all__ = ["Judged", "Setup", "judge", "written_down"]
 
@@ -91,7 +91,8 @@ def judge(setup: Setup, folder: Path, environment: Callable[[dict[str, str]], di
         **setup.settings,
     }
     command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
-    run = finish(command, environment(settings), timeout=280)
+    variables = environment(settings)
+    run = finish(command, variables, 280, server_for(variables))
     assert run.code == 0, run.output[-5000:]
     lines = {name: log.read_text().splitlines() if log.exists() else [] for name, log in logs.items()}
     return Judged(

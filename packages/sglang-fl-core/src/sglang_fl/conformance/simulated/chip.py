@@ -104,7 +104,7 @@ def load(chip: SimulatedChip, record: Path | None = None) -> None:
 
     Parameters
     ----------
-    chip : loading the same one again does nothing
+    chip : loading the same one again does nothing, or begins another record
     record : a file to which every ATen op and every member of ``torch.<device_type>`` that the chip is asked
         for is appended once; see ``docs/simulated-chip.md``
 
@@ -118,6 +118,8 @@ def load(chip: SimulatedChip, record: Path | None = None) -> None:
             raise SettingsError(
                 f"this process simulates {_loaded[0].device_type} already, not {chip.device_type}"
             )
+        if record is not None:
+            _begin_record(record)
         return
     taken = torch._C._get_privateuse1_backend_name()
     if taken != _UNNAMED:

@@ -1,10 +1,12 @@
 """Call kernels on meta tensors, under the schemas and shape functions of a ``torch_npu`` wheel.
 
-``python meta_calls.py FOLDER [OP ...]`` with an unpacked wheel prints what is wrong as one JSON list. A
-process of its own, because shape functions of two ATen operators are replaced. ``torch_npu`` itself is not
-imported: without its driver it cannot be.
+``python meta_calls.py FOLDER`` with an unpacked wheel prints what is wrong as one JSON list; with
+``OP=FOLDER ...`` behind it, such a list for each of these ops as the package in that folder has it. A process
+of its own, because shape functions of two ATen operators are replaced. ``torch_npu`` itself is not imported:
+without its driver it cannot be.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -20,7 +22,6 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Case, Kernel, Op, lacking
 from sglang_fl.vendor import load_target
-from sglang_fl_ascend import ASCEND
 
 DTYPES_OF_MODELS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -83,10 +84,22 @@ def install_shape_functions(wheel: Path) -> None:
     exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), {"__name__": "meta_registrations"})
 
 
-def faults(wanted: list[str]) -> Iterator[str]:
+def faults_in(folder: str, op: str) -> list[str]:
+    """Return the faults of an op as the package in a folder has it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sglang_fl_ascend"]:
+        del sys.modules[name]
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        return list(faults(op))
+    finally:
+        sys.path.remove(folder)
+
+
+def faults(wanted: str = "") -> Iterator[str]:
     """Yield what is wrong with the results' shapes and dtypes, and every call that is refused."""
-    for impl in ASCEND.impls:
-        if impl.id != "vendor.ascend" or (wanted and impl.op not in wanted):
+    for impl in importlib.import_module("sglang_fl_ascend").ASCEND.impls:
+        if impl.id != "vendor.ascend" or (wanted and impl.op != wanted):
             continue
         op, kernel = OPS[impl.op], load_target(impl.target)
         answers = [call(op, kernel, case, dtype) for case in op.cases for dtype in DTYPES_OF_MODELS]
@@ -127,7 +140,8 @@ def main() -> None:
     library = install_schemas(wheel)
     install_modules()
     install_shape_functions(wheel)
-    print(json.dumps(list(faults(sys.argv[2:]))))
+    words = [word.partition("=") for word in sys.argv[2:]]
+    print(json.dumps([faults_in(folder, op) for op, _, folder in words] if words else list(faults())))
     library._destroy()
 
 

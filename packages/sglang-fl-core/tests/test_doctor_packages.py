@@ -195,6 +195,8 @@ def test_no_child_is_left_where_doctor_is_ended(tmp_path: Path, number: int):
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.DEVNULL,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (sign.exists() and sign.read_text()) and time.monotonic() < deadline:

@@ -64,7 +64,21 @@ def test_its_object_can_be_made_and_no_word_is_left(tmp_path: Path, name, device
 
 
 #: Attributes of torch, its other devices, a word of Python.
-TAKEN_TYPES = ("nn", "fft", "xla", "vulkan", "meta", "hip", "class", "float")
+TAKEN_TYPES = (
+    "nn",
+    "compile",
+    "load",
+    "device",
+    "einsum",
+    "os",
+    "fft",
+    "xla",
+    "vulkan",
+    "meta",
+    "hip",
+    "class",
+    "float",
+)
 
 
 def test_an_installed_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -480,6 +480,19 @@ def test_a_router_reads_its_configuration_in_each_call():
 
 
 @has_router
+@pytest.mark.parametrize(("first", "then"), [("softmax", "sigmoid"), ("sigmoid", "softmax")])
+def test_a_router_whose_sort_of_scores_changes_is_sglangs_from_then_on(first: str, then: str):
+    layer, x = put(references(), router(first)), torch.randn(3, 8)
+    logits = torch.tensor([[3.0, 2, 1, 0, -1, -2]] * 3)
+    layer._forward_method(x, logits)
+    layer.topk_config.scoring_func = then
+    got = layer._forward_method(x, logits)
+    expected = type(layer).forward_native(copy.copy(layer), x, logits)
+    assert torch.equal(got.topk_weights, expected.topk_weights)
+    assert torch.equal(got.topk_ids, expected.topk_ids)
+
+
+@has_router
 def test_a_router_that_gets_what_no_contract_can_express_is_sglangs_from_then_on(monkeypatch):
     layer, x, logits = put(references(), router("softmax")), torch.randn(3, 8), torch.randn(3, 6)
     layer._forward_method(x, logits)

@@ -75,7 +75,10 @@ def refused(run: Run) -> str:
 
 
 WRONG = {
-    "prefer": ({"SGLANG_FL_PREFER": "flagso"}, ["SGLANG_FL_PREFER='flagso'", "flagos, reference, sglang, vendor"]),
+    "prefer": (
+        {"SGLANG_FL_PREFER": "flagso"},
+        ["SGLANG_FL_PREFER='flagso'", "flagos, reference, sglang, vendor"],
+    ),
     "unknown-op": ({"SGLANG_FL_PER_OP": "rms_nrom=vendor"}, ["'rms_nrom'", "Nearest: rms_norm"]),
     "empty-item": ({"SGLANG_FL_PER_OP": ";;"}, ["SGLANG_FL_PER_OP=';;'", "op=kind"]),
     "unknown-vendor": (

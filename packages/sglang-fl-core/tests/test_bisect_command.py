@@ -118,6 +118,18 @@ def test_a_folder_that_cannot_be_made_is_code_2_and_starts_no_engine(tmp_path, m
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_mistyped_model_leaves_no_folder_and_imports_no_pytorch(tmp_path):
+    code = (
+        "import sys; from sglang_fl.cli import app\n"
+        "try: app(['bisect', '--model', '/nope', '--folder', sys.argv[1]])\n"
+        "except SystemExit as ended: print(ended.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "runs")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "2 False"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_report_that_cannot_be_written_does_not_lose_the_verdict(tmp_path, model, engines, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

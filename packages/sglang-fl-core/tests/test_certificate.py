@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from sglang_fl.cli import app
 from sglang_fl.conformance.certificate import read_certificate
+from sglang_fl.diagnostics import verification
 from sglang_fl.errors import SettingsError
 
 Install = Callable[..., str]
@@ -214,6 +215,15 @@ def test_unknown_op_is_an_error_with_the_nearest():
     done = verify("silu_and_mull")
     assert done.exit_code == 2
     assert "Nearest: silu_and_mul." in done.output
+
+
+def test_certificate_that_would_overwrite_the_settings_is_refused(tmp_path: Path, monkeypatch):
+    config = tmp_path / "fl.yaml"
+    config.write_text("prefer: reference\n")
+    monkeypatch.setenv("SGLANG_FL_CONFIG", str(config))
+    with pytest.raises(SettingsError, match=r"--certificate .* and SGLANG_FL_CONFIG=.* are the same file"):
+        verification.verify("silu_and_mul", config, references_only=True)
+    assert config.read_text() == "prefer: reference\n"
 
 
 def test_certificate_that_cannot_be_written_is_told(tmp_path: Path):

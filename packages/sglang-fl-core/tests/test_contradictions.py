@@ -233,6 +233,25 @@ IDLE = {
             )
         ],
     ),
+    "verified-ops-are-sglangs": (
+        "offers",
+        {
+            "SGLANG_FL_PER_OP": "rms_norm=sglang",
+            "SGLANG_FL_OOT_BLACKLIST": "relu2",
+            "SGLANG_FL_VERIFY": "rms_norm,relu2,silu_and_mul",
+        },
+        "",
+        ["SGLANG_FL_VERIFY: no effect on rms_norm, relu2: SGLang's own runs there by your settings"],
+    ),
+    "every-op-is-sglangs": (
+        "offers",
+        {"SGLANG_FL_PREFER": "sglang", "SGLANG_FL_VERIFY": "all", "SGLANG_FL_STRICT": "1"},
+        "",
+        [
+            "SGLANG_FL_VERIFY: no effect on every op: SGLang's own runs there by your settings",
+            "SGLANG_FL_STRICT: no effect: SGLANG_FL_PREFER='sglang' leaves every op to SGLang",
+        ],
+    ),
     "layer-2-off": (
         "offers",
         {"SGLANG_FL_OOT_ENABLED": "0", "SGLANG_FL_OOT_BLACKLIST": "RMSNorm", "SGLANG_FL_PREFER": "vendor"},

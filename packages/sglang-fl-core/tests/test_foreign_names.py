@@ -30,6 +30,7 @@ LAYER_3 = "it has no effect: layer 3 (communication) is not in this version."
         ("USE_FLAGGEM", "it has no effect here, where it is called USE_FLAGGEMS."),
         ("use_flaggems", "it has no effect here, where it is called USE_FLAGGEMS."),
         ("SGLANGFL_PREFR", "there is no such variable. Nearest: SGLANG_FL_PREFER."),
+        ("SGLANG_FLPREFER", "there is no such variable. Nearest: SGLANG_FL_PREFER."),
         ("SGLANG_FL_PERFER", "there is no such variable. Nearest: SGLANG_FL_PREFER."),
         ("FLAGCX_PATH", LAYER_3),
         ("SGLANG_FL_DISAGG_FLAGCX", LAYER_3),

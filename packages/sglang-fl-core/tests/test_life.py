@@ -19,7 +19,7 @@ from sglang_fl.dispatch.life import MOST_EXCLUDED, LayerLife, is_ours
 from sglang_fl.dispatch.plan import Bind, Forward, LayerPlan
 from sglang_fl.dispatch.resolution import Resolution
 from sglang_fl.dispatch.trial import NextCandidateError, Trial
-from sglang_fl.errors import REFUSALS, NoImplementationError, VendorError
+from sglang_fl.errors import REFUSALS, ContractError, NoImplementationError, VendorError
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, with_options
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
@@ -673,6 +673,64 @@ def test_what_a_kernel_returns_at_first_is_held_against_the_contract(
         layer(f"{write_module(WRONG)}:{name}", strict=True)(**arguments())
 
 
+SINGLE = """
+    def in_a_list(x):
+        return [x[:, :4].clone()]
+
+    def elsewhere(x):
+        return x[:, :4].to("meta")
+
+    def sparse(x):
+        return x[:, :4].to_sparse()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("in_a_list", r"it returned \(float32 \(3, 4\)\), the contract says float32 \(3, 4\)"),
+        ("elsewhere", "it returned a tensor on meta, torch.strided, and the call's are on cpu"),
+        ("sparse", "it returned a tensor on cpu, torch.sparse_coo, and the call's are on cpu"),
+    ],
+)
+def test_a_single_result_is_a_tensor_where_the_call_is(write_module, name: str, told: str):
+    kernel = load_target(f"{write_module(SINGLE)}:{name}")
+    with pytest.raises(VendorError, match=told):
+        Trial(OPS["silu_and_mul"], kernel, strict=True)(torch.ones(3, 8))
+
+
+@pytest.mark.parametrize("refusal", ["UnsupportedError", "ContractError"])
+def test_a_kernel_that_refuses_after_it_has_written_hands_on_what_it_was_given(write_module, refusal: str):
+    module = write_module(
+        f"""
+        from sglang_fl.errors import ContractError, UnsupportedError
+
+        def rms_norm(x, weight, eps, residual=None):
+            x.fill_(7)
+            residual.fill_(7)
+            raise {refusal}("not this call")
+        """
+    )
+    given = arguments()
+    with pytest.raises((NextCandidateError, ContractError)):
+        Trial(OPS["rms_norm"], load_target(f"{module}:rms_norm"))(**given)
+    assert_untouched(given)
+
+
+def test_a_kernel_that_refuses_after_it_has_harmed_what_nobody_kept_ends_the_call(write_module):
+    module = write_module(
+        """
+        from sglang_fl.errors import UnsupportedError
+
+        def silu_and_mul(x):
+            x.fill_(7)
+            raise UnsupportedError("not this call")
+        """
+    )
+    with pytest.raises(VendorError, match="it wrote x, which the contract does not allow, and failed"):
+        Trial(OPS["silu_and_mul"], load_target(f"{module}:silu_and_mul"))(torch.ones(3, 8))
+
+
 @pytest.mark.parametrize("op", OPS.values(), ids=str)
 def test_every_reference_says_what_it_returns_without_looking_at_data(op: Any):
     for case in op.cases:
@@ -710,7 +768,17 @@ def test_memory_that_runs_out_is_raised_and_decides_nothing(layer: Callable[...,
 
 
 @pytest.mark.parametrize(
-    "text", ["NPU out of memory. Tried to", "DefaultCPUAllocator: can't allocate memory"]
+    "text",
+    [
+        "NPU out of memory. Tried to",
+        "DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)",
+        "HIP out of memory. Tried to allocate 2 GiB",
+        "XPU out of memory. Tried to allocate 2 GiB",
+        "call aclnnMatmul failed, error code 207001: Memory_Allocation_Failure",
+    ],
 )
 def test_memory_that_runs_out_is_known_by_its_text_on_other_devices(
     layer: Callable[..., Layer], write_module, text: str

@@ -69,6 +69,15 @@ def test_a_device_backend_that_does_not_load_is_one_line(run: Run, site: Path):
         assert word in said
 
 
+def test_a_package_that_ends_the_process_while_it_is_imported_is_one_line(run: Run, site: Path):
+    info = site / "torch_broken-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-broken\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\nbroken = torch_broken:load\n")
+    (site / "torch_broken.py").write_text("def load(): raise SystemExit(7)\n")
+    assert "torch_broken ended it: SystemExit(7)" in one_line(run("verify", "silu_and_mul"))
+
+
 def test_a_terminal_without_the_letters_gets_them_escaped(run: Run, tmp_path: Path):
     log = tmp_path / "d.log"
     log.write_text("[OOT-DISPATCH] Norm → flagos(flagos)\n\u2603 and \x1b[31m red\n")

@@ -111,8 +111,8 @@ def test_every_setting_is_tested_here():
 
 
 WRONG = [
-    ("prefer", "flagso", "no such backend kind. Valid: flagos, reference, vendor. Nearest: flagos."),
-    ("prefer", "sglang", "no such backend kind. Valid: flagos, reference, vendor."),
+    ("prefer", "flagso", "no such backend kind. Valid: flagos, reference, sglang, vendor. Nearest: flagos."),
+    ("prefer", "cuda", "no such backend kind. Valid: flagos, reference, sglang, vendor."),
     ("strict", "maybe", "neither 1 nor 0."),
     ("oot_enabled", "2", "neither 1 nor 0."),
     ("log_level", "DEBG", "no such level. Valid: DEBUG, ERROR, INFO, WARNING. Nearest: DEBUG."),

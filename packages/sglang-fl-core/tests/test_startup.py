@@ -99,6 +99,10 @@ def test_defaults_of_a_vendor_that_is_not_used_do_not_count(install_vendor: Inst
         ({"prefer": "vendr"}, "SGLANG_FL_PREFER='vendr' (a default of vendor toy): no such backend kind."),
         ({"prefre": "vendor"}, "'prefre' (a default of vendor toy): no such setting."),
         ({"per_op": "rms_nrom=vendor"}, "(a default of vendor toy): there is no op 'rms_nrom'."),
+        ({"per_op": "rms_norm=flagos"}, "'rms_norm=flagos' is not available here"),
+        ({"oot_blacklist": "RMSNorm", "oot_whitelist": "RMSNorm"}, "exclude each other"),
+        ({"deny_vendors": "martian"}, "its default deny_vendors is the user's alone to set"),
+        ({"dispatch_log": "/nope/x"}, "its default dispatch_log is the user's alone to set"),
     ],
 )
 def test_a_vendor_package_with_a_wrong_default_is_left_out_by_name(

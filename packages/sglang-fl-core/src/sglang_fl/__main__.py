@@ -23,12 +23,26 @@ def main() -> None:
     try:
         _app()()
     except SystemExit as ended:
-        code = ended.code
+        module = _who_ended(ended)
+        code = ended.code if module is None else _tell(RuntimeError(f"{module} ended it: {ended!r}"))
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place: what else would be a traceback
         code = _tell(error)
     raise SystemExit(_flushed(code))
+
+
+def _who_ended(ended: SystemExit) -> str | None:
+    """Return the module of a foreign package that ended this process while it was imported, or None."""
+    trace = ended.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
+    return (
+        None
+        if module.partition(".")[0] in ("sglang_fl", "typer", "click", "rich", "__main__", "")
+        else module
+    )
 
 
 def _app() -> Callable[[], Any]:

@@ -252,22 +252,23 @@ def bisect(
         with _exit_on_error():
             _say(manual_steps(model, context.args).rstrip("\n"))
         return
-    from sglang_fl.bisect import command
+    from sglang_fl.bisect.checkpoint import vocabulary_of
     from sglang_fl.bisect.reproduction import broken, make_folder
 
     run: Path | None = None
     say = _teller()
     try:
+        named = model and str(_named(Path(model)))
+        vocabulary_of(named)
         run = make_folder(_named(folder))
-        verdict = command.bisect(str(_named(Path(model))), prompt or [], context.args, run, say)
+        from sglang_fl.bisect import command  # what is mistyped is said before it imports SGLang
+
+        verdict = command.bisect(named, prompt or [], context.args, run, say)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
         verdict = broken(error, run)
-    if as_json:
-        _print_json(verdict.as_json())
-    else:
-        _print_verdict(verdict)
+    _print_json(verdict.as_json()) if as_json else _print_verdict(verdict)
     raise typer.Exit(int(verdict.outcome))
 
 

@@ -78,8 +78,23 @@ def usable_vendors() -> tuple[InstalledVendor, ...]:
 
 
 def _checked(found: InstalledVendor) -> InstalledVendor:
-    wrong = Settings.why_wrong_defaults(found.vendor) if found.vendor else None
-    return replace(found, fault=wrong) if wrong and not found.fault else found
+    wrong = _why_wrong_defaults(found) if found.vendor and not found.fault else None
+    return replace(found, fault=wrong) if wrong else found
+
+
+def _why_wrong_defaults(found: InstalledVendor) -> str | None:
+    """Say what is wrong with a package's defaults, by themselves, together, or with what it offers here."""
+    vendor = found.vendor
+    wrong = Settings.why_wrong_defaults(vendor) if vendor else None
+    if wrong or vendor is None or not found.is_available:
+        return wrong
+    try:
+        settings = Settings.of_vendor(vendor)
+        refuse_contradictions(settings)
+        check_orders(Registry(vendor, (found,)), settings.policy)
+    except SettingsError as error:
+        return "; ".join(str(error).splitlines())
+    return None
 
 
 def simulate(settings: Settings) -> None:

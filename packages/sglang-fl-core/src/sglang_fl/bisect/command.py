@@ -1,6 +1,5 @@
 """From a model and launch arguments to a verdict in a folder."""
 
-import json
 import os
 import random
 import sys
@@ -10,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sglang_fl.bisect.bench import METHOD
+from sglang_fl.bisect.checkpoint import vocabulary_of
 from sglang_fl.bisect.procedure import Bisection
 from sglang_fl.bisect.reproduction import with_limit, write_report
 from sglang_fl.bisect.verdict import Verdict
-from sglang_fl.errors import SettingsError
-from sglang_fl.logs.shared_file import open_for_reading
 from sglang_fl.settings import ask_for_bench
 from sglang_fl.startup import configure
 
@@ -45,10 +43,8 @@ def bisect(
     ------
     SettingsError : the settings are wrong, as a start would say; there is no such checkpoint
     """
-    checkpoint = Path(model)
-    if not checkpoint.is_dir():
-        raise SettingsError(f"--model {model!r}: there is no such folder. Name the folder of a checkpoint.")
-    made_up = [] if prompts else _made_up(_vocabulary(checkpoint))
+    vocabulary = vocabulary_of(model)
+    made_up = [] if prompts else _made_up(vocabulary)
     ask_for_bench(folder.resolve())
     configuration = configure()
     from sglang_fl.sglang_adapter.offline import offline_engine
@@ -89,24 +85,6 @@ def _printing_to(log: Path) -> Iterator[None]:
         for stream, copy in kept.items():
             os.dup2(copy, stream)
             os.close(copy)
-
-
-def _vocabulary(model: Path) -> int:
-    """Return the number of a checkpoint's tokens.
-
-    Raises
-    ------
-    SettingsError : the folder holds no checkpoint
-    """
-    try:
-        with open_for_reading(model / "config.json") as file:
-            config = json.loads(file.read())
-        return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
-    except OSError as error:
-        reason = f"{error.strerror or error}: config.json"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        reason = "its config.json names no vocab_size"
-    raise SettingsError(f"--model {str(model)!r}: {reason}. Name the folder of a checkpoint.")
 
 
 def _made_up(vocabulary: int) -> list[list[int]]:

@@ -9,8 +9,6 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.logs.redaction import redacted
@@ -132,6 +130,8 @@ def _script(culprit: Culprit, script: str, device: str) -> str:
 
 
 def _versions() -> dict[str, str]:
+    import torch  # not before there is a verdict: a folder that cannot be made is said in a second
+
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for name in PACKAGES:
         try:

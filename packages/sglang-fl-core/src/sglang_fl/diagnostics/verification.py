@@ -19,6 +19,7 @@ from sglang_fl.diagnostics.progress import Progress
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.ops import OPS
 from sglang_fl.registry import InstalledVendor, Registry
+from sglang_fl.settings.contradictions import refuse_a_file_in_use
 from sglang_fl.startup import Configuration, configure
 from sglang_fl.vendor import BackendKind, OpImpl
 
@@ -60,11 +61,13 @@ def verify(
 
     Raises
     ------
-    SettingsError : a wrong configuration, an unknown op, a file that cannot be written
+    SettingsError : a wrong configuration, an unknown op, a file that cannot be written or is in use
     """
     if op is not None and op not in OPS:
         raise SettingsError(f"there is no op {op!r}. {choices(op, OPS)}")
     configuration = configure()
+    if certificate is not None:
+        refuse_a_file_in_use(configuration.settings, "--certificate", certificate)
     registry = configuration.registry
     vendor = registry.vendor
     aspects = (*ASPECTS, STRESS) if stress else ASPECTS

@@ -12,9 +12,13 @@ import torch
 
 __all__ = ["Fault", "is_first", "is_out_of_memory"]
 
-#: What the allocators of some devices raise as a plain ``RuntimeError``.
+#: What allocators, drivers and libraries of the devices raise as a plain ``RuntimeError``: PyTorch of CUDA,
+#: HIP, XPU, NPU and MLU, the CUDA driver by way of Triton, cuBLAS and its like, CANN, the CPU's allocator.
+#: Shared memory that does not suffice is another thing: Triton calls it "out of resource".
 _OUT_OF_MEMORY = re.compile(
-    r"(NPU|MLU) out of memory|DefaultCPUAllocator: (not enough|can't allocate) memory"
+    r"out of memory|_ALLOC_FAILED|Memory_Allocation_Failure"
+    r"|DefaultCPUAllocator: (not enough|can't allocate) memory",
+    re.IGNORECASE,
 )
 
 

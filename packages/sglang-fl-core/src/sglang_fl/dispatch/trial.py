@@ -5,9 +5,10 @@ What one call of it goes through:
 1. the contract is asked, on tensors without data: an excluded call raises before anything is copied;
 2. what the kernel may write is kept aside (not while a graph is captured, which would replay the copies);
 3. the kernel runs on the caller's own tensors, so that what works here works with these strides later;
-4. its results are held against the contract: their number, shapes and dtypes;
+4. its results are held against the contract: their number, shapes, dtypes and place;
 5. a device is waited for (not while a graph is captured): a launch that fails is reported late;
-6. if 3 to 5 fail, what was kept aside is put back, and the next candidate gets unharmed arguments.
+6. if 3 to 5 fail, or the kernel refuses the call, what was kept aside is put back, and the next candidate
+   gets unharmed arguments.
 """
 
 import inspect
@@ -85,14 +86,15 @@ class Trial:
         versions = _versions(self._op, arguments)
         try:
             outputs: Outputs = self.kernel(*args, **kwargs)
-            _hold_against(expected, outputs, is_whole=self._op.like is None)
+            _hold_against(expected, outputs, device, is_whole=self._op.like is None)
             if not is_captured:
                 _wait_for(device)
             return outputs
-        except ContractError:
-            raise
-        except UnsupportedError as error:
-            if self._strict:
+        except (ContractError, UnsupportedError) as error:
+            for argument in kept:
+                argument.restore()
+            _require_unharmed(versions, arguments, Fault.of(error))
+            if self._strict or isinstance(error, ContractError):
                 raise
             self.refusal = str(error) or "no reason given"
             raise NextCandidateError from error
@@ -106,15 +108,20 @@ class Trial:
             raise NextCandidateError from error
 
 
-def _hold_against(expected: tuple[Tensor, ...], outputs: Any, is_whole: bool) -> None:
-    """Raise ``VendorError`` unless a kernel returned what the contract says."""
+def _hold_against(expected: tuple[Tensor, ...], outputs: Any, device: torch.device, is_whole: bool) -> None:
+    """Raise ``VendorError`` unless a kernel returned what the contract says, on the call's device."""
     returned = (outputs,) if isinstance(outputs, Tensor) else outputs
     is_right = isinstance(returned, tuple | list) and (
         len(returned) == len(expected) if is_whole else len(returned) >= len(expected)
     )
-    if not is_right or not all(map(_is_alike, returned, expected)):
+    is_wrapped = returned is outputs and is_right and len(returned) == 1  # callers want the tensor itself
+    if not is_right or is_wrapped or not all(map(_is_alike, returned, expected)):
         promised = expected if len(expected) > 1 else expected[0]
         raise VendorError(f"it returned {_described(outputs)}, the contract says {_described(promised)}")
+    for tensor in returned:
+        if tensor.device != device or tensor.layout is not torch.strided:
+            place = f"on {tensor.device}, {tensor.layout}"
+            raise VendorError(f"it returned a tensor {place}, and the call's are on {device}, torch.strided")
 
 
 def _is_alike(got: Any, wanted: Tensor) -> bool:

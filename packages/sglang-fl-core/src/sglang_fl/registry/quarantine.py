@@ -23,11 +23,13 @@ def is_in_force(entry: Quarantined | AtenQuarantined) -> bool:
 
     So it is where one of its versions is among those with the fault, and where the module can be imported
     and nobody can say of which version it is: a checkout on ``PYTHONPATH``, broken metadata, a version that
-    cannot be compared.
+    cannot be compared or that says nothing. A build on the way to a version counts as that version too.
     """
     versions = SpecifierSet(entry.versions)
     return any(
-        version is None or versions.contains(version, prereleases=True)
+        version is None
+        or versions.contains(version, prereleases=True)
+        or (version.is_devrelease and versions.contains(version.base_version))
         for version in _versions(entry.library)
     )
 
@@ -67,6 +69,8 @@ def _holds(distribution: metadata.Distribution, spec: ModuleSpec) -> bool:
 
 def _version(distribution: metadata.Distribution) -> Version | None:
     try:
-        return Version(distribution.version)
+        version = Version(distribution.version)
     except Exception:  # noqa: BLE001 - broken metadata raise anything, and what they hide is not known
         return None
+    # What build tools write where they find no version.
+    return None if version.release in ((0,), (0, 0), (0, 0, 0)) else version

@@ -8,6 +8,7 @@ import keyword
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -138,15 +139,16 @@ def _why_no_device_type(device_type: str) -> str | None:
 
 
 def _is_in_torch(name: str) -> bool:
-    """Whether ``torch.<name>`` is a module, or is named in the list of PyTorch's own functions."""
+    """Whether ``torch.<name>`` is something already; PyTorch is read: to import it takes seconds."""
     spec = importlib.util.find_spec("torch")
     for folder in map(Path, (spec.submodule_search_locations if spec else None) or ()):
         if (folder / name).is_dir() or (folder / f"{name}.py").exists():
             return True
-        stub = folder / "_C" / "_VariableFunctions.pyi"
-        if stub.exists() and re.search(rf"^def {name}\(", stub.read_text(encoding="utf-8"), re.MULTILINE):
-            return True
-    return name in DTYPES
+        defined = re.compile(rf'^(def|class) {name}\b|^ *"{name}",$|^{name}\b *[:=]', re.MULTILINE)
+        for part in ("_C/_VariableFunctions.pyi", "_C/__init__.pyi", "functional.py", "__init__.py"):
+            if (folder / part).exists() and defined.search((folder / part).read_text(encoding="utf-8")):
+                return True
+    return name in DTYPES or name in sys.stdlib_module_names  # it imports many of these
 
 
 def _write(path: Path, text: str) -> Path:

@@ -2,15 +2,23 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.logs.shared_file import is_same_file
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings
+from sglang_fl.settings.policy import SGLANG
 from sglang_fl.settings.sources import EXCLUSIVE
 from sglang_fl.vendor import Vendor
 
-__all__ = ["refuse_contradictions", "refuse_one_file_for_two", "why_no_layer_1", "without_effect"]
+__all__ = [
+    "refuse_a_file_in_use",
+    "refuse_contradictions",
+    "refuse_one_file_for_two",
+    "why_no_layer_1",
+    "without_effect",
+]
 
 #: The settings that are of layer 2 alone.
 LAYER_2 = (
@@ -93,6 +101,21 @@ def refuse_one_file_for_two(settings: Settings) -> None:
         raise SettingsError("\n".join(found))
 
 
+def refuse_a_file_in_use(settings: Settings, option: str, path: Path) -> None:
+    """Refuse an option's file that a setting names too: it would be overwritten.
+
+    Raises
+    ------
+    SettingsError : the option and the setting
+    """
+    for name in FILES:
+        used = getattr(settings, name)
+        if used is not None and is_same_file(used, path):
+            raise SettingsError(
+                f"{option} {str(path)!r} and {settings.quoted(name)} are the same file. Name two."
+            )
+
+
 def _same_files(settings: Settings) -> Iterator[str]:
     files = [name for name in FILES if getattr(settings, name) is not None]
     for one, other in itertools.combinations(files, 2):
@@ -116,9 +139,26 @@ def without_effect(settings: Settings, vendor: Vendor) -> list[str]:
         complaints += _told(settings, LAYER_2, off)
     elif not settings.verify:
         complaints += _told(settings, ("verify_rate",), f"{settings.title('verify')} names no op")
+    else:
+        complaints += _not_verified(settings)
+    if settings.oot_enabled and settings.prefer == SGLANG and not settings.per_op:
+        off = f"{settings.quoted('prefer')} leaves every op to SGLang"
+        complaints += _told(settings, (*EXCLUSIVE[0], "strict", "allow_vendors", "deny_vendors"), off)
     if settings.simulated is None:
         complaints += _told(settings, ("simulated_record",), f"{settings.title('simulated')} names no chip")
     return complaints
+
+
+def _not_verified(settings: Settings) -> Iterator[str]:
+    """Say which of the ops to verify are SGLang's, as far as it is known without the layer classes."""
+    left = [name for name in settings.verify if _is_sglangs(settings, name)]
+    if left and settings.is_users("verify"):
+        names = "every op" if len(left) == len(OPS) else ", ".join(left)
+        yield f"{settings.title('verify')}: no effect on {names}: SGLang's own runs there by your settings"
+
+
+def _is_sglangs(settings: Settings, op: str) -> bool:
+    return settings.policy.order(op)[0].is_sglangs or op in settings.oot_blacklist.names
 
 
 def why_no_layer_1(settings: Settings, vendor: Vendor) -> str | None:

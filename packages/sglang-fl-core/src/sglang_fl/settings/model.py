@@ -52,6 +52,11 @@ __all__ = [
 ALL = "all"
 PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 
+#: What a vendor package has no default for: files, and which vendors there are.
+USERS_ALONE = frozenset(
+    ("platform", "simulated", "simulated_record", "dispatch_log", "flaggems_record", "flaggems_log_path")
+) | {"allow_vendors", "deny_vendors"}
+
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -181,12 +186,25 @@ class Settings(BaseModel):
 
     @classmethod
     def why_wrong_defaults(cls, vendor: Vendor) -> str | None:
-        """Say what is wrong with the defaults of a vendor package, or None."""
+        """Say what is wrong with the defaults of a vendor package, each by itself, or None."""
+        foreign = sorted(vendor.defaults.keys() & USERS_ALONE)
+        if foreign:
+            return f"its default {foreign[0]} is the user's alone to set"
         try:
-            cls._of(*collect(cls.model_fields, {}, vendor))
+            cls.of_vendor(vendor)
         except SettingsError as error:
             return "; ".join(str(error).splitlines())
         return None
+
+    @classmethod
+    def of_vendor(cls, vendor: Vendor) -> "Settings":
+        """Return the settings of a user who has set nothing.
+
+        Raises
+        ------
+        SettingsError : a wrong default of the vendor package
+        """
+        return cls._of(*collect(cls.model_fields, {}, vendor))
 
     @classmethod
     def _of(cls, given: Mapping[str, Given], complaints: list[str]) -> "Settings":
@@ -291,9 +309,16 @@ def unknown_variables() -> list[str]:
     unknown = [
         name
         for name in sorted(os.environ)
-        if name not in known and (name.startswith(PREFIXES) or is_foreign(name))
+        if name not in known
+        and (name.startswith(PREFIXES) or is_foreign(name) or _lacks_an_underscore(name, known))
     ]
     return few(unknown, lambda name: f"{_shown(name)}: {_what_instead(name, known)}")
+
+
+def _lacks_an_underscore(name: str, known: set[str]) -> bool:
+    """Whether it is a setting but for the underscore behind the prefix; SGLang's own names begin so too."""
+    begin, rest = name.upper()[:9], name.upper()[9:]
+    return begin == "SGLANG_FL" and f"{begin}_{rest}" in known
 
 
 def _shown(name: str) -> str:

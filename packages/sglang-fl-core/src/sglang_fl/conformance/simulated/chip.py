@@ -88,7 +88,7 @@ def find_chip(name: str, title: str = "SGLANG_FL_SIMULATED") -> SimulatedChip:
     package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
     try:
         chip = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise VendorError(
             f"{title}={name!r}: {package} cannot be imported: {type(error).__name__}: {error}"
         ) from error

@@ -15,6 +15,8 @@ partial logits; to 0.5.16 calls with padded tokens, which a routing function exc
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -66,8 +68,12 @@ class _Twin:
         return self.layer
 
 
-def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return SGLang's own forward, on a twin of the layer that routes by the kernel."""
+def bind(layer: Any, kernel: Kernel, own: Own, why_left: Callable[[Any], str | None]) -> Forward:
+    """Return SGLang's own forward, on a twin of the layer that routes by the kernel.
+
+    ``why_left`` says of a layer why it is not for this op. It was asked before the layer was bound, but what
+    is configured may change meanwhile, the sort of scores too.
+    """
     # On NPUs SGLang's own forward asks for no routing function; its plain one does.
     method = "forward_native" if own.path is OwnPath.NPU else own.method
     twin = _Twin(layer, kernel)
@@ -80,7 +86,7 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         if given and (any(given.get(name) is not None for name in excluded) or _is_fake(given)):
             return own(layer, hidden_states, router_logits, **given)
         if not twin.is_of(layer.topk_config):
-            if why_not(layer) is not None:
+            if why_left(layer) is not None:
                 return own(layer, hidden_states, router_logits, **given)
             twin = _Twin(layer, kernel)
         try:
@@ -175,6 +181,6 @@ def why_not_sigmoid(layer: Any) -> str | None:
 _LAYER_CLASS = "sglang.srt.layers.moe.topk:TopK"
 
 ADAPTERS = (
-    Adapter(_LAYER_CLASS, OPS["topk_softmax"], bind, why_not_softmax),
-    Adapter(_LAYER_CLASS, OPS["topk_sigmoid"], bind, why_not_sigmoid),
+    Adapter(_LAYER_CLASS, OPS["topk_softmax"], partial(bind, why_left=why_not_softmax), why_not_softmax),
+    Adapter(_LAYER_CLASS, OPS["topk_sigmoid"], partial(bind, why_left=why_not_sigmoid), why_not_sigmoid),
 )

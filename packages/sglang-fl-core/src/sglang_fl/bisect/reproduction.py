@@ -70,7 +70,8 @@ def make_folder(within: Path) -> Path:
         within.mkdir(parents=True, exist_ok=True, mode=0o700)
         return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=within))
     except OSError as error:
-        reason = error.strerror or error
+        is_taken = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "it, or a part of it, is no folder" if is_taken else error.strerror or error
         raise SettingsError(
             f"--folder {str(within)!r}: no folder can be made in it: {reason}. Name one that can be written."
         ) from None

@@ -148,12 +148,12 @@ def choose_vendor(
 
 def _why_not_chosen(by_name: dict[str, InstalledVendor], available: list[str], name: str) -> str:
     if name not in by_name:
-        ours = NAMES.get(name.lower(), (name,))[0]
-        known = f"{quoted(name)} is called {ours} here. " if ours != name and ours not in by_name else ""
+        ours = NAMES.get(name.lower(), (name.lower(),))[0]
+        known = f"{quoted(name)} is called {ours} here. " if ours != name else ""
         package = f" (sglang-fl-{ours})" if ours in PUBLISHED else ""
+        remedy = f"Write {ours}" if ours in by_name else f"Install its package{package}"
         return (
-            f"no such vendor is installed. {choices(name, by_name)} {known}"
-            f"Install its package{package}, or unset the variable."
+            f"no such vendor is installed. {choices(name, by_name)} {known}{remedy}, or unset the variable."
         )
     return (
         f"that vendor is installed but not available: {by_name[name].why_not}. "

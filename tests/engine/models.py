@@ -99,6 +99,12 @@ SHAPE = {
 SWIGLU = {"RMSNorm": "rms_norm", "SiluAndMul": "silu_and_mul"}
 ROPE = {"RotaryEmbedding": "rotary_embedding"}
 EXPERTS = {"TopK": "topk_softmax", "UnquantizedFusedMoEMethod": "fused_moe"}
+#: With ``OURS``: the attention backend's two kernels.
+ATTENTION = {
+    "AttentionKernels.decode": "decode_attention",
+    "AttentionKernels.extend": "extend_attention",
+}
+OURS = {"attention_backend": "sglang_fl"}
 BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 
@@ -148,15 +154,21 @@ def gemma3() -> transformers.PreTrainedConfig:
     )
 
 
-def gemma2() -> transformers.PreTrainedConfig:
+def gemma2(
+    attention_cap: float | None = None, final_cap: float | None = None
+) -> transformers.PreTrainedConfig:
     return transformers.Gemma2Config(
         **{**SHAPE, "tie_word_embeddings": True},
         query_pre_attn_scalar=32,
         sliding_window=16,
-        attn_logit_softcapping=None,  # SGLang's attention in plain PyTorch does not cap
-        final_logit_softcapping=None,  # SGLang caps the last logits with a Triton kernel
+        attn_logit_softcapping=attention_cap,  # SGLang's attention in plain PyTorch does not cap
+        final_logit_softcapping=final_cap,  # up to 0.5.21 SGLang caps the last logits with a Triton kernel
         hidden_act="gelu_pytorch_tanh",
     )
+
+
+def capped_gemma2() -> transformers.PreTrainedConfig:
+    return gemma2(attention_cap=1.0, final_cap=2.0)
 
 
 def glm4() -> transformers.PreTrainedConfig:
@@ -321,6 +333,7 @@ def without(*names: str) -> dict[str, Any]:
     return {name: value for name, value in SHAPE.items() if name not in names}
 
 
+#: Families by SGLang's own attention, and after them those by ours.
 FAMILIES = (
     Family("Qwen2", "biases of q, k and v", qwen2, {**SWIGLU, **ROPE}),
     Family("Qwen3", "norms of q and k", qwen3, {**SWIGLU, **ROPE}),
@@ -402,5 +415,26 @@ FAMILIES = (
         {**SWIGLU, "MRotaryEmbedding": "mrope"},
         transformers.AutoModelForImageTextToText,
         pictures("Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
+    ),
+    Family(
+        "Qwen2-attention",
+        "grouped queries by the attention of ours",
+        qwen2,
+        {**SWIGLU, **ROPE, **ATTENTION},
+        engine=OURS,
+    ),
+    Family(
+        "Gemma-2-capped",
+        "both soft caps, by the attention of ours; every second layer sees 16 tokens",
+        capped_gemma2,
+        {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE, **ATTENTION},
+        engine=OURS,
+    ),
+    Family(
+        "GPT-2-chunked",
+        "as many heads of keys as of queries, prompts in chunks, by the attention of ours",
+        gpt2,
+        {"NewGELU": "new_gelu", **ATTENTION},
+        engine={**OURS, "chunked_prefill_size": 64},
     ),
 )

@@ -9,6 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
+from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, PLAIN_PREFILL, Range
 from tests.engine.words import SPECIAL, VOCABULARY, make_tokenizer
 
 __all__ = ["FAMILIES", "IMAGE", "Family", "make_model"]
@@ -32,6 +33,8 @@ class Family:
     engine : arguments of ``sgl.Engine`` that only this family needs
     once : ops of the part that sees; SGLang keeps what that made of a picture, so that a mistake planted
         later has no effect
+    releases : of SGLang, those that can run it
+    is_cached : whether the middle of a prompt is found in the cache: not where all but a window is dropped
     """
 
     name: str
@@ -42,6 +45,8 @@ class Family:
     processor: Callable[[Any], transformers.ProcessorMixin] | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     once: frozenset[str] = frozenset()
+    releases: Range = EVERY_RELEASE
+    is_cached: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -58,6 +63,8 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
                 parameter.normal_(std=0.3)  # experts well apart, so that rounding chooses no other one
             elif parameter.dim() > 1:
                 parameter.normal_(std=0.1)  # wide enough that every layer matters, and not chaotic
+            elif name.endswith(".sinks"):
+                parameter.copy_(torch.randn_like(parameter).bfloat16())  # SGLang keeps them so
             else:
                 parameter.add_(0.2 * torch.randn_like(parameter))  # norms around 1 or 0, biases around 0
         for name, buffer in model.named_buffers():
@@ -169,6 +176,15 @@ def gemma2(
 
 def capped_gemma2() -> transformers.PreTrainedConfig:
     return gemma2(attention_cap=1.0, final_cap=2.0)
+
+
+def granite_swa() -> transformers.PreTrainedConfig:
+    return transformers.GraniteSWAConfig(
+        **without("head_dim"),
+        attention_multiplier=32**-0.5,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
 
 
 def glm4() -> transformers.PreTrainedConfig:
@@ -422,6 +438,7 @@ FAMILIES = (
         qwen2,
         {**SWIGLU, **ROPE, **ATTENTION},
         engine=OURS,
+        releases=PLAIN_PREFILL,
     ),
     Family(
         "Gemma-2-capped",
@@ -429,6 +446,7 @@ FAMILIES = (
         capped_gemma2,
         {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE, **ATTENTION},
         engine=OURS,
+        releases=PLAIN_PREFILL,
     ),
     Family(
         "GPT-2-chunked",
@@ -436,5 +454,15 @@ FAMILIES = (
         gpt2,
         {"NewGELU": "new_gelu", **ATTENTION},
         engine={**OURS, "chunked_prefill_size": 64},
+        releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "Granite-SWA",
+        "sinks, and layers with a window in a pool of their own, by the attention of ours",
+        granite_swa,
+        {**SWIGLU, **ROPE, **ATTENTION},
+        engine=OURS,
+        releases=Range(first="0.5.23"),
+        is_cached=False,
     ),
 )

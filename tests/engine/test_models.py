@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sglang_fl.sglang_adapter.seams import installed_version
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.mistaken_vendor import mistakes_of
 from tests.engine.models import FAMILIES, IMAGE, Family, make_model
@@ -194,7 +195,9 @@ def bench(tmp_path_factory, environment_of) -> Bench:
     return Bench(environment, planted, log)
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+@pytest.fixture(
+    scope="module", params=[family for family in FAMILIES if installed_version() in family.releases], ids=str
+)
 def judged(request, tmp_path_factory, bench: Bench) -> Judged:
     """Run one engine for a family and compare all that it says."""
     verdict = judge(request.param, tmp_path_factory.mktemp("family"), bench)
@@ -286,7 +289,7 @@ def test_prompts_of_many_lengths_agree(judged: Judged):
 
 
 def test_requests_with_a_cached_prefix_agree(judged: Judged):
-    assert min(judged.cached_tokens) >= 30
+    assert min(judged.cached_tokens) >= 30 * judged.family.is_cached
     assert_agrees(judged.differences["followers"])
 
 

@@ -5,7 +5,14 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.attention import check_pools, rows_of_heads, sample_pools, sizes, soft_capped
+from sglang_fl.ops.shared.attention import (
+    check_pools,
+    gathered,
+    rows_of_heads,
+    sample_pools,
+    sizes,
+    soft_capped,
+)
 
 __all__ = ["OP", "decode_attention"]
 
@@ -66,27 +73,31 @@ def decode_attention(
     kv_heads, values = v_buffer.shape[1:]
     grouped = (q.to(dtype) * scale).reshape(len(q), kv_heads, q.shape[1] // kv_heads, q.shape[2])
     owner, slots, is_slot = _blocks(kv_indptr, kv_indices)
+    rows = rows_of_heads(slots, kv_heads)
+    form = (len(owner), *grouped.shape[1:3])
+    peaks, sums = (torch.empty(form, dtype=dtype, device=q.device) for _ in range(2))
+    results = torch.empty(*form, values, dtype=dtype, device=q.device)
     step = max(1, _AT_A_TIME // (_BLOCK * kv_heads * q.shape[2]))
-    runs = [slice(first, first + step) for first in range(0, len(owner), step)]
+    for first in range(0, len(owner), step):
+        run = slice(first, first + step)
+        scores = grouped[owner[run]] @ gathered(k_buffer, rows[run]).to(dtype).mT
+        scores = soft_capped(scores, logit_cap).masked_fill_(~is_slot[run, None, None], -torch.inf)
+        peaks[run] = scores.amax(-1)
+        weights = scores.sub_(peaks[run].unsqueeze(-1)).exp_()
+        sums[run] = weights.sum(-1)
+        results[run] = weights @ gathered(v_buffer, rows[run]).to(dtype)
 
-    scores = torch.empty(len(owner), *grouped.shape[1:3], _BLOCK, dtype=dtype, device=q.device)
-    for run in runs:
-        keys = rows_of_heads(k_buffer, slots[run]).to(dtype)
-        torch.matmul(grouped[owner[run]], keys.mT, out=scores[run])
-    scores = soft_capped(scores, logit_cap).masked_fill_(~is_slot[:, None, None], -torch.inf)
-
-    # The same largest score for all blocks of a sequence, so that their sums can be added.
-    largest = _largest(scores.amax(-1), owner, len(q), sinks)
-    weights = (scores - largest[owner].unsqueeze(-1)).exp_()
-    total = torch.zeros_like(largest).index_add_(0, owner, weights.sum(-1))
+    # Blocks were weighted beside their own peak; beside the sequence's they can be added.
+    peak = _largest(peaks, owner, len(q), sinks)
+    shares = (peaks - peak[owner]).exp_()
+    total = torch.zeros_like(peak).index_add_(0, owner, sums * shares)
     if sinks is not None:
-        total += (sinks.to(dtype).reshape(largest.shape[1:]) - largest).exp()
-    o = torch.zeros(*largest.shape, values, dtype=dtype, device=q.device)
-    for run in runs:
-        o.index_add_(0, owner[run], weights[run] @ rows_of_heads(v_buffer, slots[run]).to(dtype))
+        total += (sinks.to(dtype).reshape(peak.shape[1:]) - peak).exp()
+    o = torch.zeros(*peak.shape, values, dtype=dtype, device=q.device)
+    o.index_add_(0, owner, results.mul_(shares.unsqueeze(-1)))
     # Nothing divided by nothing is 0 here.
     o = torch.where(total.unsqueeze(-1) == 0, 0.0, o / total.unsqueeze(-1)).flatten(1, 2).to(q.dtype)
-    return (o, (largest + total.log()).flatten(1, 2)) if return_lse else o
+    return (o, (peak + total.log()).flatten(1, 2)) if return_lse else o
 
 
 def _blocks(kv_indptr: Tensor, kv_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:

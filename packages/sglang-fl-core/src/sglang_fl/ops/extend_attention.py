@@ -1,11 +1,11 @@
 """The op ``extend_attention``: attention of new tokens to each other and to a prefix in a paged pool."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
@@ -13,8 +13,8 @@ from sglang_fl.ops.shared.attention import check_pools, sample_pools, sizes, sof
 
 __all__ = ["OP", "extend_attention"]
 
-#: Scores that are formed at a time: a few megabytes, which stay in a cache.
-_AT_A_TIME = 2**20
+#: Queries of a sequence at a time: their scores stay in a cache, and keys that come later are left out.
+_QUERIES = 256
 
 
 def extend_attention(
@@ -77,82 +77,96 @@ def extend_attention(
     """
     _check(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks)
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
-    kv_heads, groups = k.shape[1], q.shape[1] // k.shape[1]
     o = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)
-    by_group = sinks if sinks is None else sinks.to(dtype).reshape(kv_heads, groups, 1)
-    seen = _Seen(is_causal, sliding_window)
+    needs_sum = return_lse or sinks is not None
+    of_head = None if sinks is None else sinks.to(dtype).unsqueeze(1)
     prefixes = kv_indptr.tolist()
-    for number, (first, last) in enumerate(_spans(qo_indptr)):
+    for number, (first, last) in enumerate(itertools.pairwise(qo_indptr.tolist())):
         if first == last:
             continue
         slots = kv_indices[prefixes[number] : prefixes[number + 1]].long()
-        keys = _by_head(k_buffer.index_select(0, slots), k[first:last], dtype)
-        values = _by_head(v_buffer.index_select(0, slots), v[first:last], dtype)
-        step = max(16, _AT_A_TIME // (q.shape[1] * keys.shape[1]))
-        for begin in range(first, last, step):
-            rows = slice(begin, min(begin + step, last))
-            block = seen.by(begin - first + len(slots), rows.stop - first + len(slots), keys.shape[1])
-            count = rows.stop - begin
-            queries = (q[rows].to(dtype) * scale).reshape(count, kv_heads, groups, -1).movedim(0, 2)
-            scores = queries.flatten(1, 2) @ keys[:, block].mT
-            scores = soft_capped(scores, logit_cap).view(kv_heads, groups, count, -1)
-            seen.hide(scores, begin - first + len(slots) - block.start)
-            weights, sums = _softmax(scores, by_group, return_lse)
-            result = (weights.flatten(1, 2) @ values[:, block]).view(kv_heads, groups, count, -1)
-            o[rows] = result.movedim(2, 0).flatten(1, 2)
-            if sums is not None:
-                lse[rows] = sums.movedim(2, 0).flatten(1, 2)
+        keys = _by_head(k_buffer, slots, k[first:last], dtype)
+        values = _by_head(v_buffer, slots, v[first:last], dtype)
+        seen = _Seen(is_causal, sliding_window, keys.shape[1])
+        for begin in range(first, last, _QUERIES):
+            rows = slice(begin, min(begin + _QUERIES, last))
+            places = range(rows.start - first + len(slots), rows.stop - first + len(slots))
+            block = seen.by(places)
+            given = (q[rows].to(dtype).transpose(0, 1), keys[:, block], values[:, block])
+            is_seen = seen.mask(places, block, q.device)
+            if needs_sum or logit_cap > 0:
+                result, sums = _attend(*given, is_seen, scale, logit_cap, of_head)
+                lse[rows] = sums.transpose(0, 1)
+            else:
+                # The same, and faster: it keeps no scores.
+                result = scaled_dot_product_attention(*given, is_seen, scale=scale, enable_gqa=True)
+            o[rows] = result.transpose(0, 1)
     return (o, lse) if return_lse else o
+
+
+def _attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    is_seen: Tensor | None,
+    scale: float,
+    logit_cap: float,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return results, (H, N, DV), and the logarithm of their denominators, (H, N).
+
+    Parameters
+    ----------
+    q : Tensor, (H, N, D)
+    keys, values : Tensors, (KH, L, D) and (KH, L, DV)
+    is_seen : Tensor, (N, L), bool; None: all
+    scale, logit_cap : as of the op
+    sinks : Tensor, (H, 1), or None
+    """
+    kv_heads, queries = keys.shape[0], q.shape[1]
+    grouped = (q * scale).reshape(kv_heads, -1, q.shape[2])
+    scores = soft_capped(grouped @ keys.mT, logit_cap).view(len(q), queries, -1)
+    if is_seen is not None:
+        scores.masked_fill_(~is_seen, -torch.inf)
+    sums = scores.logsumexp(-1)
+    if sinks is not None:
+        sums = torch.logaddexp(sums, sinks.expand_as(sums))
+    weights = scores.sub_(sums.unsqueeze(-1)).exp_().view(kv_heads, -1, scores.shape[2])
+    return (weights @ values).view(len(q), queries, -1), sums
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Which keys of a sequence a query sees; both are counted from the first key."""
+    """Which keys of a sequence a query sees; both are counted from the sequence's first key."""
 
     is_causal: bool
     window: int
+    keys: int
 
-    def by(self, first: int, last: int, keys: int) -> slice:
-        """Return the keys that any query from ``first`` to before ``last`` sees."""
-        begin = max(0, first - self.window) if self.window >= 0 else 0
-        return slice(begin, last if self.is_causal else keys)
+    def by(self, queries: range) -> slice:
+        """Return the keys that any of these queries sees."""
+        first = max(0, queries.start - self.window) if self.window >= 0 else 0
+        return slice(first, queries.stop if self.is_causal else self.keys)
 
-    def hide(self, scores: Tensor, first: int) -> None:
-        """Set scores to -inf where the query, of which ``first`` is the first one's place, sees no key."""
-        queries, keys = scores.shape[-2:]
-        ones = torch.ones(queries, keys, dtype=torch.bool, device=scores.device)
-        if self.is_causal and queries > 1:  # one query alone was given the keys that it sees
-            scores.masked_fill_(ones.triu(first + 1), -torch.inf)
-        if self.window >= 0:
-            scores.masked_fill_(ones.tril(first - self.window - 1), -torch.inf)
-
-
-def _spans(indptr: Tensor) -> Iterator[tuple[int, int]]:
-    return itertools.pairwise(indptr.tolist())
-
-
-def _by_head(prefix: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return keys or values of a sequence, (KH, L, D), dense."""
-    together = torch.cat((prefix.to(dtype), new.to(dtype))) if len(prefix) else new.to(dtype)
-    return together.transpose(0, 1).contiguous()
+    def mask(self, queries: range, keys: slice, device: torch.device) -> Tensor | None:
+        """Return which of these keys each query sees, (N, L); None: each sees all."""
+        is_full = self.window < 0 and (not self.is_causal or len(queries) == 1)
+        if is_full:
+            return None
+        ones = torch.ones(len(queries), keys.stop - keys.start, dtype=torch.bool, device=device)
+        own = queries.start - keys.start  # the first query's own key
+        if self.is_causal:
+            ones = ones.tril(own)
+        return ones.triu(own - self.window) if self.window >= 0 else ones
 
 
-def _softmax(scores: Tensor, sinks: Tensor | None, needs_sum: bool) -> tuple[Tensor, Tensor | None]:
-    """Return weights and, where it is needed, the logarithm of the denominator.
-
-    Parameters
-    ----------
-    scores : Tensor, (KH, G, N, L); overwritten
-    sinks : Tensor, (KH, G, 1), or None
-    needs_sum : whether the second is
-    """
-    if sinks is None and not needs_sum:
-        return scores.softmax(-1), None
-    sums = scores.logsumexp(-1)
-    if sinks is not None:
-        sums = torch.logaddexp(sums, sinks.expand_as(sums))
-    return scores.sub_(sums.unsqueeze(-1)).exp_(), sums
+def _by_head(pool: Tensor, slots: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the keys or values of a sequence, (KH, L, D)."""
+    together = (
+        torch.cat((pool.index_select(0, slots).to(dtype), new.to(dtype))) if len(slots) else new.to(dtype)
+    )
+    return together.transpose(0, 1)
 
 
 def _check(

@@ -6,7 +6,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Outputs
 
-__all__ = ["check_pools", "rows_of_heads", "sample_pools", "sizes", "soft_capped"]
+__all__ = ["check_pools", "gathered", "rows_of_heads", "sample_pools", "sizes", "soft_capped"]
 
 
 def check_pools(
@@ -38,24 +38,28 @@ def check_pools(
         raise ContractError(f"{op}: sinks {tuple(sinks.shape)}, but there are {q.shape[1]} heads")
 
 
-def rows_of_heads(buffer: Tensor, slots: Tensor) -> Tensor:
-    """Gather some slots of a pool, head by head.
+def rows_of_heads(slots: Tensor, heads: int) -> Tensor:
+    """Return the rows of some slots in a pool whose first two axes are one, head by head.
+
+    Matrix products want one head after the other. Gathering whole slots and swapping the axes takes three
+    times as long.
 
     Parameters
     ----------
-    buffer : Tensor, (S, KH, D): the pool
     slots : Tensor, (N, C), an integer dtype
+    heads : of the pool
 
     Returns
     -------
-    Tensor, (N, KH, C, D), dense, dtype of the pool
+    Tensor, (N, heads, C)
     """
-    heads, size = buffer.shape[1:]
-    # One row of a head at a time: the result is then as matrix products want it. Gathering whole slots and
-    # swapping the axes takes three times as long.
-    rows = slots.unsqueeze(1) * heads + torch.arange(heads, device=slots.device)[:, None]
-    gathered = buffer.flatten(0, 1).index_select(0, rows.flatten())
-    return gathered.view(*rows.shape, size)
+    return slots.unsqueeze(1) * heads + torch.arange(heads, device=slots.device)[:, None]
+
+
+def gathered(buffer: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a pool, (S, KH, D), as ``rows_of_heads`` counts them: (N, KH, C, D), dense."""
+    found = buffer.flatten(0, 1).index_select(0, rows.flatten())
+    return found.view(*rows.shape, buffer.shape[2])
 
 
 def soft_capped(scores: Tensor, cap: float) -> Tensor:

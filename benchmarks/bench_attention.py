@@ -10,6 +10,7 @@ the terms.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import random
@@ -63,7 +64,7 @@ class Batch:
         slots = torch.randperm(total) + 1
         self.table = torch.zeros(len(self.lengths) + 1, int(self.whole.max()), dtype=torch.int32)
         bounds = bounds_of(self.whole).tolist()
-        for row, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for row, (first, last) in enumerate(itertools.pairwise(bounds)):
             self.table[row + 1, : last - first] = slots[first:last]
         self.rows = torch.arange(1, len(self.lengths) + 1)
         self.k_buffer, self.v_buffer = (
@@ -140,9 +141,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     random.seed(0)
+    cores = f"{options.threads} threads of a {os.cpu_count()}-core {platform.machine()}"
     about = (
         f"sglang {sglang_version}, sglang-fl-core {__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {options.threads} threads of a {os.cpu_count()}-core {platform.machine()}"
+        f"{platform.python_version()}, {cores}"
     )
     head = (
         "situation",

@@ -9,7 +9,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sglang_fl.ops import Outputs
 from sglang_fl.ops.extend_attention import extend_attention
-from tests.ops.shared.attention import attend, drawn_lists, drawn_pools, drawn_sizes, kernel_of
+from tests.ops.shared.attention import (
+    attend,
+    drawn_lists,
+    drawn_pools,
+    drawn_sizes,
+    has_more_than_scores,
+    kernel_of,
+)
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.subject import Arguments, Array, Subject, like
 
@@ -78,12 +85,14 @@ def draw(source: Source) -> Drawn:
 
 def native(arguments: Arguments) -> Any:
     """Run each sequence as ``TorchNativeAttnBackend`` does, by PyTorch's own attention."""
-    if {"sliding_window", "logit_cap", "sinks", "return_lse"} & set(arguments):
+    if has_more_than_scores(arguments):
         return None
     q, given = arguments["q"], arguments
     out = q.new_zeros(*q.shape[:2], given["v"].shape[2])
     bounds, prefixes = given["qo_indptr"].tolist(), given["kv_indptr"].tolist()
     for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first == last:
+            continue
         slots = given["kv_indices"][prefixes[number] : prefixes[number + 1]].long()
         keys, values = (
             torch.cat((given[f"{name}_buffer"][slots], given[name][first:last])).movedim(0, 1)
@@ -92,6 +101,8 @@ def native(arguments: Arguments) -> Any:
         mask = torch.ones(last - first, keys.shape[1], dtype=torch.bool)
         if given.get("is_causal", True):
             mask = mask.tril(len(slots))
+        if given.get("sliding_window", -1) >= 0:
+            mask = mask.triu(len(slots) - given["sliding_window"])
         tensors = (x[None] for x in (q[first:last].movedim(0, 1), keys, values))
         found = scaled_dot_product_attention(*tensors, mask, scale=given["scale"], enable_gqa=True)
         out[first:last] = found[0].movedim(0, 1)

@@ -11,7 +11,7 @@ from tests.ops.shared.distance import as_numpy
 from tests.ops.shared.drawing import Source
 from tests.ops.subject import Array
 
-__all__ = ["attend", "drawn_lists", "drawn_pools", "drawn_sizes", "kernel_of"]
+__all__ = ["attend", "drawn_lists", "drawn_pools", "drawn_sizes", "has_more_than_scores", "kernel_of"]
 
 
 def attend(
@@ -37,6 +37,11 @@ def attend(
         out[filled, head] = (terms[filled] @ values[:, shared]) / total[filled, None]
         lse[filled, head] = np.log(total[filled])
     return out, lse
+
+
+def has_more_than_scores(arguments: dict[str, Any]) -> bool:
+    """Whether a call has what PyTorch's own attention has not: a cap, sinks, the sum."""
+    return arguments.get("sinks") is not None or any(map(arguments.get, ("logit_cap", "return_lse")))
 
 
 def kernel_of(formula: Callable[..., tuple[Array, ...]], given: dict[str, Any], **mistake: Any) -> Any:

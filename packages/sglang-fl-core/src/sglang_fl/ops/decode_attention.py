@@ -191,7 +191,7 @@ def _case(
         drawn = torch.randperm(slots, generator=generator)
         if is_poisoned:
             for pool in pools:
-                pool[drawn[total:]] = torch.nan
+                pool[drawn[total:]] = torch.inf
         made = {
             "q": torch.randn(len(lengths), query_heads, keys, generator=generator).to(dtype),
             "k_buffer": pools[0],

@@ -243,7 +243,7 @@ def _case(
         drawn = torch.randperm(slots, generator=generator)
         if is_poisoned:
             for pool in pools:
-                pool[drawn[before + sum(prefixes) :]] = torch.nan
+                pool[drawn[before + sum(prefixes) :]] = torch.inf
         k, v = sample_pools(tokens, (kv_heads, keys, values), dtype, generator, layout)
         made = {
             "q": torch.randn(tokens, query_heads, keys, generator=generator).to(dtype),

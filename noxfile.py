@@ -338,7 +338,7 @@ def bench_exactness(session: nox.Session) -> None:
 @nox.session(name="bench-attention", default=False)
 def bench_attention(session: nox.Session) -> None:
     """Our references of attention beside SGLang's torch_native, on the CPU."""
-    _on_stack(session)
+    _on_stack(session, CORE)
     session.run("python", "-m", "benchmarks.bench_attention", *session.posargs)
 
 

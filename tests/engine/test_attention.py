@@ -15,7 +15,7 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
-from sglang_fl.errors import SettingsError, UnsupportedError
+from sglang_fl.errors import ContractError, SettingsError, UnsupportedError
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter import seams
@@ -237,6 +237,20 @@ def test_a_call_with_an_option_that_the_kernel_lacks_is_the_references(dispatche
         "[OOT-DISPATCH] AttentionKernels.decode → vendor(vendor.poor)",
         "[OOT-DISPATCH] AttentionKernels.decode → sglang(native)",
     ]
+
+
+def test_calls_that_the_contract_excludes_stay_an_error_and_decide_nothing(dispatched):
+    kernels = Kernels(lacks="sinks")
+    found, log = dispatched(kernels, set())
+    wrong = call()
+    wrong["kv_indptr"] = wrong["kv_indptr"][1:]
+    with pytest.raises(ContractError, match="not one bound more than the 5 sequences"):
+        run(found.decode, wrong)
+    assert kernels.calls == []
+    run(found.decode, call())
+    with pytest.raises(ContractError, match="not one bound more than the 5 sequences"):
+        run(found.decode, wrong)
+    assert log() == ["[OOT-DISPATCH] AttentionKernels.decode → vendor(vendor.poor)"]
 
 
 def test_bisect_can_switch_each_of_the_two():

@@ -13,8 +13,10 @@ from sglang_fl.ops.shared.attention import check_pools, sample_pools, sizes, sof
 
 __all__ = ["OP", "extend_attention"]
 
-#: Queries of a sequence at a time: their scores stay in a cache, and keys that come later are left out.
+#: Queries of a sequence at a time: keys that come later than all of them are left out.
 _QUERIES = 256
+#: Scores that are formed at a time, 64 MB: of a long text fewer queries are taken.
+_SCORES = 2**24
 
 
 def extend_attention(
@@ -89,8 +91,9 @@ def extend_attention(
         keys = _by_head(k_buffer, slots, k[first:last], dtype)
         values = _by_head(v_buffer, slots, v[first:last], dtype)
         seen = _Seen(is_causal, sliding_window, keys.shape[1])
-        for begin in range(first, last, _QUERIES):
-            rows = slice(begin, min(begin + _QUERIES, last))
+        step = max(16, min(_QUERIES, _SCORES // (q.shape[1] * keys.shape[1])))
+        for begin in range(first, last, step):
+            rows = slice(begin, min(begin + step, last))
             places = range(rows.start - first + len(slots), rows.stop - first + len(slots))
             block = seen.by(places)
             given = (q[rows].to(dtype).transpose(0, 1), keys[:, block], values[:, block])

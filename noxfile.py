@@ -335,6 +335,13 @@ def bench_exactness(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.bench_exactness", *session.posargs)
 
 
+@nox.session(name="bench-attention", default=False)
+def bench_attention(session: nox.Session) -> None:
+    """Our references of attention beside SGLang's torch_native, on the CPU."""
+    _on_stack(session, CORE)
+    session.run("python", "-m", "benchmarks.bench_attention", *session.posargs)
+
+
 @nox.session(name="bench-step", default=False)
 def bench_step(session: nox.Session) -> None:
     """A model's layers as one CUDA graph, by whose kernels run in it; needs an NVIDIA GPU."""

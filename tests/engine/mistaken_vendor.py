@@ -79,6 +79,29 @@ def ungrouped(reference: Kernel, arguments: dict[str, Any]) -> Any:
     return reference(**{**arguments, "num_expert_group": None, "topk_group": None})
 
 
+def steep(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Scale the scores a tenth too much."""
+    return reference(**{**arguments, "scale": 1.1 * arguments["scale"]})
+
+
+def other_cap(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Cap scores at twice the value; at 1 where they are not to be capped."""
+    return reference(**{**arguments, "logit_cap": 2 * arguments.get("logit_cap", 0.5)})
+
+
+def other_window(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Let a query see one key more; in layers without a window a few only."""
+    return reference(**{**arguments, "sliding_window": 1 + arguments.get("sliding_window", 7)})
+
+
+def own_key_missing(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Take a sequence's first slot for its last one."""
+    indices = arguments["kv_indices"].clone()
+    bounds = arguments["kv_indptr"].long()
+    indices[bounds[1:] - 1] = indices[bounds[:-1]]
+    return reference(**{**arguments, "kv_indices": indices})
+
+
 def strong_decay(reference: Kernel, arguments: dict[str, Any]) -> Any:
     """Forget a tenth faster."""
     if "g" in arguments:
@@ -98,6 +121,8 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "topk_softmax": (other_sum,),
     "topk_sigmoid": (other_sum, unbiased, ungrouped),
     "fused_moe": (other_weights,),
+    "decode_attention": (steep, other_cap, own_key_missing),
+    "extend_attention": (steep, other_cap, other_window),
     "chunk_gated_delta_rule": (strong_decay,),
     "fused_recurrent_gated_delta_rule_packed_decode": (strong_decay,),
     "fused_sigmoid_gating_delta_rule_update": (strong_decay,),

@@ -9,6 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
+from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, PLAIN_PREFILL, Range
 from tests.engine.words import SPECIAL, VOCABULARY, make_tokenizer
 
 __all__ = ["FAMILIES", "IMAGE", "Family", "make_model"]
@@ -32,6 +33,8 @@ class Family:
     engine : arguments of ``sgl.Engine`` that only this family needs
     once : ops of the part that sees; SGLang keeps what that made of a picture, so that a mistake planted
         later has no effect
+    releases : of SGLang, those that can run it
+    is_cached : whether the middle of a prompt is found in the cache: not where all but a window is dropped
     """
 
     name: str
@@ -42,6 +45,8 @@ class Family:
     processor: Callable[[Any], transformers.ProcessorMixin] | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     once: frozenset[str] = frozenset()
+    releases: Range = EVERY_RELEASE
+    is_cached: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -58,6 +63,8 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
                 parameter.normal_(std=0.3)  # experts well apart, so that rounding chooses no other one
             elif parameter.dim() > 1:
                 parameter.normal_(std=0.1)  # wide enough that every layer matters, and not chaotic
+            elif name.endswith(".sinks"):
+                parameter.copy_(torch.randn_like(parameter).bfloat16())  # SGLang keeps them so
             else:
                 parameter.add_(0.2 * torch.randn_like(parameter))  # norms around 1 or 0, biases around 0
         for name, buffer in model.named_buffers():
@@ -99,6 +106,12 @@ SHAPE = {
 SWIGLU = {"RMSNorm": "rms_norm", "SiluAndMul": "silu_and_mul"}
 ROPE = {"RotaryEmbedding": "rotary_embedding"}
 EXPERTS = {"TopK": "topk_softmax", "UnquantizedFusedMoEMethod": "fused_moe"}
+#: With ``OURS``: the attention backend's two kernels.
+ATTENTION = {
+    "AttentionKernels.decode": "decode_attention",
+    "AttentionKernels.extend": "extend_attention",
+}
+OURS = {"attention_backend": "sglang_fl"}
 BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 
@@ -148,14 +161,29 @@ def gemma3() -> transformers.PreTrainedConfig:
     )
 
 
-def gemma2() -> transformers.PreTrainedConfig:
+def gemma2(
+    attention_cap: float | None = None, final_cap: float | None = None
+) -> transformers.PreTrainedConfig:
     return transformers.Gemma2Config(
         **{**SHAPE, "tie_word_embeddings": True},
         query_pre_attn_scalar=32,
         sliding_window=16,
-        attn_logit_softcapping=None,  # SGLang's attention in plain PyTorch does not cap
-        final_logit_softcapping=None,  # SGLang caps the last logits with a Triton kernel
+        attn_logit_softcapping=attention_cap,  # SGLang's attention in plain PyTorch does not cap
+        final_logit_softcapping=final_cap,  # up to 0.5.21 SGLang caps the last logits with a Triton kernel
         hidden_act="gelu_pytorch_tanh",
+    )
+
+
+def capped_gemma2() -> transformers.PreTrainedConfig:
+    return gemma2(attention_cap=1.0, final_cap=2.0)
+
+
+def granite_swa() -> transformers.PreTrainedConfig:
+    return transformers.GraniteSWAConfig(
+        **without("head_dim"),
+        attention_multiplier=32**-0.5,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     )
 
 
@@ -321,6 +349,7 @@ def without(*names: str) -> dict[str, Any]:
     return {name: value for name, value in SHAPE.items() if name not in names}
 
 
+#: Families by SGLang's own attention, and after them those by ours.
 FAMILIES = (
     Family("Qwen2", "biases of q, k and v", qwen2, {**SWIGLU, **ROPE}),
     Family("Qwen3", "norms of q and k", qwen3, {**SWIGLU, **ROPE}),
@@ -402,5 +431,38 @@ FAMILIES = (
         {**SWIGLU, "MRotaryEmbedding": "mrope"},
         transformers.AutoModelForImageTextToText,
         pictures("Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
+    ),
+    Family(
+        "Qwen2-attention",
+        "grouped queries by the attention of ours",
+        qwen2,
+        {**SWIGLU, **ROPE, **ATTENTION},
+        engine=OURS,
+        releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "Gemma-2-capped",
+        "both soft caps, by the attention of ours; every second layer sees 16 tokens",
+        capped_gemma2,
+        {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE, **ATTENTION},
+        engine=OURS,
+        releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "GPT-2-chunked",
+        "as many heads of keys as of queries, prompts in chunks, by the attention of ours",
+        gpt2,
+        {"NewGELU": "new_gelu", **ATTENTION},
+        engine={**OURS, "chunked_prefill_size": 64},
+        releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "Granite-SWA",
+        "sinks, and layers with a window in a pool of their own, by the attention of ours",
+        granite_swa,
+        {**SWIGLU, **ROPE, **ATTENTION},
+        engine=OURS,
+        releases=Range(first="0.5.23"),
+        is_cached=False,
     ),
 )

@@ -170,9 +170,7 @@ def test_in_speculative_decoding_the_check_of_drafted_tokens_is_left_to_sglang(h
     triton = LinearAttnKernelBackend.TRITON
     dispatcher = GDNKernelDispatcher(triton, triton)
     kernel = dispatcher.decode_kernel
-    hook.replace_linear_attention(
-        SimpleNamespace(linear_attn_backend=SimpleNamespace(kernel_dispatcher=dispatcher))
-    )
+    hook.replace_methods(SimpleNamespace(linear_attn_backend=SimpleNamespace(kernel_dispatcher=dispatcher)))
     assert {"extend", "decode", "packed_decode"} <= vars(kernel).keys()
     assert "target_verify" not in vars(kernel)
     assert dispatcher.tree_verify_kernel.target_verify.__func__ is type(kernel).target_verify

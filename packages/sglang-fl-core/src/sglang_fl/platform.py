@@ -12,7 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LoadsPlugins", "NotCuda", "SGLangPools", "TorchNative", "soft_caps", "what_becomes_of"]
+__all__ = [
+    "LoadsPlugins",
+    "NoTriton",
+    "NotCuda",
+    "SGLangPools",
+    "TorchNative",
+    "soft_caps",
+    "what_becomes_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +71,33 @@ class NotCuda:
             os.environ.setdefault("SGLANG_NCCL_SO_PATH", f"no-nccl-on-{self.device_name}")  # type: ignore[attr-defined]
 
 
+class NoTriton:
+    """Has SGLang compute in plain PyTorch what it would launch a Triton kernel for, where none can run.
+
+    That is the soft cap of the last logits, from 0.5.22 on: earlier SGLang does not tell a platform of a
+    loaded model. A platform names it before its SGLang base class::
+
+        class MyPlatform(NoTriton, TorchNative, SGLangPools, NotCuda, SRTPlatform): ...
+    """
+
+    @property
+    def caps_logits(self) -> bool:
+        """Whether the last logits are capped here."""
+        return hasattr(super(), "post_load_model")
+
+    def post_load_model(self, model: Any) -> None:
+        """Put the cap in plain PyTorch in the place of SGLang's kernel, in a process that runs a model."""
+        super().post_load_model(model)  # type: ignore[misc]
+        from sglang.srt.layers import logits_processor
+
+        logits_processor.fused_softcap = soft_cap_
+
+
+def soft_cap_(logits: Any, cap: float) -> Any:
+    """Set logits to ``cap tanh(logits / cap)``, as SGLang's ``softcap_inplace_logits`` does."""
+    return logits.div_(cap).tanh_().mul_(cap)
+
+
 class TorchNative:
     """Says at the start what SGLang's ``torch_native`` attention cannot do.
 
@@ -89,6 +124,8 @@ class TorchNative:
             raise SystemExit(2)
         if server_args.attention_backend in (None, "intel_amx", "torch_native"):
             for key, value in soft_caps(_config(str(server_args.model_path))).items():
+                if key.startswith("final") and getattr(self, "caps_logits", False):
+                    continue
                 logger.warning("config.json: %s=%g: %s", key, value, what_becomes_of(key))
 
 
@@ -125,7 +162,10 @@ def soft_caps(config: Mapping[str, Any]) -> dict[str, float]:
 def what_becomes_of(cap: str) -> str:
     """Say what SGLang makes of a soft cap where its ``torch_native`` attention runs."""
     if cap.startswith("attn"):
-        return "the attention backend torch_native does not apply it, so that the answers are wrong"
+        return (
+            "the attention backend torch_native does not apply it, so that the answers are wrong; "
+            "--attention-backend sglang_fl does"
+        )
     return "SGLang applies it with a Triton kernel: where none can run, the first request ends the server"
 
 

@@ -89,6 +89,8 @@ def take(op: Op, arguments: Arguments, first: int, last: int) -> Arguments:
         taken[op.sequences] = arguments[op.sequences][first : last + 1] - bounds[first]
         for name in op.writes_rows.values():
             taken[name] = arguments[name][first:last]
+    for name in op.bounds:  # bounds need not begin at 0
+        taken[name] = arguments[name][first : last + 1]
     return taken
 
 

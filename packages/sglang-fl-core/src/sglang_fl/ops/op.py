@@ -136,6 +136,8 @@ class Op:
         never reaches the results of another
     sequences : the argument that holds where each sequence of rows begins and the last one ends, where the
         rows of one sequence depend on each other
+    bounds : further arguments with one bound more than there are rows, or sequences: what belongs to each
+        lies between two of them, in an argument that is the same for all
     writes : arguments that a kernel may write (and return) instead of allocating its results; each only where
         its memory is its own: no two of its elements, and no element of another argument, share it
     writes_if_given : if set, those arguments are written only when this optional one is given
@@ -161,6 +163,7 @@ class Op:
     bound: Bound
     rows: Mapping[str, int] = field(default_factory=dict, kw_only=True)
     sequences: str | None = field(default=None, kw_only=True)
+    bounds: tuple[str, ...] = field(default=(), kw_only=True)
     writes: tuple[str, ...] = ()
     writes_if_given: str | None = None
     writes_rows: Mapping[str, str] = field(default_factory=dict)
@@ -176,7 +179,7 @@ class Op:
 
     def __post_init__(self) -> None:
         named = {*self.rows, *self.writes, *filter(None, [self.writes_if_given, self.sequences])}
-        named |= {*self.writes_rows, *self.writes_rows.values(), *self.updates}
+        named |= {*self.writes_rows, *self.writes_rows.values(), *self.updates, *self.bounds}
         unknown = named - set(self.signature.parameters)
         if unknown:
             raise VendorError(f"op {self.name}: {sorted(unknown)} are no arguments of its reference")

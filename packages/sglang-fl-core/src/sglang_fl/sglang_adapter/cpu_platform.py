@@ -11,13 +11,13 @@ import torch
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
-from sglang_fl.platform import LoadsPlugins, NotCuda, SGLangPools, TorchNative
+from sglang_fl.platform import LoadsPlugins, NotCuda, NoTriton, SGLangPools, TorchNative
 from sglang_fl.registry.cpu import MEM_FRACTION_STATIC
 
 __all__ = ["CpuPlatform"]
 
 
-class CpuPlatform(LoadsPlugins, TorchNative, SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
+class CpuPlatform(LoadsPlugins, NoTriton, TorchNative, SGLangPools, NotCuda, SRTPlatform):  # type: ignore[misc]
     """A plain CPU: PyTorch attention, no graphs, collectives over gloo."""
 
     _enum = PlatformEnum.OOT
@@ -61,7 +61,7 @@ class CpuPlatform(LoadsPlugins, TorchNative, SGLangPools, NotCuda, SRTPlatform):
         return torch.profiler.ProfilerActivity.CPU
 
     def get_default_attention_backend(self) -> str:
-        """Return ``torch_native``, the one backend that needs no kernels."""
+        """Return ``torch_native``, SGLang's own backend that needs no kernels."""
         return "torch_native"
 
     def get_compile_backend(self, mode: str | None = None) -> str:

@@ -18,13 +18,17 @@ from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import hooks_applied
 from sglang_fl.sglang_adapter.kernel_plugins import kernel_plugin_of
 from sglang_fl.sglang_adapter.layer_lists import LayerLists
-from sglang_fl.sglang_adapter.layers import ADAPTERS, gated_delta_rule
+from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, covering
+from sglang_fl.sglang_adapter.methods import TARGET, Method, methods_of
 from sglang_fl.sglang_adapter.seams import Seam
 
 __all__ = ["LayerHook", "Wrap", "install"]
 
 logger = logging.getLogger(__name__)
+
+#: The name of SGLang's plain PyTorch path.
+_NATIVE = "forward_native"
 
 
 class LayerHook:
@@ -84,9 +88,9 @@ class LayerHook:
         if name.endswith("forward_native") and not is_ours(forward) and _adapters_of(layer_class):
             self._log.write(layer_class.__name__, "sglang(torch.compile)")
 
-    def replace_linear_attention(self, backend: Any) -> None:
-        """Take over the kernels of an attention backend that SGLang has just built; see its adapter."""
-        for method in gated_delta_rule.methods_of(backend):
+    def replace_methods(self, backend: Any) -> None:
+        """Take over the kernels of an attention backend that SGLang has just built; see ``methods``."""
+        for method in methods_of(backend):
             method.put(self._life_of(method))
 
     def take_over(self, layer: Any, own: Forward) -> LayerLife | None:
@@ -101,7 +105,7 @@ class LayerHook:
         life = self._life(_adapters_of(layer_class), layer, layer_class.__name__, own, _commit)
         return life if life.op else None
 
-    def take_over_method(self, method: gated_delta_rule.Method) -> LayerLife | None:
+    def take_over_method(self, method: Method) -> LayerLife | None:
         """Return the same for a method of a kernel that is no layer."""
         life = self._life_of(method)
         return life if life.op else None
@@ -116,13 +120,20 @@ class LayerHook:
     ) -> LayerLife:
         return LayerLife(partial(self._plan, adapters), layer, name, own, commit, self._log, self._wrap)
 
-    def _life_of(self, method: gated_delta_rule.Method) -> LayerLife:
-        return self._life((method.adapter,), method.kernel, method.title, method.current, method.commit)
+    def _life_of(self, method: Method) -> LayerLife:
+        plan = partial(self._plan, (method.adapter,))
+        if method.is_pytorch:
+            plan = partial(plan, stands_for=_NATIVE)
+        facts = (method.kernel, method.title, method.current, method.commit)
+        return LayerLife(plan, *facts, self._log, self._wrap)
 
-    def _plan(self, adapters: tuple[Adapter, ...], layer: Any, own: Forward) -> LayerPlan:
+    def _plan(
+        self, adapters: tuple[Adapter, ...], layer: Any, own: Forward, stands_for: str | None = None
+    ) -> LayerPlan:
         # A kernel plugin's forward comes here only where the user named the op: ``loaded_models`` leaves the
         # other layers to the plugin. It computes what the plain path does.
-        stands_for = "forward_native" if kernel_plugin_of(layer, own) else None
+        if kernel_plugin_of(layer, own):
+            stands_for = _NATIVE
         plan = plan_layer(adapters, layer, own, self._resolutions, self._lists.why_left_out, stands_for)
         if plan.resolution is not None:
             self._report(plan.resolution)
@@ -183,11 +194,11 @@ def install(
     HookRegistry.register(seam.target, hook, HookType.AROUND)
     HookRegistry.register(f"{seam.owner}.enter_torch_compile", hook.tell_of_torch_compile, HookType.AFTER)
 
-    def replace_linear_attention(backend: Any, runner: Any, *args: Any) -> None:
+    def replace_methods(backend: Any, runner: Any, *args: Any) -> None:
         model = getattr(runner, "model", None)
         if model is not None:
             when_loaded(model)
-        hook.replace_linear_attention(backend)
+        hook.replace_methods(backend)
 
-    HookRegistry.register(gated_delta_rule.TARGET, replace_linear_attention, HookType.AFTER)
+    HookRegistry.register(TARGET, replace_methods, HookType.AFTER)
     hooks_applied.when_applied(when_applied)

@@ -19,6 +19,7 @@ __all__ = [
     "LAYER_2_SEAMS",
     "PADDED_TOKENS",
     "PIECEWISE_FLAG",
+    "PLAIN_PREFILL",
     "RELEASES",
     "Range",
     "Release",
@@ -107,6 +108,9 @@ FORCED_BACKEND = Range(first="0.5.18")
 PADDED_TOKENS = Range(first="0.5.17")
 #: SGLang's own parser knows --disable-piecewise-cuda-graph.
 PIECEWISE_FLAG = Range(last="0.5.19")
+#: On a platform without Triton, a prefill launches no Triton kernel beside those of the attention backend,
+#: whatever that is called; before, only where its name is torch_native or intel_amx.
+PLAIN_PREFILL = Range(first="0.5.22")
 #: SGLang has ``KernelBackend.PLUGIN``, and plugins that run whole steps of a model.
 KERNEL_PLUGINS = Range(first="0.5.23")
 

@@ -11,7 +11,7 @@ from typing import Any
 from sglang_fl.dispatch.life import LayerLife
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.sglang_adapter.hook import LayerHook
-from sglang_fl.sglang_adapter.layers.gated_delta_rule import methods_of
+from sglang_fl.sglang_adapter.methods import methods_of
 from sglang_fl.sglang_adapter.seams import Seam
 
 __all__ = ["SwitchableLayers"]

@@ -15,6 +15,7 @@ __all__ = ["attention"]
 
 SECONDS = 180
 BACKEND = "attention backend "
+CAPS_LOGITS = "the platform caps the last logits"
 
 #: Which attention a start would take, and a call of it as the backend makes it for grouped heads.
 _TRY = f"""
@@ -26,6 +27,8 @@ load_plugins()
 own = current_platform.is_out_of_tree()
 backend = current_platform.get_default_attention_backend() if own else "SGLang's choice"
 print("{BACKEND}" + backend, flush=True)
+if own and getattr(current_platform, "caps_logits", False):
+    print("{CAPS_LOGITS}")
 if backend == "torch_native" and device != "cpu":
     import torch
     from sglang.srt.layers.attention import torch_native_backend as attention
@@ -33,6 +36,8 @@ if backend == "torch_native" and device != "cpu":
     key = torch.zeros(1, 1, 4, 16, dtype=torch.bfloat16, device=device)
     attention.scaled_dot_product_attention(query, key, key, enable_gqa=True)
 """
+
+_OTHER_BACKEND = "pass --attention-backend sglang_fl, or serve the model on a device with another backend"
 
 
 def attention(launch: Launch) -> Iterator[Finding]:
@@ -72,9 +77,11 @@ def _judged(
         yield ok("attention", f"{backend} on {device}")
         return
     caps = soft_caps(model.config) if model else {}
+    if CAPS_LOGITS in child.output.splitlines():
+        caps = {key: value for key, value in caps.items() if not key.startswith("final")}
     for key, value in caps.items():
         text = f"config.json: {key}={value:g}: {what_becomes_of(key)}"
-        yield problem("attention", text, "serve this model on a device for which SGLang has another backend")
+        yield problem("attention", text, _OTHER_BACKEND)
     if child.code:
         text = f"{backend} fails for models with fewer key than query heads: {last_line(child.errors)}"
         yield problem("attention", text, f"upgrade PyTorch's package for {device}, or serve models without")

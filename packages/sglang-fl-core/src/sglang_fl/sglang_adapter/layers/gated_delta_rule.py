@@ -14,8 +14,6 @@ Falls through: scoring of several items at once (``inplace_update=False``) and s
 the other kernels that ``--linear-attn-backend`` selects.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from sglang_fl.dispatch.plan import Forward
@@ -23,12 +21,9 @@ from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTERS", "TARGET", "Method", "methods_of"]
+__all__ = ["ADAPTERS", "CLASS"]
 
-#: The function that builds the attention backend of hybrid models; its name is the same in all releases.
-TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
-
-_CLASS = "sglang.srt.layers.attention.linear.kernels.gdn_triton:TritonGDNKernel"
+CLASS = "sglang.srt.layers.attention.linear.kernels.gdn_triton:TritonGDNKernel"
 
 
 def bind_extend(layer: Any, kernel: Kernel, own: Own) -> Forward:
@@ -127,60 +122,9 @@ def bind_packed_decode(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
 
 ADAPTERS = (
-    Adapter(f"{_CLASS}.extend", OPS["chunk_gated_delta_rule"], bind_extend),
-    Adapter(f"{_CLASS}.decode", OPS["fused_sigmoid_gating_delta_rule_update"], bind_decode),
+    Adapter(f"{CLASS}.extend", OPS["chunk_gated_delta_rule"], bind_extend),
+    Adapter(f"{CLASS}.decode", OPS["fused_sigmoid_gating_delta_rule_update"], bind_decode),
     Adapter(
-        f"{_CLASS}.packed_decode", OPS["fused_recurrent_gated_delta_rule_packed_decode"], bind_packed_decode
+        f"{CLASS}.packed_decode", OPS["fused_recurrent_gated_delta_rule_packed_decode"], bind_packed_decode
     ),
 )
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method of a kernel object, which can be replaced in that object alone.
-
-    Parameters
-    ----------
-    kernel : a ``TritonGDNKernel``
-    adapter : translates its arguments
-    """
-
-    kernel: Any
-    adapter: Adapter
-
-    @property
-    def name(self) -> str:
-        """As the attention backend calls it: ``extend``."""
-        return self.adapter.layer_class.rpartition(".")[2]
-
-    @property
-    def title(self) -> str:
-        """For logs: ``TritonGDNKernel.extend``."""
-        return f"{type(self.kernel).__name__}.{self.name}"
-
-    @property
-    def current(self) -> Callable[..., Any]:
-        """What is called now."""
-        method: Callable[..., Any] = getattr(self.kernel, self.name)
-        return method
-
-    def put(self, forward: Callable[..., Any]) -> None:
-        """Let this be called instead."""
-        setattr(self.kernel, self.name, forward)
-
-    def commit(self, kernel: Any, life: Callable[..., Any], forward: Callable[..., Any]) -> None:
-        """Let the bound kernel be called from now on; no other ever takes the place of ``life``."""
-        setattr(kernel, self.name, forward)
-
-
-def methods_of(backend: Any) -> Iterator[Method]:
-    """Yield the methods of the ``TritonGDNKernel`` objects of an attention backend, each once."""
-    linear = getattr(backend, "linear_attn_backend", None)
-    dispatcher = getattr(linear, "kernel_dispatcher", None)
-    seen: list[Any] = []
-    for role in ("decode_kernel", "extend_kernel"):
-        kernel = getattr(dispatcher, role, None)
-        name = f"{type(kernel).__module__}:{type(kernel).__qualname__}"
-        if name == _CLASS and not any(kernel is other for other in seen):
-            seen.append(kernel)
-            yield from (Method(kernel, adapter) for adapter in ADAPTERS)

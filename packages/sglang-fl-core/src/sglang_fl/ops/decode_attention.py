@@ -1,0 +1,239 @@
+"""The op ``decode_attention``: attention of one new token for each sequence, over a paged pool."""
+
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.shared.attention import (
+    check_pools,
+    gathered,
+    rows_of_heads,
+    sample_pools,
+    sizes,
+    soft_capped,
+)
+
+__all__ = ["OP", "decode_attention"]
+
+#: Slots in a block. Sequences are cut into blocks, so that mixed lengths waste no more than a part of one.
+_BLOCK = 128
+#: Elements of keys that are gathered at a time: about a megabyte, which stays in a cache.
+_AT_A_TIME = 2**18
+
+
+def decode_attention(
+    q: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    scale: float,
+    *,
+    logit_cap: float = 0.0,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Outputs:
+    """Let one query of each sequence attend to the keys and values in the sequence's slots of a pool.
+
+    ``o = sum_j p_j v_j, p = softmax(cap tanh(scale q.k / cap))``, with the exponential of the head's sink
+    as one more term of the denominator. A window is what the caller leaves out of the slots.
+
+    Source: SGLang ``kernels/ops/attention/decode_attention.py``, ``decode_attention_fwd``, as
+    ``TritonAttnBackend.forward_decode`` calls it.
+
+    Parameters
+    ----------
+    q : Tensor, (B, H, D), float16, bfloat16 or float32, rows at any stride; not written
+    k_buffer : Tensor, (S, KH, D), a floating dtype, the first axis at any stride: the pool of keys; H is a
+        multiple of KH, and neighbouring query heads share one of keys; not written
+    v_buffer : Tensor, (S, KH, DV), like ``k_buffer``, of which it may be a view (latent attention)
+    kv_indptr : Tensor, (B + 1,), int32 or int64: sequence b has the slots
+        ``kv_indices[kv_indptr[b]:kv_indptr[b + 1]]``; it may have none
+    kv_indices : Tensor, (N,), int32 or int64: slots, the new token's own among them; N may be larger than
+        ``kv_indptr[-1]``. What lies in a slot that no sequence names is not looked at
+    scale : multiplies the scores
+    logit_cap : where scores saturate; 0: nowhere
+    sinks : Tensor, (H,), a floating dtype: a score without a value
+    return_lse : whether the logarithm of the denominator is returned too
+
+    Returns
+    -------
+    o : Tensor, (B, H, DV), dtype of ``q``, new; formed in float32 and rounded once; 0 for a sequence
+        without slots
+    lse : Tensor, (B, H), float32, only if asked for: the natural logarithm of the denominator, the sink
+        included; -inf where nothing is in it
+
+    Raises
+    ------
+    ContractError : shapes that do not fit
+    """
+    _check(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks)
+    dtype = compute_dtype(q, k_buffer, v_buffer)
+    kv_heads, values = v_buffer.shape[1:]
+    grouped = (q.to(dtype) * scale).reshape(len(q), kv_heads, q.shape[1] // kv_heads, q.shape[2])
+    owner, slots, is_slot = _blocks(kv_indptr, kv_indices)
+    rows = rows_of_heads(slots, kv_heads)
+    form = (len(owner), *grouped.shape[1:3])
+    peaks, sums = (torch.empty(form, dtype=dtype, device=q.device) for _ in range(2))
+    results = torch.empty(*form, values, dtype=dtype, device=q.device)
+    step = max(1, _AT_A_TIME // (_BLOCK * kv_heads * q.shape[2]))
+    for first in range(0, len(owner), step):
+        run = slice(first, first + step)
+        scores = grouped[owner[run]] @ gathered(k_buffer, rows[run]).to(dtype).mT
+        scores = soft_capped(scores, logit_cap).masked_fill_(~is_slot[run, None, None], -torch.inf)
+        peaks[run] = scores.amax(-1)
+        weights = scores.sub_(peaks[run].unsqueeze(-1)).exp_()
+        sums[run] = weights.sum(-1)
+        results[run] = weights @ gathered(v_buffer, rows[run]).to(dtype)
+
+    # Blocks were weighted beside their own peak; beside the sequence's they can be added.
+    peak = _largest(peaks, owner, len(q), sinks)
+    shares = (peaks - peak[owner]).exp_()
+    total = torch.zeros_like(peak).index_add_(0, owner, sums * shares)
+    if sinks is not None:
+        total += (sinks.to(dtype).reshape(peak.shape[1:]) - peak).exp()
+    o = torch.zeros(*peak.shape, values, dtype=dtype, device=q.device)
+    o.index_add_(0, owner, results.mul_(shares.unsqueeze(-1)))
+    # Nothing divided by nothing is 0 here.
+    o = torch.where(total.unsqueeze(-1) == 0, 0.0, o / total.unsqueeze(-1)).flatten(1, 2).to(q.dtype)
+    return (o, (peak + total.log()).flatten(1, 2)) if return_lse else o
+
+
+def _blocks(kv_indptr: Tensor, kv_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut the slots of each sequence into blocks.
+
+    The last block of a sequence is filled up with its last slot: another one might hold a NaN, which a weight
+    of 0 would not stop.
+
+    Returns
+    -------
+    owner : Tensor, (N,): the sequence of each block
+    slots : Tensor, (N, _BLOCK)
+    is_slot : Tensor, (N, _BLOCK), bool: False where it is filled up
+    """
+    indptr = kv_indptr.long()
+    lengths = indptr.diff()
+    counts = (lengths + _BLOCK - 1) // _BLOCK
+    owner = torch.repeat_interleave(counts)
+    within = torch.arange(len(owner), device=indptr.device) - (counts.cumsum(0) - counts)[owner]
+    places = within.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK, device=indptr.device)
+    length = lengths[owner].unsqueeze(1)
+    slots = kv_indices[indptr[owner].unsqueeze(1) + torch.minimum(places, length - 1)]
+    return owner, slots.long(), places < length
+
+
+def _largest(of_blocks: Tensor, owner: Tensor, sequences: int, sinks: Tensor | None) -> Tensor:
+    """Return the largest score of each sequence and head, (B, KH, G); -inf where there is none."""
+    form = (sequences, *of_blocks.shape[1:])
+    largest = torch.full(form, -torch.inf, dtype=of_blocks.dtype, device=of_blocks.device)
+    places = owner[:, None, None].expand_as(of_blocks)
+    largest.scatter_reduce_(0, places, of_blocks, "amax")
+    if sinks is not None:
+        largest = torch.maximum(largest, sinks.to(of_blocks.dtype).reshape(form[1:]))
+    return largest
+
+
+def _check(
+    q: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    sinks: Tensor | None,
+) -> None:
+    check_pools("decode_attention", q, k_buffer, v_buffer, kv_indices, sinks)
+    if kv_indptr.shape != (len(q) + 1,):
+        raise ContractError(
+            f"decode_attention: kv_indptr {tuple(kv_indptr.shape)} has not one bound more than the "
+            f"{len(q)} sequences"
+        )
+
+
+def _like(
+    q: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    scale: float,
+    *,
+    logit_cap: float = 0.0,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Outputs:
+    _check(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks)
+    o = q.new_empty(*q.shape[:2], v_buffer.shape[2])
+    return (o, q.new_empty(q.shape[:2], dtype=compute_dtype(q, k_buffer, v_buffer))) if return_lse else o
+
+
+def _magnitude(truth: Outputs, **arguments: Tensor) -> tuple[Tensor, ...]:
+    of_sizes = decode_attention(**arguments | {"v_buffer": arguments["v_buffer"].abs()})  # type: ignore[arg-type]
+    return sizes(truth, of_sizes)
+
+
+def _case(
+    name: str,
+    *lengths: int,
+    heads: tuple[int, int] = (4, 2),
+    elements: tuple[int, int] = (64, 64),
+    layout: str = "dense",
+    before: int = 0,
+    beyond: int = 0,
+    has_sinks: bool = False,
+    is_poisoned: bool = False,
+    **options: float | bool,
+) -> Case:
+    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        (query_heads, kv_heads), (keys, values), total = heads, elements, before + sum(lengths)
+        slots = total + beyond + 5
+        pools = sample_pools(slots, (kv_heads, keys, values), dtype, generator, layout)
+        drawn = torch.randperm(slots, generator=generator)
+        if is_poisoned:
+            for pool in pools:
+                pool[drawn[total:]] = torch.inf
+        made = {
+            "q": torch.randn(len(lengths), query_heads, keys, generator=generator).to(dtype),
+            "k_buffer": pools[0],
+            "v_buffer": pools[1],
+            "kv_indptr": torch.tensor([before, *lengths]).cumsum(0).to(torch.int32),
+            "kv_indices": drawn[: total + beyond],
+            "scale": keys**-0.5,
+            **options,
+        }
+        if has_sinks:
+            made["sinks"] = torch.randn(query_heads, generator=generator)
+        return made
+
+    return Case(name, make)
+
+
+OP = Op(
+    decode_attention,
+    cases=(
+        _case("one-token", 1),
+        _case("mixed-lengths", 37, 1, 129, 16, 300),
+        _case("whole-blocks", 128, 256),
+        _case("no-slots", 0, 9, 0),
+        _case("no-sequences"),
+        _case("equal-heads", 37, 5, 9, heads=(3, 3)),
+        _case("one-head-of-keys", 5, 40, heads=(7, 1)),
+        _case("wide-values", 21, 5, elements=(32, 96)),
+        _case("latent", 21, 5, heads=(4, 1), elements=(576, 512), layout="latent"),
+        _case("pools-strided", 21, 5, layout="strided"),
+        _case("bounds-from-5", 21, 5, 9, before=5),
+        _case("longer-list", 21, 5, 9, beyond=30),
+        _case("other-slots-not-finite", 21, 130, 9, is_poisoned=True),
+        _case("soft-cap", 37, 5, logit_cap=0.7),
+        _case("sinks", 37, 5, 0, has_sinks=True),
+        _case("lse", 37, 5, 0, 130, return_lse=True),
+        _case("everything", 37, 5, 0, 130, has_sinks=True, return_lse=True, logit_cap=1.5),
+    ),
+    # In 16 bit a kernel rounds the weights before they meet the values, and the result. In float32 a score
+    # is off by some units of the terms it is made of, and its weight by as many.
+    bound=Bound(half=2, single=64),
+    rows={"q": 0},
+    bounds=("kv_indptr",),
+    magnitude=_magnitude,
+    like=_like,
+)

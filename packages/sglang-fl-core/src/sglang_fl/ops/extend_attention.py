@@ -1,0 +1,302 @@
+"""The op ``extend_attention``: attention of new tokens to each other and to a prefix in a paged pool."""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.shared.attention import check_pools, sample_pools, sizes, soft_capped
+
+__all__ = ["OP", "extend_attention"]
+
+#: Queries of a sequence at a time: keys that come later than all of them are left out.
+_QUERIES = 256
+#: Scores that are formed at a time, 64 MB: of a long text fewer queries are taken.
+_SCORES = 2**24
+
+
+def extend_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    scale: float,
+    *,
+    is_causal: bool = True,
+    sliding_window: int = -1,
+    logit_cap: float = 0.0,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Outputs:
+    """Let the new tokens of each sequence attend to its prefix in a pool, and to each other.
+
+    ``o = sum_j p_j v_j, p = softmax(cap tanh(scale q.k / cap))`` over the keys that a query sees, with the
+    exponential of the head's sink as one more term of the denominator.
+
+    Source: SGLang ``kernels/ops/attention/extend_attention.py``, ``extend_attention_fwd``, as
+    ``TritonAttnBackend.forward_extend`` calls it. Its custom mask, for drafted tokens, is not part of this
+    contract yet.
+
+    Parameters
+    ----------
+    q : Tensor, (T, H, D), float16, bfloat16 or float32, rows at any stride; not written
+    k : Tensor, (T, KH, D), dtype of ``q``, rows at any stride: the keys of the new tokens; H is a multiple of
+        KH, and neighbouring query heads share one of keys; not written
+    v : Tensor, (T, KH, DV), like ``k``
+    k_buffer : Tensor, (S, KH, D), a floating dtype, the first axis at any stride: the pool with the keys of
+        the prefix; what it has of the new tokens is not looked at; not written
+    v_buffer : Tensor, (S, KH, DV), like ``k_buffer``, of which it may be a view (latent attention)
+    qo_indptr : Tensor, (B + 1,), int32 or int64: the new tokens of sequence b are the rows
+        ``qo_indptr[b]:qo_indptr[b + 1]``; it may have none. Rows that belong to no sequence are padding
+    kv_indptr : Tensor, (B + 1,), int32 or int64: its prefix has the slots
+        ``kv_indices[kv_indptr[b]:kv_indptr[b + 1]]``, in the order of the text and without a gap before the
+        new tokens; of a prefix beyond the window they may be left out
+    kv_indices : Tensor, (N,), int32 or int64: slots; N may be larger than ``kv_indptr[-1]``
+    scale : multiplies the scores
+    is_causal : whether a query sees no new token after its own
+    sliding_window : how many keys before its own a query sees; -1: all
+    logit_cap : where scores saturate; 0: nowhere
+    sinks : Tensor, (H,), a floating dtype: a score without a value
+    return_lse : whether the logarithm of the denominator is returned too
+
+    Returns
+    -------
+    o : Tensor, (T, H, DV), dtype of ``q``, new; formed in float32 and rounded once; 0 in padding
+    lse : Tensor, (T, H), float32, only if asked for: the natural logarithm of the denominator, the sink
+        included; -inf in padding
+
+    Raises
+    ------
+    ContractError : shapes that do not fit
+    """
+    _check(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks)
+    dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
+    o = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
+    lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)
+    needs_sum = return_lse or sinks is not None
+    of_head = None if sinks is None else sinks.to(dtype).unsqueeze(1)
+    prefixes = kv_indptr.tolist()
+    for number, (first, last) in enumerate(itertools.pairwise(qo_indptr.tolist())):
+        if first == last:
+            continue
+        slots = kv_indices[prefixes[number] : prefixes[number + 1]].long()
+        keys = _by_head(k_buffer, slots, k[first:last], dtype)
+        values = _by_head(v_buffer, slots, v[first:last], dtype)
+        seen = _Seen(is_causal, sliding_window, keys.shape[1])
+        step = max(16, min(_QUERIES, _SCORES // (q.shape[1] * keys.shape[1])))
+        for begin in range(first, last, step):
+            rows = slice(begin, min(begin + step, last))
+            places = range(rows.start - first + len(slots), rows.stop - first + len(slots))
+            block = seen.by(places)
+            given = (q[rows].to(dtype).transpose(0, 1), keys[:, block], values[:, block])
+            is_seen = seen.mask(places, block, q.device)
+            if needs_sum or logit_cap > 0:
+                result, sums = _attend(*given, is_seen, scale, logit_cap, of_head)
+                lse[rows] = sums.transpose(0, 1)
+            else:
+                # The same, and faster: it keeps no scores.
+                result = scaled_dot_product_attention(*given, is_seen, scale=scale, enable_gqa=True)
+            o[rows] = result.transpose(0, 1)
+    return (o, lse) if return_lse else o
+
+
+def _attend(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    is_seen: Tensor | None,
+    scale: float,
+    logit_cap: float,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return results, (H, N, DV), and the logarithm of their denominators, (H, N).
+
+    Parameters
+    ----------
+    q : Tensor, (H, N, D)
+    keys, values : Tensors, (KH, L, D) and (KH, L, DV)
+    is_seen : Tensor, (N, L), bool; None: all
+    scale, logit_cap : as of the op
+    sinks : Tensor, (H, 1), or None
+    """
+    kv_heads, queries = keys.shape[0], q.shape[1]
+    grouped = (q * scale).reshape(kv_heads, -1, q.shape[2])
+    scores = soft_capped(grouped @ keys.mT, logit_cap).view(len(q), queries, -1)
+    if is_seen is not None:
+        scores.masked_fill_(~is_seen, -torch.inf)
+    sums = scores.logsumexp(-1)
+    if sinks is not None:
+        sums = torch.logaddexp(sums, sinks.expand_as(sums))
+    weights = scores.sub_(sums.unsqueeze(-1)).exp_().view(kv_heads, -1, scores.shape[2])
+    return (weights @ values).view(len(q), queries, -1), sums
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Which keys of a sequence a query sees; both are counted from the sequence's first key."""
+
+    is_causal: bool
+    window: int
+    keys: int
+
+    def by(self, queries: range) -> slice:
+        """Return the keys that any of these queries sees."""
+        first = max(0, queries.start - self.window) if self.window >= 0 else 0
+        return slice(first, queries.stop if self.is_causal else self.keys)
+
+    def mask(self, queries: range, keys: slice, device: torch.device) -> Tensor | None:
+        """Return which of these keys each query sees, (N, L); None: each sees all."""
+        is_full = self.window < 0 and (not self.is_causal or len(queries) == 1)
+        if is_full:
+            return None
+        ones = torch.ones(len(queries), keys.stop - keys.start, dtype=torch.bool, device=device)
+        own = queries.start - keys.start  # the first query's own key
+        if self.is_causal:
+            ones = ones.tril(own)
+        return ones.triu(own - self.window) if self.window >= 0 else ones
+
+
+def _by_head(pool: Tensor, slots: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the keys or values of a sequence, (KH, L, D)."""
+    together = (
+        torch.cat((pool.index_select(0, slots).to(dtype), new.to(dtype))) if len(slots) else new.to(dtype)
+    )
+    return together.transpose(0, 1)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    sinks: Tensor | None,
+) -> None:
+    check_pools("extend_attention", q, k_buffer, v_buffer, kv_indices, sinks)
+    if k.shape != (len(q), *k_buffer.shape[1:]) or v.shape != (len(q), *v_buffer.shape[1:]):
+        raise ContractError(
+            f"extend_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, k_buffer "
+            f"{tuple(k_buffer.shape)} and v_buffer {tuple(v_buffer.shape)} do not fit"
+        )
+    if qo_indptr.dim() != 1 or not len(qo_indptr) or qo_indptr.shape != kv_indptr.shape:
+        raise ContractError(
+            f"extend_attention: qo_indptr {tuple(qo_indptr.shape)} and kv_indptr {tuple(kv_indptr.shape)} "
+            "are not for the same sequences"
+        )
+
+
+def _like(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    qo_indptr: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    scale: float,
+    *,
+    is_causal: bool = True,
+    sliding_window: int = -1,
+    logit_cap: float = 0.0,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+) -> Outputs:
+    _check(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks)
+    o = q.new_empty(*q.shape[:2], v.shape[2])
+    dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
+    return (o, q.new_empty(q.shape[:2], dtype=dtype)) if return_lse else o
+
+
+def _magnitude(truth: Outputs, **arguments: Tensor) -> tuple[Tensor, ...]:
+    positive = {name: arguments[name].abs() for name in ("v", "v_buffer")}
+    return sizes(truth, extend_attention(**arguments | positive))  # type: ignore[arg-type]
+
+
+def _case(
+    name: str,
+    *lengths: tuple[int, int],
+    heads: tuple[int, int] = (4, 2),
+    elements: tuple[int, int] = (64, 64),
+    layout: str = "dense",
+    padding: int = 0,
+    before: int = 0,
+    has_sinks: bool = False,
+    is_poisoned: bool = False,
+    **options: float | bool,
+) -> Case:
+    """Return a case; ``lengths`` are those of the prefix and the new tokens of each sequence."""
+
+    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
+        (query_heads, kv_heads), (keys, values) = heads, elements
+        prefixes, new = [length for length, _ in lengths], [length for _, length in lengths]
+        slots, tokens = before + sum(prefixes) + 5, sum(new) + padding
+        pools = sample_pools(slots, (kv_heads, keys, values), dtype, generator, layout)
+        drawn = torch.randperm(slots, generator=generator)
+        if is_poisoned:
+            for pool in pools:
+                pool[drawn[before + sum(prefixes) :]] = torch.inf
+        k, v = sample_pools(tokens, (kv_heads, keys, values), dtype, generator, layout)
+        made = {
+            "q": torch.randn(tokens, query_heads, keys, generator=generator).to(dtype),
+            "k": k,
+            "v": v,
+            "k_buffer": pools[0],
+            "v_buffer": pools[1],
+            "qo_indptr": torch.tensor([0, *new]).cumsum(0),
+            "kv_indptr": torch.tensor([before, *prefixes]).cumsum(0).to(torch.int32),
+            "kv_indices": drawn[: before + sum(prefixes)],
+            "scale": keys**-0.5,
+            **options,
+        }
+        if has_sinks:
+            made["sinks"] = torch.randn(query_heads, generator=generator)
+        return made
+
+    return Case(name, make)
+
+
+OP = Op(
+    extend_attention,
+    cases=(
+        _case("one-token", (0, 1)),
+        _case("no-prefix", (0, 37), (0, 1), (0, 20)),
+        _case("prefixes", (9, 20), (0, 5), (40, 1), (3, 9)),
+        _case("several-blocks", (200, 300)),
+        _case("no-tokens", (7, 0), (3, 4), (0, 0)),
+        _case("no-sequences"),
+        _case("padding", (5, 9), (0, 3), padding=4),
+        _case("equal-heads", (5, 9), (2, 6), heads=(3, 3)),
+        _case("wide-values", (5, 9), elements=(32, 96)),
+        _case("latent", (5, 9), (0, 3), heads=(4, 1), elements=(576, 512), layout="latent"),
+        _case("pools-strided", (5, 9), (0, 3), layout="strided"),
+        _case("bounds-from-5", (5, 9), (2, 3), before=5),
+        _case("other-slots-not-finite", (5, 9), (0, 3), is_poisoned=True),
+        _case("not-causal", (0, 17), (0, 5), is_causal=False),
+        _case("window", (20, 30), (2, 9), sliding_window=7),
+        _case("own-key-alone", (5, 9), sliding_window=0),
+        _case("soft-cap", (9, 20), (0, 5), logit_cap=0.7),
+        _case("sinks", (9, 20), (0, 5), has_sinks=True),
+        _case("lse", (9, 20), (0, 5), padding=2, return_lse=True),
+        _case("everything", (9, 20), has_sinks=True, return_lse=True, logit_cap=1.5, sliding_window=6),
+    ),
+    # As of ``decode_attention``.
+    bound=Bound(half=2, single=64),
+    rows={"q": 0, "k": 0, "v": 0},
+    sequences="qo_indptr",
+    bounds=("kv_indptr",),
+    magnitude=_magnitude,
+    like=_like,
+    captured=False,  # it is for prompts
+)

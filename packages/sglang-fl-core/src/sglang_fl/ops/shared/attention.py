@@ -1,0 +1,111 @@
+"""What the ops of attention over a paged pool share: checks, gathering by slot, scores, sample pools."""
+
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops.op import Outputs
+
+__all__ = ["check_pools", "gathered", "rows_of_heads", "sample_pools", "sizes", "soft_capped"]
+
+
+def check_pools(
+    op: str,
+    q: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    kv_indices: Tensor,
+    sinks: Tensor | None,
+) -> None:
+    """Raise ``ContractError`` where queries and a pool of keys and values do not fit."""
+    if q.dim() != 3 or k_buffer.dim() != 3 or v_buffer.dim() != 3:
+        raise ContractError(
+            f"{op}: q {tuple(q.shape)}, k_buffer {tuple(k_buffer.shape)} and v_buffer "
+            f"{tuple(v_buffer.shape)} need three axes: rows, heads, elements"
+        )
+    if q.shape[2] != k_buffer.shape[2] or k_buffer.shape[:2] != v_buffer.shape[:2]:
+        raise ContractError(
+            f"{op}: q {tuple(q.shape)}, k_buffer {tuple(k_buffer.shape)} and v_buffer "
+            f"{tuple(v_buffer.shape)} do not fit"
+        )
+    if not k_buffer.shape[1] or q.shape[1] % k_buffer.shape[1]:
+        raise ContractError(
+            f"{op}: {q.shape[1]} query heads are no multiple of {k_buffer.shape[1]} heads of keys"
+        )
+    if kv_indices.dim() != 1:
+        raise ContractError(f"{op}: kv_indices {tuple(kv_indices.shape)} needs one axis")
+    if sinks is not None and sinks.shape != q.shape[1:2]:
+        raise ContractError(f"{op}: sinks {tuple(sinks.shape)}, but there are {q.shape[1]} heads")
+
+
+def rows_of_heads(slots: Tensor, heads: int) -> Tensor:
+    """Return the rows of some slots in a pool whose first two axes are one, head by head.
+
+    Matrix products want one head after the other. Gathering whole slots and swapping the axes takes three
+    times as long.
+
+    Parameters
+    ----------
+    slots : Tensor, (N, C), an integer dtype
+    heads : of the pool
+
+    Returns
+    -------
+    Tensor, (N, heads, C)
+    """
+    return slots.unsqueeze(1) * heads + torch.arange(heads, device=slots.device)[:, None]
+
+
+def gathered(buffer: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a pool, (S, KH, D), as ``rows_of_heads`` counts them: (N, KH, C, D), dense."""
+    found = buffer.flatten(0, 1).index_select(0, rows.flatten())
+    return found.view(*rows.shape, buffer.shape[2])
+
+
+def soft_capped(scores: Tensor, cap: float) -> Tensor:
+    """Return ``cap tanh(scores / cap)``, or the scores themselves where the cap is 0."""
+    return cap * torch.tanh(scores / cap) if cap > 0 else scores
+
+
+def sizes(truth: Outputs, of_sizes: Outputs) -> tuple[Tensor, ...]:
+    """Return how large the terms are that results of attention are made of.
+
+    Parameters
+    ----------
+    truth : the results, or the results and the logarithm of the sum
+    of_sizes : the same for the sizes of the values: a result may cancel
+    """
+    results = (truth,) if isinstance(truth, Tensor) else tuple(truth)
+    size = of_sizes if isinstance(of_sizes, Tensor) else of_sizes[0]
+    # A logarithm near 0 comes from scores that are not.
+    return (size, *(lse.abs().clamp_min(1.0) for lse in results[1:]))
+
+
+def sample_pools(
+    slots: int,
+    sizes: tuple[int, int, int],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    layout: str = "dense",
+) -> tuple[Tensor, Tensor]:
+    """Return a pool of keys and one of values.
+
+    Parameters
+    ----------
+    slots : how many
+    sizes : heads, elements of a key, elements of a value
+    dtype : of both
+    generator : seeded
+    layout : ``dense``; ``latent``: the values are the first elements of the keys; ``strided``: there is
+        something between the slots
+    """
+    heads, keys, values = sizes
+    padding = 8 if layout == "strided" else 0
+
+    def pool(size: int) -> Tensor:
+        return torch.randn(slots, heads * size + padding, generator=generator).to(dtype)
+
+    k_buffer = pool(keys)[:, : heads * keys].view(slots, heads, keys)
+    if layout == "latent":
+        return k_buffer, k_buffer[..., :values]
+    return k_buffer, pool(values)[:, : heads * values].view(slots, heads, values)

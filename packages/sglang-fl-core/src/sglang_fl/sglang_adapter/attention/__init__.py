@@ -1,0 +1,1 @@
+"""The attention backend ``sglang_fl``: SGLang's attention over two ops of ours."""

@@ -1,0 +1,159 @@
+"""SGLang's side of the ops ``decode_attention`` and ``extend_attention``.
+
+It writes the pools of keys and values as SGLang's ``torch_native`` does, makes lists of slots in plain
+PyTorch, and hands both to two kernels, which layer 2 chooses. It launches no kernel itself.
+"""
+
+from typing import Any
+
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+from torch import Tensor
+
+from sglang_fl.errors import UnsupportedError
+from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
+from sglang_fl.sglang_adapter.attention.limits import layers_of, needs_of
+from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
+
+__all__ = ["PagedAttention"]
+
+
+class PagedAttention(AttentionBackend):  # type: ignore[misc]
+    """Attention over SGLang's pools, without graphs.
+
+    Parameters
+    ----------
+    runner : SGLang's ``ModelRunner``, with model and pools; see ``limits`` for what it may not be
+    """
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__()
+        self.token_to_kv_pool = runner.token_to_kv_pool
+        self.req_to_token_pool = runner.req_to_token_pool
+        # Wrappers of hybrid models copy it from here before SGLang sets it.
+        self.kv_index_translator = getattr(runner, "kv_index_translator", None)
+        self.forward_metadata: SlotLists | None = None
+        self.kernels = AttentionKernels(needs_of(layers_of(runner)))
+        self._new_bounds: Tensor | None = None
+        self._window_loc: Tensor | None = None
+        self._layers_in_window_pool: frozenset[int] = frozenset()
+        if isinstance(self.token_to_kv_pool, SWAKVPool):
+            mapping = self.token_to_kv_pool.layers_mapping
+            self._layers_in_window_pool = frozenset(layer for layer, (_, is_in) in mapping.items() if is_in)
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Take down where the tokens of a batch lie; lists are made when the first layer asks for them.
+
+        Raises
+        ------
+        UnsupportedError : the batch has drafted tokens
+        """
+        mode = forward_batch.forward_mode
+        if mode.is_target_verify():
+            raise UnsupportedError("the attention backend sglang_fl checks no drafted tokens")
+        translate = None
+        if self._layers_in_window_pool:
+            translate = self.token_to_kv_pool.translate_loc_from_full_to_swa
+            self._window_loc = translate(forward_batch.out_cache_loc)
+        is_decode = mode.is_decode_or_idle()
+        self._new_bounds = None if is_decode else bounds_of(forward_batch.extend_seq_lens)
+        self.forward_metadata = SlotLists(
+            self.req_to_token_pool.req_to_token,
+            forward_batch.req_pool_indices,
+            forward_batch.seq_lens if is_decode else forward_batch.extend_prefix_lens,
+            translate,
+        )
+
+    def forward_decode(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **given: Any,
+    ) -> Tensor:
+        """Run a layer for one new token of each sequence."""
+        if save_kv_cache and k is not None:
+            self._write(layer, forward_batch, k, v)
+        window = layer.sliding_window_size
+        # The own key is one of the slots; ``window`` counts those before it.
+        lists = self._slots(layer, window + 1 if window > -1 else None)
+        out = self.kernels.decode(
+            _by_head(q, layer), *self._pools(layer), *lists, layer.scaling, **_options(layer, given)
+        )
+        return _as_asked(out, q, layer)
+
+    def forward_extend(
+        self,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **given: Any,
+    ) -> Tensor:
+        """Run a layer for the new tokens of each sequence, whose prefix is in the pool."""
+        options = _options(layer, given)
+        window = layer.sliding_window_size
+        if window > -1:
+            options["sliding_window"] = window
+        if layer.attn_type == AttentionType.ENCODER_ONLY:
+            options["is_causal"] = False
+        if save_kv_cache and k is not None:
+            self._write(layer, forward_batch, k, v)
+        pools = self._pools(layer)
+        if k is None or v is None:  # another layer has written them
+            loc = self._window_loc if self._is_in_window_pool(layer) else forward_batch.out_cache_loc
+            k, v = (pool[loc].to(q.dtype) for pool in pools)
+        lists = self._slots(layer, window if window > -1 else None)
+        out = self.kernels.extend(
+            _by_head(q, layer), k, v, *pools, self._new_bounds, *lists, layer.scaling, **options
+        )
+        return _as_asked(out, q, layer)
+
+    def _is_in_window_pool(self, layer: Any) -> bool:
+        return layer.layer_id in self._layers_in_window_pool
+
+    def _slots(self, layer: Any, most: int | None) -> tuple[Tensor, Tensor]:
+        assert self.forward_metadata is not None
+        return self.forward_metadata.last(most, self._is_in_window_pool(layer))
+
+    def _pools(self, layer: Any) -> tuple[Tensor, Tensor]:
+        pool = self.token_to_kv_pool
+        return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+
+    def _write(self, layer: Any, forward_batch: Any, k: Tensor, v: Tensor | None) -> None:
+        loc = KVWriteLoc.for_batch(forward_batch, swa_loc=self._window_loc)
+        self.token_to_kv_pool.set_kv_buffer(layer, loc, k, v)
+
+
+def _by_head(q: Tensor, layer: Any) -> Tensor:
+    return q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+
+
+def _options(layer: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of both ops that a call needs.
+
+    Raises
+    ------
+    UnsupportedError : the model passes what no op has, such as an attention bias
+    """
+    options: dict[str, Any] = {"logit_cap": layer.logit_cap} if layer.logit_cap > 0 else {}
+    for name, value in given.items():
+        if name == "sinks" and value is not None:
+            options["sinks"] = value
+        elif value is not None and value is not False:
+            raise UnsupportedError(
+                f"the attention backend sglang_fl cannot heed {name}, which the model passes"
+            )
+    return options
+
+
+def _as_asked(out: Tensor, q: Tensor, layer: Any) -> Tensor:
+    """Return a result in the shape that SGLang's callers expect."""
+    return out.flatten(1) if layer.qk_head_dim != layer.v_head_dim else out.reshape(q.shape)

@@ -1,0 +1,59 @@
+"""What the attention backend ``sglang_fl`` cannot do, known before a request comes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+__all__ = ["layers_of", "needs_of", "why_not"]
+
+
+def layers_of(runner: Any) -> list[Any]:
+    """Return the attention layers of a runner's model."""
+    return [layer for layer in runner.model.modules() if isinstance(layer, RadixAttention)]
+
+
+def needs_of(layers: list[Any]) -> set[str]:
+    """Return the options of the two ops that these layers need in every call."""
+    needs = {
+        "logit_cap": any(layer.logit_cap > 0 for layer in layers),
+        "sliding_window": any(layer.sliding_window_size > -1 for layer in layers),
+        "is_causal": any(layer.attn_type == AttentionType.ENCODER_ONLY for layer in layers),
+    }
+    return {option for option, is_needed in needs.items() if is_needed}
+
+
+def why_not(runner: Any) -> str | None:
+    """Return why the backend cannot serve what a runner has loaded, or None.
+
+    Parameters
+    ----------
+    runner : SGLang's ``ModelRunner``, with model and pools
+    """
+    return next(_reasons(runner), None)
+
+
+def _reasons(runner: Any) -> Iterator[str]:
+    if runner.use_mla_backend:
+        yield "latent attention (MLA)"
+    if getattr(runner.model_config, "is_encoder_decoder", False):
+        yield "models with an encoder and a decoder"
+    if runner.server_args.speculative_algorithm:
+        yield "speculative decoding"
+    if runner.kv_cache_dtype.itemsize < 2:
+        yield f"a KV cache in {str(runner.kv_cache_dtype).removeprefix('torch.')}"
+    for layer in layers_of(runner):
+        yield from _reasons_of(layer)
+
+
+def _reasons_of(layer: Any) -> Iterator[str]:
+    if layer.is_cross_attention:
+        yield "cross attention"
+    if layer.attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY):
+        yield f"attention of the type {layer.attn_type.value}"
+    if layer.logit_cap > 0 and layer.logit_capping_method != "tanh":
+        yield f"scores that are capped by {layer.logit_capping_method}"
+    if layer.xai_temperature_len > 0:
+        yield "a temperature by position (Grok)"
+    if layer.use_irope:
+        yield "attention in chunks (Llama 4)"

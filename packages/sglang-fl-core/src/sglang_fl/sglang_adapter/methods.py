@@ -1,0 +1,103 @@
+"""Kernels that are methods of objects, not layers, and are replaced on the object, once.
+
+An attention backend holds such objects: SGLang's own for the gated delta rule, ours for attention itself.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_fl.sglang_adapter.layers import attention, gated_delta_rule
+from sglang_fl.sglang_adapter.layers.adapter import Adapter
+
+__all__ = ["TARGET", "Method", "methods_of"]
+
+#: The function that SGLang calls last when it builds an attention backend; one name in all releases.
+TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
+
+#: Where backends keep others: hybrid models, one for prefill and one for decode, two batches at a time.
+_PARTS = ("full_attn_backend", "prefill_backend", "decode_backend", "primary")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of a kernel object, which can be replaced in that object alone.
+
+    Parameters
+    ----------
+    kernel : the object
+    adapter : translates the method's arguments
+    is_pytorch : whether the method is plain PyTorch, and so no better than a reference
+    """
+
+    kernel: Any
+    adapter: Adapter
+    is_pytorch: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the attention backend calls it: ``extend``."""
+        return self.adapter.layer_class.rpartition(".")[2]
+
+    @property
+    def title(self) -> str:
+        """For logs: ``TritonGDNKernel.extend``."""
+        return f"{type(self.kernel).__name__}.{self.name}"
+
+    @property
+    def current(self) -> Callable[..., Any]:
+        """What is called now."""
+        method: Callable[..., Any] = getattr(self.kernel, self.name)
+        return method
+
+    def put(self, forward: Callable[..., Any]) -> None:
+        """Let this be called instead."""
+        setattr(self.kernel, self.name, forward)
+
+    def commit(self, kernel: Any, life: Callable[..., Any], forward: Callable[..., Any]) -> None:
+        """Let the bound kernel be called from now on; no other ever takes the place of ``life``."""
+        setattr(kernel, self.name, forward)
+
+
+def methods_of(backend: Any) -> Iterator[Method]:
+    """Yield the methods of the kernel objects of an attention backend, each once.
+
+    Parameters
+    ----------
+    backend : as SGLang has built it, which may hold others; None has none
+    """
+    for kernel in _once(_delta_rule_kernels(backend)):
+        yield from (Method(kernel, adapter) for adapter in gated_delta_rule.ADAPTERS)
+    for kernel in _once(_attention_kernels(backend)):
+        yield from (Method(kernel, adapter, is_pytorch=True) for adapter in attention.ADAPTERS)
+
+
+def _delta_rule_kernels(backend: Any) -> Iterator[Any]:
+    linear = getattr(backend, "linear_attn_backend", None)
+    dispatcher = getattr(linear, "kernel_dispatcher", None)
+    for role in ("decode_kernel", "extend_kernel"):
+        kernel = getattr(dispatcher, role, None)
+        if _path(kernel) == gated_delta_rule.CLASS:
+            yield kernel
+
+
+def _attention_kernels(backend: Any) -> Iterator[Any]:
+    if backend is None:
+        return
+    kernels = vars(backend).get("kernels")
+    if _path(kernels) == attention.CLASS:
+        yield kernels
+    for part in (*(vars(backend).get(name) for name in _PARTS), *vars(backend).get("children", ())):
+        yield from _attention_kernels(part)
+
+
+def _path(kernel: Any) -> str:
+    return f"{type(kernel).__module__}:{type(kernel).__qualname__}"
+
+
+def _once(kernels: Iterator[Any]) -> Iterator[Any]:
+    seen: list[Any] = []
+    for kernel in kernels:
+        if not any(kernel is other for other in seen):
+            seen.append(kernel)
+            yield kernel

@@ -1,0 +1,191 @@
+"""All that the tests know of the op ``extend_attention``."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from sglang_fl.ops import Outputs
+from sglang_fl.ops.extend_attention import extend_attention
+from tests.ops.shared.attention import (
+    attend,
+    drawn_lists,
+    drawn_pools,
+    drawn_sizes,
+    has_more_than_scores,
+    kernel_of,
+)
+from tests.ops.shared.drawing import Drawn, Source
+from tests.ops.subject import Arguments, Array, Subject, like
+
+
+def formula(
+    q: Array,
+    k: Array,
+    v: Array,
+    k_buffer: Array,
+    v_buffer: Array,
+    qo_indptr: Array,
+    kv_indptr: Array,
+    kv_indices: Array,
+    scale: float,
+    is_causal: bool = True,
+    sliding_window: int = -1,
+    logit_cap: float = 0.0,
+    sinks: Array | None = None,
+    return_lse: bool = False,
+    ahead: int = 0,
+) -> tuple[Array, ...]:
+    """Compute it; with ``ahead`` wrongly: a query sees so many keys after its own."""
+    out, lse = np.zeros((*q.shape[:2], v.shape[2])), np.full(q.shape[:2], -np.inf)
+    for number in range(len(qo_indptr) - 1):
+        rows = slice(qo_indptr[number], qo_indptr[number + 1])
+        slots = kv_indices[kv_indptr[number] : kv_indptr[number + 1]]
+        keys = np.concatenate((k_buffer[slots], k[rows]))
+        values = np.concatenate((v_buffer[slots], v[rows]))
+        # How far a key lies behind a query.
+        behind = np.arange(len(slots), len(keys))[:, None] - np.arange(len(keys))
+        is_seen = np.ones(behind.shape, dtype=bool)
+        if is_causal:
+            is_seen &= behind >= -ahead
+        if sliding_window >= 0:
+            is_seen &= behind <= sliding_window
+        out[rows], lse[rows] = attend(q[rows], keys, values, is_seen, scale, logit_cap, sinks)
+    return (out, lse) if return_lse else (out,)
+
+
+def draw(source: Source) -> Drawn:
+    query_heads, *sizes = drawn_sizes(source)
+    sequences = source.number(0, 3)
+    bounds, indices, slots = drawn_lists(source, sequences, source.one_of(4, 40))
+    pools = drawn_pools(source, slots, tuple(sizes))
+    new = [source.number(0, source.one_of(3, 40)) for _ in range(sequences)]
+    tokens = sum(new) + source.one_of(0, 0, 2)
+    return Drawn(
+        {
+            "q": source.rows(tokens, query_heads, sizes[1]),
+            "k": source.rows(tokens, sizes[0], sizes[1]),
+            "v": source.rows(tokens, sizes[0], sizes[2]),
+            "k_buffer": pools[0],
+            "v_buffer": pools[1],
+            "qo_indptr": torch.tensor([0, *new]).cumsum(0).to(source.one_of(torch.int32, torch.int64)),
+            "kv_indptr": bounds,
+            "kv_indices": indices,
+            "scale": sizes[1] ** -0.5,
+            "is_causal": source.one_of(True, True, False),
+            "sliding_window": source.one_of(-1, 0, 1, 7),
+            "logit_cap": source.one_of(0.0, 0.5, 30.0),
+            "sinks": source.one_of(None, source.normal(query_heads)),
+            "return_lse": source.one_of(False, True),
+        }
+    )
+
+
+def native(arguments: Arguments) -> Any:
+    """Run each sequence as ``TorchNativeAttnBackend`` does, by PyTorch's own attention."""
+    if has_more_than_scores(arguments):
+        return None
+    q, given = arguments["q"], arguments
+    out = q.new_zeros(*q.shape[:2], given["v"].shape[2])
+    bounds, prefixes = given["qo_indptr"].tolist(), given["kv_indptr"].tolist()
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first == last:
+            continue
+        slots = given["kv_indices"][prefixes[number] : prefixes[number + 1]].long()
+        keys, values = (
+            torch.cat((given[f"{name}_buffer"][slots], given[name][first:last])).movedim(0, 1)
+            for name in ("k", "v")
+        )
+        mask = torch.ones(last - first, keys.shape[1], dtype=torch.bool)
+        if given.get("is_causal", True):
+            mask = mask.tril(len(slots))
+        if given.get("sliding_window", -1) >= 0:
+            mask = mask.triu(len(slots) - given["sliding_window"])
+        tensors = (x[None] for x in (q[first:last].movedim(0, 1), keys, values))
+        found = scaled_dot_product_attention(*tensors, mask, scale=given["scale"], enable_gqa=True)
+        out[first:last] = found[0].movedim(0, 1)
+    return out
+
+
+@like(extend_attention)
+def next_key_seen(**given: Any) -> Outputs:
+    return kernel_of(formula, given, ahead=1)
+
+
+@like(extend_attention)
+def own_key_not_seen(**given: Any) -> Outputs:
+    return kernel_of(formula, given, ahead=-1)
+
+
+@like(extend_attention)
+def window_one_too_wide(**given: Any) -> Outputs:
+    window = given.get("sliding_window", -1)
+    return extend_attention(**given | {"sliding_window": window + 1 if window >= 0 else window})
+
+
+@like(extend_attention)
+def window_one_too_narrow(**given: Any) -> Outputs:
+    return extend_attention(**given | {"sliding_window": max(given.get("sliding_window", -1) - 1, -1)})
+
+
+@like(extend_attention)
+def scale_forgotten(**given: Any) -> Outputs:
+    return extend_attention(**given | {"scale": 1.0})
+
+
+@like(extend_attention)
+def next_slot_read(**given: Any) -> Outputs:
+    slots = len(given["k_buffer"])
+    return extend_attention(**given | {"kv_indices": (given["kv_indices"] + 1) % slots})
+
+
+@like(extend_attention)
+def prefix_of_the_first_sequence(**given: Any) -> Outputs:
+    """The bounds of the prefixes are taken to begin at 0, as they need not."""
+    return extend_attention(**given | {"kv_indptr": given["kv_indptr"] - given["kv_indptr"][0]})
+
+
+@like(extend_attention)
+def cap_after_the_mask(**given: Any) -> Outputs:
+    """What is hidden gets a score of ``-cap``."""
+    cap = given.get("logit_cap", 0.0)
+    if not cap or not given.get("is_causal", True) or given.get("sliding_window", -1) >= 0:
+        return extend_attention(**given)
+    return extend_attention(**given | {"is_causal": False})
+
+
+_KEPT: dict[Any, torch.Tensor] = {}
+
+
+@like(extend_attention)
+def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
+    """The next call overwrites the logarithms that this one has returned."""
+    result = extend_attention(**given)
+    if isinstance(result, torch.Tensor):
+        return result
+    o, lse = result
+    kept = _KEPT.setdefault((lse.shape, lse.dtype), torch.empty_like(lse))
+    kept.copy_(lse)
+    return o, kept
+
+
+SUBJECT = Subject(
+    formula=formula,
+    draw=draw,
+    native=native,
+    wrong={
+        "cases": (
+            next_key_seen,
+            own_key_not_seen,
+            window_one_too_wide,
+            window_one_too_narrow,
+            scale_forgotten,
+            next_slot_read,
+            prefix_of_the_first_sequence,
+            cap_after_the_mask,
+        ),
+        "repeat": (sums_in_a_buffer_of_an_earlier_call,),
+    },
+)

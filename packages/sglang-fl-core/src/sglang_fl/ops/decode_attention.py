@@ -212,7 +212,7 @@ OP = Op(
     decode_attention,
     cases=(
         _case("one-token", 1),
-        _case("mixed-lengths", 37, 1, 129, 16, 300),
+        _case("mixed-lengths", 37, 16, 129, 1, 300),
         _case("whole-blocks", 128, 256),
         _case("no-slots", 0, 9, 0),
         _case("no-sequences"),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 __all__ = ["Process", "Server", "ServerError", "free_port", "running", "serve", "start"]
 
+PORTS = range(20000, 30000)
 READY = "The server is fired up and ready to roll!"
 
 
@@ -54,11 +56,16 @@ def start(command: Sequence[str], output: BinaryIO, environment: Mapping[str, st
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nobody listens on now.
+
+    It is below those that Linux gives to a program which asks for any: SGLang asks for several before it
+    listens on this one, and would now and then get the same.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(ServerError):
+            _require_free(port)
+            return port
+    raise ServerError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 class Server:

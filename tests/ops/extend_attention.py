@@ -16,6 +16,7 @@ from tests.ops.shared.attention import (
     drawn_sizes,
     has_more_than_scores,
     kernel_of,
+    sums_in_a_kept_buffer,
 )
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.subject import Arguments, Array, Subject, like
@@ -156,19 +157,10 @@ def cap_after_the_mask(**given: Any) -> Outputs:
     return extend_attention(**given | {"is_causal": False})
 
 
-_KEPT: dict[Any, torch.Tensor] = {}
-
-
 @like(extend_attention)
 def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
     """The next call overwrites the logarithms that this one has returned."""
-    result = extend_attention(**given)
-    if isinstance(result, torch.Tensor):
-        return result
-    o, lse = result
-    kept = _KEPT.setdefault((lse.shape, lse.dtype), torch.empty_like(lse))
-    kept.copy_(lse)
-    return o, kept
+    return sums_in_a_kept_buffer(extend_attention(**given))
 
 
 SUBJECT = Subject(

@@ -7,11 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglang_fl.ops import Outputs
 from tests.ops.shared.distance import as_numpy
 from tests.ops.shared.drawing import Source
 from tests.ops.subject import Array
 
-__all__ = ["attend", "drawn_lists", "drawn_pools", "drawn_sizes", "has_more_than_scores", "kernel_of"]
+__all__ = [
+    "attend",
+    "drawn_lists",
+    "drawn_pools",
+    "drawn_sizes",
+    "has_more_than_scores",
+    "kernel_of",
+    "sums_in_a_kept_buffer",
+]
 
 
 def attend(
@@ -51,6 +60,18 @@ def kernel_of(formula: Callable[..., tuple[Array, ...]], given: dict[str, Any], 
     o = o.to(given["q"].dtype)
     wide = torch.promote_types(given["q"].dtype, torch.float32)
     return (o, lse[0].to(wide)) if lse else o
+
+
+_KEPT: dict[Any, Tensor] = {}
+
+
+def sums_in_a_kept_buffer(results: Outputs) -> Outputs:
+    """Return the logarithms, if any, in a buffer that each result of their shape and dtype gets."""
+    if isinstance(results, Tensor):
+        return results
+    o, lse = results
+    kept = _KEPT.setdefault((lse.shape, lse.dtype), torch.empty_like(lse))
+    return o, kept.copy_(lse)
 
 
 def drawn_sizes(source: Source) -> tuple[int, int, int, int]:

@@ -38,11 +38,8 @@ def _who_ended(ended: SystemExit) -> str | None:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
-    return (
-        None
-        if module.partition(".")[0] in ("sglang_fl", "typer", "click", "rich", "__main__", "")
-        else module
-    )
+    is_ours = module.partition(".")[0] in ("sglang_fl", "typer", "click", "rich", "__main__", "")
+    return None if is_ours else module
 
 
 def _app() -> Callable[[], Any]:

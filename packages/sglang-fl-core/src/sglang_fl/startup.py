@@ -78,20 +78,20 @@ def usable_vendors() -> tuple[InstalledVendor, ...]:
 
 
 def _checked(found: InstalledVendor) -> InstalledVendor:
-    wrong = _why_wrong_defaults(found) if found.vendor and not found.fault else None
+    wrong = None if found.fault else _why_wrong_defaults(found)
     return replace(found, fault=wrong) if wrong else found
 
 
 def _why_wrong_defaults(found: InstalledVendor) -> str | None:
     """Say what is wrong with a package's defaults, by themselves, together, or with what it offers here."""
     vendor = found.vendor
-    wrong = Settings.why_wrong_defaults(vendor) if vendor else None
-    if wrong or vendor is None or not found.is_available:
-        return wrong
+    if vendor is None or not vendor.defaults:
+        return None
     try:
         settings = Settings.of_vendor(vendor)
-        refuse_contradictions(settings)
-        check_orders(Registry(vendor, (found,)), settings.policy)
+        if found.is_available:
+            refuse_contradictions(settings)
+            check_orders(Registry(vendor, (found,)), settings.policy)
     except SettingsError as error:
         return "; ".join(str(error).splitlines())
     return None

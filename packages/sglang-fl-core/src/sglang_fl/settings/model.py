@@ -185,25 +185,16 @@ class Settings(BaseModel):
         return cls._of(*collect(cls.model_fields, os.environ, vendor))
 
     @classmethod
-    def why_wrong_defaults(cls, vendor: Vendor) -> str | None:
-        """Say what is wrong with the defaults of a vendor package, each by itself, or None."""
-        foreign = sorted(vendor.defaults.keys() & USERS_ALONE)
-        if foreign:
-            return f"its default {foreign[0]} is the user's alone to set"
-        try:
-            cls.of_vendor(vendor)
-        except SettingsError as error:
-            return "; ".join(str(error).splitlines())
-        return None
-
-    @classmethod
     def of_vendor(cls, vendor: Vendor) -> "Settings":
         """Return the settings of a user who has set nothing.
 
         Raises
         ------
-        SettingsError : a wrong default of the vendor package
+        SettingsError : a wrong default of the vendor package, or one that is the user's alone to set
         """
+        foreign = sorted(vendor.defaults.keys() & USERS_ALONE)
+        if foreign:
+            raise SettingsError(f"its default {foreign[0]} is the user's alone to set")
         return cls._of(*collect(cls.model_fields, {}, vendor))
 
     @classmethod

@@ -5,11 +5,10 @@ Each command imports what it needs when it runs: what only lists must not wait f
 
 import json
 import logging
-import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -254,9 +253,10 @@ def bisect(
         return
     from sglang_fl.bisect.checkpoint import vocabulary_of
     from sglang_fl.bisect.reproduction import broken, make_folder
+    from sglang_fl.bisect.terminal import teller
 
     run: Path | None = None
-    say = _teller()
+    say = teller(otherwise=lambda step: _say(step, err=True))
     try:
         named = model and str(_named(Path(model)))
         vocabulary_of(named)
@@ -268,22 +268,11 @@ def bisect(
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
         verdict = broken(error, run)
-    _print_json(verdict.as_json()) if as_json else _print_verdict(verdict)
+    if as_json:
+        _print_json(verdict.as_json())
+    else:
+        _print_verdict(verdict)
     raise typer.Exit(int(verdict.outcome))
-
-
-def _teller() -> Callable[[str], None]:
-    """Return what tells a step on standard error as it is now; the engine's output goes elsewhere later."""
-    try:
-        terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", errors="backslashreplace")
-    except (OSError, ValueError):  # it has no descriptor: somebody captures it
-        return lambda step: _say(step, err=True)
-
-    def tell(step: str) -> None:
-        terminal.write(f"{printable(redacted(step))}\n")
-        terminal.flush()
-
-    return tell
 
 
 def _print_verdict(verdict: "Verdict") -> None:

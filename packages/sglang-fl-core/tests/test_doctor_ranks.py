@@ -251,13 +251,9 @@ def test_a_port_that_is_none_is_found(doctor: Doctor, monkeypatch, port: str):
     assert "is no port from 1 to 65535" in row["text"]
 
 
-def test_ctrl_c_leaves_no_child():
-    code = (
-        "from sglang_fl.diagnostics.doctor.child import run_python\n"
-        "print('asked', flush=True)\n"
-        "run_python('import time; time.sleep(90) # left over', 100)\n"
-    )
-    process = subprocess.Popen(
+def interrupted(code):
+    """Start Python code that is ended by the first interrupt."""
+    return subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -265,6 +261,15 @@ def test_ctrl_c_leaves_no_child():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def test_ctrl_c_leaves_no_child():
+    code = (
+        "from sglang_fl.diagnostics.doctor.child import run_python\n"
+        "print('asked', flush=True)\n"
+        "run_python('import time; time.sleep(90) # left over', 100)\n"
+    )
+    process = interrupted(code)
     assert process.stdout
     process.stdout.readline()
     deadline = time.monotonic() + 20
@@ -275,3 +280,21 @@ def test_ctrl_c_leaves_no_child():
     process.wait(20)
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running()
+
+
+def test_ctrl_c_while_a_child_is_being_started_leaves_none():
+    code = (
+        "import os, signal, subprocess\n"
+        "from sglang_fl.diagnostics.doctor.child import run_python\n"
+        "start = subprocess.Popen._execute_child\n"
+        "def interrupted_start(process, *arguments):\n"
+        "    start(process, *arguments)\n"
+        "    print(process.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "subprocess.Popen._execute_child = interrupted_start\n"
+        "run_python('import time; time.sleep(90) # left over', 100)\n"
+    )
+    process = interrupted(code)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert not psutil.pid_exists(int(output))

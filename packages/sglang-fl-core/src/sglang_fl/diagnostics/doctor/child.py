@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 from sglang_fl.diagnostics.doctor.foreign import child_environment
 
-__all__ = ["Child", "end", "last_line", "run_python"]
+__all__ = ["Child", "end", "last_line", "run_python", "start"]
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,7 @@ class Child:
 
 def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None) -> Child:
     """Run Python code as ``python -c`` in the working directory, for so many seconds at most."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=child_environment(extra),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    process = start(("-c", code), extra, subprocess.PIPE, subprocess.PIPE)
     try:
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -51,6 +44,45 @@ def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None
             end(process)
             process.wait()
     return Child(process.returncode, output, errors)
+
+
+def start(
+    arguments: Sequence[str], extra: Mapping[str, str] | None, output: int | IO[str], errors: int | IO[str]
+) -> "subprocess.Popen[str]":
+    """Start Python as the leader of a session of its own, which Ctrl-C does not reach; the caller ends it.
+
+    Parameters
+    ----------
+    arguments : of Python
+    extra : more of the environment, for it alone
+    output, errors : as ``subprocess`` takes ``stdout`` and ``stderr``
+    """
+    pressed: list[int] = []
+    # In the middle of Popen an interrupt would leave a process that nobody knows and nobody ends. Only the
+    # main thread is interrupted.
+    own = signal.getsignal(signal.SIGINT)
+    is_held = threading.current_thread() is threading.main_thread() and callable(own)
+    if is_held:
+        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=child_environment(extra),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    finally:
+        if is_held:
+            signal.signal(signal.SIGINT, own)
+    if pressed:
+        end(process)
+        process.wait()
+        signal.raise_signal(signal.SIGINT)
+    return process
 
 
 def _rest(process: "subprocess.Popen[str]") -> tuple[str, str]:

@@ -2,18 +2,16 @@
 
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from sglang_fl.diagnostics.doctor.child import end, last_line
+from sglang_fl.diagnostics.doctor.child import end, last_line, start
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.devices import count
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
-from sglang_fl.diagnostics.doctor.foreign import child_environment
 from sglang_fl.diagnostics.doctor.launch import Launch
 
 __all__ = ["collective"]
@@ -74,15 +72,8 @@ def collective(launch: Launch) -> Iterator[Finding]:
 def _start(number: int, ranks: int, port: int, device_type: str) -> _Rank:
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by collective, when the rank has ended
     errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-    process = subprocess.Popen(
-        [sys.executable, "-m", RANK, str(number), str(ranks), str(port), device_type],
-        env=child_environment({"OMP_NUM_THREADS": "1"}),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=errors,
-        text=True,
-        start_new_session=True,
-    )
+    arguments = ("-m", RANK, str(number), str(ranks), str(port), device_type)
+    process = start(arguments, {"OMP_NUM_THREADS": "1"}, output, errors)
     return _Rank(number, process, output, errors)
 
 

@@ -149,8 +149,8 @@ def ascend(session: nox.Session) -> None:
 @nox.session
 def mlu(session: nox.Session) -> None:
     """The MLU package with core and nothing else: its tests, and engine and bisect on the simulated chip."""
-    diagnostics = ("tests/simulated/test_bisect.py", "tests/simulated/test_verify.py")
-    _vendor(session, "mlu", "tests/simulated/test_mlu.py", *ON_A_SIMULATED_CHIP, *diagnostics)
+    beside = tuple(f"tests/simulated/test_{what}.py" for what in ("mlu", "attention", "bisect", "verify"))
+    _vendor(session, "mlu", *beside, *ON_A_SIMULATED_CHIP)
 
 
 @nox.session
@@ -158,6 +158,15 @@ def engine(session: nox.Session) -> None:
     """The real SGLang engine and server on the CPU."""
     _on_stack(session, CORE)
     _pytest(session, "tests/engine")
+
+
+@nox.session(default=False)
+def families(session: nox.Session) -> None:
+    """Every model family on the attention of ours, on the CPU and on the simulated MLU."""
+    _on_stack(session, CORE)
+    _pytest(session, "tests/engine/test_models.py", "--attention-backend", "sglang_fl", "-s")
+    session.install("-q", "--no-deps", "--no-build-isolation", "packages/sglang-fl-mlu")
+    _pytest(session, "tests/simulated/test_families.py")
 
 
 @nox.session

@@ -9,6 +9,11 @@ import pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these tests are about the CPU, also where a GPU is
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let model families run on another attention backend than the platform's own choice."""
+    parser.addoption("--attention-backend", choices=["sglang_fl"], help="of tests/engine/test_models.py")
+
+
 def pytest_collectstart() -> None:
     """Publish a configuration before the test files are read: they build layers.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, PLAIN_PREFILL, Range
 from tests.engine.words import SPECIAL, VOCABULARY, make_tokenizer
 
-__all__ = ["FAMILIES", "IMAGE", "Family", "make_model"]
+__all__ = ["ATTENTION", "FAMILIES", "IMAGE", "OURS", "Family", "make_model"]
 
 #: A picture's file in the folder of a model that sees.
 IMAGE = "image.png"
@@ -445,7 +445,6 @@ FAMILIES = (
         "both soft caps, by the attention of ours; every second layer sees 16 tokens",
         capped_gemma2,
         {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE, **ATTENTION},
-        engine=OURS,
         releases=PLAIN_PREFILL,
     ),
     Family(
@@ -461,7 +460,6 @@ FAMILIES = (
         "sinks, and layers with a window in a pool of their own, by the attention of ours",
         granite_swa,
         {**SWIGLU, **ROPE, **ATTENTION},
-        engine=OURS,
         releases=Range(first="0.5.23"),
         is_cached=False,
     ),

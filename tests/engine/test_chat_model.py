@@ -83,7 +83,8 @@ def test_page_of_text_is_as_probable_as_transformers_says(score, page, faulty, t
     log = tmp_path / "dispatch.log"
     settings = {**faulty, "USE_FLAGGEMS": "0", "SGLANG_FL_PREFER": by, "SGLANG_FL_DISPATCH_LOG": str(log)}
     difference = (score(settings) - page[1]).abs().max().item()
-    assert ran(log) == {f"{layer} → {by}({by})" for layer in LAYERS}
+    attention = "RadixAttention → sglang(torch_native)"
+    assert ran(log) == {attention, *(f"{layer} → {by}({by})" for layer in LAYERS)}
     assert difference < LIMIT
 
 

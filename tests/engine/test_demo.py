@@ -31,7 +31,7 @@ def test_demo_answers_and_shows_what_ran_it(demo, tmp_path: Path, chat_model: Pa
     assert run.code == 0, run.output[-3000:]
     for layer_class in ("RMSNorm", "RotaryEmbedding", "SiluAndMul"):
         assert f"  [OOT-DISPATCH] {layer_class} → reference(reference)\n" in run.output
-    assert run.output.count("[OOT-DISPATCH]") == 3
+    assert run.output.count("[OOT-DISPATCH]") == 4
     (answer,) = [line for line in run.output.splitlines() if line.startswith("Answer: ")]
     assert "Paris" in answer
     assert "python3 -m nox -s demo -- --serve" in run.output

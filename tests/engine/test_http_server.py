@@ -15,6 +15,7 @@ pytestmark = pytest.mark.timeout(400)
 LAUNCH = ("--disable-piecewise-cuda-graph", "--max-total-tokens", "2048")
 REFERENCES = [
     "[OOT-DISPATCH] RMSNorm → reference(reference)",
+    "[OOT-DISPATCH] RadixAttention → sglang(torch_native)",
     "[OOT-DISPATCH] RotaryEmbedding → reference(reference)",
     "[OOT-DISPATCH] SiluAndMul → reference(reference)",
 ]
@@ -35,7 +36,7 @@ def has_argument(log: str, name: str, value: object) -> bool:
     return any(f"{written}{value!r}," in log for written in (f"{name!r}: ", f" {name}="))
 
 
-def test_start_up_alone_writes_exactly_the_three_dispatch_lines(served):
+def test_start_up_alone_writes_exactly_the_four_dispatch_lines(served):
     _, lines = served
     assert lines == REFERENCES
 

@@ -60,7 +60,10 @@ def test_sglang_preferred_is_bit_equal_to_no_plugin_and_says_so(run_offline, no_
     run = run_offline({"SGLANG_FL_PREFER": "sglang", "SGLANG_FL_DISPATCH_LOG": str(log)})
     assert run.result == no_hook
     assert set(log.read_text().splitlines()) == {
-        f"[OOT-DISPATCH] {layer} → sglang(native)" for layer in ("RMSNorm", "RotaryEmbedding", "SiluAndMul")
+        "[OOT-DISPATCH] RMSNorm → sglang(native)",
+        "[OOT-DISPATCH] RadixAttention → sglang(torch_native)",
+        "[OOT-DISPATCH] RotaryEmbedding → sglang(native)",
+        "[OOT-DISPATCH] SiluAndMul → sglang(native)",
     }
 
 

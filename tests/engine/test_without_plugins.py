@@ -37,6 +37,7 @@ def test_one_batch_runs_our_ops_and_says_that_sglang_loads_no_plugins(
     assert run.code == 0, run.output[-3000:]
     assert {line.split()[1] for line in log.read_text().splitlines()} == {
         "RMSNorm",
+        "RadixAttention",
         "RotaryEmbedding",
         "SiluAndMul",
     }

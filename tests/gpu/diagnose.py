@@ -370,7 +370,8 @@ def _lines(log: Path) -> list[str] | None:
     if not log.exists():
         return None
     lines = {line for line in log.read_text().splitlines() if line}
-    return sorted(line.rpartition(" ")[2] if line.startswith("[DEBUG]") else line for line in lines)
+    ours = (line for line in lines if " RadixAttention → sglang(" not in line)
+    return sorted(line.rpartition(" ")[2] if line.startswith("[DEBUG]") else line for line in ours)
 
 
 def _said_by_check(log: Path) -> list[str]:

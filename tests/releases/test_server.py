@@ -35,6 +35,7 @@ def test_release_serves_and_runs_the_references(
     assert answer["meta_info"]["completion_tokens"] == 4
     assert lines == [
         "[OOT-DISPATCH] RMSNorm → reference(reference)",
+        "[OOT-DISPATCH] RadixAttention → sglang(torch_native)",
         "[OOT-DISPATCH] RotaryEmbedding → reference(reference)",
         "[OOT-DISPATCH] SiluAndMul → reference(reference)",
     ]

@@ -41,7 +41,10 @@ def test_tokens_and_probabilities_are_those_of_transformers(judged: Judged, aske
 
 
 def test_exactly_the_expected_kernels_ran(judged: Judged):
-    expected = {f"{name} → {ran}" for name, ran in judged.setup.runs.items()} | judged.setup.beside
+    runs = judged.setup.runs
+    expected = {f"{name} → {ran}" for name, ran in runs.items()} | judged.setup.beside
+    if runs and "AttentionKernels.decode" not in runs:
+        expected.add("RadixAttention → sglang(torch_native)")
     assert judged.dispatched == {f"[OOT-DISPATCH] {line}" for line in expected}
 
 

@@ -27,6 +27,6 @@ def test_demo_prints_the_answer_and_what_ran_it(
     assert code == 0, captured.err[-3000:]
     for layer_class in ("RMSNorm", "RotaryEmbedding", "SiluAndMul"):
         assert f"  [OOT-DISPATCH] {layer_class} → {ran}\n" in captured.out
-    assert captured.out.count("[OOT-DISPATCH]") == 3
+    assert captured.out.count("[OOT-DISPATCH]") == 4
     assert "Answer (of random weights): " in captured.out
     assert processes_with(str(tmp_path)) == []

@@ -8,7 +8,6 @@ DENSE = dict.fromkeys(("RMSNorm", "RotaryEmbedding", "SiluAndMul"), VENDOR)
 EXPERTS = dict.fromkeys(("RMSNorm", "RotaryEmbedding", "TopK", "UnquantizedFusedMoEMethod"), VENDOR)
 #: Its norms have no kernel here, and its GELU is the approximated one, for which the kernel is not called.
 GEMMA = dict.fromkeys(("Gemma3RMSNorm", "GeluAndMul"), REFERENCE)
-
 SETUPS = [
     Setup("Qwen2", DENSE, {"SGLANG_FL_STRICT": "1"}),
     Setup("Qwen2", {}, {"SGLANG_FL_OOT_ENABLED": "0"}),

@@ -108,6 +108,20 @@ def test_what_the_user_has_in_the_folder_stays_and_each_run_has_its_own(tmp_path
         assert {path.name for path in run.iterdir()} == {"engine.log", "verdict.json", "versions.json"}
 
 
+def test_a_start_that_sglang_refuses_is_told_by_its_own_words(tmp_path, model, engines, monkeypatch):
+    @contextlib.contextmanager
+    def offline_engine(line: list[str], folder: Path) -> Iterator[None]:
+        os.write(2, b"usage: launch_server\nlaunch_server: error: argument --tp: invalid int value\n\n")
+        sys.exit(2)
+        yield
+
+    monkeypatch.setattr(offline, "offline_engine", offline_engine)
+    code, verdict = bisect("--model", model, "--folder", tmp_path / "out")
+    words = "launch_server: error: argument --tp: invalid int value"
+    assert (code, verdict["outcome"]) == (2, "set_up_broken")
+    assert verdict["summary"] == f"SGLang ended the start with code 2: {words}"
+
+
 @pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "pipe"])
 def test_a_folder_that_cannot_be_made_is_code_2_and_starts_no_engine(tmp_path, model, engines, name: str):
     (tmp_path / "file").write_text("mine")

@@ -12,7 +12,7 @@ import pytest
 from sglang_fl.diagnostics.doctor import State
 from sglang_fl.diagnostics.doctor.attention import _judged
 from sglang_fl.diagnostics.doctor.child import Child
-from sglang_fl.platform import TorchNative, soft_caps
+from sglang_fl.platform import NoTriton, TorchNative, soft_caps
 
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
@@ -41,13 +41,22 @@ def test_soft_caps_are_read_from_all_parts_of_the_configuration(config, caps):
     assert soft_caps(config) == caps
 
 
-def test_soft_cap_that_is_not_applied_is_found(doctor: Doctor, model, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"attn_logit_softcapping": 50.0}, "torch_native does not apply attn_logit_softcapping=50"),
+        (
+            {"architectures": ["GraniteSWAForCausalLM"]},
+            "torch_native reads keys of layers with a window",
+        ),
+    ],
+    ids=["soft cap", "pool for windows"],
+)
+def test_doctor_tells_which_attention_a_model_needs(doctor: Doctor, model, monkeypatch, config, reason):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    folder = model(attn_logit_softcapping=50.0)
-    code, rows = doctor("--model", str(folder), "--only", "attention")
-    assert (code, rows["attention"]["state"]) == (1, "problem"), rows
-    assert rows["attention"]["text"].startswith("config.json: attn_logit_softcapping=50: ")
-    assert "torch_native does not apply it" in rows["attention"]["text"]
+    code, rows = doctor("--model", str(model(**config)), "--only", "attention")
+    assert (code, rows["attention"]["state"]) == (0, "ok"), rows
+    assert rows["attention"]["text"].startswith(f"sglang_fl on cpu, because {reason}")
 
 
 CHIP = SimpleNamespace(registry=SimpleNamespace(vendor=SimpleNamespace(device_type="toy")))
@@ -57,25 +66,36 @@ CHIP = SimpleNamespace(registry=SimpleNamespace(vendor=SimpleNamespace(device_ty
     ("child", "state", "text"),
     [
         (Child(0, "", ""), State.OK, "torch_native on toy"),
+        (Child(0, "torch_native is wrong", ""), State.PROBLEM, "config.json: torch_native is wrong"),
+        (Child(0, "torch_native is wrong\nsglang_fl runs here", ""), State.OK, "sglang_fl on toy, because"),
         (
             Child(1, "", "TypeError: unexpected keyword argument 'enable_gqa'"),
             State.PROBLEM,
             "fails for models with fewer key than query heads: TypeError: unexpected keyword argument",
         ),
     ],
-    ids=["takes grouped heads", "does not"],
+    ids=["right", "wrong", "ours is there", "no grouped heads"],
 )
 def test_attention_that_takes_no_grouped_heads_is_found(child: Child, state: State, text: str):
     (finding,) = _judged("torch_native", child, CHIP, None)  # type: ignore[arg-type]
     assert (finding.state, text in finding.text) == (state, True)
 
 
-class _Base:
+class _Older:
     def apply_server_args_defaults(self, server_args: object) -> None:
         """Do nothing, as SGLang's."""
 
 
-class _Platform(TorchNative, _Base):
+class _Newer(_Older):
+    def post_load_model(self, model: object) -> None:
+        """Do nothing, as that of SGLang from 0.5.22 on."""
+
+
+class _Platform(TorchNative, _Older):
+    device_name = "toy"
+
+
+class _NewerPlatform(NoTriton, TorchNative, _Newer):
     device_name = "toy"
 
 
@@ -84,13 +104,36 @@ def arguments(folder: Path, **given: object) -> SimpleNamespace:
     return SimpleNamespace(**{**plain, **given})
 
 
-@pytest.mark.parametrize(("backend", "is_told"), [(None, True), ("torch_native", True), ("triton", False)])
-def test_start_tells_of_soft_caps_where_nothing_applies_them(model, caplog, backend, is_told: bool):
-    folder = model(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
-    _Platform().apply_server_args_defaults(arguments(folder, attention_backend=backend))
-    told = [record.message for record in caplog.records]
-    assert [message.partition(":")[0] for message in told] == ["config.json"] * (2 * is_told)
-    assert all("softcapping" in message for message in told)
+CAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+@pytest.mark.parametrize(
+    ("platform", "config", "given", "backend", "told"),
+    [
+        (_Platform, CAPPED, {}, None, ["the attention backend torch_native does not", "final_logit_soft"]),
+        (_NewerPlatform, CAPPED, {}, "sglang_fl", []),
+        (_NewerPlatform, {"architectures": ["GraniteSWAForCausalLM"]}, {}, "sglang_fl", []),
+        (_NewerPlatform, {"final_logit_softcapping": 30.0}, {}, None, []),
+        (
+            _NewerPlatform,
+            CAPPED,
+            {"attention_backend": "torch_native"},
+            "torch_native",
+            ["the attention"],
+        ),
+        (_NewerPlatform, CAPPED, {"attention_backend": "triton"}, "triton", []),
+        (_NewerPlatform, CAPPED, {"decode_attention_backend": "triton"}, None, []),
+    ],
+    ids=["old", "new", "pool for windows", "final alone", "named", "another", "another for decode"],
+)
+def test_a_start_chooses_the_attention_that_a_model_needs_or_warns(
+    model, caplog, platform, config, given, backend, told
+):
+    started = arguments(model(**config), **given)
+    platform().apply_server_args_defaults(started)
+    assert started.attention_backend == backend
+    found = [r.message.removeprefix("config.json: ") for r in caplog.records if r.levelname == "WARNING"]
+    assert [message[: len(t)] for message, t in zip(found, told, strict=True)] == told
 
 
 @pytest.mark.parametrize("algorithm", ["NGRAM", "EAGLE"])

@@ -18,8 +18,9 @@ __all__ = [
     "NotCuda",
     "SGLangPools",
     "TorchNative",
+    "final_caps",
     "soft_caps",
-    "what_becomes_of",
+    "wrongs_of_torch_native",
 ]
 
 logger = logging.getLogger(__name__)
@@ -99,19 +100,26 @@ def soft_cap_(logits: Any, cap: float) -> Any:
 
 
 class TorchNative:
-    """Says at the start what SGLang's ``torch_native`` attention cannot do.
+    """Chooses ``sglang_fl`` for models for which SGLang's ``torch_native`` attention computes something else.
 
-    For a platform whose default attention backend that is. A platform names it before its SGLang base class::
+    For a platform whose default attention backend ``torch_native`` is. ``sglang_fl`` is there from SGLang
+    0.5.22 on; before, and where the user chose ``torch_native``, the start warns. A platform names this class
+    before its SGLang base class::
 
         class MyPlatform(TorchNative, SGLangPools, NotCuda, SRTPlatform): ...
     """
+
+    @property
+    def has_own_attention(self) -> bool:
+        """Whether the attention backend ``sglang_fl`` runs here."""
+        return hasattr(super(), "post_load_model")
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         """Return False: all of SGLang's speculation needs kernels of ``sgl_kernel``."""
         return False
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Refuse speculation; warn of soft caps in the model's configuration."""
+        """Refuse speculation; choose the attention backend that the model needs, or warn."""
         super().apply_server_args_defaults(server_args)  # type: ignore[misc]
         algorithm = getattr(server_args, "speculative_algorithm", None)
         if algorithm:
@@ -122,11 +130,52 @@ class TorchNative:
                 file=sys.stderr,
             )
             raise SystemExit(2)
-        if server_args.attention_backend in (None, "intel_amx", "torch_native"):
-            for key, value in soft_caps(_config(str(server_args.model_path))).items():
-                if key.startswith("final") and getattr(self, "caps_logits", False):
-                    continue
-                logger.warning("config.json: %s=%g: %s", key, value, what_becomes_of(key))
+        config = _config(str(server_args.model_path))
+        parts = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+        named = {getattr(server_args, part, None) for part in parts} - {None, "intel_amx"}
+        reasons = wrongs_of_torch_native(config)
+        if reasons and not named and self.has_own_attention:
+            logger.info("attention runs on sglang_fl: torch_native %s", "; it ".join(reasons))
+            server_args.attention_backend = "sglang_fl"
+            reasons = []
+        if named <= {"torch_native"}:
+            for reason in reasons:
+                logger.warning("config.json: the attention backend torch_native %s", reason)
+            if not getattr(self, "caps_logits", False):
+                for fault in final_caps(config):
+                    logger.warning("config.json: %s", fault)
+
+
+def final_caps(config: Mapping[str, Any]) -> list[str]:
+    """Return what becomes of soft caps of the last logits where no Triton kernel can run; mostly nothing."""
+    fate = "SGLang applies it with a Triton kernel: where none can run, the first request ends the server"
+    return [f"{key}={value:g}: {fate}" for key, value in soft_caps(config, "final").items()]
+
+
+def wrongs_of_torch_native(config: Mapping[str, Any]) -> list[str]:
+    """Return what SGLang's ``torch_native`` attention computes wrongly of a model; empty where it is right.
+
+    Each is the rest of a sentence that begins with the backend's name.
+
+    Parameters
+    ----------
+    config : the model's ``config.json``
+    """
+    caps = soft_caps(config, "attn").items()
+    found = [f"does not apply {key}={value:g}, so that the answers are wrong" for key, value in caps]
+    if _has_pool_for_windows(config):
+        found.append(
+            "reads keys of layers with a window from the wrong slots, because SGLang keeps them in a pool of "
+            "their own"
+        )
+    return found
+
+
+def _has_pool_for_windows(config: Mapping[str, Any]) -> bool:
+    """Whether SGLang keeps the keys of a model's layers with a window in a pool of their own."""
+    from sglang.srt.configs import model_config
+
+    return bool(model_config.is_hybrid_swa_model(list(config.get("architectures") or ())))
 
 
 def _config(model: str) -> Mapping[str, Any]:
@@ -147,26 +196,25 @@ def _config(model: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def soft_caps(config: Mapping[str, Any]) -> dict[str, float]:
-    """Return the soft caps of attention and of the logits that a model's ``config.json`` asks for, by key."""
+def soft_caps(config: Mapping[str, Any], of: str = "") -> dict[str, float]:
+    """Return the soft caps that a model's ``config.json`` asks for, by key.
+
+    Parameters
+    ----------
+    config : the file's content
+    of : ``attn``: of attention alone; ``final``: of the last logits; both otherwise
+    """
     parts = [config, *(config[key] for key in ("text_config", "llm_config") if key in config)]
     return {
         key: value
         for part in parts
         if isinstance(part, Mapping)
         for key, value in part.items()
-        if "softcap" in key and key.startswith(("attn", "final")) and isinstance(value, int | float) and value
+        if "softcap" in key
+        and key.startswith(of or ("attn", "final"))
+        and isinstance(value, int | float)
+        and value
     }
-
-
-def what_becomes_of(cap: str) -> str:
-    """Say what SGLang makes of a soft cap where its ``torch_native`` attention runs."""
-    if cap.startswith("attn"):
-        return (
-            "the attention backend torch_native does not apply it, so that the answers are wrong; "
-            "--attention-backend sglang_fl does"
-        )
-    return "SGLang applies it with a Triton kernel: where none can run, the first request ends the server"
 
 
 class LoadsPlugins:

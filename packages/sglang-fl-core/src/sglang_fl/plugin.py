@@ -27,7 +27,14 @@ from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import check_appendable
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.registry.cpu import CPU
-from sglang_fl.settings import Settings, SglangSettings, bench_folder, is_launcher, prepare_environment
+from sglang_fl.settings import (
+    ATTENTION,
+    Settings,
+    SglangSettings,
+    bench_folder,
+    is_launcher,
+    prepare_environment,
+)
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
@@ -227,6 +234,7 @@ def _wrap(live: LiveCheck | None, has_record: bool) -> Callable[[Op, Any, Kernel
 
 def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
     from sglang_fl.sglang_adapter import hook, loaded_models, log_ready
+    from sglang_fl.sglang_adapter.attention import observed
 
     configuration = layers.configuration
     named = named_ops(configuration.settings)
@@ -242,11 +250,14 @@ def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
     layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, _wrap(live, has_record))
     models = loaded_models.LoadedModels(named, log, installed_version())
 
-    def settle(model: torch.nn.Module) -> None:
+    def settle(runner: Any) -> None:
         with _exit_on_error():
-            models.settle(model)
+            models.settle(runner.model)
             if live is not None:
-                live.learn_names(model)
+                live.learn_names(runner.model)
+                if ATTENTION in settings.verify:
+                    observed.check_calls(runner, live.check, live.name_by_backend)
+            observed.tell_of_backend(runner, log)
 
     hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook), when_loaded=settle)
 

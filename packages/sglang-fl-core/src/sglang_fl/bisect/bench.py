@@ -70,6 +70,9 @@ class Bench:
         self._plain: AtenSwitchboard
         self._keeping: AtenSwitchboard
         self._violations: dict[str, Violation] = {}
+        self._of_attention: list[Violation] = []
+        self._attention = OpCheck(self._note_attention)
+        self._stand_ins: list[Any] = []
         check.is_on = False
         check.report = self._note
 
@@ -95,6 +98,30 @@ class Bench:
         """Keep the first violation of each op, off the device."""
         if found.op not in self._violations:
             self._violations[found.op] = replace(found, call=_on_cpu(found.call))
+
+    def _note_attention(self, found: Violation) -> None:
+        """Keep the first violation of attention, off the device."""
+        if not self._of_attention:
+            self._of_attention.append(replace(found, call=_on_cpu(found.call)))
+
+    def _watch_attention(self) -> None:
+        """Check each call of SGLang's attention layer, whichever backend runs it."""
+        from sglang_fl.sglang_adapter.attention.observed import check_calls
+
+        names = {id(layer): name for name, layer in self._runner.model.named_modules()}
+        self._stand_ins = check_calls(self._runner, self._attention, lambda layer, _: names[id(layer)])
+
+    def _tell_attention(self) -> None:
+        """End that and answer the first finding."""
+        from sglang_fl.sglang_adapter.attention.observed import backend_of
+
+        for stand_in in self._stand_ins:
+            stand_in.leave()
+        said = [
+            {**self._saved(found), "backend": backend_of(self._runner, found.op == "decode_attention")}
+            for found in self._of_attention
+        ]
+        self._answer("attention", {"violations": said, "unchecked": self._attention.unchecked})
 
     def _arm(self) -> None:
         self._book = CallBook(self._where)

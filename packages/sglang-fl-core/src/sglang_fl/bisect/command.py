@@ -11,7 +11,7 @@ from pathlib import Path
 from sglang_fl.bisect.bench import METHOD
 from sglang_fl.bisect.checkpoint import vocabulary_of
 from sglang_fl.bisect.procedure import Bisection
-from sglang_fl.bisect.reproduction import with_limit, write_report
+from sglang_fl.bisect.reproduction import LOG, with_limit, write_report
 from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.settings import ask_for_bench
 from sglang_fl.startup import configure
@@ -50,7 +50,7 @@ def bisect(
     from sglang_fl.sglang_adapter.offline import offline_engine
 
     line = ["--model-path", model, *arguments]
-    log = folder / "engine.log"
+    log = folder / LOG
     say(f"starting the engine; SGLang's log: {log}")
     try:
         with _printing_to(log), offline_engine(line, folder) as engine:

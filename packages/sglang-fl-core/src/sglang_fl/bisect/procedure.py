@@ -1,11 +1,12 @@
 """The steps of a bisection, each of which rules something out before the next is believed.
 
 1. The same batch twice: is the model deterministic?
-2. Armed, with everything off: is it still bit for bit what SGLang computes? Else the plugin is to blame.
-3. A mistake planted on purpose must be seen, or nothing can be decided here.
-4. Everything on: do the numbers differ by more than rounding makes them?
-5. If so, the smallest set of ops that makes them. It is left out, and the question asked again.
-6. Each call of each op against float64: where, how far, with which inputs.
+2. SGLang's attention, whichever backend runs it, against float64: the baseline itself may be wrong.
+3. Armed, with everything off: is it still bit for bit what SGLang computes? Else the plugin is to blame.
+4. A mistake planted on purpose must be seen, or nothing can be decided here.
+5. Everything on: do the numbers differ by more than rounding makes them?
+6. If so, the smallest set of ops that makes them. It is left out, and the question asked again.
+7. Each call of each op against float64: where, how far, with which inputs.
 
 The signal is the log-probability of recorded tokens, position by position, in nats.
 """
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 from sglang_fl.bisect.delta import smallest_failing
 from sglang_fl.bisect.readings import Distance, Reading, distance, reading
-from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
+from sglang_fl.bisect.verdict import ATTENTION, Culprit, Outcome, Verdict
 
 __all__ = ["Bisection", "Engine"]
 
@@ -76,6 +77,7 @@ class Bisection:
         self._sequences: list[list[int]] = []
         self._layer_2: dict[str, list[str]] = {}
         self._layer_1: list[str] = []
+        self._attention: list[Culprit] = []
         self._called: set[str] = set()
         self._limits: dict[str, str] = {}
 
@@ -117,6 +119,7 @@ class Bisection:
         noise = distance(self._read(), self._baseline)
         self._numbers["noise"] = noise.largest
         self._say(f"the same batch twice: {_said(noise)}")
+        self._look_at_attention()
         self._do("arm")
         for units in self._engine.answers("units"):  # the stages of a pipeline have different layers
             self._layer_1 = units["layer_1"]
@@ -137,6 +140,19 @@ class Bisection:
                 Outcome.CANNOT_DECIDE, "there is nothing to switch: no op runs on our kernels"
             )
         return None
+
+    def _look_at_attention(self) -> None:
+        """Hold the calls of SGLang's attention layer against float64."""
+        self._do("watch_attention")
+        self._read()
+        self._do("tell_attention")
+        answers = self._engine.answers("attention")
+        found = [(rank, _of_attention(said)) for rank, a in enumerate(answers) for said in a["violations"]]
+        for answer in answers:
+            self._limits |= answer["unchecked"]
+        self._attention = [_of_ranks(found, len(answers))] if found else []
+        said = f"{found[0][1].where} is wrong" if found else "no call of it is wrong"
+        self._say(f"SGLang's attention against float64: {said}")
 
     def _is_more_than_noise(self, found: Distance, noise: Distance) -> bool:
         return found.largest > NOISE * noise.largest or (noise.is_zero and not found.is_zero)
@@ -234,6 +250,10 @@ class Bisection:
         return [_of_ranks(found[unit], len(answers)) for unit in units if unit in found]
 
     def _verdict(self, outcome: Outcome, summary: str, culprits: Sequence[Culprit] = ()) -> Verdict:
+        if self._attention:
+            outcome, culprits = Outcome.FOUND, (*self._attention, *culprits)
+            by = self._attention[0]
+            summary = f"attention is wrong by itself, in SGLang too: {by.implementation}; {summary}"
         seconds = round(time.perf_counter() - self._begun, 1)
         numbers = {**self._numbers, "passes": self._passes, "seconds": seconds}
         limits = tuple(f"{unit} is not judged: {reason}" for unit, reason in self._limits.items())
@@ -269,6 +289,21 @@ def _of_violation(said: dict[str, Any], implementations: dict[str, dict[str, str
         dtype=said["dtype"],
         shapes=shapes,
         exclude=f"SGLANG_FL_PER_OP={said['op']}=reference",
+        inputs=said["inputs"],
+    )
+
+
+def _of_attention(said: dict[str, Any]) -> Culprit:
+    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in said["shapes"].items())
+    return Culprit(
+        layer=2,
+        name=ATTENTION,
+        implementation=f"sglang({said['backend']})",
+        where=said["layer"],
+        what=said["text"].partition(": ")[2],
+        dtype=said["dtype"],
+        shapes=shapes,
+        exclude="another --attention-backend",
         inputs=said["inputs"],
     )
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
+from sglang_fl.bisect.verdict import ATTENTION, Culprit, Outcome, Verdict
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.logs.redaction import redacted
 
-__all__ = ["broken", "make_folder", "with_limit", "write_report"]
+__all__ = ["LOG", "broken", "make_folder", "with_limit", "write_report"]
 
 LAYER_2 = '''\
 """Repeats a call of {name} that went wrong in {where}: python {script}"""
@@ -31,6 +31,24 @@ call = {{k: v.to("{device}") if isinstance(v, torch.Tensor) else v for k, v in c
 before = Given(OPS["{name}"], call)
 results = load_target("{target}")(**call)
 for violation in violations(OPS["{name}"], "{where}", before, results, call):
+    print(violation)
+'''
+
+ATTENTION_CALL = '''\
+"""Holds what attention returned in {where}, where it went wrong, against float64: python {script}"""
+
+from pathlib import Path
+
+import torch
+
+from sglang_fl.dispatch.op_check import Given, violations
+from sglang_fl.ops import OPS
+
+call = torch.load(Path(__file__).with_name("{inputs}"), weights_only=True)
+call = {{k: v.to("{device}") if isinstance(v, torch.Tensor) else v for k, v in call.items()}}
+result = call.pop("result")
+op = OPS["extend_attention" if "qo_indptr" in call else "decode_attention"]
+for violation in violations(op, "{where}", Given(op, call), result, call):
     print(violation)
 '''
 
@@ -52,6 +70,8 @@ for fault in compare(kernel, call):
     print(fault)
 '''
 
+#: What SGLang prints goes here, in the folder of the report.
+LOG = "engine.log"
 PACKAGES = ("sglang-fl-core", "sglang", "torch", "triton", "flag_gems", "transformers")
 
 
@@ -102,6 +122,8 @@ def _write_verdict(verdict: Verdict, folder: Path) -> None:
 def broken(error: BaseException, folder: Path | None) -> Verdict:
     """Return the verdict that there is none: the set-up is broken. The folder, if any, says by what."""
     summary = str(error) if isinstance(error, SglangFlError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit) and folder is not None:
+        summary = f"SGLang ended the start with code {error.code}: {_last_line(folder / LOG)}"
     verdict = Verdict(Outcome.SET_UP_BROKEN, summary, folder=str(folder or ""))
     if folder is None:
         return verdict
@@ -113,6 +135,14 @@ def broken(error: BaseException, folder: Path | None) -> Verdict:
     return verdict
 
 
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").split("\n")
+    except OSError:
+        return "it said nothing"
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")[-300:]
+
+
 def with_limit(verdict: Verdict, limit: str) -> Verdict:
     """Return a verdict that says of one thing more what is missing from it."""
     return replace(verdict, limits=(*verdict.limits, limit))
@@ -120,6 +150,8 @@ def with_limit(verdict: Verdict, limit: str) -> Verdict:
 
 def _script(culprit: Culprit, script: str, device: str) -> str:
     template = LAYER_2 if culprit.layer == 2 else LAYER_1
+    if culprit.name == ATTENTION:
+        template = ATTENTION_CALL
     return template.format(
         name=culprit.name,
         where=culprit.where,

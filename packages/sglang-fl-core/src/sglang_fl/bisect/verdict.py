@@ -5,7 +5,10 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Culprit", "Outcome", "Verdict"]
+__all__ = ["ATTENTION", "Culprit", "Outcome", "Verdict"]
+
+#: The name of the culprit where SGLang's attention is wrong, whichever backend runs it.
+ATTENTION = "RadixAttention"
 
 
 class Outcome(enum.IntEnum):
@@ -24,14 +27,14 @@ class Culprit:
     Parameters
     ----------
     layer : 1 for an ATen op, 2 for a fused op
-    name : ``rms_norm``, ``aten::mul.Tensor``
-    implementation : its id and target, or ``layer 1``
+    name : ``rms_norm``, ``aten::mul.Tensor``, ``RadixAttention``
+    implementation : its id and target, ``layer 1``, or the attention backend: ``sglang(fa3)``
     where : the first layer of the model in which a call of it was wrong; where no call was wrong by itself,
         a layer whose kernel alone makes the numbers differ, or empty
     what : the error of that call, or how the model's numbers differ
     dtype, shapes : of that call
     ranks : the ranks on which a call was wrong, where that is not all of them
-    exclude : the variable that leaves it out
+    exclude : the variable that leaves it out, or the argument that chooses another
     inputs : file with the call's arguments, in the folder of the report
     """
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.dispatch.op_check import OpCheck, Violation
-from sglang_fl.ops import Kernel, Op
+from sglang_fl.ops import OPS, Kernel, Op
 
 __all__ = ["LiveCheck"]
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class LiveCheck:
-    """Checks sampled calls of some ops, and says once for each op and shape what is wrong.
+    """Checks sampled calls of some ops, and says once for each op and shape, or layer, what is wrong.
 
     Parameters
     ----------
-    ops : their names
+    ops : their names; whoever checks attention may be among them, and uses ``check``
     every : one call in so many of each layer
     device_type : PyTorch's string
     """
@@ -32,7 +32,7 @@ class LiveCheck:
     def __init__(self, ops: Iterable[str], every: int, device_type: str) -> None:
         self._ops = frozenset(ops)
         self._device_type = device_type
-        self._check = OpCheck(self._report, every, skip=self._is_capturing, look=self._look)
+        self.check = OpCheck(self._report, every, skip=self._is_capturing, look=self._look)
         self._names: dict[int, str] = {}
         self._said: set[tuple[object, ...]] = set()
         self._has_tripped = False
@@ -51,14 +51,24 @@ class LiveCheck:
         """Return the kernel, with the check around it if its op is one of those."""
         if op.name not in self._ops:
             return kernel
-        return self._check.checking(op, lambda: self._names.get(id(layer), type(layer).__name__), kernel)
+        return self.check.checking(op, lambda: self.name_of(layer), kernel)
+
+    def name_of(self, layer: Any) -> str:
+        """Return the name of a layer in its model, or that of its class."""
+        return self._names.get(id(layer), type(layer).__name__)
+
+    def name_by_backend(self, layer: Any, backend: str) -> str:
+        """Return the same of a layer that an attention backend has run."""
+        return f"{self.name_of(layer)} by the attention backend {backend}"
 
     def _is_capturing(self) -> bool:
         ask = getattr(getattr(torch, self._device_type, None), "is_current_stream_capturing", None)
         return bool(ask and ask())
 
     def _report(self, found: Violation) -> None:
-        key = (found.op, *sorted(found.shapes.items()))
+        # Lists of slots grow by one with each step.
+        has_lists = bool(OPS[found.op].bounds)
+        key = (found.op, found.layer) if has_lists else (found.op, *sorted(found.shapes.items()))
         if key in self._said:
             return
         self._said.add(key)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.ops.compare import error_in_units
 
@@ -96,17 +97,21 @@ class OpCheck:
         def checked(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
-            if not self.is_on or (calls - 1) % self.every or self.skip():
+            if not self.is_due(calls):
                 return kernel(*args, **kwargs)
-            before = self._try(op, lambda: Given(op, op.signature.bind(*args, **kwargs).arguments))
+            before = self.attempt(op.name, lambda: Given(op, op.signature.bind(*args, **kwargs).arguments))
             results = kernel(*args, **kwargs)
             if before is not None:
                 after = op.signature.bind(*args, **kwargs).arguments
-                self._try(op, lambda: self._examine(op, layer(), before, results, after))
+                self.attempt(op.name, lambda: self._examine(op, layer(), before, results, after))
             return results
 
         checked.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
         return checked
+
+    def is_due(self, calls: int) -> bool:
+        """Whether a layer's call with this number, from 1 on, is to be checked."""
+        return self.is_on and not (calls - 1) % self.every and not self.skip()
 
     def _examine(self, op: Op, layer: str, before: "Given", results: Any, after: Mapping[str, Any]) -> None:
         if self.look is not None:
@@ -114,14 +119,21 @@ class OpCheck:
         for violation in violations(op, layer, before, results, after):
             self.report(violation)
 
-    def _try(self, op: Op, step: Callable[[], T]) -> T | None:
-        """Do a step of a check; whatever it raises must not reach the model."""
+    def attempt(self, name: str, step: Callable[[], T]) -> T | None:
+        """Do a step of a check; whatever it raises must not reach the model.
+
+        Parameters
+        ----------
+        name : of what is checked, for ``unchecked``
+        step : the step
+        """
         try:
             return step()
-        except Exception as error:  # noqa: BLE001 - it is logged, once for each op
-            if op.name not in self.unchecked:
-                self.unchecked[op.name] = f"{type(error).__name__}: {error}"
-                logger.warning("calls of %s cannot be checked: %s", op, self.unchecked[op.name])
+        except Exception as error:  # noqa: BLE001 - it is logged, once for each name
+            if name not in self.unchecked:
+                is_refused = isinstance(error, UnsupportedError)
+                self.unchecked[name] = str(error) if is_refused else f"{type(error).__name__}: {error}"
+                logger.warning("calls of %s cannot be checked: %s", name, self.unchecked[name])
             return None
 
 

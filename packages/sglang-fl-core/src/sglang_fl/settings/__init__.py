@@ -1,6 +1,7 @@
 """What a user can set: read once from environment, file and vendor, checked, and refused by name."""
 
 from sglang_fl.settings.model import (
+    ATTENTION,
     Setting,
     Settings,
     explain,
@@ -12,6 +13,7 @@ from sglang_fl.settings.processes import ask_for_bench, bench_folder, is_launche
 from sglang_fl.settings.sglang import SglangSettings
 
 __all__ = [
+    "ATTENTION",
     "Setting",
     "Settings",
     "SglangSettings",

@@ -7,7 +7,7 @@ from pathlib import Path
 from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.logs.shared_file import is_same_file
 from sglang_fl.ops import OPS
-from sglang_fl.settings import Settings
+from sglang_fl.settings import ATTENTION, Settings
 from sglang_fl.settings.policy import SGLANG
 from sglang_fl.settings.sources import EXCLUSIVE
 from sglang_fl.vendor import Vendor
@@ -151,7 +151,7 @@ def without_effect(settings: Settings, vendor: Vendor) -> list[str]:
 
 def _not_verified(settings: Settings) -> Iterator[str]:
     """Say which of the ops to verify are SGLang's, as far as it is known without the layer classes."""
-    left = [name for name in settings.verify if _is_sglangs(settings, name)]
+    left = [name for name in settings.verify if name != ATTENTION and _is_sglangs(settings, name)]
     if left and settings.is_users("verify"):
         names = "every op" if len(left) == len(OPS) else ", ".join(left)
         yield f"{settings.title('verify')}: no effect on {names}: SGLang's own runs there by your settings"

@@ -40,6 +40,7 @@ from sglang_fl.settings.sources import Given, as_text, collect, file_key, variab
 from sglang_fl.vendor import BackendKind, Vendor
 
 __all__ = [
+    "ATTENTION",
     "Setting",
     "Settings",
     "explain",
@@ -48,7 +49,9 @@ __all__ = [
     "unknown_variables",
 ]
 
-#: Stands for all ops in ``SGLANG_FL_VERIFY``.
+#: In ``SGLANG_FL_VERIFY``: calls of SGLang's attention layer, whichever backend runs them.
+ATTENTION = "attention"
+#: Stands for all ops in ``SGLANG_FL_VERIFY``, and for attention.
 ALL = "all"
 PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 
@@ -80,9 +83,9 @@ def _parse_prefer(text: str) -> Prefer:
 def _parse_verify(value: str | Sequence[str]) -> tuple[str, ...]:
     names = parse_op_names(value)
     for name in names:
-        if name not in OPS and name != ALL:
-            raise ValueError(f"there is no op {quoted(name)}. {choices(name, [*OPS, ALL])}")
-    return tuple(OPS) if ALL in names else names
+        if name not in OPS and name not in (ALL, ATTENTION):
+            raise ValueError(f"there is no op {quoted(name)}. {choices(name, [*OPS, ATTENTION, ALL])}")
+    return (*OPS, ATTENTION) if ALL in names else names
 
 
 def _parse_rate(text: str) -> Fraction:
@@ -150,7 +153,8 @@ class Settings(BaseModel):
     deny_vendors: VendorNames = Field(default=(), description="vendors whose native kernels do not run")
     verify: Annotated[tuple[str, ...], PlainValidator(_parse_verify)] = Field(
         default=(),
-        description="ops whose calls a live server samples and holds against float64: `rms_norm`, `all`",
+        description="ops whose calls a live server samples and holds against float64: `rms_norm`, "
+        "`attention` (SGLang's, whichever backend runs it), `all`",
     )
     verify_rate: Annotated[Fraction, PlainValidator(_parse_rate)] = Field(
         default=Fraction(1, 64), description="how many calls are sampled: `1/64`, or `1` for each"

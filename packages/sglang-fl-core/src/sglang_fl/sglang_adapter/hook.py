@@ -175,7 +175,7 @@ def install(
     seam: Seam,
     hook: LayerHook,
     when_applied: Callable[[], None],
-    when_loaded: Callable[[Any], None] = lambda model: None,
+    when_loaded: Callable[[Any], None] = lambda runner: None,
 ) -> None:
     """Register the hook.
 
@@ -184,7 +184,8 @@ def install(
     seam : where
     hook : what
     when_applied : called as soon as SGLang has applied its hooks, in the same process
-    when_loaded : called with each model, in the process that has loaded it and before it runs
+    when_loaded : called with SGLang's runner of each model, in the process that has loaded it and before it
+        runs
 
     Raises
     ------
@@ -195,9 +196,8 @@ def install(
     HookRegistry.register(f"{seam.owner}.enter_torch_compile", hook.tell_of_torch_compile, HookType.AFTER)
 
     def replace_methods(backend: Any, runner: Any, *args: Any) -> None:
-        model = getattr(runner, "model", None)
-        if model is not None:
-            when_loaded(model)
+        if getattr(runner, "model", None) is not None:
+            when_loaded(runner)
         hook.replace_methods(backend)
 
     HookRegistry.register(TARGET, replace_methods, HookType.AFTER)

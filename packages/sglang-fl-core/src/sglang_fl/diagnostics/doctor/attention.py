@@ -1,5 +1,6 @@
 """Wrong numbers, or a request that ends the server: can the attention that runs here compute the model?"""
 
+import json
 from collections.abc import Iterator
 
 from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
@@ -8,7 +9,7 @@ from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem, unknown
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.diagnostics.doctor.model import Model, read_model
 from sglang_fl.errors import SettingsError
-from sglang_fl.platform import soft_caps, what_becomes_of
+from sglang_fl.platform import final_caps
 from sglang_fl.startup import Configuration
 
 __all__ = ["attention"]
@@ -16,9 +17,13 @@ __all__ = ["attention"]
 SECONDS = 180
 BACKEND = "attention backend "
 CAPS_LOGITS = "the platform caps the last logits"
+OURS = "sglang_fl runs here"
+WRONG = "torch_native "
 
-#: Which attention a start would take, and a call of it as the backend makes it for grouped heads.
+#: Which attention a start would take, what it computes wrongly of a model, and a call of it as the backend
+#: makes it for grouped heads.
 _TRY = f"""
+import json, sys
 from sglang_fl.startup import configure
 device = configure().registry.vendor.device_type
 from sglang.srt.platforms import current_platform
@@ -29,6 +34,11 @@ backend = current_platform.get_default_attention_backend() if own else "SGLang's
 print("{BACKEND}" + backend, flush=True)
 if own and getattr(current_platform, "caps_logits", False):
     print("{CAPS_LOGITS}")
+if own and getattr(current_platform, "has_own_attention", False):
+    print("{OURS}")
+from sglang_fl.platform import wrongs_of_torch_native
+for reason in wrongs_of_torch_native(json.loads(CONFIG)) if backend == "torch_native" else ():
+    print("{WRONG}" + reason, flush=True)
 if backend == "torch_native" and device != "cpu":
     import torch
     from sglang.srt.layers.attention import torch_native_backend as attention
@@ -37,18 +47,19 @@ if backend == "torch_native" and device != "cpu":
     attention.scaled_dot_product_attention(query, key, key, enable_gqa=True)
 """
 
-_OTHER_BACKEND = "pass --attention-backend sglang_fl, or serve the model on a device with another backend"
+_OTHER_BACKEND = "upgrade SGLang to 0.5.22 or later, or serve the model on a device with another backend"
 
 
 def attention(launch: Launch) -> Iterator[Finding]:
-    """Does the attention of this platform apply soft caps, and take fewer key than query heads?"""
+    """Can the attention of this platform compute the model, and take fewer key than query heads?"""
     configuration = configured()
     if configuration is None:
         return
     model = _model(launch)
-    if not (_is_on_our_platform(configuration) or (model and soft_caps(model.config))):
+    if not _is_on_our_platform(configuration) and model is None:
         return
-    child = run_python(_TRY, SECONDS)
+    config = json.dumps(dict(model.config) if model else {})
+    child = run_python(f"CONFIG = {config!r}\n{_TRY}", SECONDS)
     told = [line for line in child.output.splitlines() if line.startswith(BACKEND)]
     if not told:
         reason = last_line(child.errors) if child.code is not None else f"not done after {SECONDS} s"
@@ -72,18 +83,21 @@ def _is_on_our_platform(configuration: Configuration) -> bool:
 def _judged(
     backend: str, child: Child, configuration: Configuration, model: Model | None
 ) -> Iterator[Finding]:
-    device = configuration.registry.vendor.device_type
+    device, said = configuration.registry.vendor.device_type, child.output.splitlines()
     if backend != "torch_native":
         yield ok("attention", f"{backend} on {device}")
         return
-    caps = soft_caps(model.config) if model else {}
-    if CAPS_LOGITS in child.output.splitlines():
-        caps = {key: value for key, value in caps.items() if not key.startswith("final")}
-    for key, value in caps.items():
-        text = f"config.json: {key}={value:g}: {what_becomes_of(key)}"
-        yield problem("attention", text, _OTHER_BACKEND)
+    wrongs = [line for line in said if line.startswith(WRONG)]
+    if wrongs and OURS in said:
+        yield ok("attention", f"sglang_fl on {device}, because {'; '.join(wrongs)}")
+        return
+    for wrong in wrongs:
+        yield problem("attention", f"config.json: {wrong}", _OTHER_BACKEND)
+    finals = final_caps(model.config) if model and CAPS_LOGITS not in said else []
+    for fault in finals:
+        yield problem("attention", f"config.json: {fault}", _OTHER_BACKEND)
     if child.code:
         text = f"{backend} fails for models with fewer key than query heads: {last_line(child.errors)}"
         yield problem("attention", text, f"upgrade PyTorch's package for {device}, or serve models without")
-    elif not caps:
+    elif not wrongs and not finals:
         yield ok("attention", f"{backend} on {device}")

@@ -53,7 +53,8 @@ class Refuser:
         @functools.wraps(reference)
         def kernel(*args: Any, **kwargs: Any) -> Any:
             if self.refusal is not None:
-                raise self.refusal
+                # A new one each time, as kernels do: the traceback of one that is raised again grows.
+                raise copy.copy(self.refusal)
             return reference(*args, **kwargs)
 
         return kernel

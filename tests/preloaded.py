@@ -70,8 +70,11 @@ THIRD_PARTY = (
         "quack.rmsnorm",
     ),
 )
-#: What a scheduler and a detokenizer import beside them.
-SGLANG = ("sglang", "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager")
+#: What a scheduler and a detokenizer import beside them; the registry imports the files of all models.
+SGLANG = (
+    *("sglang", "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"),
+    "sglang.srt.models.registry",
+)
 #: Beginnings of variables that libraries read when they are loaded, and of those that Python reads.
 READ_ON_LOADING = (
     *("OMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "HF_", "TRANSFORMERS_"),

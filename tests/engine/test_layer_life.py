@@ -53,7 +53,8 @@ class Refuser:
         @functools.wraps(reference)
         def kernel(*args: Any, **kwargs: Any) -> Any:
             if self.refusal is not None:
-                raise self.refusal
+                # A new one each time, as kernels do: the traceback of one that is raised again grows.
+                raise copy.copy(self.refusal)
             return reference(*args, **kwargs)
 
         return kernel
@@ -152,16 +153,22 @@ def every_layer() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     return made
 
 
+LAYERS = every_layer()
 #: Those whose parameters are not just there.
 WITH_WEIGHTS = [
-    name for name, (layer, *_) in every_layer().items() if list(layer.parameters()) and "bare" not in name
+    name for name, (layer, *_) in LAYERS.items() if list(layer.parameters()) and "bare" not in name
 ]
+
+
+def new_layer(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return a layer that no other test has, with a call; to build all of them takes a quarter of a second."""
+    return copy.deepcopy(LAYERS[name])
 
 
 def test_every_adapter_of_a_layer_class_has_a_layer_here():
     tried = {
         f"{ancestor.__module__}:{ancestor.__qualname__}"
-        for layer, *_ in every_layer().values()
+        for layer, *_ in LAYERS.values()
         for ancestor in type(layer).__mro__
     }
     methods = ("TritonGDNKernel.", "AttentionKernels.")  # no layers; tests of their own
@@ -173,7 +180,7 @@ def test_every_adapter_of_a_layer_class_has_a_layer_here():
 @pytest.mark.parametrize(
     "refusal", [ContractError("float32 beside bfloat16"), UnsupportedError("no such rows")]
 )
-@pytest.mark.parametrize("name", every_layer().keys())
+@pytest.mark.parametrize("name", LAYERS)
 def test_an_excluded_call_of_every_adapter_is_sglangs_in_call_1_3_and_1000(
     name: str,
     refusal: Exception,
@@ -183,7 +190,7 @@ def test_an_excluded_call_of_every_adapter_is_sglangs_in_call_1_3_and_1000(
     caplog: pytest.LogCaptureFixture,
 ):
     caplog.set_level(logging.INFO, "sglang_fl")
-    layer, given, more = every_layer()[name]
+    layer, given, more = new_layer(name)
     sglangs = []
     owner = next(cls for cls in type(layer).__mro__ if "forward_native" in vars(cls))
     native = owner.forward_native
@@ -390,7 +397,7 @@ def test_a_class_that_cannot_be_looked_at_is_left_to_sglang(
 @pytest.mark.parametrize("calls", [0, 1, 2])
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_a_copy_of_a_layer_computes_with_its_own_weights(name: str, calls: int):
-    layer, given, more = every_layer()[name]
+    layer, given, more = new_layer(name)
     put(references(), layer)
     for _ in range(calls):
         layer._forward_method(*clones(given), **more)
@@ -415,7 +422,7 @@ def flat(result: Any) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("calls", [0, 1])
 @pytest.mark.parametrize("name", ["RMSNorm", "RotaryEmbedding", "SiluAndMul"])
 def test_a_layer_can_be_saved_and_loaded_as_without_the_plugin(name: str, calls: int):
-    layer, given, _ = every_layer()[name]
+    layer, given, _ = new_layer(name)
     put(references(), layer)
     for _ in range(calls):
         layer._forward_method(*clones(given))
@@ -433,7 +440,7 @@ def test_a_layer_can_be_saved_and_loaded_as_without_the_plugin(name: str, calls:
 @pytest.mark.parametrize("way", ["in place", "data", "parameter"])
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_weights_that_are_replaced_between_two_calls_are_used(name: str, way: str):
-    layer, given, more = every_layer()[name]
+    layer, given, more = new_layer(name)
     put(references(), layer)
     before = flat(layer._forward_method(*clones(given), **more))[0].clone()
     for parameter_name, parameter in list(layer.named_parameters()):

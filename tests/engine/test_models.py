@@ -221,6 +221,7 @@ def judge(family: Family, folder: Path, bench: Bench) -> Judged:
             "dtype": "float32",
             "log_level": "info",
             "random_seed": 1,
+            "sleep_on_idle": True,  # it would turn round meanwhile, on a core that others need
             **family.engine,
         },
         "prompts": as_request(prompts),

@@ -33,6 +33,7 @@ class Family:
     engine : arguments of ``sgl.Engine`` that only this family needs
     once : ops of the part that sees; SGLang keeps what that made of a picture, so that a mistake planted
         later has no effect
+    no_mistakes : mistakes that are none in this family, such as ``topk_sigmoid.ungrouped`` with one group
     releases : of SGLang, those that can run it
     is_cached : whether the middle of a prompt is found in the cache: not where all but a window is dropped
     """
@@ -45,6 +46,7 @@ class Family:
     processor: Callable[[Any], transformers.ProcessorMixin] | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     once: frozenset[str] = frozenset()
+    no_mistakes: frozenset[str] = frozenset()
     releases: Range = EVERY_RELEASE
     is_cached: bool = True
 
@@ -70,6 +72,10 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
+        for module in model.modules():
+            # For latents transformers takes 1e-6 whatever the configuration says, as all checkpoints do.
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = config.rms_norm_eps
         # Never an answer: transformers looks for a picture behind each token of one.
         model.get_output_embeddings().weight[: len(SPECIAL)] = 0
     model.save_pretrained(folder)
@@ -222,6 +228,62 @@ def glm4_moe() -> transformers.PreTrainedConfig:
         routed_scaling_factor=1.5,
         first_k_dense_replace=1,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )
+
+
+def latent(config: type[transformers.PreTrainedConfig], **options: Any) -> transformers.PreTrainedConfig:
+    """Return a model with latent attention, whose values are narrower than its keys."""
+    return config(
+        **{**without("head_dim"), "num_key_value_heads": 4},
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=24,
+        moe_intermediate_size=96,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        moe_layer_freq=1,  # SGLang reads it, as the published checkpoints have it, and the two below
+        **options,
+    )
+
+
+def deepseek_v2() -> transformers.PreTrainedConfig:
+    return latent(
+        transformers.DeepseekV2Config,
+        q_lora_rank=None,
+        n_shared_experts=2,
+        n_group=1,
+        topk_group=1,
+        scoring_func="softmax",
+        rope_parameters={**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    )
+
+
+def deepseek_v3() -> transformers.PreTrainedConfig:
+    return latent(
+        transformers.DeepseekV3Config,
+        q_lora_rank=48,
+        n_shared_experts=1,
+        n_group=4,
+        topk_group=2,
+        num_mtp_layers=0,
+        scoring_func="sigmoid",
+        topk_method="noaux_tc",
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    )
+
+
+def moonlight() -> transformers.PreTrainedConfig:
+    return latent(
+        transformers.DeepseekV3Config,
+        q_lora_rank=None,
+        n_shared_experts=2,
+        n_group=1,
+        topk_group=1,
+        num_mtp_layers=0,
+        scoring_func="sigmoid",
+        topk_method="noaux_tc",
     )
 
 
@@ -442,25 +504,51 @@ FAMILIES = (
     ),
     Family(
         "Gemma-2-capped",
-        "both soft caps, by the attention of ours; every second layer sees 16 tokens",
+        "both soft caps, by the attention of ours in pages of 64; every second layer sees 16 tokens",
         capped_gemma2,
         {"GemmaRMSNorm": "gemma_rms_norm", "GeluAndMul": "gelu_and_mul", **ROPE, **ATTENTION},
+        engine={"page_size": 64},
         releases=PLAIN_PREFILL,
     ),
     Family(
         "GPT-2-chunked",
-        "as many heads of keys as of queries, prompts in chunks, by the attention of ours",
+        "as many heads of keys as of queries, prompts in chunks, by the attention of ours in pages of 16",
         gpt2,
         {"NewGELU": "new_gelu", **ATTENTION},
-        engine={**OURS, "chunked_prefill_size": 64},
+        engine={**OURS, "chunked_prefill_size": 64, "page_size": 16},
         releases=PLAIN_PREFILL,
     ),
     Family(
         "Granite-SWA",
-        "sinks, and layers with a window in a pool of their own, by the attention of ours",
+        "sinks, and layers with a window in a pool of their own, by the attention of ours in pages of 64",
         granite_swa,
         {**SWIGLU, **ROPE, **ATTENTION},
+        engine={"page_size": 64},
         releases=Range(first="0.5.23"),
         is_cached=False,
+    ),
+    Family(
+        "DeepSeek-V2-Lite",
+        "latent attention, softmax over all experts, by the attention of ours",
+        deepseek_v2,
+        {**SWIGLU, "DeepseekScalingRotaryEmbedding": "rotary_embedding", **EXPERTS, **ATTENTION},
+        releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "DeepSeek-V3",
+        "latent queries too, sigmoid scores, experts in groups, by the attention of ours in pages of 64",
+        deepseek_v3,
+        {**SWIGLU, "DeepseekScalingRotaryEmbedding": "rotary_embedding", **BIASED_EXPERTS, **ATTENTION},
+        engine={**OURS, "page_size": 64},
+        releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "Moonlight",
+        "latent attention without YaRN, prompts in chunks, by the attention of ours in pages of 16",
+        moonlight,
+        {**SWIGLU, **ROPE, **BIASED_EXPERTS, **ATTENTION},
+        engine={**OURS, "chunked_prefill_size": 64, "page_size": 16},
+        no_mistakes=frozenset({"topk_sigmoid.ungrouped"}),
+        releases=PLAIN_PREFILL,
     ),
 )

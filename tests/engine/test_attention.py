@@ -12,6 +12,7 @@ import torch
 from packaging.version import Version
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
@@ -91,7 +92,7 @@ def layer(**given: Any) -> RadixAttention:
 
 def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
     usual = {
-        "use_mla_backend": False,
+        "token_to_kv_pool": SimpleNamespace(),
         "model_config": SimpleNamespace(is_encoder_decoder=False),
         "server_args": SimpleNamespace(speculative_algorithm=None),
         "kv_cache_dtype": torch.bfloat16,
@@ -103,7 +104,7 @@ def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
     ("given", "reason"),
     [
         ({}, None),
-        ({"use_mla_backend": True}, "latent attention (MLA)"),
+        ({"token_to_kv_pool": SimpleNamespace(use_dsa=True)}, "sparse attention (DSA)"),
         ({"model_config": SimpleNamespace(is_encoder_decoder=True)}, "models with an encoder and a decoder"),
         ({"server_args": SimpleNamespace(speculative_algorithm="NGRAM")}, "speculative decoding"),
         ({"kv_cache_dtype": torch.float8_e4m3fn}, "a KV cache in float8_e4m3fn"),
@@ -265,6 +266,62 @@ def test_bisect_can_switch_each_of_the_two():
     assert torch.equal(run(found.decode, call()), OPS["decode_attention"].reference(**call()))
     layers.switch([])
     assert found.decode == own
+
+
+def extend_beside_latents(prefix: int) -> tuple[dict[str, Any], Any]:
+    """Let a layer with keys of each head attend to 6 new tokens; its pool has latents.
+
+    Returns
+    -------
+    the arguments that the op got, and the result
+    """
+    from sglang_fl.sglang_adapter.attention.backend import PagedAttention
+
+    pool = torch.randn(32, 1, 80)
+    kv_pool = SimpleNamespace(
+        get_key_buffer=lambda layer_id: pool, get_value_buffer=lambda layer_id: pool[..., :64]
+    )
+    table = torch.arange(1, 21, dtype=torch.int32).view(2, 10)
+    of_heads = RadixAttention(4, 48, 0.2, 4, layer_id=0, v_head_dim=24)
+    backend = PagedAttention(
+        runner(of_heads, token_to_kv_pool=kv_pool, req_to_token_pool=SimpleNamespace(req_to_token=table))
+    )
+    batch = SimpleNamespace(
+        forward_mode=ForwardMode.EXTEND,
+        extend_seq_lens=torch.tensor([2, 4], dtype=torch.int32),
+        extend_prefix_lens=torch.tensor([0, prefix], dtype=torch.int32),
+        req_pool_indices=torch.tensor([0, 1]),
+    )
+    backend.init_forward_metadata(batch)
+    got: dict[str, Any] = {}
+    op = OPS["extend_attention"]
+
+    def spy(*tensors: Any, **options: Any) -> Any:
+        got.update(op.signature.bind(*tensors, **options).arguments)
+        return op.reference(*tensors, **options)
+
+    backend.kernels.extend = spy
+    product = torch.randn(6, 4, 32 + 24)
+    q, k = torch.randn(6, 4, 48), torch.randn(6, 4, 48)
+    out = backend.forward_extend(q, k, product[..., 32:], of_heads, batch, save_kv_cache=False)
+    return got, out
+
+
+@on_releases_with_it
+def test_keys_and_values_of_each_head_stand_in_for_a_pool_of_latents():
+    got, out = extend_beside_latents(prefix=0)
+    assert got["k"].shape[1:] == got["k_buffer"].shape[1:] == (4, 48)
+    assert got["v"].shape[1:] == got["v_buffer"].shape[1:] == (4, 24)
+    assert got["v"].is_contiguous()
+    assert len(got["kv_indices"]) == 0
+    assert out.shape == (6, 4 * 24)
+
+
+@on_releases_with_it
+def test_a_prefix_of_latents_is_not_joined_to_keys_of_each_head():
+    message = r"cannot join a prefix of latents to keys \(6, 4, 48\) and values \(6, 4, 24\) of each head"
+    with pytest.raises(UnsupportedError, match=message):
+        extend_beside_latents(prefix=3)
 
 
 @on_releases_with_it

@@ -113,6 +113,7 @@ CAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
         (_Platform, CAPPED, {}, None, ["the attention backend torch_native does not", "final_logit_soft"]),
         (_NewerPlatform, CAPPED, {}, "sglang_fl", []),
         (_NewerPlatform, {"architectures": ["GraniteSWAForCausalLM"]}, {}, "sglang_fl", []),
+        (_NewerPlatform, {"text_config": {"kv_lora_rank": 512}}, {}, "sglang_fl", []),
         (_NewerPlatform, {"final_logit_softcapping": 30.0}, {}, None, []),
         (
             _NewerPlatform,
@@ -124,7 +125,16 @@ CAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
         (_NewerPlatform, CAPPED, {"attention_backend": "triton"}, "triton", []),
         (_NewerPlatform, CAPPED, {"decode_attention_backend": "triton"}, None, []),
     ],
-    ids=["old", "new", "pool for windows", "final alone", "named", "another", "another for decode"],
+    ids=[
+        "old",
+        "new",
+        "pool for windows",
+        "latents",
+        "final alone",
+        "named",
+        "another",
+        "another for decode",
+    ],
 )
 def test_a_start_chooses_the_attention_that_a_model_needs_or_warns(
     model, caplog, platform, config, given, backend, told

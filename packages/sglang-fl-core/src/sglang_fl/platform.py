@@ -163,6 +163,8 @@ def wrongs_of_torch_native(config: Mapping[str, Any]) -> list[str]:
     """
     caps = soft_caps(config, "attn").items()
     found = [f"does not apply {key}={value:g}, so that the answers are wrong" for key, value in caps]
+    if any(part.get("kv_lora_rank") for part in _parts(config)):
+        found.append("reads the pool of latent attention (kv_lora_rank) as if it held keys of each head")
     if _has_pool_for_windows(config):
         found.append(
             "reads keys of layers with a window from the wrong slots, because SGLang keeps them in a pool of "
@@ -196,6 +198,12 @@ def _config(model: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _parts(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a configuration, and those within it of what reads and writes text."""
+    parts = [config, *(config.get(key) for key in ("text_config", "llm_config"))]
+    return [part for part in parts if isinstance(part, Mapping)]
+
+
 def soft_caps(config: Mapping[str, Any], of: str = "") -> dict[str, float]:
     """Return the soft caps that a model's ``config.json`` asks for, by key.
 
@@ -204,11 +212,9 @@ def soft_caps(config: Mapping[str, Any], of: str = "") -> dict[str, float]:
     config : the file's content
     of : ``attn``: of attention alone; ``final``: of the last logits; both otherwise
     """
-    parts = [config, *(config[key] for key in ("text_config", "llm_config") if key in config)]
     return {
         key: value
-        for part in parts
-        if isinstance(part, Mapping)
+        for part in _parts(config)
         for key, value in part.items()
         if "softcap" in key
         and key.startswith(of or ("attn", "final"))

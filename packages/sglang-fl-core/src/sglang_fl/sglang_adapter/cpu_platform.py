@@ -4,6 +4,7 @@ SGLang instantiates it while ``sglang`` itself is half imported: nothing here ma
 SGLang than its platform interface before a method is called.
 """
 
+import functools
 from typing import Any
 
 import psutil
@@ -13,6 +14,8 @@ from sglang.srt.platforms.interface import SRTPlatform
 
 from sglang_fl.platform import LoadsPlugins, NotCuda, NoTriton, SGLangPools, TorchNative
 from sglang_fl.registry.cpu import MEM_FRACTION_STATIC
+from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
+from sglang_fl.sglang_adapter.seams import installed_version
 
 __all__ = ["CpuPlatform"]
 
@@ -72,6 +75,12 @@ class CpuPlatform(LoadsPlugins, NoTriton, TorchNative, SGLangPools, NotCuda, SRT
         """Return ``native``: where we dispatch nothing, SGLang's PyTorch paths run."""
         return "native"
 
+    def init_backend(self) -> None:
+        """Let latent attention rotate without YaRN, in a process that runs a model."""
+        super().init_backend()
+        if installed_version() in PLAIN_PREFILL:  # before, no attention backend serves it on a CPU
+            rotate_plainly_too()
+
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Set what the user left open: the share of memory, and the attention backend."""
         super().apply_server_args_defaults(server_args)
@@ -79,3 +88,29 @@ class CpuPlatform(LoadsPlugins, NoTriton, TorchNative, SGLangPools, NotCuda, SRT
             server_args.mem_fraction_static = MEM_FRACTION_STATIC
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = self.get_default_attention_backend()
+
+
+def rotate_plainly_too() -> None:
+    """Give a model with latent attention SGLang's plain rope on a CPU where it asks for no scaling.
+
+    For these models SGLang chooses the rope by the device, and on one called ``cpu`` it has DeepSeek's YaRN
+    alone: it asserts that there is a scaling.
+    """
+    from sglang.srt.layers.rotary_embedding import factory
+
+    scaled = factory.get_rope_cpu
+
+    @functools.wraps(scaled)
+    def get_rope(
+        head_size: int,
+        rotary_dim: int,
+        max_position: int,
+        base: float,
+        is_neox_style: bool = True,
+        rope_scaling: dict[str, Any] | None = None,
+        *others: Any,
+    ) -> Any:
+        common = (head_size, rotary_dim, max_position, base, is_neox_style, rope_scaling)
+        return scaled(*common, *others) if rope_scaling else factory.get_rope(*common, *others[:2])
+
+    factory.get_rope_cpu = get_rope

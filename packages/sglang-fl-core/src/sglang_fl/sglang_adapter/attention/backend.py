@@ -111,6 +111,8 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
             loc = self._window_loc if self._is_in_window_pool(layer) else forward_batch.out_cache_loc
             k, v = (pool[loc].to(q.dtype) for pool in pools)
         lists = self._slots(layer, window if window > -1 else None)
+        if _are_unlike(k, v, pools):
+            k, v = pools = _without_prefix(k, v, lists)
         out = self.kernels.extend(
             _by_head(q, layer), k, v, *pools, self._new_bounds, *lists, layer.scaling, **options
         )
@@ -134,6 +136,30 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
 
 def _by_head(q: Tensor, layer: Any) -> Tensor:
     return q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+
+
+def _are_unlike(k: Tensor, v: Tensor, pools: tuple[Tensor, Tensor]) -> bool:
+    """Whether new keys or values have other heads or elements than those in the pools."""
+    return any(new.shape[1:] != pool.shape[1:] for new, pool in zip((k, v), pools, strict=True))
+
+
+def _without_prefix(k: Tensor, v: Tensor, lists: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the new keys and values of each head beside a pool of latents, as the ops take them.
+
+    A model with latent attention passes them where no sequence has a prefix. Of pools nothing is read then,
+    and since those of the op have the form of what is new, what is new stands in for them, too.
+
+    Raises
+    ------
+    UnsupportedError : there is a prefix
+    """
+    _, slots = lists
+    if len(slots):
+        raise UnsupportedError(
+            f"the attention backend sglang_fl cannot join a prefix of latents to keys {tuple(k.shape)} and "
+            f"values {tuple(v.shape)} of each head"
+        )
+    return k.contiguous(), v.contiguous()  # the values are every head's second part of one product
 
 
 def _options(layer: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def why_not(runner: Any) -> str | None:
 
 
 def _reasons(runner: Any) -> Iterator[str]:
-    if runner.use_mla_backend:
-        yield "latent attention (MLA)"
+    if getattr(runner.token_to_kv_pool, "use_dsa", False):
+        yield "sparse attention (DSA)"
     if getattr(runner.model_config, "is_encoder_decoder", False):
         yield "models with an encoder and a decoder"
     if runner.server_args.speculative_algorithm:

@@ -72,9 +72,9 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
-        for module in model.modules():
+        for name, module in model.named_modules():
             # For latents transformers takes 1e-6 whatever the configuration says, as all checkpoints do.
-            if hasattr(module, "variance_epsilon"):
+            if name.endswith("_a_layernorm"):
                 module.variance_epsilon = config.rms_norm_eps
         # Never an answer: transformers looks for a picture behind each token of one.
         model.get_output_embeddings().weight[: len(SPECIAL)] = 0

@@ -118,6 +118,7 @@ def test_what_it_cannot_serve_is_refused_when_it_is_built(given: dict[str, Any],
     ("given", "reason"),
     [
         ({"attn_type": AttentionType.ENCODER_ONLY, "sliding_window_size": 8, "logit_cap": 30.0}, None),
+        ({"logit_cap": None}, None),
         ({"is_cross_attention": True}, "cross attention"),
         ({"attn_type": AttentionType.DECODER_BIDIRECTIONAL}, "attention of the type decoder_bidirectional"),
         ({"logit_cap": 30.0, "logit_capping_method": "hard"}, "scores that are capped by hard"),

@@ -116,7 +116,7 @@ class Attention:
         keys, values = (x.repeat_interleave(HEADS // KV_HEADS, 1).double() for x in (keys, values))
         scale = 1.0 if self.mistake == "no scale" else SIZE**-0.5
         scores = torch.einsum("hd,nhd->hn", q.double(), keys) * scale
-        if self.layer.logit_cap > 0 and self.mistake != "no cap":
+        if self.layer.logit_cap and self.mistake != "no cap":
             scores = self.layer.logit_cap * torch.tanh(scores / self.layer.logit_cap)
         if given.get("sinks") is not None and self.mistake != "no sinks":
             scores = torch.cat((scores, given["sinks"].double()[:, None]), 1)
@@ -139,6 +139,7 @@ def checked(attention: Attention, calls: int = 1, **given: Any) -> tuple[list[Vi
 
 RIGHT = [
     ("plain", {}, {}),
+    ("no cap", {"logit_cap": None}, {}),
     ("window", {"sliding_window_size": 4}, {}),
     ("cap", {"logit_cap": 0.5}, {}),
     ("sinks", {}, {"sinks": torch.linspace(-1, 2, HEADS)}),

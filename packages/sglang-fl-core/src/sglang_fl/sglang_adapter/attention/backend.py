@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
-from sglang_fl.sglang_adapter.attention.limits import layers_of, needs_of
+from sglang_fl.sglang_adapter.attention.limits import cap_of, layers_of, needs_of
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
 
 __all__ = ["PagedAttention"]
@@ -169,7 +169,7 @@ def _options(layer: Any, given: dict[str, Any]) -> dict[str, Any]:
     ------
     UnsupportedError : the model passes what no op has, such as an attention bias
     """
-    options: dict[str, Any] = {"logit_cap": layer.logit_cap} if layer.logit_cap > 0 else {}
+    options: dict[str, Any] = {"logit_cap": cap_of(layer)} if cap_of(layer) > 0 else {}
     for name, value in given.items():
         if name == "sinks" and value is not None:
             options["sinks"] = value

@@ -5,7 +5,7 @@ from typing import Any
 
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-__all__ = ["layers_of", "needs_of", "why_not"]
+__all__ = ["cap_of", "layers_of", "needs_of", "why_not"]
 
 
 def layers_of(runner: Any) -> list[Any]:
@@ -13,10 +13,15 @@ def layers_of(runner: Any) -> list[Any]:
     return [layer for layer in runner.model.modules() if isinstance(layer, RadixAttention)]
 
 
+def cap_of(layer: Any) -> float:
+    """Return where a layer's scores saturate; 0: nowhere. Some models say None for that."""
+    return float(layer.logit_cap or 0.0)
+
+
 def needs_of(layers: list[Any]) -> set[str]:
     """Return the options of the two ops that these layers need in every call."""
     needs = {
-        "logit_cap": any(layer.logit_cap > 0 for layer in layers),
+        "logit_cap": any(cap_of(layer) > 0 for layer in layers),
         "sliding_window": any(layer.sliding_window_size > -1 for layer in layers),
         "is_causal": any(layer.attn_type == AttentionType.ENCODER_ONLY for layer in layers),
     }
@@ -51,7 +56,7 @@ def _reasons_of(layer: Any) -> Iterator[str]:
         yield "cross attention"
     if layer.attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY):
         yield f"attention of the type {layer.attn_type.value}"
-    if layer.logit_cap > 0 and layer.logit_capping_method != "tanh":
+    if cap_of(layer) > 0 and layer.logit_capping_method != "tanh":
         yield f"scores that are capped by {layer.logit_capping_method}"
     if layer.xai_temperature_len > 0:
         yield "a temperature by position (Grok)"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Op
+from sglang_fl.sglang_adapter.attention.limits import cap_of
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
 
 __all__ = ["Call", "Pools", "Sample", "take"]
@@ -116,7 +117,7 @@ def take(call: Call, pools: "Pools", turn: int) -> Sample | None:
     _require_known(call)
     call = _by_head(call)
     layer = call.layer
-    options: dict[str, Any] = {"logit_cap": layer.logit_cap} if layer.logit_cap > 0 else {}
+    options: dict[str, Any] = {"logit_cap": cap_of(layer)} if cap_of(layer) > 0 else {}
     if call.given.get("sinks") is not None:
         options["sinks"] = call.given["sinks"]
     draw = _of_decode if call.batch.forward_mode.is_decode() else _of_extend
@@ -288,7 +289,7 @@ def _require_known(call: Call) -> None:
     """Raise ``UnsupportedError`` where no op computes what a call does."""
     layer, mode = call.layer, call.batch.forward_mode.name
     types = (AttentionType.DECODER, AttentionType.ENCODER_ONLY)
-    is_capped_otherwise = layer.logit_cap > 0 and layer.logit_capping_method != "tanh"
+    is_capped_otherwise = cap_of(layer) > 0 and layer.logit_capping_method != "tanh"
     reasons = {
         f"calls of the mode {mode}": mode not in ("DECODE", "EXTEND", "MIXED"),
         "cross attention": layer.is_cross_attention,

@@ -17,6 +17,7 @@ from sglang.srt.layers.attention.linear.utils import LinearAttnKernelBackend
 from sglang.srt.plugins import load_plugins
 
 from sglang_fl.bisect.bench import Bench, _armed
+from sglang_fl.dispatch.kept_calls import KeptCalls
 from sglang_fl.dispatch.op_check import OpCheck
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter import seams
@@ -66,7 +67,9 @@ def bench(kernel, wrong: OpImpl, tmp_path: Path, monkeypatch) -> Bench:
     configuration = dataclasses.replace(configuration)  # one of this test's own
     monkeypatch.setitem(vars(configuration), "resolutions", resolutions)
     calls = OpCheck(report=lambda violation: None)
-    layers = _armed(configuration, seams.seam_of(seams.installed_version()), calls)
+    layers = _armed(
+        configuration, seams.seam_of(seams.installed_version()), calls, KeptCalls(tmp_path / "calls")
+    )
     bench = Bench(tmp_path, layers, calls, lambda: (), "cpu")
     backend = SimpleNamespace(linear_attn_backend=SimpleNamespace(kernel_dispatcher=kernel.dispatcher))
     runner = SimpleNamespace(model=torch.nn.Module(), attn_backend=backend)

@@ -307,6 +307,27 @@ def _dtype(value: str) -> str:
 
 
 @app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="Of SGLANG_FL_KEEP_CALLS.")],
+    op: Annotated[str | None, typer.Option(help="Only calls of this op.")] = None,
+    seconds: Annotated[float, typer.Option(help="For each call, after which it hangs.", min=1)] = 120,
+    as_json: Json = False,
+) -> None:
+    """Run kept calls of kernels again, each in a process of its own, and hold them against float64.
+
+    Start the server with SGLANG_FL_KEEP_CALLS=DIR: a kernel that ends its process leaves its call there. Exit
+    code 0: all are right, 1: one is wrong, raises, hangs or ends its process, 2: cannot be read, 3: none
+    was judged.
+    """
+    from sglang_fl.diagnostics.replay import replay as run_again
+
+    with _exit_on_error():
+        rows, code = run_again(_named(folder), op, _seconds(seconds))
+    _print(rows, as_json, "Kept calls, run again" if rows else f"no call of {op} is kept")
+    raise typer.Exit(code)
+
+
+@app.command()
 def doctor(
     model: Annotated[
         Path | None, typer.Option("--model", "--model-path", help="Folder of the model.")

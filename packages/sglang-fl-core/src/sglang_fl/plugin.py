@@ -18,6 +18,7 @@ import torch
 from sglang_fl.aten import Plan, plan_layer_1
 from sglang_fl.aten.layer_1 import Layer1
 from sglang_fl.aten.record_log import AtenRecord
+from sglang_fl.dispatch.kept_calls import KeptCalls
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.errors import SettingsError, SglangFlError, VendorError
@@ -39,7 +40,7 @@ from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
 from sglang_fl.sglang_adapter.seams import Seam, installed_version, seam_of, why_unsupported
 from sglang_fl.startup import Configuration, configure, inform_user, warn_user
-from sglang_fl.vendor import Vendor, load_target
+from sglang_fl.vendor import OpImpl, Vendor, load_target
 
 __all__ = ["activate_platform", "load_plugin"]
 
@@ -219,14 +220,21 @@ def _install(layers: _Layers) -> None:
     _install_in_scheduler(layers, record)
 
 
-def _wrap(live: LiveCheck | None, has_record: bool) -> Callable[[Op, Any, Kernel], Kernel] | None:
-    """Return what is put around kernels: a mark for the record of layer 1, a check; mostly nothing."""
-    if live is None and not has_record:
+def _wrap(
+    live: LiveCheck | None, has_record: bool, kept: KeptCalls | None
+) -> Callable[[Op, OpImpl, Any, Kernel], Kernel] | None:
+    """Return what is put around kernels: a mark for the record of layer 1, what keeps and what checks calls.
+
+    Mostly nothing.
+    """
+    if live is None and not has_record and kept is None:
         return None
 
-    def wrap(op: Op, layer: Any, kernel: Kernel) -> Kernel:
+    def wrap(op: Op, impl: OpImpl, layer: Any, kernel: Kernel) -> Kernel:
         if has_record:
             kernel = marked(kernel)
+        if kept is not None:
+            kernel = kept.wrap(op, impl, layer, kernel)
         return kernel if live is None else live.wrap(op, layer, kernel)
 
     return wrap
@@ -247,7 +255,8 @@ def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
     if settings.verify:
         live = LiveCheck(settings.verify, settings.verify_rate.denominator, vendor.device_type)
         log_ready.when_log_is_ready(lambda: inform_user(str(live)))
-    layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, _wrap(live, has_record))
+    wrap = _wrap(live, has_record, _open_kept_calls(settings))
+    layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, wrap)
     models = loaded_models.LoadedModels(named, log, installed_version())
 
     def settle(runner: Any) -> None:
@@ -330,6 +339,18 @@ def _check_logs(settings: Settings) -> None:
 def _open_log(settings: Settings) -> DispatchLog:
     with _writable(settings, "dispatch_log"):
         return DispatchLog(settings.dispatch_log)
+
+
+def _open_kept_calls(settings: Settings) -> KeptCalls | None:
+    if settings.keep_calls is None:
+        return None
+    try:
+        return KeptCalls(settings.keep_calls, settings.keep_calls_each)
+    except OSError as error:
+        raise SettingsError(
+            f"{settings.quoted('keep_calls')}: no folder that can be written ({error.strerror}). Valid: a "
+            f"folder, or a name for one, in a folder that can be written."
+        ) from error
 
 
 def _open_record(settings: Settings) -> AtenRecord | None:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as tree
 from sglang_fl.aten import load_kernels, plan_layer_1
 from sglang_fl.aten.call_check import AtenFault, CallBook
 from sglang_fl.aten.switchboard import AtenSwitchboard
+from sglang_fl.dispatch.kept_calls import KeptCalls
 from sglang_fl.dispatch.op_check import OpCheck, Violation
 from sglang_fl.dispatch.resolution import reference_alone
 from sglang_fl.errors import SettingsError
@@ -28,12 +29,14 @@ from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.sglang_adapter.switchable_layers import SwitchableLayers
 from sglang_fl.startup import Configuration
-from sglang_fl.vendor import AtenKernel
+from sglang_fl.vendor import AtenKernel, OpImpl
 
-__all__ = ["METHOD", "Bench", "install_bench"]
+__all__ = ["CALLS", "METHOD", "Bench", "install_bench"]
 
 logger = logging.getLogger(__name__)
 
+#: The folder of kept calls, in that of the report.
+CALLS = "calls"
 #: The name of the scheduler's attribute that ``collective_rpc`` calls.
 METHOD = "sglang_fl_bisect"
 
@@ -238,15 +241,18 @@ def install_bench(configuration: Configuration, folder: Path, check: Callable[..
     vendor = configuration.registry.vendor
     prepare_environment(vendor)
     calls = OpCheck(report=lambda violation: None)
-    layers = _armed(configuration, seam, calls)
+    layers = _armed(configuration, seam, calls, KeptCalls(folder / CALLS))
     bench = Bench(folder, layers, calls, _kernels(configuration), vendor.device_type)
     scheduler.install(bench.attach, lambda: None, check)
 
 
-def _armed(configuration: Configuration, seam: seams.Seam, calls: OpCheck) -> SwitchableLayers:
+def _armed(
+    configuration: Configuration, seam: seams.Seam, calls: OpCheck, kept: KeptCalls
+) -> SwitchableLayers:
     from sglang_fl.sglang_adapter.hook import LayerHook
 
-    def wrap(op: Op, layer: Any, kernel: Kernel) -> Kernel:
+    def wrap(op: Op, impl: OpImpl, layer: Any, kernel: Kernel) -> Kernel:
+        kernel = kept.wrap(op, impl, layer, kernel)  # one that ends the engine leaves its call behind
         return calls.checking(op, lambda: layers.name_of(layer), kernel)
 
     log, lists = DispatchLog(None), layer_lists(configuration.settings)

@@ -2,13 +2,14 @@
 
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from sglang_fl.bisect.bench import METHOD
+from sglang_fl.bisect.bench import CALLS, METHOD
 from sglang_fl.bisect.checkpoint import vocabulary_of
 from sglang_fl.bisect.procedure import Bisection
 from sglang_fl.bisect.reproduction import LOG, with_limit, write_report
@@ -52,10 +53,12 @@ def bisect(
     line = ["--model-path", model, *arguments]
     log = folder / LOG
     say(f"starting the engine; SGLang's log: {log}")
+    say(f"if a kernel ends it: sglang-fl replay {folder / CALLS}")
     try:
         with _printing_to(log), offline_engine(line, folder) as engine:
             tokens = [engine.encode(text) for text in prompts] or made_up
             verdict = Bisection(engine, METHOD, tokens, say).run()
+        shutil.rmtree(folder / CALLS, ignore_errors=True)  # large, and for a bisection without a verdict
     finally:
         for answer in folder.glob("*.rank*.json"):  # between processes, so with all that a secret may be in
             answer.unlink()

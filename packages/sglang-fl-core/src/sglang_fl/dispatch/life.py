@@ -49,8 +49,9 @@ from sglang_fl.vendor import OpImpl
 
 __all__ = ["MOST_EXCLUDED", "LayerLife", "Wrap", "is_ours"]
 
-#: ``wrap(op, layer, kernel)`` returns what is bound to a layer instead of the kernel, with its signature.
-Wrap = Callable[[Op, Any, Kernel], Kernel]
+#: ``wrap(op, impl, layer, kernel)`` returns what is bound to a layer instead of the implementation's kernel,
+#: with its signature.
+Wrap = Callable[[Op, OpImpl, Any, Kernel], Kernel]
 
 #: After so many calls that were all SGLang's the layer is SGLang's.
 MOST_EXCLUDED = 8
@@ -286,7 +287,7 @@ class LayerLife:
         Exception : what SGLang's own path raised; memory ran out; anything, if strict
         """
         try:
-            return self._bound(adapter, trial)(self._layer, *args, **kwargs)
+            return self._bound(adapter, impl, trial)(self._layer, *args, **kwargs)
         except NextCandidateError:
             if trial.fault is not None:
                 self._candidates.reject(impl, trial.fault)
@@ -303,16 +304,16 @@ class LayerLife:
             raise _MisfitError(f"its adapter raised {Fault.of(error)}") from error
         return _NEXT
 
-    def _bound(self, adapter: Translation, kernel: Kernel) -> Forward:
+    def _bound(self, adapter: Translation, impl: OpImpl, kernel: Kernel) -> Forward:
         """Return the adapter's function for this kernel."""
         if self._wrap is not None:
-            kernel = self._wrap(adapter.op, self._layer, kernel)
+            kernel = self._wrap(adapter.op, impl, self._layer, kernel)
         return adapter.bind(self._layer, kernel, self._own_forward)
 
     def _computed(self, adapter: Translation, impl: OpImpl, trial: Trial, result: Any) -> Any:
         """Decide for the candidate that has computed a call, if there was anything to compute."""
         if trial.has_rows:
-            forward = self._bound(adapter, trial.kernel)
+            forward = self._bound(adapter, impl, trial.kernel)
             # ``pickle`` keeps a bound method as its name: a copy from a file then has SGLang's own.
             forward.__name__ = self.plan.method
             _bound.add(forward)

@@ -22,7 +22,7 @@ from sglang_fl.dispatch.faults import Fault, is_out_of_memory
 from sglang_fl.errors import ContractError, UnsupportedError, VendorError
 from sglang_fl.ops import Kernel, Op, Outputs
 
-__all__ = ["NextCandidateError", "Trial"]
+__all__ = ["NextCandidateError", "Trial", "is_capturing", "wait_for"]
 
 
 class NextCandidateError(Exception):
@@ -81,14 +81,14 @@ class Trial:
         self, args: Any, kwargs: Any, arguments: Mapping[str, Any], expected: tuple[Tensor, ...]
     ) -> Outputs:
         device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), torch.device("cpu"))
-        is_captured = _is_capturing(device)
+        is_captured = is_capturing(device)
         kept = [] if is_captured else [_Kept(self._op, n, arguments) for n in self._op.may_write(arguments)]
         versions = _versions(self._op, arguments)
         try:
             outputs: Outputs = self.kernel(*args, **kwargs)
             _hold_against(expected, outputs, device, is_whole=self._op.like is None)
             if not is_captured:
-                _wait_for(device)
+                wait_for(device)
             return outputs
         except (ContractError, UnsupportedError) as error:
             for argument in kept:
@@ -175,12 +175,14 @@ def _ask_device(device: torch.device, function: str) -> Callable[[], Any] | None
     return found
 
 
-def _is_capturing(device: torch.device) -> bool:
+def is_capturing(device: torch.device) -> bool:
+    """Whether a graph is being captured on a device."""
     ask = _ask_device(device, "is_current_stream_capturing")
     return bool(ask and ask())
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what was launched on it."""
     synchronize = _ask_device(device, "synchronize")
     if synchronize:
         synchronize()

@@ -23,7 +23,7 @@ __all__ = [
 #: The settings that are of layer 2 alone.
 LAYER_2 = (
     *("per_op", *EXCLUSIVE[0], "prefer", "strict", "allow_vendors", "deny_vendors"),
-    *("verify", "verify_rate", "dispatch_log"),
+    *("verify", "verify_rate", "dispatch_log", "keep_calls", "keep_calls_each"),
 )
 #: The settings that name a file.
 FILES = ("config", "dispatch_log", "flaggems_log_path", "simulated_record")
@@ -144,6 +144,8 @@ def without_effect(settings: Settings, vendor: Vendor) -> list[str]:
     if settings.oot_enabled and settings.prefer == SGLANG and not settings.per_op:
         off = f"{settings.quoted('prefer')} leaves every op to SGLang"
         complaints += _told(settings, (*EXCLUSIVE[0], "strict", "allow_vendors", "deny_vendors"), off)
+    if settings.oot_enabled and settings.keep_calls is None:
+        complaints += _told(settings, ("keep_calls_each",), f"{settings.title('keep_calls')} names no folder")
     if settings.simulated is None:
         complaints += _told(settings, ("simulated_record",), f"{settings.title('simulated')} names no chip")
     return complaints

@@ -58,7 +58,7 @@ PREFIXES = ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 #: What a vendor package has no default for: files, and which vendors there are.
 USERS_ALONE = frozenset(
     ("platform", "simulated", "simulated_record", "dispatch_log", "flaggems_record", "flaggems_log_path")
-) | {"allow_vendors", "deny_vendors"}
+) | {"allow_vendors", "deny_vendors", "keep_calls", "keep_calls_each"}
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -158,6 +158,13 @@ class Settings(BaseModel):
     )
     verify_rate: Annotated[Fraction, PlainValidator(_parse_rate)] = Field(
         default=Fraction(1, 64), description="how many calls are sampled: `1/64`, or `1` for each"
+    )
+    keep_calls: File = Field(
+        default=None,
+        description="folder that has what kernels are called with before they run, for `sglang-fl replay`",
+    )
+    keep_calls_each: bool = Field(
+        default=False, description="`1`: keep the latest call of each op and shape there, `0`: the first"
     )
     dispatch_log: File = Field(default=None, description="file that tells what each op ran on")
     config: File = Field(default=None, description="YAML file with these settings")

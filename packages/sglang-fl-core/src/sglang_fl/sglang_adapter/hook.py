@@ -39,8 +39,8 @@ class LayerHook:
     resolutions : what may run each op
     log : the dispatch log
     lists : the layers that the user leaves to SGLang
-    wrap : ``wrap(op, layer, kernel)`` returns what is bound to a layer instead of a kernel: one that is
-        marked for the record of layer 1, or checked; None binds the kernel itself
+    wrap : ``wrap(op, impl, layer, kernel)`` returns what is bound to a layer instead of a kernel: one that is
+        marked for the record of layer 1, checked, or whose calls are kept; None binds the kernel itself
     """
 
     def __init__(

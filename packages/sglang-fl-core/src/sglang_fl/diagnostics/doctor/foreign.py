@@ -13,7 +13,10 @@ from sglang_fl.logs.redaction import HIDDEN, is_secret
 __all__ = ["child_environment", "variable", "variables"]
 
 #: Written by a server, and looked at by a check of their own: a child that only tries an import keeps off.
-_OUTPUTS = ("SGLANG_FL_DISPATCH_LOG", "SGLANG_FLAGGEMS_RECORD", "SGLANG_FLAGGEMS_LOG_PATH")
+_OUTPUTS = (
+    *("SGLANG_FL_DISPATCH_LOG", "SGLANG_FL_KEEP_CALLS", "SGLANG_FL_KEEP_CALLS_EACH"),
+    *("SGLANG_FLAGGEMS_RECORD", "SGLANG_FLAGGEMS_LOG_PATH"),
+)
 
 
 def variable(name: str) -> str | None:

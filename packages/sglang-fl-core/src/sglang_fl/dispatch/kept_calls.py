@@ -1,0 +1,168 @@
+"""``SGLANG_FL_KEEP_CALLS``: what a kernel is called with is on disk before it runs.
+
+A kernel that kills its process leaves no traceback, and its call was the one thing that could have told why.
+``sglang-fl replay`` runs what is kept in a process of its own. The name of a file says how the call ended:
+``0003-rms_norm.running.pt`` is one that never came back.
+
+Not kept: calls while a graph is captured, which cannot be copied, and calls that are larger than what may be
+kept at all. Calls that a graph replays do not pass through Python.
+"""
+
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sglang_fl.dispatch.trial import is_capturing, wait_for
+from sglang_fl.ops import Kernel, Op
+from sglang_fl.vendor import OpImpl
+
+__all__ = ["RUNNING", "KeptCalls", "kept_files", "packed", "unpacked"]
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of one call, and of all that one process keeps, and how many files it makes.
+MOST_OF_A_CALL, MOST, MOST_FILES = 1 << 28, 1 << 30, 4096
+RUNNING = ".running.pt"
+#: Elements after which memory is aligned as before.
+_ALIGNED = 64
+
+
+class KeptCalls:
+    """Keeps the first call of each implementation and shape of this process, or the latest one.
+
+    Parameters
+    ----------
+    folder : where; made if it is missing, for its owner alone
+    each : whether each call is kept, in the place of the one before of its shape
+
+    Raises
+    ------
+    OSError : the folder cannot be made or written
+    """
+
+    def __init__(self, folder: Path, each: bool = False) -> None:
+        self._folder = folder / f"process-{os.getpid()}"
+        self._each = each
+        self._files: dict[tuple[object, ...], Path] = {}
+        self._bytes = 0
+        self._said: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, os.strerror(13), str(folder))
+
+    def wrap(self, op: Op, impl: OpImpl, layer: Any, kernel: Kernel) -> Kernel:
+        """Return the kernel with its calls kept; its signature stays the same."""
+
+        @functools.wraps(kernel)
+        def keeping(*args: Any, **kwargs: Any) -> Any:
+            given = op.signature.bind(*args, **kwargs).arguments
+            path = self._keep(op, impl, type(layer).__name__, given)
+            if path is None:
+                return kernel(*args, **kwargs)
+            try:
+                result = kernel(*args, **kwargs)
+                wait_for(_device(given))
+            finally:  # what it raises can be told from what ends the process
+                path.rename(path.with_name(path.name.replace(RUNNING, ".pt")))
+            return result
+
+        keeping.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
+        return keeping
+
+    def _keep(self, op: Op, impl: OpImpl, layer: str, given: Mapping[str, Any]) -> Path | None:
+        """Write a call; return its file, or None where it is not kept."""
+        key = (impl.id, op.name, *(_form(op, name, value) for name, value in given.items()))
+        known = self._files.get(key)
+        if (known is not None and not self._each) or is_capturing(_device(given)):
+            return None
+        size = sum(_bytes(value) for value in given.values())
+        if known is None and not self._has_room(op, size):
+            return None
+        path = known or self._folder / f"{len(self._files):04d}-{op.name}{RUNNING}"
+        about = {"op": op.name, "implementation": impl.id, "target": impl.target, "layer": layer}
+        self._folder.mkdir(exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save({**about, "device": _device(given).type, "arguments": packed(given)}, file)
+        if known is None:
+            self._bytes += size
+            self._files[key] = path
+        return path
+
+    def _has_room(self, op: Op, size: int) -> bool:
+        if size > MOST_OF_A_CALL:
+            self._say_once(op.name, f"calls of {op} with {size >> 20} MiB are not kept: too large")
+            return False
+        if self._bytes + size > MOST or len(self._files) >= MOST_FILES:
+            self._say_once("", f"{self._folder}: full, no further calls are kept")
+            return False
+        return True
+
+    def _say_once(self, key: str, text: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            logger.warning("%s", text)
+
+
+def kept_files(folder: Path) -> list[Path]:
+    """Return the files in a folder of kept calls, those that never came back first."""
+    found = sorted(folder.glob("process-*/*.pt"))
+    return sorted(found, key=lambda path: not path.name.endswith(RUNNING))
+
+
+def packed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as plain data; of a tensor what memory it spans, with strides and alignment."""
+    return {name: _packed(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
+def unpacked(arguments: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Return arguments as they were, on a device."""
+    return {
+        name: _unpacked(value, device) if isinstance(value, dict) else value
+        for name, value in arguments.items()
+    }
+
+
+def _packed(tensor: Tensor) -> dict[str, Any]:
+    span = _span(tensor)
+    memory = torch.as_strided(tensor.detach(), (span,), (1,), tensor.storage_offset())
+    layout = {"size": tuple(tensor.shape), "stride": tensor.stride()}
+    return {"memory": memory.cpu().clone(), "offset": tensor.storage_offset() % _ALIGNED, **layout}
+
+
+def _unpacked(packed: Mapping[str, Any], device: str) -> Tensor:
+    memory, offset = packed["memory"], packed["offset"]
+    whole = torch.empty(offset + len(memory), dtype=memory.dtype, device=device)
+    whole[offset:] = memory.to(device)
+    return torch.as_strided(whole, packed["size"], packed["stride"], offset)
+
+
+def _span(tensor: Tensor) -> int:
+    """Return how many elements of memory lie between a tensor's first and last element, both included."""
+    if not tensor.numel():
+        return 0
+    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _bytes(value: Any) -> int:
+    return _span(value) * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def _form(op: Op, name: str, value: Any) -> object:
+    """Return what distinguishes a call from others."""
+    if not isinstance(value, Tensor):
+        return name, repr(value)
+    # Lists of slots grow with each step: those of about one length count as one.
+    size = tuple(n.bit_length() for n in value.shape) if op.bounds else tuple(value.shape)
+    return name, value.dtype, size, () if op.bounds else value.stride()
+
+
+def _device(given: Mapping[str, Any]) -> torch.device:
+    return next((v.device for v in given.values() if isinstance(v, Tensor)), torch.device("cpu"))

@@ -3,7 +3,8 @@
 SGLang's engine is at least three processes, and each needs 9 to 10 s of processor time to import torch,
 transformers, Triton and the like, before 3 s for SGLang and the plugin. Here the former is done once:
 
-1. ``Server`` starts this file as a process. It imports ``THIRD_PARTY`` and waits for requests.
+1. ``tests.forked.Server`` starts this file as a process. It imports ``THIRD_PARTY`` and waits for requests.
+   The processes of one run of the tests share it.
 2. For each program it forks twice: an attendant, which waits for the program and passes its exit code on, and
    the program. That takes its output, environment, folder, ``sys.path`` and ``sys.argv`` as a fresh
    interpreter would, in a session of its own.
@@ -24,7 +25,6 @@ start (``test_start_up``), the HTTP server and the demo are tested with processe
 """
 
 import contextlib
-import copy
 import ctypes
 import gc
 import importlib
@@ -34,19 +34,16 @@ import os
 import runpy
 import select
 import shlex
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OURS", "SGLANG_READS", "Program", "Server", "run"]
+__all__ = ["THIRD_PARTY", "receive", "send"]
 
 #: Modules that SGLang's processes import; none is SGLang's and none ours. What is missing is left out.
 THIRD_PARTY = (
@@ -75,179 +72,28 @@ SGLANG = (
     *("sglang", "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"),
     "sglang.srt.models.registry",
 )
-#: Beginnings of variables that libraries read when they are loaded, and of those that Python reads.
-READ_ON_LOADING = (
-    *("OMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "HF_", "TRANSFORMERS_"),
-    *("TOKENIZERS_", "LD_", "PYTHON"),
-)
-#: Of these, what a program may have as it likes.
-TAKEN_ANEW = ("PYTHONPATH", "PYTHONUNBUFFERED")
-#: Beginnings of variables that SGLang reads when it is loaded, and of those that this project reads anew.
-SGLANG_READS, OURS = ("SGL", "FLA_"), ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
 MESSAGE = 1 << 18
 _asked_while_loading = ""
 _of_modules: set[int] = set()
 PR_SET_CHILD_SUBREAPER = 36
 
 
-class Server:
-    """A process with modules loaded, from which programs are forked; it ends with this one.
-
-    Parameters
-    ----------
-    environment : of the server itself: what libraries read when they are loaded
-    path : folders with third-party modules that go before those of the environment
-    """
-
-    has_sglang = False
-
-    def __init__(self, environment: Mapping[str, str], path: Sequence[Path] = ()) -> None:
-        self._environment = dict(environment)
-        self._path = [str(folder) for folder in path]
-        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control = mine
-        with its:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(its.fileno())],
-                env={**environment, "PYTHONPATH": os.pathsep.join(self._path)},
-                stdin=subprocess.DEVNULL,
-                pass_fds=(its.fileno(),),
-                start_new_session=True,
-            )
-
-    def with_sglang(self, simulated: str = "") -> "Server":
-        """Return a server forked from this one that has SGLang loaded too, on a simulated chip or the CPU."""
-        server = copy.copy(self)
-        server.has_sglang = True
-        server._control, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with its:
-            _send(self._control, {"simulated": simulated}, [its.fileno()])
-        return server
-
-    def start(
-        self, command: Sequence[str], output: int, environment: Mapping[str, str], folder: Path
-    ) -> "Program":
-        """Start a program.
-
-        Parameters
-        ----------
-        command : ``[python, "-c", code, ...]``, ``[python, "-m", module, ...]`` or ``[python, script, ...]``
-        output : a descriptor for standard output and error
-        environment : all variables of the program
-        folder : the working directory
-
-        Raises
-        ------
-        ValueError : a variable differs that is read before the program starts
-        """
-        self._require_same(environment)
-        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        request = {"command": list(command), "environment": dict(environment), "folder": str(folder)}
-        with its:
-            _send(self._control, request, [its.fileno(), output])
-        return Program(list(command), mine)
-
-    def _require_same(self, environment: Mapping[str, str]) -> None:
-        beginnings = (*READ_ON_LOADING, *(SGLANG_READS if self.has_sglang else ()))
-        for name in sorted({*environment, *self._environment}):
-            is_read = name.startswith(beginnings) and not name.startswith(OURS)
-            its, wanted = self._environment.get(name), environment.get(name)
-            if is_read and name not in TAKEN_ANEW and its != wanted:
-                raise ValueError(f"{name}={wanted!r}: the server of forks has read {its!r} already")
-        folders = {*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))}
-        for folder in sorted(folders - {*self._path}):
-            for name in {module.partition(".")[0] for module in THIRD_PARTY}:
-                if Path(folder, name).exists():
-                    raise ValueError(f"PYTHONPATH={folder!r}: its {name} is another than the one preloaded")
-
-
-class Program:
-    """A program that a server has forked; what is needed of ``subprocess.Popen``.
-
-    Parameters
-    ----------
-    args : its command line
-    connection : to its attendant
-    """
-
-    def __init__(self, args: list[str], connection: socket.socket) -> None:
-        self.args = args
-        self.returncode: int | None = None
-        self._connection = connection
-        self.pid = self._hear()
-
-    def _hear(self) -> int:
-        message, _ = _receive(self._connection)
-        if message is None:
-            raise RuntimeError("the server of forks has died; its error is in the output of these tests")
-        number: int = message
-        return number
-
-    def poll(self) -> int | None:
-        """Return the exit code, or None while it runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.wait(0)
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return its exit code; that of a signal is negative.
-
-        Raises
-        ------
-        subprocess.TimeoutExpired : it runs still
-        """
-        if self.returncode is None:
-            if not select.select([self._connection], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = self._hear()
-            self._connection.close()
-        return self.returncode
-
-
-def run(
-    server: Server, command: Sequence[str], environment: Mapping[str, str], folder: Path, timeout: float
-) -> tuple[int, str]:
-    """Run a program until it and all that have its output have ended; return exit code and output.
-
-    Raises
-    ------
-    subprocess.TimeoutExpired : it took too long and was killed
-    """
-    ours, its = os.pipe()
-    try:
-        program = server.start(command, its, environment, folder)
-    finally:
-        os.close(its)
-    deadline, output = time.monotonic() + timeout, b""
-    with os.fdopen(ours, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], max(0, deadline - time.monotonic()))[0]:
-            part = pipe.read(1 << 16)
-            if not part:
-                return program.wait(timeout), output.decode(errors="replace")
-            output += part
-    os.killpg(program.pid, signal.SIGKILL)
-    raise subprocess.TimeoutExpired(list(command), timeout, output)
-
-
-def _send(connection: socket.socket, message: Any, descriptors: Sequence[int] = ()) -> None:
+def send(connection: socket.socket, message: Any, descriptors: Sequence[int] = ()) -> None:
     socket.send_fds(connection, [json.dumps(message).encode()], list(descriptors))
 
 
-def _receive(connection: socket.socket) -> tuple[Any, list[int]]:
+def receive(connection: socket.socket) -> tuple[Any, list[int]]:
     """Return a message and descriptors; None: the other side has closed."""
     data, descriptors, _, _ = socket.recv_fds(connection, MESSAGE, 64)
     return json.loads(data) if data else None, descriptors
 
 
-# What follows runs in the server and in the processes that it forks.
-
-
 def main() -> None:
     """Load modules and serve; what returns from serving is a process that has a program to run."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    listener = socket.socket(fileno=int(sys.argv[1]))
     base = sys.path[1:]  # without the folder of this file
     _load(THIRD_PARTY)
-    request, output = _next_program(control)
+    request, output = _next_program(listener)
     _become_program(request, output, base)
 
 
@@ -276,36 +122,57 @@ def _load_sglang(simulated: str) -> None:
         _asked_while_loading = record.read()
 
 
-def _next_program(control: socket.socket) -> tuple[dict[str, Any], int]:
+def _next_program(listener: socket.socket) -> tuple[dict[str, Any], int]:
     """Serve requests; return in the process of a program what it is to run, and its output."""
+    controls: list[socket.socket] = []
     while True:
-        request, descriptors = _receive(control)
-        if request is None:  # the tests have ended
-            os._exit(0)
-        if "simulated" in request:
-            if not os.fork():
-                control = socket.socket(fileno=descriptors[0])
-                _load_sglang(request["simulated"])
+        for ready in select.select([listener, *controls], [], [])[0]:
+            if ready is listener:
+                controls.append(listener.accept()[0])
+                continue
+            request, descriptors = receive(ready)
+            if request is None:
+                _take_leave(ready, controls)
+            elif os.fork():
+                for descriptor in descriptors:
+                    os.close(descriptor)
             else:
-                os.close(descriptors[0])
-        elif not os.fork():
-            attendant = socket.socket(fileno=descriptors[0])
-            program = os.fork()
-            if not program:
-                control.close()
-                return request, descriptors[1]
-            os.close(descriptors[1])
-            _send(attendant, program)
-            _, status = os.waitpid(program, 0)
-            with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
-                _send(attendant, os.waitstatus_to_exitcode(status))
-            os._exit(0)
-        else:
-            for descriptor in descriptors:
-                os.close(descriptor)
+                _close(listener, *controls)
+                if "simulated" not in request:
+                    return _attended(request, *descriptors)
+                listener, controls = socket.socket(fileno=descriptors[0]), []
+                _load_sglang(request["simulated"])
+                break
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:  # attendants that have ended
                 pass
+
+
+def _take_leave(control: socket.socket, controls: list[socket.socket]) -> None:
+    """Forget one of the processes that use this server; end after the last."""
+    controls.remove(control)
+    control.close()
+    if not controls:
+        os._exit(0)
+
+
+def _attended(request: dict[str, Any], attendants: int, output: int) -> tuple[dict[str, Any], int]:
+    """Fork the process of a program, where this returns; pass on how that ended."""
+    attendant = socket.socket(fileno=attendants)
+    program = os.fork()
+    if not program:
+        return request, output
+    os.close(output)
+    send(attendant, program)
+    _, status = os.waitpid(program, 0)
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        send(attendant, os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def _close(*sockets: socket.socket) -> None:
+    for each in sockets:
+        each.close()
 
 
 def _become_program(request: dict[str, Any], output: int, base: list[str]) -> None:
@@ -334,7 +201,7 @@ def _become_program(request: dict[str, Any], output: int, base: list[str]) -> No
 def _next_child(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Fork a child for each request; return in the child what it is to run, and its descriptors."""
     while True:
-        request, descriptors = _receive(control)
+        request, descriptors = receive(control)
         if request is None:  # the program has ended
             os._exit(0)
         between = os.fork()
@@ -342,10 +209,10 @@ def _next_child(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
             child = os.fork()
             if not child:
                 return request, descriptors
-            _send(control, child)
+            send(control, child)
             os._exit(0)
         os.waitpid(between, 0)
-        _send(control, "it is yours")
+        send(control, "it is yours")
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -436,11 +303,11 @@ def _spawn_by(twin: socket.socket) -> None:
         with lock:
             prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
             try:
-                _send(twin, request, descriptors)
+                send(twin, request, descriptors)
             except BrokenPipeError:  # SGLang ends whatever runs below it when an engine stops, the twin too
                 return execute(path, args, passfds)
-            child, _ = _receive(twin)
-            _receive(twin)  # from now on it is the child of this process
+            child, _ = receive(twin)
+            receive(twin)  # from now on it is the child of this process
             prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
         return child
 

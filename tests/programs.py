@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tests.preloaded import OURS, SGLANG_READS, Program, Server, run
+from tests.forked import OURS, SGLANG_READS, Program, Server, run
 
 __all__ = [
     "Run",
@@ -44,13 +44,17 @@ class Run:
 def server_of_forks(path: tuple[Path, ...] = ()) -> Server:
     """Return the server of all programs that start with third-party modules loaded.
 
+    All processes of one run of pytest share it: to load the modules takes 10 s of processor time.
+
     Parameters
     ----------
     path : folders with third-party modules that go before those of the environment
     """
     ours = ("SGLANG_", "USE_FLAGGEMS", "PYTHONPATH")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, path=path)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
+    name = ":".join([run, *map(str, path)]) if run else ""
+    return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, path=path, name=name)
 
 
 @functools.cache

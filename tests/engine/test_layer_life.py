@@ -161,7 +161,7 @@ WITH_WEIGHTS = [
 
 
 def new_layer(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return a layer that no other test has, with a call; to build them all takes a quarter of a second."""
+    """Return a layer that no other test has, with a call; to build all takes a quarter of a second."""
     return copy.deepcopy(LAYERS[name])
 
 

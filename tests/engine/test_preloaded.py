@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.fake_vendor import install_vendor
-from tests.preloaded import THIRD_PARTY, Server, run
+from tests.forked import Server, run
+from tests.preloaded import THIRD_PARTY
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -49,7 +50,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(environment) -> Server:
-    return Server(environment)
+    return Server(environment, name=environment["PYTHONPATH"])
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,20 @@ def test_a_spawned_child_is_preloaded_and_is_the_programs_own(server, environmen
     script.write_text(SPAWN)
     code, output = run(server, [sys.executable, str(script)], environment, tmp_path, timeout=60)
     assert (code, output) == (0, "True yes True [] 7\n")
+
+
+#: Prints the server's process: a program's parent is its attendant, whose parent is the server.
+SERVER = "import os; print(open(f'/proc/{os.getppid()}/stat').read().split()[3])"
+
+
+@pytest.mark.parametrize("has_sglang", [False, True])
+def test_who_gives_the_same_name_shares_the_server(server, with_sglang, environment, has_sglang: bool):
+    another = Server(environment, name=environment["PYTHONPATH"])
+    pair = (with_sglang, another.with_sglang()) if has_sglang else (server, another)
+    command = [sys.executable, "-c", SERVER]
+    (code, first), (_, second) = (run(each, command, environment, Path.cwd(), timeout=60) for each in pair)
+    assert code == 0
+    assert first == second
 
 
 def test_a_program_that_takes_too_long_is_killed_with_its_children(server, environment):

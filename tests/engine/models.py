@@ -31,6 +31,7 @@ class Family:
     model : the class in transformers that is made of the configuration
     processor : for families that see: makes the processor of pictures, given a tokenizer
     engine : arguments of ``sgl.Engine`` that only this family needs
+    left : layer classes that are SGLang's, because the contract of their op does not have what they need
     once : ops of the part that sees; SGLang keeps what that made of a picture, so that a mistake planted
         later has no effect
     no_mistakes : mistakes that are none in this family, such as ``topk_sigmoid.ungrouped`` with one group
@@ -45,6 +46,7 @@ class Family:
     model: Any = transformers.AutoModelForCausalLM
     processor: Callable[[Any], transformers.ProcessorMixin] | None = None
     engine: dict[str, Any] = field(default_factory=dict)
+    left: frozenset[str] = frozenset()
     once: frozenset[str] = frozenset()
     no_mistakes: frozenset[str] = frozenset()
     releases: Range = EVERY_RELEASE
@@ -284,6 +286,16 @@ def moonlight() -> transformers.PreTrainedConfig:
         num_mtp_layers=0,
         scoring_func="sigmoid",
         topk_method="noaux_tc",
+    )
+
+
+def gpt_oss() -> transformers.PreTrainedConfig:
+    return transformers.GptOssConfig(
+        **SHAPE,
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        sliding_window=16,
+        rope_parameters={**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
     )
 
 
@@ -550,5 +562,20 @@ FAMILIES = (
         engine={**OURS, "chunked_prefill_size": 64, "page_size": 16},
         no_mistakes=frozenset({"topk_sigmoid.ungrouped"}),
         releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "GPT-OSS",
+        "sinks and windows, by the attention of ours; its experts have biases and are SGLang's",
+        gpt_oss,
+        {
+            "RMSNorm": "rms_norm",
+            "YaRNScalingRotaryEmbedding": "rotary_embedding",
+            "TopK": "topk_softmax",
+            **ATTENTION,
+        },
+        engine=OURS,
+        left=frozenset({"UnquantizedFusedMoEMethod"}),
+        releases=PLAIN_PREFILL,
+        is_cached=False,
     ),
 )

@@ -77,6 +77,23 @@ def test_a_name_is_offered_once_in_each_process():
     assert "sglang_fl" in ATTENTION_BACKENDS
 
 
+@on_releases_with_it
+@pytest.mark.parametrize(
+    ("architecture", "counts_as"), [("GptOssForCausalLM", "triton"), ("Gemma4ForCausalLM", "sglang_fl")]
+)
+def test_a_list_of_names_is_passed_by_models_that_were_judged(architecture: str, counts_as: str):
+    from sglang.srt.arg_groups import model_hook
+
+    load_plugins()
+    config = SimpleNamespace(
+        attention_backend="sglang_fl",
+        prefill_attention_backend=None,
+        decode_attention_backend="fa3",
+        _model_config=SimpleNamespace(hf_config=SimpleNamespace(architectures=[architecture])),
+    )
+    assert model_hook.attention_backends_of(config) == (counts_as, "fa3")
+
+
 def test_an_earlier_release_is_refused_by_name():
     with pytest.raises(SettingsError, match=r"--attention-backend sglang_fl needs SGLang 0\.5\.22 or later"):
         offer._create(None, Version("0.5.21"))

@@ -305,6 +305,7 @@ def test_exactly_the_expected_layer_classes_ran_on_ours(judged: Judged):
     lines = {f"[OOT-DISPATCH] {name} → vendor(vendor.mistaken)" for name in expected}
     if "AttentionKernels.decode" not in expected:
         lines.add("[OOT-DISPATCH] RadixAttention → sglang(torch_native)")
+    lines |= {f"[OOT-DISPATCH] {name} → sglang(native)" for name in judged.family.left}
     assert judged.dispatched == lines
 
 

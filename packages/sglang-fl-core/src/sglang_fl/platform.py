@@ -75,8 +75,8 @@ class NotCuda:
 class NoTriton:
     """Has SGLang compute in plain PyTorch what it would launch a Triton kernel for, where none can run.
 
-    That is the soft cap of the last logits, from 0.5.22 on: earlier SGLang does not tell a platform of a
-    loaded model. A platform names it before its SGLang base class::
+    That is the soft cap of the last logits, and the experts of GPT-OSS, from 0.5.22 on: earlier SGLang does
+    not tell a platform of a loaded model. A platform names it before its SGLang base class::
 
         class MyPlatform(NoTriton, TorchNative, SGLangPools, NotCuda, SRTPlatform): ...
     """
@@ -85,6 +85,17 @@ class NoTriton:
     def caps_logits(self) -> bool:
         """Whether the last logits are capped here."""
         return hasattr(super(), "post_load_model")
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Keep SGLang from laying out the experts of GPT-OSS for a package of Triton kernels.
+
+        It does so wherever the package can be found, and ``pip install sglang`` installs it.
+        """
+        super().apply_server_args_defaults(server_args)  # type: ignore[misc]
+        if self.caps_logits:
+            from sglang.srt.arg_groups.model_overrides import gpt_oss
+
+            gpt_oss.is_triton_kernels_available = lambda: False
 
     def post_load_model(self, model: Any) -> None:
         """Put the cap in plain PyTorch in the place of SGLang's kernel, in a process that runs a model."""

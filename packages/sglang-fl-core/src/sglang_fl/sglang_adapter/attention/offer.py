@@ -7,6 +7,7 @@ from typing import Any
 from packaging.version import Version
 
 from sglang_fl.errors import SettingsError
+from sglang_fl.sglang_adapter.attention.accepted import accept
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL, is_supported
 
 __all__ = ["NAME", "offer"]
@@ -42,6 +43,8 @@ def offer(version: Version, guard: Callable[[], AbstractContextManager[None]]) -
 
     register_attention_backend(NAME)(create)
     add_attention_backend_choices([NAME])
+    if version in PLAIN_PREFILL:
+        accept(NAME)
 
 
 def _create(runner: Any, version: Version) -> Any:

@@ -70,6 +70,7 @@ def main() -> None:
     forget(engine)
     answers["again"] = ask(engine, questions["prompts"])
     if "weights" in questions:
+        forget(engine)  # SGLang empties it as it loads weights, and it does not wait
         done, message, *_ = engine.update_weights_from_disk(questions["weights"])
         assert done, message
         forget(engine)

@@ -109,6 +109,22 @@ def strong_decay(reference: Kernel, arguments: dict[str, Any]) -> Any:
     return reference(**{**arguments, "A_log": arguments["A_log"] + 0.1})
 
 
+def taps_reversed(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Let the last tap meet the oldest element."""
+    return reference(**{**arguments, "weight": arguments["weight"].flip(1)})
+
+
+def state_forgotten(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Begin each chunk of a prompt as if nothing were before it."""
+    return reference(**{**arguments, "has_initial_state": torch.zeros_like(arguments["has_initial_state"])})
+
+
+def state_kept(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Leave the states as they were before the call."""
+    name = next(name for name in ("conv_states", "initial_state") if name in arguments)
+    return reference(**{**arguments, name: arguments[name].clone()})
+
+
 Mistake = Callable[[Kernel, dict[str, Any]], Any]
 
 #: What can go wrong in an op beside ``uneven``, which can in each.
@@ -123,8 +139,10 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "fused_moe": (other_weights,),
     "decode_attention": (steep, other_cap, own_key_missing),
     "extend_attention": (steep, other_cap, other_window),
-    "chunk_gated_delta_rule": (strong_decay,),
-    "fused_recurrent_gated_delta_rule_packed_decode": (strong_decay,),
+    "causal_conv1d_fn": (taps_reversed, state_forgotten, state_kept),
+    "causal_conv1d_update": (taps_reversed, state_kept),
+    "chunk_gated_delta_rule": (strong_decay, state_kept),
+    "fused_recurrent_gated_delta_rule_packed_decode": (strong_decay, state_kept),
     "fused_sigmoid_gating_delta_rule_update": (strong_decay,),
 }
 

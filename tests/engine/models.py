@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, PLAIN_PREFILL, Range
+from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, PLAIN_PREFILL, WITHOUT_TRITON, Range
 from tests.engine.words import SPECIAL, VOCABULARY, make_tokenizer
 
 __all__ = ["ATTENTION", "FAMILIES", "IMAGE", "OURS", "Family", "make_model"]
@@ -65,6 +65,8 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
         for name, parameter in model.named_parameters():
             if _is_router(name):
                 parameter.normal_(std=0.3)  # experts well apart, so that rounding chooses no other one
+            elif name.endswith(".conv1d.weight"):
+                parameter.normal_(std=0.5)  # four taps, whose sum is to be as wide as what they meet
             elif parameter.dim() > 1:
                 parameter.normal_(std=0.1)  # wide enough that every layer matters, and not chaotic
             elif name.endswith(".sinks"):
@@ -120,6 +122,16 @@ ATTENTION = {
     "AttentionKernels.extend": "extend_attention",
 }
 OURS = {"attention_backend": "sglang_fl"}
+CONVOLUTION = {
+    "CausalConvolution.prefill": "causal_conv1d_fn",
+    "CausalConvolution.update": "causal_conv1d_update",
+}
+DELTA_RULE = {
+    "TritonGDNKernel.extend": "chunk_gated_delta_rule",
+    "TritonGDNKernel.packed_decode": "fused_recurrent_gated_delta_rule_packed_decode",
+}
+#: A state is kept where a chunk of a prompt ends, so that followers find one in the middle.
+IN_CHUNKS = {"chunked_prefill_size": 64}
 BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 
@@ -213,6 +225,45 @@ def qwen3_moe() -> transformers.PreTrainedConfig:
         num_experts_per_tok=3,
         moe_intermediate_size=96,
         norm_topk_prob=True,
+    )
+
+
+def with_delta_nets(config: Any, **given: Any) -> transformers.PreTrainedConfig:
+    """Return a configuration whose second layer has attention, and the others a gated delta net."""
+    made = config(
+        **SHAPE,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=32,
+        full_attention_interval=2,
+        **given,
+    )
+    made.full_attention_interval = 2  # SGLang reads it, and transformers does not keep it
+    return made
+
+
+def qwen3_next() -> transformers.PreTrainedConfig:
+    return with_delta_nets(
+        transformers.Qwen3NextConfig,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=96,
+        shared_expert_intermediate_size=64,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    )
+
+
+def qwen3_5() -> transformers.PreTrainedConfig:
+    return with_delta_nets(
+        transformers.Qwen3_5TextConfig,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
     )
 
 
@@ -507,6 +558,21 @@ FAMILIES = (
         pictures("Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16),
     ),
     Family(
+        "Qwen3-Next",
+        "gated delta nets and gated attention, a shared expert with a gate; prompts in chunks",
+        qwen3_next,
+        {
+            "GemmaRMSNorm": "gemma_rms_norm",
+            "SiluAndMul": "silu_and_mul",
+            **ROPE,
+            **EXPERTS,
+            **CONVOLUTION,
+            **DELTA_RULE,
+        },
+        engine=IN_CHUNKS,
+        releases=WITHOUT_TRITON,
+    ),
+    Family(
         "Qwen2-attention",
         "grouped queries by the attention of ours",
         qwen2,
@@ -529,6 +595,21 @@ FAMILIES = (
         {"NewGELU": "new_gelu", **ATTENTION},
         engine={**OURS, "chunked_prefill_size": 64, "page_size": 16},
         releases=PLAIN_PREFILL,
+    ),
+    Family(
+        "Qwen3.5",
+        "gated delta nets beside the attention of ours; prompts in chunks",
+        qwen3_5,
+        {
+            "GemmaRMSNorm": "gemma_rms_norm",
+            "SiluAndMul": "silu_and_mul",
+            "MRotaryEmbedding": "mrope",
+            **ATTENTION,
+            **CONVOLUTION,
+            **DELTA_RULE,
+        },
+        engine={**OURS, **IN_CHUNKS},
+        releases=WITHOUT_TRITON,
     ),
     Family(
         "Granite-SWA",

@@ -36,9 +36,11 @@ def errors(op: Op, arguments: dict[str, Any], bound: Bound | None = None) -> lis
     tensors = [torch.from_numpy(np.asarray(result)) for result in formed]
     count = len(tensors) - len(op.updates)
     # The formula returns what the reference updates in place.
-    exact = in_float64(arguments) | dict(zip(op.updates, tensors[count:], strict=True))
+    given = in_float64(arguments)
+    before = {name: given[name].clone() for name in op.updates}
+    exact = given | dict(zip(op.updates, tensors[count:], strict=True))
     truths = op.results(tuple(tensors[:count]), exact)
-    sizes = as_tuple(op.magnitude(truths, **exact)) if op.magnitude else truths
+    sizes = as_tuple(op.magnitude(truths, **exact | before)) if op.magnitude else truths
     results = op.results(op.reference(**arguments), arguments)
     return [
         f"result {index}: {found}"

@@ -4,6 +4,7 @@ SGLang imports platforms while ``sglang`` itself is half imported: nothing here 
 method is called.
 """
 
+import functools
 import json
 import logging
 import os
@@ -50,7 +51,9 @@ class NotCuda:
 
     Up to 0.5.20 SGLang prepares pictures on ``cuda:0`` for all platforms but a few of its own, and up to
     0.5.22 it takes NCCL for their ranks wherever the library can be loaded, which a torch for CUDA brings
-    along. Later this class adds nothing. A platform names it before its SGLang base class::
+    along. Some models of all releases ask ``torch.get_device_module()`` for the current device, which is
+    ``torch.cuda`` in a torch for CUDA without a GPU; on a platform of a CPU it is ``torch.cpu``. A platform
+    names it before its SGLang base class::
 
         class MyPlatform(SGLangPools, NotCuda, SRTPlatform): ...
     """
@@ -66,17 +69,32 @@ class NotCuda:
             server_args.image_processor_backend = "pil"
 
     def init_backend(self) -> None:
-        """Have no NCCL found, unless the user named one."""
+        """Have no NCCL found, unless the user named one; and have a CPU's module taken for it."""
         super().init_backend()  # type: ignore[misc]
         if not hasattr(getattr(self, "capabilities", None), "supports_pynccl"):
             os.environ.setdefault("SGLANG_NCCL_SO_PATH", f"no-nccl-on-{self.device_name}")  # type: ignore[attr-defined]
+        if self.device_type == "cpu":  # type: ignore[attr-defined]
+            import torch
+
+            torch.get_device_module = cpu_where_none_is_named(torch.get_device_module)
+
+
+def cpu_where_none_is_named(own: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return ``torch.get_device_module`` with ``torch.cpu`` for the module of no device in particular."""
+
+    @functools.wraps(own)
+    def get_device_module(device: Any = None) -> Any:
+        return own("cpu" if device is None else device)
+
+    return get_device_module
 
 
 class NoTriton:
     """Has SGLang compute in plain PyTorch what it would launch a Triton kernel for, where none can run.
 
     That is the soft cap of the last logits, and the experts of GPT-OSS, from 0.5.22 on: earlier SGLang does
-    not tell a platform of a loaded model. A platform names it before its SGLang base class::
+    not tell a platform of a loaded model. From 0.5.23 on the plugin does the same for linear attention and for
+    gates, on the platforms that have this class. A platform names it before its SGLang base class::
 
         class MyPlatform(NoTriton, TorchNative, SGLangPools, NotCuda, SRTPlatform): ...
     """

@@ -84,6 +84,7 @@ def check_call(
         return [f"{where}: {fault}" for fault in snapshot.faults(may_write=())] or None
     faults = [f"{where}: {fault}" for fault in snapshot.faults(op.may_write(given))]
     exact = {name: _as_float64(value) for name, value in plain.items()}
+    before = {name: exact[name].clone() for name in op.updates}
     expected = op.reference(**exact)
     wrong_form = _wrong_form(outputs, expected)
     if wrong_form:
@@ -96,7 +97,7 @@ def check_call(
     # What the reference returns for these very arguments says the shape and dtype of each result.
     forms = op.results(op.reference(**plain), plain)
     truth = op.results(expected, exact)
-    sizes = _as_tuple(op.magnitude(truth, **exact)) if op.magnitude else truth
+    sizes = _as_tuple(op.magnitude(truth, **exact | before)) if op.magnitude else truth
     device = next(value.device.type for value in given.values() if isinstance(value, Tensor))
     return faults + [
         f"{where}: result {index}: {fault}"

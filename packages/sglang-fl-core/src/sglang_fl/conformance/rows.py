@@ -87,7 +87,7 @@ def take(op: Op, arguments: Arguments, first: int, last: int) -> Arguments:
         taken[name] = arguments[name].narrow(axis, bounds[first], bounds[last] - bounds[first])
     if op.sequences:
         taken[op.sequences] = arguments[op.sequences][first : last + 1] - bounds[first]
-        for name in op.writes_rows.values():
+        for name in {*op.writes_rows.values(), *op.of_sequences}:
             taken[name] = arguments[name][first:last]
     for name in op.bounds:  # bounds need not begin at 0
         taken[name] = arguments[name][first : last + 1]

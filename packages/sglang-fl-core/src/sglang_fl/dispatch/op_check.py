@@ -233,11 +233,12 @@ def violations(op: Op, layer: str, before: Given, results: Any, after: Mapping[s
     if invalid:
         return [*found, wrong(what=invalid)]
     exact, plain = before.exact(op), before.plain(op)
+    as_given = {name: exact[name].clone() for name in op.updates}
     truth, own = op.reference(**exact), op.reference(**plain)
     sets = (op.results(results, dict(after)), op.results(truth, exact), op.results(own, plain))
     if op.as_good is not None and op.as_good(sets[0], sets[1], before.arguments):
         return found
-    sizes = _as_tuple(op.magnitude(sets[1], **exact)) if op.magnitude else sets[1]
+    sizes = _as_tuple(op.magnitude(sets[1], **exact | as_given)) if op.magnitude else sets[1]
     for index, (got, true, mine, size) in enumerate(zip(*sets, sizes, strict=True)):
         found += _of_result(op, say, index, got, true, mine, size)
     return found

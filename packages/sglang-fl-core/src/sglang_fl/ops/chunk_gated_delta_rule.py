@@ -10,10 +10,10 @@ from sglang_fl.ops.shared.delta_rule import (
     beside_peak,
     check_runs,
     recur,
-    sequences,
     unit_rows,
     without_padding,
 )
+from sglang_fl.ops.shared.runs import sequences
 
 __all__ = ["CHUNK_SIZE", "OP", "chunk_gated_delta_rule"]
 

@@ -11,10 +11,10 @@ from sglang_fl.ops.shared.delta_rule import (
     check_runs,
     gates,
     recur,
-    sequences,
     unit_rows,
     without_padding,
 )
+from sglang_fl.ops.shared.runs import sequences
 
 __all__ = ["OP", "fused_sigmoid_gating_delta_rule_update"]
 

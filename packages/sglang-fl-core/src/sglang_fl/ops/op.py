@@ -136,6 +136,7 @@ class Op:
         never reaches the results of another
     sequences : the argument that holds where each sequence of rows begins and the last one ends, where the
         rows of one sequence depend on each other
+    of_sequences : further arguments with one element for each sequence
     bounds : further arguments with one bound more than there are rows, or sequences: what belongs to each
         lies between two of them, in an argument that is the same for all
     writes : arguments that a kernel may write (and return) instead of allocating its results; each only where
@@ -144,8 +145,9 @@ class Op:
     writes_rows : for a written argument of which only some rows are touched, the argument that holds
         their indices; a negative index is no row
     updates : arguments that every implementation, the reference too, writes in place as results
-    magnitude : ``magnitude(truth, **arguments)``, all in float64: the size of the terms each element of
-        the results is made of; None where that is the element itself
+    magnitude : ``magnitude(truth, **arguments)``, all in float64, the arguments as they were before the
+        call: the size of the terms each element of the results is made of; None where that is the element
+        itself
     comparable : ``comparable(outputs, arguments)`` brings results that may come in several orders into
         one that can be compared element by element
     as_good : ``as_good(results, truth, arguments)``: whether results that differ from the truth are as right,
@@ -163,6 +165,7 @@ class Op:
     bound: Bound
     rows: Mapping[str, int] = field(default_factory=dict, kw_only=True)
     sequences: str | None = field(default=None, kw_only=True)
+    of_sequences: tuple[str, ...] = field(default=(), kw_only=True)
     bounds: tuple[str, ...] = field(default=(), kw_only=True)
     writes: tuple[str, ...] = ()
     writes_if_given: str | None = None
@@ -179,7 +182,13 @@ class Op:
 
     def __post_init__(self) -> None:
         named = {*self.rows, *self.writes, *filter(None, [self.writes_if_given, self.sequences])}
-        named |= {*self.writes_rows, *self.writes_rows.values(), *self.updates, *self.bounds}
+        named |= {
+            *self.writes_rows,
+            *self.writes_rows.values(),
+            *self.updates,
+            *self.bounds,
+            *self.of_sequences,
+        }
         unknown = named - set(self.signature.parameters)
         if unknown:
             raise VendorError(f"op {self.name}: {sorted(unknown)} are no arguments of its reference")

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_fl.sglang_adapter.layers import attention, gated_delta_rule
+from sglang_fl.sglang_adapter.layers import attention, causal_convolution, gated_delta_rule
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 
-__all__ = ["TARGET", "Method", "methods_of"]
+__all__ = ["CONVOLUTION", "TARGET", "Method", "methods_of"]
 
 #: The function that SGLang calls last when it builds an attention backend; one name in all releases.
 TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
 
+#: Where a linear attention backend keeps its convolution, if that is ours: no Triton kernel can run then.
+CONVOLUTION = "causal_convolution"
 #: Where backends keep others: hybrid models, one for prefill and one for decode, two batches at a time.
 _PARTS = ("full_attn_backend", "prefill_backend", "decode_backend", "primary")
 
@@ -66,14 +68,18 @@ def methods_of(backend: Any) -> Iterator[Method]:
     ----------
     backend : as SGLang has built it, which may hold others; None has none
     """
-    for kernel in _once(_delta_rule_kernels(backend)):
-        yield from (Method(kernel, adapter) for adapter in gated_delta_rule.ADAPTERS)
+    linear = getattr(backend, "linear_attn_backend", None)
+    convolution = getattr(linear, CONVOLUTION, None)
+    is_pytorch = convolution is not None
+    if is_pytorch:
+        yield from (Method(convolution, adapter, is_pytorch) for adapter in causal_convolution.ADAPTERS)
+    for kernel in _once(_delta_rule_kernels(linear)):
+        yield from (Method(kernel, adapter, is_pytorch) for adapter in gated_delta_rule.ADAPTERS)
     for kernel in _once(_attention_kernels(backend)):
         yield from (Method(kernel, adapter, is_pytorch=True) for adapter in attention.ADAPTERS)
 
 
-def _delta_rule_kernels(backend: Any) -> Iterator[Any]:
-    linear = getattr(backend, "linear_attn_backend", None)
+def _delta_rule_kernels(linear: Any) -> Iterator[Any]:
     dispatcher = getattr(linear, "kernel_dispatcher", None)
     for role in ("decode_kernel", "extend_kernel"):
         kernel = getattr(dispatcher, role, None)

@@ -21,6 +21,7 @@ __all__ = [
     "PIECEWISE_FLAG",
     "PLAIN_PREFILL",
     "RELEASES",
+    "WITHOUT_TRITON",
     "Range",
     "Release",
     "is_supported",
@@ -111,6 +112,8 @@ PIECEWISE_FLAG = Range(last="0.5.19")
 #: On a platform without Triton, a prefill launches no Triton kernel beside those of the attention backend,
 #: whatever that is called; before, only where its name is torch_native or intel_amx.
 PLAIN_PREFILL = Range(first="0.5.22")
+#: The Triton kernels beside attention have the names and the arguments that we replace where none can run.
+WITHOUT_TRITON = Range(first="0.5.23")
 #: SGLang has ``KernelBackend.PLUGIN``, and plugins that run whole steps of a model.
 KERNEL_PLUGINS = Range(first="0.5.23")
 

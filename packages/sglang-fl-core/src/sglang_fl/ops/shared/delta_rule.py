@@ -1,7 +1,5 @@
 """What the ops of the gated delta rule share: the recurrence, its gates, how results are compared."""
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +7,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Outputs
 from sglang_fl.ops.shared.overlap import shares_memory
+from sglang_fl.ops.shared.runs import sequences
 
 __all__ = [
     "beside_peak",
@@ -16,7 +15,6 @@ __all__ = [
     "check_states",
     "gates",
     "recur",
-    "sequences",
     "unit_rows",
     "without_padding",
 ]
@@ -95,12 +93,6 @@ def recur(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tenso
     update = beta[:, None, None] * (v.unsqueeze(-1) - state @ k)
     state = torch.baddbmm(state, update, k.transpose(-1, -2))
     return state, (state @ q).squeeze(-1)
-
-
-def sequences(cu_seqlens: Tensor, indices: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield for each sequence its first token, the token after its last, and its state's index."""
-    bounds = cu_seqlens.tolist()
-    yield from zip(bounds[:-1], bounds[1:], indices.tolist(), strict=True)
 
 
 def without_padding(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:

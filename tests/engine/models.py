@@ -63,16 +63,7 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
     model = family.model.from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if _is_router(name):
-                parameter.normal_(std=0.3)  # experts well apart, so that rounding chooses no other one
-            elif name.endswith(".conv1d.weight"):
-                parameter.normal_(std=0.5)  # four taps, whose sum is to be as wide as what they meet
-            elif parameter.dim() > 1:
-                parameter.normal_(std=0.1)  # wide enough that every layer matters, and not chaotic
-            elif name.endswith(".sinks"):
-                parameter.copy_(torch.randn_like(parameter).bfloat16())  # SGLang keeps them so
-            else:
-                parameter.add_(0.2 * torch.randn_like(parameter))  # norms around 1 or 0, biases around 0
+            _draw(name, parameter)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
@@ -90,6 +81,20 @@ def make_model(family: Family, folder: Path, *, seed: int = 0) -> torch.nn.Modul
         token = processor.image_processor.patch_size * processor.image_processor.merge_size
         Image.fromarray(pixels).resize((4 * token, 6 * token)).save(folder / IMAGE)
     return model.eval()
+
+
+def _draw(name: str, parameter: torch.Tensor) -> None:
+    """Give a parameter random numbers with which each part of the model matters."""
+    if _is_router(name):
+        parameter.normal_(std=0.3)  # experts well apart, so that rounding chooses no other one
+    elif name.endswith(".conv1d.weight"):
+        parameter.normal_(std=0.5)  # four taps, whose sum is to be as wide as what they meet
+    elif parameter.dim() > 1:
+        parameter.normal_(std=0.1)  # wide enough that every layer matters, and not chaotic
+    elif name.endswith(".sinks"):
+        parameter.copy_(torch.randn_like(parameter).bfloat16())  # SGLang keeps them so
+    else:
+        parameter.add_(0.2 * torch.randn_like(parameter))  # norms around 1 or 0, biases around 0
 
 
 def _is_router(name: str) -> bool:

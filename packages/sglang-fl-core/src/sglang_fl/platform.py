@@ -93,7 +93,7 @@ class NoTriton:
     """Has SGLang compute in plain PyTorch what it would launch a Triton kernel for, where none can run.
 
     That is the soft cap of the last logits, and the experts of GPT-OSS, from 0.5.22 on: earlier SGLang does
-    not tell a platform of a loaded model. From 0.5.23 on the plugin does the same for linear attention and for
+    not tell a platform of a loaded model. From 0.5.23 on the plugin does the same for linear attention and
     gates, on the platforms that have this class. A platform names it before its SGLang base class::
 
         class MyPlatform(NoTriton, TorchNative, SGLangPools, NotCuda, SRTPlatform): ...

@@ -3,34 +3,24 @@
 Each command imports what it needs when it runs: what only lists must not wait for PyTorch.
 """
 
-import json
 import logging
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sglang_fl import __version__
-from sglang_fl.errors import SettingsError, SglangFlError, choices, printable, quoted
-from sglang_fl.logs.redaction import redacted
-from sglang_fl.logs.shared_file import named_path
+from sglang_fl.cli.printing import exit_on_error, named, print_json, print_rows, say
+from sglang_fl.errors import SettingsError, choices
 
 if TYPE_CHECKING:
     from sglang_fl.bisect.verdict import Verdict
     from sglang_fl.diagnostics.doctor import Row
 
 __all__ = ["app"]
-
-#: Columns of a table that is piped.
-WIDE = 8192
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,83 +51,6 @@ def _main(
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
 
 
-@contextmanager
-def _exit_on_error() -> Iterator[None]:
-    try:
-        yield
-    except SglangFlError as error:
-        _say(f"sglang-fl: {error}", err=True)
-        raise typer.Exit(2) from None
-
-
-def _say(text: str, *, err: bool = False) -> None:
-    """Print a line without secrets, and without what would steer a terminal."""
-    typer.echo(printable(redacted(text)), err=err)
-
-
-def _named(path: Path) -> Path:
-    """Return a path as it was meant: a shell leaves the ``~`` of ``--folder=~/x`` as it is.
-
-    Raises
-    ------
-    SettingsError : no file can have this name
-    """
-    try:
-        return named_path(str(path))
-    except ValueError as error:
-        raise SettingsError(f"{quoted(str(path))}: {error}") from None
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(redacted(data), indent=2))
-
-
-def _print(
-    rows: list[dict[str, Any]], as_json: bool, title: str, below: tuple[str, ...] = (), labels: int = 2
-) -> None:
-    """Print a table; the columns ``below`` hold lists of sentences, which follow it line by line.
-
-    The first ``labels`` columns say which row a line is of; a sentence that is true of many is printed once.
-    """
-    rows, title = redacted(rows), redacted(title)
-    if as_json:
-        _print_json(rows)
-        return
-    if not rows:
-        _say(title)
-        return
-    table = Table(title=printable(title), title_justify="left", show_lines=False)
-    columns = [column for column in rows[0] if column not in below]
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(_cell(row[column]))) for column in columns))
-    _console().print(table)
-    for column in below:
-        owners: dict[str, list[str]] = {}
-        for row in rows:
-            for sentence in row[column]:
-                label = " ".join(str(row[name]) for name in columns[:labels])
-                owners.setdefault(sentence, []).append(label)
-        for sentence, names in owners.items():
-            of = names[0] if len(names) == 1 else f"{len(names)} rows"
-            _say(f"{of}: {column.replace('_', ' ')}: {sentence}")
-
-
-def _console() -> Console:
-    """Return a console as wide as the terminal; where nobody looks, so wide that each row is one line."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDE)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(value)
-    return "" if value is None else str(value)
-
-
 @app.command()
 def env(
     as_json: Json = False,
@@ -153,8 +66,8 @@ def env(
         return
     from sglang_fl.diagnostics import report
 
-    with _exit_on_error():
-        _print(report.env(), as_json, "Settings")
+    with exit_on_error():
+        print_rows(report.env(), as_json, "Settings")
 
 
 @app.command()
@@ -162,8 +75,8 @@ def vendors(as_json: Json = False) -> None:
     """The installed vendor packages; for those that are not available, the reason."""
     from sglang_fl.diagnostics import report
 
-    with _exit_on_error():
-        _print(report.vendors(), as_json, "Vendors")
+    with exit_on_error():
+        print_rows(report.vendors(), as_json, "Vendors")
 
 
 @app.command()
@@ -176,13 +89,13 @@ def ops(
     """What would run each op here, and what would follow if that failed."""
     from sglang_fl.diagnostics import report
 
-    with _exit_on_error():
+    with exit_on_error():
         if aten:
             off = report.why_aten_is_off()
             title = f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
-            _print(report.aten_ops(), as_json, title)
+            print_rows(report.aten_ops(), as_json, title)
         else:
-            _print(report.ops(), as_json, "Ops", ("not_found",), labels=1)
+            print_rows(report.ops(), as_json, "Ops", ("not_found",), labels=1)
 
 
 @app.command()
@@ -190,22 +103,22 @@ def why(op: str, as_json: Json = False) -> None:
     """Which implementations of OP would be tried, in order, and why the others are not."""
     from sglang_fl.diagnostics import report
 
-    with _exit_on_error():
+    with exit_on_error():
         answer = report.why(op)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     on = answer["layer_2"] == "on"
     state = "on" if on else f"off, SGLang runs its own ({answer['layer_2']})"
-    _say(f"{answer['op']}: {answer['contract']}")
-    _say(answer["signature"])
-    _say(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
+    say(f"{answer['op']}: {answer['contract']}")
+    say(answer["signature"])
+    say(f"vendor {answer['vendor']}; order {' | '.join(answer['order'])}; layer 2 {state}")
     if answer["sglang_first"]:
-        _say(f"SGLang's own runs first: {answer['sglang_first']}")
-    _print(answer["candidates"], False, "Candidates, in order")
+        say(f"SGLang's own runs first: {answer['sglang_first']}")
+    print_rows(answer["candidates"], False, "Candidates, in order")
     for rows, title in ((answer["not"], "Not candidates"), (answer["quarantine"], "Quarantine")):
         if rows:
-            _print(rows, False, title)
+            print_rows(rows, False, title)
 
 
 @app.command()
@@ -213,20 +126,22 @@ def coverage(as_json: Json = False) -> None:
     """Which of the installed SGLang's fused layers are dispatched, and its own paths past them."""
     from sglang_fl.diagnostics import report
 
-    with _exit_on_error():
+    with exit_on_error():
         found = report.coverage()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    _print(found["layer_classes"], False, "Layer classes")
-    _say("Shortcuts of SGLang past them")
+    print_rows(found["layer_classes"], False, "Layer classes")
+    say("Shortcuts of SGLang past them")
     for row in found["shortcuts"]:
-        _say(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
+        say(f"{row['shortcut']}: past {', '.join(row['past'])}, {row['releases']}")
         for key in ("where", "taken", "off_where_the_op_is_named", "wrong"):
             if row[key]:
-                _say(f"    {key.replace('_', ' ')}: {row[key]}")
+                say(f"    {key.replace('_', ' ')}: {row[key]}")
     if found["kernel_plugins"]:
-        _print(found["kernel_plugins"], False, "Kernel plugins of others; the dispatch log tells which ran")
+        print_rows(
+            found["kernel_plugins"], False, "Kernel plugins of others; the dispatch log tells which ran"
+        )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -248,45 +163,45 @@ def bisect(
     if plan:
         from sglang_fl.bisect.manual_steps import manual_steps
 
-        with _exit_on_error():
-            _say(manual_steps(model, context.args).rstrip("\n"))
+        with exit_on_error():
+            say(manual_steps(model, context.args).rstrip("\n"))
         return
     from sglang_fl.bisect.checkpoint import vocabulary_of
     from sglang_fl.bisect.reproduction import broken, make_folder
     from sglang_fl.bisect.terminal import teller
 
     run: Path | None = None
-    say = teller(otherwise=lambda step: _say(step, err=True))
+    tell = teller(otherwise=lambda step: say(step, err=True))
     try:
-        named = model and str(_named(Path(model)))
-        vocabulary_of(named)
-        run = make_folder(_named(folder))
+        checkpoint = model and str(named(Path(model)))
+        vocabulary_of(checkpoint)
+        run = make_folder(named(folder))
         from sglang_fl.bisect import command  # what is mistyped is said before it imports SGLang
 
-        verdict = command.bisect(named, prompt or [], context.args, run, say)
+        verdict = command.bisect(checkpoint, prompt or [], context.args, run, tell)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
         verdict = broken(error, run)
     if as_json:
-        _print_json(verdict.as_json())
+        print_json(verdict.as_json())
     else:
         _print_verdict(verdict)
     raise typer.Exit(int(verdict.outcome))
 
 
 def _print_verdict(verdict: "Verdict") -> None:
-    _say(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
+    say(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
     for culprit in verdict.culprits:
         rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
-        _print(rows, False, culprit.name)
+        print_rows(rows, False, culprit.name)
     for limit in verdict.limits:
-        _say(limit)
+        say(limit)
     if verdict.uncalled:
-        _say(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
+        say(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
     if verdict.folder:
-        _say(f"{numbers + '. ' if numbers else ''}Inputs, versions and scripts: {verdict.folder}")
+        say(f"{numbers + '. ' if numbers else ''}Inputs, versions and scripts: {verdict.folder}")
 
 
 def end_on_sigterm() -> None:
@@ -321,9 +236,9 @@ def replay(
     """
     from sglang_fl.diagnostics.replay import replay as run_again
 
-    with _exit_on_error():
-        rows, code = run_again(_named(folder), op, _seconds(seconds))
-    _print(rows, as_json, "Kept calls, run again" if rows else f"no call of {op} is kept")
+    with exit_on_error():
+        rows, code = run_again(named(folder), op, _seconds(seconds))
+    print_rows(rows, as_json, "Kept calls, run again" if rows else f"no call of {op} is kept")
     raise typer.Exit(code)
 
 
@@ -357,8 +272,8 @@ def doctor(
     from sglang_fl.diagnostics import doctor as health
 
     end_on_sigterm()
-    with _exit_on_error():
-        folder = _named(model) if model else None
+    with exit_on_error():
+        folder = named(model) if model else None
         launch = health.Launch(
             folder, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
         )
@@ -366,7 +281,7 @@ def doctor(
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
     columns = ("state", "what", "text", "remedy", "check")
     ordered = [{column: row[column] for column in columns} for row in rows]
-    _print(ordered if as_json else [_without_check(row) for row in ordered], as_json, _summary(found))
+    print_rows(ordered if as_json else [_without_check(row) for row in ordered], as_json, _summary(found))
     raise typer.Exit(health.exit_code(found))
 
 
@@ -404,9 +319,9 @@ def report_logs(
         raise typer.BadParameter("give a log: --dispatch FILE, --aten FILE, or both")
     from sglang_fl.diagnostics import logs
 
-    with _exit_on_error():
-        log = logs.read_log(map(_named, dispatch or ()), map(_named, aten or ()))
-        other = logs.read_log(map(_named, against_dispatch or ()), map(_named, against_aten or ()))
+    with exit_on_error():
+        log = logs.read_log(map(named, dispatch or ()), map(named, aten or ()))
+        other = logs.read_log(map(named, against_dispatch or ()), map(named, against_aten or ()))
     has_other = bool(against_dispatch or against_aten)
     differences = logs.compared(log, other) if has_other else []
     foreign = log.foreign + other.foreign
@@ -414,18 +329,18 @@ def report_logs(
         answer = {"layer_classes": log.layer_classes(), "aten_ops": log.aten_ops()}
         answer |= {"kernel_plugins": log.kernel_plugins()}
         answer |= {"differences": differences, "no_log_lines": foreign}
-        _print_json(answer)
+        print_json(answer)
         return
     if dispatch:
-        _print(log.layer_classes(), False, _titled("Layer classes", log.layer_classes()))
+        print_rows(log.layer_classes(), False, _titled("Layer classes", log.layer_classes()))
     if log.kernel_plugins():
-        _print(log.kernel_plugins(), False, "Run by kernel plugins of others")
+        print_rows(log.kernel_plugins(), False, "Run by kernel plugins of others")
     if aten:
-        _print(log.aten_ops(), False, _titled("Replaced ATen ops that were called", log.aten_ops()))
+        print_rows(log.aten_ops(), False, _titled("Replaced ATen ops that were called", log.aten_ops()))
     if has_other:
-        _print(differences, False, "Differences" if differences else "The two runs do not differ.")
+        print_rows(differences, False, "Differences" if differences else "The two runs do not differ.")
     if foreign:
-        _print(foreign, False, f"{len(foreign)} lines that are no log lines")
+        print_rows(foreign, False, f"{len(foreign)} lines that are no log lines")
 
 
 def _titled(title: str, rows: list[dict[str, Any]]) -> str:
@@ -464,19 +379,19 @@ def verify(
     """
     from sglang_fl.diagnostics import verification
 
-    with _exit_on_error():
+    with exit_on_error():
         if compare:
-            rows, is_equal = verification.compare(*map(_named, compare))
+            rows, is_equal = verification.compare(*map(named, compare))
             title = "Differences" if rows else "The two machines agree in all"
-            _print(rows, as_json, title)
+            print_rows(rows, as_json, title)
             raise typer.Exit(0 if is_equal else 1)
-        found = verification.verify(op, _named(certificate) if certificate else None, references, stress)
+        found = verification.verify(op, named(certificate) if certificate else None, references, stress)
     if as_json:
-        _print_json({"not_verified": found.not_verified, "implementations": found.rows})
+        print_json({"not_verified": found.not_verified, "implementations": found.rows})
     else:
         for sentence in found.not_verified:
-            _say(f"not verified: {sentence}")
-        _print(found.rows, False, "Conformance", ("faults", "not_checked"))
+            say(f"not verified: {sentence}")
+        print_rows(found.rows, False, "Conformance", ("faults", "not_checked"))
     raise typer.Exit(found.code)
 
 
@@ -496,14 +411,14 @@ def new_vendor(
     """
     from sglang_fl.scaffold import write_package
 
-    with _exit_on_error():
-        folder = _named(into) / f"sglang-fl-{name}"
+    with exit_on_error():
+        folder = named(into) / f"sglang-fl-{name}"
         if source not in (None, "flag_gems"):
             raise SettingsError(f"--from {source!r}: valid is flag_gems")
         files = write_package(name, device_type, folder, with_flag_gems=source is not None)
     following = f"pip install -e {shlex.quote(str(folder))} && SGLANG_FL_SIMULATED={name} sglang-fl verify"
     if as_json:
         names = sorted(str(file.relative_to(folder)) for file in files)
-        _print_json({"folder": str(folder), "files": names, "next": following})
+        print_json({"folder": str(folder), "files": names, "next": following})
         return
-    _say(f"{folder}: {len(files)} files. What to change is listed in its README.md. Next:\n{following}")
+    say(f"{folder}: {len(files)} files. What to change is listed in its README.md. Next:\n{following}")

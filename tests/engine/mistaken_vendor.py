@@ -109,6 +109,11 @@ def strong_decay(reference: Kernel, arguments: dict[str, Any]) -> Any:
     return reference(**{**arguments, "A_log": arguments["A_log"] + 0.1})
 
 
+def other_decay(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Let the states of each head fade a tenth faster."""
+    return reference(**{**arguments, "A": 1.1 * arguments["A"]})
+
+
 def taps_reversed(reference: Kernel, arguments: dict[str, Any]) -> Any:
     """Let the last tap meet the oldest element."""
     return reference(**{**arguments, "weight": arguments["weight"].flip(1)})
@@ -116,12 +121,13 @@ def taps_reversed(reference: Kernel, arguments: dict[str, Any]) -> Any:
 
 def state_forgotten(reference: Kernel, arguments: dict[str, Any]) -> Any:
     """Begin each chunk of a prompt as if nothing were before it."""
-    return reference(**{**arguments, "has_initial_state": torch.zeros_like(arguments["has_initial_state"])})
+    name = next(name for name in ("has_initial_state", "initial_states") if name in arguments)
+    return reference(**{**arguments, name: torch.zeros_like(arguments[name])})
 
 
 def state_kept(reference: Kernel, arguments: dict[str, Any]) -> Any:
     """Leave the states as they were before the call."""
-    name = next(name for name in ("conv_states", "initial_state") if name in arguments)
+    name = next(name for name in ("conv_states", "initial_state", "state") if name in arguments)
     return reference(**{**arguments, name: arguments[name].clone()})
 
 
@@ -141,6 +147,8 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "extend_attention": (steep, other_cap, other_window),
     "causal_conv1d_fn": (taps_reversed, state_forgotten, state_kept),
     "causal_conv1d_update": (taps_reversed, state_kept),
+    "mamba_chunk_scan_combined": (other_decay, state_forgotten),
+    "selective_state_update": (other_decay, state_kept),
     "chunk_gated_delta_rule": (strong_decay, state_kept),
     "fused_recurrent_gated_delta_rule_packed_decode": (strong_decay, state_kept),
     "fused_sigmoid_gating_delta_rule_update": (strong_decay,),

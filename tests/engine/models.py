@@ -135,6 +135,11 @@ DELTA_RULE = {
     "TritonGDNKernel.extend": "chunk_gated_delta_rule",
     "TritonGDNKernel.packed_decode": "fused_recurrent_gated_delta_rule_packed_decode",
 }
+MAMBA_2 = {
+    **CONVOLUTION,
+    "StateSpace.scan": "mamba_chunk_scan_combined",
+    "StateSpace.update": "selective_state_update",
+}
 #: A state is kept where a chunk of a prompt ends, so that followers find one in the middle.
 IN_CHUNKS = {"chunked_prefill_size": 64}
 BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
@@ -269,6 +274,24 @@ def qwen3_5() -> transformers.PreTrainedConfig:
             "mrope_section": [2, 1, 1],
             "mrope_interleaved": True,
         },
+    )
+
+
+def falcon_h1() -> transformers.PreTrainedConfig:
+    return transformers.FalconH1Config(
+        **SHAPE,
+        mamba_d_ssm=128,
+        mamba_n_heads=4,
+        mamba_n_groups=2,
+        mamba_d_state=16,
+        mamba_chunk_size=32,
+        mamba_rms_norm=True,
+        mamba_norm_before_gate=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 1.05],
+        ssm_in_multiplier=1.2,
+        ssm_out_multiplier=0.8,
+        key_multiplier=0.9,
     )
 
 
@@ -574,6 +597,14 @@ FAMILIES = (
             **CONVOLUTION,
             **DELTA_RULE,
         },
+        engine=IN_CHUNKS,
+        releases=WITHOUT_TRITON,
+    ),
+    Family(
+        "Falcon-H1",
+        "Mamba-2 beside attention in each layer; prompts in chunks",
+        falcon_h1,
+        {**SWIGLU, **ROPE, **MAMBA_2},
         engine=IN_CHUNKS,
         releases=WITHOUT_TRITON,
     ),

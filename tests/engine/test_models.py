@@ -34,6 +34,7 @@ DECODING = (
     "causal_conv1d_update",
     "decode_attention",
     "fused_recurrent_gated_delta_rule_packed_decode",
+    "selective_state_update",
 )
 
 LENGTHS = (3, 40, 200, 331)

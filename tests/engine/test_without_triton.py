@@ -21,7 +21,8 @@ from sglang_fl.sglang_adapter.methods import TARGET, methods_of
 from sglang_fl.sglang_adapter.releases import WITHOUT_TRITON
 from sglang_fl.sglang_adapter.without_triton import gated_delta_net, gated_norm, gates, names
 from sglang_fl.sglang_adapter.without_triton.convolution import prefill_by, update_by
-from sglang_fl.sglang_adapter.without_triton.kernels import CausalConvolution
+from sglang_fl.sglang_adapter.without_triton.kernels import CausalConvolution, StateSpace
+from sglang_fl.sglang_adapter.without_triton.state_space import scan_by, state_update_by
 from sglang_fl.startup import configure
 from tests.engine.release import RELEASE, present
 
@@ -31,6 +32,8 @@ MODULE = "sglang.srt.layers.attention.linear.gdn_backend"
 METHODS = [
     "CausalConvolution.prefill",
     "CausalConvolution.update",
+    "StateSpace.scan",
+    "StateSpace.update",
     "TritonGDNKernel.extend",
     "TritonGDNKernel.decode",
     "TritonGDNKernel.packed_decode",
@@ -47,6 +50,12 @@ def restored(monkeypatch):
             monkeypatch.setattr(sys.modules[module], other.__name__, own)
     for name in ("causal_conv1d_fn", "causal_conv1d_update"):
         monkeypatch.setattr(sys.modules[MODULE], name, getattr(sys.modules[MODULE], name))
+    mixer = sys.modules[names._MIXER]
+    for name in ("mamba_chunk_scan_combined", "selective_state_update"):
+        monkeypatch.setattr(mixer, name, getattr(mixer, name))
+    for name in ("causal_conv1d_fn", "causal_conv1d_update"):
+        for bound in (name, f"{name}_triton"):
+            monkeypatch.setattr(mixer, bound, getattr(mixer, bound, None), raising=False)
 
 
 def backend_of(linear: type, **parts: Any) -> Any:
@@ -194,6 +203,41 @@ def test_the_delta_rule_runs_where_layer_2_is_off(restored):
         else:
             torch.testing.assert_close(found.flatten(), expected.flatten())
         assert torch.equal(given["initial_state"], known["initial_state"])
+
+
+def test_mamba_2_gets_per_head_what_sglang_expands_to_elements():
+    given = call_of("selective_state_update", "odd-requests")
+    known = clones(given)
+    expected = OPS["selective_state_update"].reference(**known)
+    elements, states = given["state"].shape[2:]
+    out = torch.empty_like(given["x"])
+    call = {
+        "dt": given["dt"][..., None].expand(-1, -1, elements),
+        "A": given["A"][:, None, None].expand(-1, elements, states),
+        "D": given["D"][:, None].expand(-1, elements),
+        "dt_bias": given["dt_bias"][:, None].expand(-1, elements),
+    }
+    update = state_update_by(StateSpace())
+    update(**given | call, out=out, z=None, dt_softplus=True)
+    assert torch.equal(out, expected)
+    assert torch.equal(given["state"], known["state"])
+    with pytest.raises(UnsupportedError, match="steps that differ within a head"):
+        update(**given | call | {"dt": call["dt"].clone()}, out=out)
+    with pytest.raises(UnsupportedError, match="drafted tokens"):
+        update(**given | call, out=out, disable_state_update=True)
+
+
+def test_mamba_2_begins_without_states_where_sglang_gives_none():
+    given = call_of("mamba_chunk_scan_combined", "no-states")
+    y, states = OPS["mamba_chunk_scan_combined"].reference(**given)
+    out = torch.empty_like(given["x"])
+    call = {"initial_states": None, "out": out, "state_dtype": torch.float32, "chunk_size": 32}
+    found = scan_by(StateSpace())(**given | call)
+    assert found[0] is found[2] is None
+    assert torch.equal(found[1], states)
+    assert torch.equal(out, y)
+    with pytest.raises(UnsupportedError, match="a limit of its steps"):
+        scan_by(StateSpace())(**given | call, dt_limit=(0.0, 0.1))
 
 
 def test_items_scored_at_once_leave_the_pool_as_it_is():

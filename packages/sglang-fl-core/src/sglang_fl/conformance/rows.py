@@ -34,7 +34,7 @@ def parameters(op: Op, arguments: Arguments) -> Iterator[str]:
     """Yield the floating arguments that are the same for all rows, and that no call writes: the weights."""
     for name, value in arguments.items():
         is_weight = isinstance(value, Tensor) and value.is_floating_point()
-        if is_weight and name not in (*op.rows, *op.updates):
+        if is_weight and name not in (*op.rows, *op.updates, *op.of_sequences):
             yield name
 
 

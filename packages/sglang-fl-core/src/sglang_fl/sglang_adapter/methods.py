@@ -7,16 +7,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_fl.sglang_adapter.layers import attention, causal_convolution, gated_delta_rule
+from sglang_fl.sglang_adapter.layers import (
+    attention,
+    causal_convolution,
+    gated_delta_rule,
+    state_space,
+)
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 
-__all__ = ["CONVOLUTION", "TARGET", "Method", "methods_of"]
+__all__ = ["PLAIN_KERNELS", "TARGET", "Method", "methods_of"]
 
 #: The function that SGLang calls last when it builds an attention backend; one name in all releases.
 TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
 
-#: Where a linear attention backend keeps its convolution, if that is ours: no Triton kernel can run then.
-CONVOLUTION = "causal_convolution"
+#: Where a linear attention backend keeps objects of ours by which it computes; then no Triton kernel can run.
+PLAIN_KERNELS = "plain_kernels"
+_OF_PLAIN_KERNELS = {module.CLASS: module.ADAPTERS for module in (causal_convolution, state_space)}
 #: Where backends keep others: hybrid models, one for prefill and one for decode, two batches at a time.
 _PARTS = ("full_attn_backend", "prefill_backend", "decode_backend", "primary")
 
@@ -69,12 +75,11 @@ def methods_of(backend: Any) -> Iterator[Method]:
     backend : as SGLang has built it, which may hold others; None has none
     """
     linear = getattr(backend, "linear_attn_backend", None)
-    convolution = getattr(linear, CONVOLUTION, None)
-    is_pytorch = convolution is not None
-    if is_pytorch:
-        yield from (Method(convolution, adapter, is_pytorch) for adapter in causal_convolution.ADAPTERS)
+    plain: tuple[Any, ...] = getattr(linear, PLAIN_KERNELS, ())
+    for kernel in plain:
+        yield from (Method(kernel, adapter, is_pytorch=True) for adapter in _OF_PLAIN_KERNELS[_path(kernel)])
     for kernel in _once(_delta_rule_kernels(linear)):
-        yield from (Method(kernel, adapter, is_pytorch) for adapter in gated_delta_rule.ADAPTERS)
+        yield from (Method(kernel, adapter, bool(plain)) for adapter in gated_delta_rule.ADAPTERS)
     for kernel in _once(_attention_kernels(backend)):
         yield from (Method(kernel, adapter, is_pytorch=True) for adapter in attention.ADAPTERS)
 

@@ -8,7 +8,7 @@ from sglang_fl.dispatch.plan import Bind, Forward, Own
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import Kernel, Op
 
-__all__ = ["Adapter", "Bind", "Own", "bind_x", "by_layer_class", "covering"]
+__all__ = ["Adapter", "Bind", "Own", "bind_arguments", "bind_x", "by_layer_class", "covering"]
 
 
 def bind_x(layer: Any, kernel: Kernel, own: Own) -> Forward:
@@ -20,6 +20,19 @@ def bind_x(layer: Any, kernel: Kernel, own: Own) -> Forward:
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x)
+
+    return forward
+
+
+def bind_arguments(layer: Any, kernel: Kernel, own: Own) -> Forward:
+    """Return a forward for methods whose arguments are the contract's, by position. See ``Bind``."""
+
+    def forward(layer: Any, *arguments: Any) -> Any:
+        try:
+            return kernel(*arguments)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, *arguments)
 
     return forward
 

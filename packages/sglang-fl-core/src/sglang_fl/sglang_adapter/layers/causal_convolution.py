@@ -8,32 +8,14 @@ Falls through: a call that the kernel refuses. The object then computes it by th
 calls that ``sglang(native)``.
 """
 
-from typing import Any
-
-from sglang_fl.dispatch.plan import Forward
-from sglang_fl.errors import REFUSALS
-from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.ops import OPS
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, bind_arguments
 
 __all__ = ["ADAPTERS", "CLASS"]
 
 CLASS = "sglang_fl.sglang_adapter.without_triton.kernels:CausalConvolution"
 
-
-def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a method with the arguments of its op."""
-
-    def convolve(layer: Any, *arguments: Any) -> Any:
-        try:
-            return kernel(*arguments)
-        except REFUSALS as refusal:
-            own.because(refusal)
-        return own(layer, *arguments)
-
-    return convolve
-
-
 ADAPTERS = (
-    Adapter(f"{CLASS}.prefill", OPS["causal_conv1d_fn"], bind),
-    Adapter(f"{CLASS}.update", OPS["causal_conv1d_update"], bind),
+    Adapter(f"{CLASS}.prefill", OPS["causal_conv1d_fn"], bind_arguments),
+    Adapter(f"{CLASS}.update", OPS["causal_conv1d_update"], bind_arguments),
 )

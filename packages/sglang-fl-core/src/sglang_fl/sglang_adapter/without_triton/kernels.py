@@ -1,10 +1,10 @@
-"""The two kernels of the causal convolution, as methods of an object on which each can be replaced."""
+"""The kernels of linear attention that SGLang keeps in no object, as methods that can be replaced."""
 
 from typing import Any
 
 from sglang_fl.ops import OPS
 
-__all__ = ["CausalConvolution"]
+__all__ = ["CausalConvolution", "StateSpace"]
 
 
 class CausalConvolution:
@@ -21,3 +21,15 @@ class CausalConvolution:
     def update(self, *arguments: Any) -> Any:
         """Compute ``causal_conv1d_update``."""
         return OPS["causal_conv1d_update"].reference(*arguments)
+
+
+class StateSpace:
+    """Computes Mamba-2 by the references, likewise."""
+
+    def scan(self, *arguments: Any) -> Any:
+        """Compute ``mamba_chunk_scan_combined``."""
+        return OPS["mamba_chunk_scan_combined"].reference(*arguments)
+
+    def update(self, *arguments: Any) -> Any:
+        """Compute ``selective_state_update``."""
+        return OPS["selective_state_update"].reference(*arguments)

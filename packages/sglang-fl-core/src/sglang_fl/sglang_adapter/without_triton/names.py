@@ -14,17 +14,19 @@ from packaging.version import Version
 
 from sglang_fl.errors import SettingsError
 from sglang_fl.platform import NoTriton
-from sglang_fl.sglang_adapter.methods import CONVOLUTION, TARGET
+from sglang_fl.sglang_adapter.methods import PLAIN_KERNELS, TARGET
 from sglang_fl.sglang_adapter.releases import WITHOUT_TRITON, is_supported
 from sglang_fl.sglang_adapter.without_triton import gated_delta_net, gated_norm, gates
 from sglang_fl.sglang_adapter.without_triton.convolution import prefill_by, update_by
-from sglang_fl.sglang_adapter.without_triton.kernels import CausalConvolution
+from sglang_fl.sglang_adapter.without_triton.kernels import CausalConvolution, StateSpace
+from sglang_fl.sglang_adapter.without_triton.state_space import scan_by, state_update_by
 
 __all__ = ["install", "replace"]
 
 Functions = Mapping[str, tuple[Callable[..., Any], ...]]
 
 _ATTENTION = "sglang.srt.layers.attention"
+_MIXER = f"{_ATTENTION}.mamba.mamba"
 _KERNELS = "sglang.kernels.ops.attention"
 
 #: The functions that take the place of those of the same name in a module of SGLang, for all models.
@@ -38,7 +40,7 @@ _OF_ALL_MODELS: Functions = {
     f"{_KERNELS}.fla.fused_norm_gate": (gated_norm.rms_norm_gated,),
     f"{_KERNELS}.fla.layernorm_gated": (gated_norm.layernorm_fn,),
 }
-#: For linear attention, beside those of the convolution.
+#: For linear attention, beside those that call an object which layer 2 knows.
 _OF_LINEAR_ATTENTION: Functions = {
     f"{_ATTENTION}.linear.gdn_backend": (gated_delta_net.fused_gdn_gating,),
     f"{_ATTENTION}.linear.kernels.gdn_triton": (
@@ -47,14 +49,11 @@ _OF_LINEAR_ATTENTION: Functions = {
         gated_delta_net.fused_sigmoid_gating_delta_rule_update,
     ),
 }
-#: The modules whose convolution is replaced.
-_CONVOLVING = (f"{_ATTENTION}.linear.gdn_backend",)
 #: SGLang's backends of linear attention that need no other kernel, and what models have them.
 _BACKENDS = {
     f"{_ATTENTION}.linear.gdn_backend:GDNAttnBackend": "the gated delta net of Qwen3-Next and Qwen3.5",
+    f"{_ATTENTION}.hybrid_linear_attn_backend:Mamba2AttnBackend": "Mamba-2",
 }
-
-
 #: Where SGLang decides how the states of prefixes are kept, if the user left it open.
 _KEEPS_MORE_STATES = "sglang.srt.arg_groups.overrides.supports_mamba_cache_extra_buffer"
 
@@ -97,8 +96,8 @@ def replace(backend: Any, version: Version) -> None:
 
     Parameters
     ----------
-    backend : the model's attention backend; one of linear attention gets the object by which it convolves
-        from now on, where layer 2 looks for it
+    backend : the model's attention backend; one of linear attention gets the objects by which it computes
+        from now on, where layer 2 looks for them
     version : of SGLang
 
     Raises
@@ -109,9 +108,10 @@ def replace(backend: Any, version: Version) -> None:
     if linear is not None:
         _refuse(linear, version)
         _put(_OF_LINEAR_ATTENTION)
-        convolution = CausalConvolution()
-        setattr(linear, CONVOLUTION, convolution)
-        _put(dict.fromkeys(_CONVOLVING, (prefill_by(convolution), update_by(convolution))))
+        convolution, space = CausalConvolution(), StateSpace()
+        setattr(linear, PLAIN_KERNELS, (convolution, space))
+        _convolve_by(convolution)
+        _give(_MIXER, scan_by(space), state_update_by(space))
     if version in WITHOUT_TRITON:
         _put(_OF_ALL_MODELS)
 
@@ -127,10 +127,25 @@ def _refuse(linear: Any, version: Version) -> None:
         )
 
 
+def _convolve_by(convolution: CausalConvolution) -> None:
+    """Replace the convolution; in the mixer of Mamba-2 its names are not even bound on our platforms."""
+    prefill, update = prefill_by(convolution), update_by(convolution)
+    _give(f"{_ATTENTION}.linear.gdn_backend", prefill, update)
+    for suffix in ("", "_triton"):
+        setattr(sys.modules[_MIXER], f"causal_conv1d_fn{suffix}", prefill)
+        setattr(sys.modules[_MIXER], f"causal_conv1d_update{suffix}", update)
+
+
 def _put(functions: Functions) -> None:
     """Give names of those modules that are loaded other functions."""
     for module, others in functions.items():
-        for other in others if module in sys.modules else ():
-            if not hasattr(sys.modules[module], other.__name__):
-                raise SettingsError(f"{module} has no {other.__name__}: this SGLang is none that we know")
-            setattr(sys.modules[module], other.__name__, other)
+        if module in sys.modules:
+            _give(module, *others)
+
+
+def _give(module: str, *functions: Callable[..., Any]) -> None:
+    """Give a module functions in the place of its own of the same names."""
+    for function in functions:
+        if not hasattr(sys.modules[module], function.__name__):
+            raise SettingsError(f"{module} has no {function.__name__}: this SGLang is none that we know")
+        setattr(sys.modules[module], function.__name__, function)

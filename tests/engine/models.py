@@ -690,7 +690,6 @@ FAMILIES = (
             "TopK": "topk_softmax",
             **ATTENTION,
         },
-        engine=OURS,
         left=frozenset({"UnquantizedFusedMoEMethod"}),
         releases=PLAIN_PREFILL,
         is_cached=False,

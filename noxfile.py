@@ -84,12 +84,12 @@ def _on_stack(session: nox.Session, *packages: str) -> None:
 
 
 def _pytest(session: nox.Session, *tests: str) -> None:
-    """Run tests, two files at a time (``-- -n 0``: one): those of a file share what is slow to make.
+    """Run tests in two processes (``-- -n 0``: in this one), to which ``tests/balance.py`` deals them out.
 
     Files named behind ``--`` run instead of all.
     """
     tests = () if _names_files(session) else tests
-    two = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    two = ("-n", "2", "-p", "tests.balance", "--dist", "loadfile", "--no-loadscope-reorder")
     command = ("python", "-m", "pytest", *tests, *two, *session.posargs)
     session.run(*command, env=ONE_THREAD)
 

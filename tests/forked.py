@@ -46,8 +46,8 @@ class Server:
     def __init__(self, environment: Mapping[str, str], path: Sequence[Path] = (), name: str = "") -> None:
         self._environment = dict(environment)
         self._path = [str(folder) for folder in path]
-        self._name = name or uuid.uuid4().hex
-        self._control = _connected(self._name, self._begin)
+        self.name = name or uuid.uuid4().hex
+        self._control = _connected(self.name, self._begin)
 
     def _begin(self, listener: socket.socket) -> None:
         subprocess.Popen(
@@ -62,12 +62,12 @@ class Server:
         """Return a server forked from this one that has SGLang loaded too, on a simulated chip or the CPU."""
         server = copy.copy(self)
         server.has_sglang = True
-        server._name = f"{self._name}-sglang-{simulated}"
+        server.name = f"{self.name}-sglang-{simulated}"
 
         def begin(listener: socket.socket) -> None:
             send(self._control, {"simulated": simulated}, [listener.fileno()])
 
-        server._control = _connected(server._name, begin)
+        server._control = _connected(server.name, begin)
         return server
 
     def start(

@@ -18,6 +18,7 @@ __all__ = [
     "processes_with",
     "server_for",
     "server_of_forks",
+    "server_with_sglang",
     "start_preloaded",
 ]
 

@@ -10,6 +10,8 @@ from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl
 from tests.ops.subject import subject_of
 
+pytestmark = pytest.mark.timeout(300)
+
 CHIP = SimulatedChip("toychip", "toyccl")
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.engine.fake_vendor import install_vendor
 from tests.forked import Server, run
 from tests.preloaded import THIRD_PARTY
+from tests.programs import server_of_forks, server_with_sglang
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -49,13 +50,13 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(environment) -> Server:
-    return Server(environment, name=environment["PYTHONPATH"])
+def server() -> Server:
+    return server_of_forks()
 
 
 @pytest.fixture(scope="module")
-def with_sglang(server) -> Server:
-    return server.with_sglang()
+def with_sglang() -> Server:
+    return server_with_sglang("")
 
 
 def test_nothing_of_sglang_and_nothing_of_ours_is_preloaded():
@@ -103,7 +104,7 @@ SERVER = "import os; print(open(f'/proc/{os.getppid()}/stat').read().split()[3])
 
 @pytest.mark.parametrize("has_sglang", [False, True])
 def test_who_gives_the_same_name_shares_the_server(server, with_sglang, environment, has_sglang: bool):
-    another = Server(environment, name=environment["PYTHONPATH"])
+    another = Server(environment, name=server.name)
     pair = (with_sglang, another.with_sglang()) if has_sglang else (server, another)
     command = [sys.executable, "-c", SERVER]
     (code, first), (_, second) = (run(each, command, environment, Path.cwd(), timeout=60) for each in pair)

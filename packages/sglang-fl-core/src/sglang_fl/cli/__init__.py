@@ -312,35 +312,62 @@ def report_logs(
     aten: Files = None,
     against_dispatch: Against = None,
     against_aten: Against = None,
+    issue: Annotated[
+        Path | None, typer.Option(help="Write one new file for a bug report instead, without secrets.")
+    ] = None,
+    log: Annotated[
+        list[Path] | None, typer.Option(help="With --issue: a server's log, whose end is shown.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="With --issue: what `sglang-fl verify --certificate` has written.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """What ran where, from dispatch logs and records of ATen ops; what differs between ranks and runs."""
+    """What ran where, from dispatch logs and records of ATen ops; what differs between ranks and runs.
+
+    With --issue FILE: versions, settings, vendors, ops, doctor and the ends of the logs as one file.
+    """
+    if issue is not None:
+        if against_dispatch or against_aten or as_json:
+            raise typer.BadParameter("--issue takes --dispatch, --aten, --log and --certificate alone")
+        _write_issue(issue, [*(dispatch or ()), *(aten or ()), *(log or ())], certificate)
+        return
+    if log or certificate:
+        raise typer.BadParameter("--log and --certificate belong to --issue FILE")
     if not (dispatch or aten):
-        raise typer.BadParameter("give a log: --dispatch FILE, --aten FILE, or both")
+        raise typer.BadParameter("give a log: --dispatch FILE, --aten FILE, or both; or --issue FILE")
     from sglang_fl.diagnostics import logs
 
     with exit_on_error():
-        log = logs.read_log(map(named, dispatch or ()), map(named, aten or ()))
+        first = logs.read_log(map(named, dispatch or ()), map(named, aten or ()))
         other = logs.read_log(map(named, against_dispatch or ()), map(named, against_aten or ()))
-    has_other = bool(against_dispatch or against_aten)
-    differences = logs.compared(log, other) if has_other else []
-    foreign = log.foreign + other.foreign
+    differences = logs.compared(first, other) if against_dispatch or against_aten else None
+    foreign = first.foreign + other.foreign
     if as_json:
-        answer = {"layer_classes": log.layer_classes(), "aten_ops": log.aten_ops()}
-        answer |= {"kernel_plugins": log.kernel_plugins()}
-        answer |= {"differences": differences, "no_log_lines": foreign}
+        answer = {"layer_classes": first.layer_classes(), "aten_ops": first.aten_ops()}
+        answer |= {"kernel_plugins": first.kernel_plugins()}
+        answer |= {"differences": differences or [], "no_log_lines": foreign}
         print_json(answer)
         return
-    if dispatch:
-        print_rows(log.layer_classes(), False, _titled("Layer classes", log.layer_classes()))
-    if log.kernel_plugins():
-        print_rows(log.kernel_plugins(), False, "Run by kernel plugins of others")
-    if aten:
-        print_rows(log.aten_ops(), False, _titled("Replaced ATen ops that were called", log.aten_ops()))
-    if has_other:
-        print_rows(differences, False, "Differences" if differences else "The two runs do not differ.")
-    if foreign:
-        print_rows(foreign, False, f"{len(foreign)} lines that are no log lines")
+    tables = {
+        _titled("Layer classes", first.layer_classes()): first.layer_classes() if dispatch else None,
+        "Run by kernel plugins of others": first.kernel_plugins() or None,
+        _titled("Replaced ATen ops that were called", first.aten_ops()): first.aten_ops() if aten else None,
+        "Differences" if differences else "The two runs do not differ.": differences,
+        f"{len(foreign)} lines that are no log lines": foreign or None,
+    }
+    for title, rows in tables.items():
+        if rows is not None:
+            print_rows(rows, False, title)
+
+
+def _write_issue(issue: Path, logs: list[Path], certificate: Path | None) -> None:
+    from sglang_fl.diagnostics.issue import Attached, write_issue
+
+    with exit_on_error():
+        shown = named(certificate) if certificate else None
+        write_issue(named(issue), Attached(tuple(map(named, logs)), shown))
+    say(f"{issue}: read it before you send it; paths and host names are in it")
 
 
 def _titled(title: str, rows: list[dict[str, Any]]) -> str:

@@ -1,11 +1,13 @@
 """The documented launch line on a CPU: what runs after start-up alone, and an answer."""
 
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 import demo.server
 from demo.server import ServerError, serve
+from sglang_fl.logs.counters import LAYERS
 from sglang_fl.sglang_adapter.releases import PIECEWISE_FLAG
 from tests.engine.release import RELEASE
 from tests.programs import processes_with, start_preloaded
@@ -27,7 +29,8 @@ def served(tiny_model: Path, tmp_path_factory, environment_of):
     folder = tmp_path_factory.mktemp("served")
     dispatch_log = folder / "dispatch.log"
     environment = environment_of({"SGLANG_FL_DISPATCH_LOG": str(dispatch_log)})
-    with serve(tiny_model, folder / "server.log", arguments=LAUNCH, environment=environment) as server:
+    arguments = (*LAUNCH, "--enable-metrics")
+    with serve(tiny_model, folder / "server.log", arguments=arguments, environment=environment) as server:
         yield server, sorted(set(dispatch_log.read_text().splitlines()))
 
 
@@ -39,6 +42,17 @@ def has_argument(log: str, name: str, value: object) -> bool:
 def test_start_up_alone_writes_exactly_the_four_dispatch_lines(served):
     _, lines = served
     assert lines == REFERENCES
+
+
+def test_metrics_count_what_runs_layers_beside_sglangs_own(served):
+    server, _ = served
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    assert any(line.startswith("sglang:") for line in lines)
+    layers = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if LAYERS in line}
+    # Two layers with two norms each, and the last norm.
+    assert layers[f'{LAYERS}_total{{layer_class="RMSNorm",ran="reference(reference)"}}'] == 5
+    assert layers[f'{LAYERS}_total{{layer_class="SiluAndMul",ran="reference(reference)"}}'] == 2
 
 
 def test_a_chat_request_is_answered(served):

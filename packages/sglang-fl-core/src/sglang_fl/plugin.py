@@ -22,6 +22,7 @@ from sglang_fl.dispatch.kept_calls import KeptCalls
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.errors import SettingsError, SglangFlError, VendorError
+from sglang_fl.logs import counters
 from sglang_fl.logs.compile_monitor import CompileMonitor
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.logs.redaction import redacted
@@ -283,6 +284,8 @@ def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
 
     def models_loaded(scheduler: Any) -> None:
         with _exit_on_error():
+            if SglangSettings.read().has_metrics:
+                counters.enable()
             monitor.watch()
             if layer_1:
                 layer_1.register()

@@ -43,6 +43,7 @@ from sglang_fl.dispatch.plan import Forward, LayerPlan, Translation
 from sglang_fl.dispatch.resolution import Resolution
 from sglang_fl.dispatch.trial import NextCandidateError, Trial
 from sglang_fl.errors import NoImplementationError, UnsupportedError
+from sglang_fl.logs.counters import FALLBACKS, LAYERS, LEFT, count
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.vendor import OpImpl
@@ -74,6 +75,7 @@ class _OwnForward:
         self.path = OwnPath.of(method)
         self.method = method
         self.was_called = False
+        self._reason = ""  # of the call that comes next
         self._own = own
         self._layer = layer
         self._layer_class = layer_class
@@ -84,6 +86,8 @@ class _OwnForward:
 
     def __call__(self, layer: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.was_called = True
+        count(LEFT, layer_class=self._layer_class, reason=self._reason)
+        self._reason = ""
         result = self._of(layer)(*args, **kwargs)
         self._log.write(self._layer_class, "sglang(native)")
         return result
@@ -101,7 +105,8 @@ class _OwnForward:
 
     def say(self, reason: str) -> None:
         # Shapes and counts differ from call to call; the reason is the same.
-        if is_first(self._layer_class, "left to SGLang", re.sub(r"\d+", "#", reason)):
+        self._reason = re.sub(r"\d+", "#", reason)
+        if is_first(self._layer_class, "left to SGLang", self._reason):
             logger.info("%s: a call is left to SGLang: %s", self._layer_class, reason)
 
 
@@ -141,6 +146,7 @@ class _Candidates:
     def reject(self, impl: OpImpl, fault: Fault) -> None:
         """Go on without a candidate that failed, for good."""
         self._drop(impl, str(fault))
+        count(FALLBACKS, op=impl.op, implementation=impl.id)
         if is_first(self._layer_class, impl.id, str(fault)):
             logger.warning(
                 "%s: %s of %s failed in its first call and is replaced: %s",
@@ -319,6 +325,7 @@ class LayerLife:
             _bound.add(forward)
             self._ran = impl
             self._decide(MethodType(forward, self._layer))
+            count(LAYERS, layer_class=self._layer_class, ran=f"{impl.kind}({impl.id})")
             self._log.write(self._layer_class, f"{impl.kind}({impl.id})")
         return result
 

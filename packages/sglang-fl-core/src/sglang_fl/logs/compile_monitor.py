@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from sglang_fl.logs.counters import COMPILED, count
+
 __all__ = ["CompileMonitor"]
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class CompileMonitor:
         moment = self._moment()
         if moment is None:
             return
+        count(COMPILED, kernel=name)
         is_first = (what, name) not in self._told
         self._told.add((what, name))
         logger.log(

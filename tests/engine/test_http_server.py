@@ -49,7 +49,8 @@ def test_metrics_count_what_runs_layers_beside_sglangs_own(served):
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     assert any(line.startswith("sglang:") for line in lines)
-    layers = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if LAYERS in line}
+    counted = (line.rpartition(" ") for line in lines if line.startswith(f"{LAYERS}_total{{"))
+    layers = {labelled: float(value) for labelled, _, value in counted}
     # Two layers with two norms each, and the last norm.
     assert layers[f'{LAYERS}_total{{layer_class="RMSNorm",ran="reference(reference)"}}'] == 5
     assert layers[f'{LAYERS}_total{{layer_class="SiluAndMul",ran="reference(reference)"}}'] == 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sglang_fl.conformance import rows
 from sglang_fl.ops import OPS, Case, Op
 from tests.ops import subject
 from tests.ops.shared.distance import as_numpy, as_tuple, errors
@@ -82,3 +83,25 @@ def test_rotary_magnitude_is_the_size_of_the_two_products(case: Case):
         expected[..., real] = heads[..., real] * cos + heads[..., imaginary] * sin
         expected[..., imaginary] = heads[..., imaginary] * cos + heads[..., real] * sin
         np.testing.assert_allclose(size.numpy(), expected.reshape(x.shape), rtol=1e-14)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.updates or op.of_sequences], ids=str)
+def test_what_is_not_finite_in_one_sequence_reaches_no_other(op: Op):
+    """Neither its results nor its state; float64 would not tell, because a reference is its own there."""
+    case = next(each for each in op.cases if each.name in ("several-sequences", "mixed", "odd-requests"))
+    spoiled, rest = case.arguments(torch.float32), case.arguments(torch.float32)
+    rest = rows.take(op, rest, 1, rows.count(op, rest))
+    axes, end = rows.row_arguments(op, spoiled), rows.starts(op, spoiled)[1]
+    for name, axis in axes.items():
+        if spoiled[name].is_floating_point():
+            spoiled[name].narrow(axis, 0, end).fill_(torch.nan)
+    found, expected = as_tuple(op.reference(**spoiled)), as_tuple(op.reference(**rest))
+    axis = max(axes.values())
+    tokens = found[0].narrow(axis, end, found[0].shape[axis] - end)
+    torch.testing.assert_close(tokens, expected[0])
+    if op.of_sequences and not op.updates:  # the states are returned
+        torch.testing.assert_close(found[1][1:], expected[1])
+    for name in op.updates:
+        of_others = op.written_rows(name, rest)
+        torch.testing.assert_close(spoiled[name][of_others], rest[name][of_others])
+        assert int(spoiled[name].isnan().flatten(1).any(1).sum()) == 1

@@ -76,7 +76,8 @@ class NotCuda:
         if self.device_type == "cpu":  # type: ignore[attr-defined]
             import torch
 
-            torch.get_device_module = cpu_where_none_is_named(torch.get_device_module)
+            named = cpu_where_none_is_named(torch.get_device_module)
+            torch.get_device_module = named  # type: ignore[assignment]
 
 
 def cpu_where_none_is_named(own: Callable[[Any], Any]) -> Callable[[Any], Any]:

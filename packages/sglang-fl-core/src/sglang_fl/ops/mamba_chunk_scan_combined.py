@@ -124,7 +124,7 @@ def _case(
             return torch.randn(*shape, generator=generator)
 
         return {
-            "x": normal(1, tokens, count * elements + 8).to(dtype)[..., :-8].unflatten(2, (count, elements)),
+            "x": normal(1, tokens, count * elements + 8).to(dtype)[..., :-8].view(1, tokens, count, elements),
             "dt": normal(1, tokens, count).to(dtype),
             "A": -normal(count).exp(),
             "B": normal(1, tokens, groups, states).to(dtype),

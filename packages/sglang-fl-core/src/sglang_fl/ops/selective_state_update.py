@@ -142,7 +142,7 @@ def _case(
             rows[::2] = -1
         return {
             "state": pool,
-            "x": normal(batch, count * elements + 8).to(dtype)[:, :-8].unflatten(1, (count, elements)),
+            "x": normal(batch, count * elements + 8).to(dtype)[:, :-8].view(batch, count, elements),
             "dt": normal(batch, count).to(dtype),
             "A": -normal(count).exp(),
             "B": normal(batch, groups, states).to(dtype),

@@ -109,11 +109,12 @@ def fused_qkvzba_split_reshape_cat(
     (mixed_qkv, z, b, a) : (T, 2 HK K + HV V): all q, all k, all v; (T, HV, V); (T, HV) twice
     """
     shared = num_heads_v // num_heads_qk
-    by_head = mixed_qkvz.unflatten(1, (num_heads_qk, -1))
-    parts = by_head.split([head_qk, head_qk, shared * head_v, shared * head_v], dim=-1)
+    tokens = len(mixed_qkvz)
+    by_head = mixed_qkvz.reshape(tokens, num_heads_qk, 2 * (head_qk + shared * head_v))
+    parts = torch.split(by_head, [head_qk, head_qk, shared * head_v, shared * head_v], dim=-1)
     q, k, v, z = (part.flatten(1) for part in parts)
-    b, a = (part.flatten(1) for part in mixed_ba.unflatten(1, (num_heads_qk, -1)).chunk(2, dim=-1))
-    return torch.cat([q, k, v], dim=-1), z.unflatten(1, (num_heads_v, head_v)), b, a
+    b, a = (part.flatten(1) for part in mixed_ba.reshape(tokens, num_heads_qk, 2 * shared).chunk(2, dim=-1))
+    return torch.cat([q, k, v], dim=-1), z.view(tokens, num_heads_v, head_v), b, a
 
 
 def fused_qkvzba_split_reshape_cat_contiguous(
@@ -121,6 +122,7 @@ def fused_qkvzba_split_reshape_cat_contiguous(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Do the same where all q lie together, then all k, all v, all z; and all b, then all a."""
     values = num_heads_v * head_v
-    mixed_qkv, z = mixed_qkvz.split([mixed_qkvz.shape[1] - values, values], dim=-1)
+    mixed_qkv, z = torch.split(mixed_qkvz, [mixed_qkvz.shape[1] - values, values], dim=-1)
     b, a = mixed_ba.chunk(2, dim=-1)
-    return mixed_qkv.contiguous(), z.unflatten(1, (num_heads_v, head_v)), b.contiguous(), a.contiguous()
+    z = z.reshape(len(z), num_heads_v, head_v)
+    return mixed_qkv.contiguous(), z, b.contiguous(), a.contiguous()

@@ -1,5 +1,6 @@
 """The RMS norms that a gate multiplies, in plain PyTorch, with the signatures of SGLang's two functions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,11 @@ from sglang_fl.ops.op import compute_dtype
 
 __all__ = ["layernorm_fn", "rms_norm_gated"]
 
-_ACTIVATIONS = {"swish": F.silu, "silu": F.silu, "sigmoid": torch.sigmoid}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": F.silu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def rms_norm_gated(
@@ -66,8 +71,10 @@ def _gated(
     factor: Any = 1.0 if gate is None else _ACTIVATIONS[activation](gate.to(dtype))
     if not norm_before_gate:
         wide = wide * factor
-    groups = wide.unflatten(-1, (-1, group_size or x.shape[-1]))
-    wide = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2)
+    groups = wide.reshape(-1, group_size or x.shape[-1])
+    wide = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).reshape(x.shape)
     if weight is not None:
         wide = wide * weight.to(dtype)
-    return (wide * factor if norm_before_gate else wide).to(x.dtype)
+    if norm_before_gate:
+        wide = wide * factor
+    return wide.to(x.dtype)

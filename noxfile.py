@@ -181,13 +181,17 @@ def python(session: nox.Session) -> None:
     """What of core needs no torch, on each Python that the metadata promise and this machine has."""
     found = {version: executable for version in PYTHONS if (executable := _interpreter(version))}
     needs = [need for need in _dependencies() if not need.startswith("torch")]
+    needs += ["pytest>=8", "pytest-timeout"]
     for version, executable in found.items():
         environment = ROOT / ".nox" / f"python-{version}"
-        own = str(environment / "bin" / "python")
-        if not Path(own).exists():
-            command = ("-m", "virtualenv", "-q", "-p", executable, str(environment))
+        own, stamp = str(environment / "bin" / "python"), environment / "complete"
+        wanted = "\n".join([executable, *needs])
+        if not stamp.exists() or stamp.read_text() != wanted:
+            command = ("-m", "virtualenv", "-q", "--clear", "-p", executable, str(environment))
             session.run(sys.executable, *command, external=True)
-        session.run(own, "-m", "pip", "install", "-q", *needs, "pytest>=8", "pytest-timeout", external=True)
+            install = ("-m", "pip", "install", "-q", *needs)
+            session.run(own, *install, external=True)
+            stamp.write_text(wanted)  # last, so that an interrupted installation is started again
         tests = ("-q", "--noconftest", "tests/python", f"{CORE}/tests/test_dispatch_log.py")
         session.run(own, "-m", "pytest", *tests, env={"PYTHONPATH": f"{CORE}/src"}, external=True)
     missing = ", ".join({*PYTHONS} - {*found})

@@ -7,6 +7,7 @@ import pytest
 from tests.balance import PARTS, Scheduling
 
 ROOT = Path(__file__).parents[1]
+KERNELS = "packages/sglang-fl-nvidia/tests/test_flagos.py"
 
 
 def scope(test: str) -> str:
@@ -25,6 +26,11 @@ def test_a_file_that_is_dealt_out_in_parts_is_there(file: str):
         ("tests/releases/test_releases.py", ["test_a[0.5.15]", "test_b[0.5.15-qk_norm]"], "[0.5.15]"),
         ("tests/simulated/test_mlu.py", ["test_a[Qwen2-off]", "test_b[prompts-Qwen2-off]"], "[Qwen2-off]"),
         ("tests/simulated/test_ascend.py", ["test_a[Qwen2.5-VL-followers]"], "[Qwen2.5-VL]"),
+        (
+            "packages/sglang-fl-nvidia/tests/test_flagos.py",
+            ["test_a[rms_norm-x]", "test_b[rms_norm-y]"],
+            "[rms_norm]",
+        ),
         ("tests/engine/test_bisect.py", ["test_a[fused]", "test_b"], ""),
         ("tests/releases/test_server.py", ["test_a"], ""),
     ],

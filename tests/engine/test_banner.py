@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import Run, finish
+from tests.programs import Run, finish, server_for
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -29,7 +29,8 @@ logging.getLogger("sglang_fl.dispatch.life").info("a line of ours")
 @pytest.fixture
 def start(environment_of):
     def run(settings: dict[str, str]) -> list[str]:
-        done: Run = finish([sys.executable, "-c", START], environment_of(settings), 120)
+        environment = environment_of(settings)
+        done: Run = finish([sys.executable, "-c", START], environment, 120, server_for(environment))
         assert done.code == 0, done.output
         return done.output.splitlines()
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
-from tests.programs import finish, processes_with
+from tests.programs import finish, processes_with, server_for
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -142,7 +142,7 @@ def test_a_set_up_that_is_broken_is_no_verdict(environment_of, tmp_path: Path):
     model.mkdir()
     (model / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "qwen2"}')
     command = [*BISECT, "--model", str(model), "--folder", str(tmp_path / "out"), "--json", "--device", "cpu"]
-    run = finish(command, environment_of({}), timeout=200)
+    run = finish(command, environment_of({}), 200, server_for({}))
     assert run.code == 2, run.output[-3000:]
     assert '"set_up_broken"' in run.output
 

@@ -1,7 +1,6 @@
 """What a server start refuses, with one message and code 2, before a model is loaded; what it survives."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from sglang_fl import __version__
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND, supported_range
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.release import RELEASE, SEAM, UNSUPPORTED, present
-from tests.programs import Run, finish, finish_started
+from tests.programs import Run, finish, finish_started, server_for
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -54,12 +53,19 @@ HookRegistry._apply_target = classmethod(fail)
 
 @pytest.fixture
 def launch(tiny_model: Path, environment_of):
-    """Return a function that starts the server and expects it to end by itself."""
+    """Return a function that starts the server and expects it to end by itself.
 
-    def start(settings: dict[str, str], prelude: str = "", finish: Callable[..., Run] = finish) -> Run:
+    Forked, it has SGLang loaded, which asks for the platform as it did when it was imported; with a variable
+    of SGLang's it imports SGLang itself.
+    """
+
+    def start(settings: dict[str, str], prelude: str = "", is_forked: bool = True) -> Run:
         code = f"import runpy, sys\n{prelude}\nrunpy.run_module('sglang.launch_server', run_name='__main__')"
-        command = [sys.executable, "-c", code, "--model-path", str(tiny_model)]
-        return finish([*command, "--max-total-tokens", "2048"], environment_of(settings), timeout=150)
+        command = [sys.executable, "-c", code, "--model-path", str(tiny_model), "--max-total-tokens", "2048"]
+        environment = environment_of(settings)
+        if not is_forked:
+            return finish_started(command, environment, timeout=150)
+        return finish(command, environment, 150, server_for(environment))
 
     return start
 
@@ -123,7 +129,7 @@ def test_a_forced_backend_and_a_named_op_stop_the_start(launch):
 def test_two_available_vendors_stop_the_start(launch, tmp_path: Path):
     for name in ("alpha", "beta"):
         install_vendor(tmp_path, name, AVAILABLE.format(name=name))
-    message = refused(launch({"PYTHONPATH": str(tmp_path)}, finish=finish_started))  # as a user does
+    message = refused(launch({"PYTHONPATH": str(tmp_path)}, is_forked=False))  # as a user does
     assert "SGLANG_FL_PLATFORM is not set" in message
     assert "alpha (alpha_vendor 0.0.1), beta (beta_vendor 0.0.1)" in message
 

@@ -101,12 +101,13 @@ def _names_files(session: nox.Session) -> bool:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff, mypy --strict, import floors."""
-    _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in VENDORS))
+    _on_stack(session)
     session.install("-q", "ruff==0.17.6", "mypy==2.4.1", "import-linter==2.16", "nox")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
-    session.run("lint-imports", "--no-cache")
+    sources = (str(ROOT / f"packages/sglang-fl-{name}/src") for name in ("core", *VENDORS))
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": os.pathsep.join(sources)})
 
 
 @nox.session

@@ -1,0 +1,180 @@
+"""From two sides' answers to a verdict: where log-probabilities part by more than rounding and drift explain.
+
+Pure: nothing is asked here. ``places`` says what difference and drift are. A class of requests
+
+1. *differs* where its largest difference is above the threshold, that is the larger of the floor of the
+   servers' dtype and three times the larger drift of the class;
+2. is *undecided* where a difference or a drift is above the floor, and no difference above the threshold: the
+   sides do not repeat themselves well enough to tell;
+3. is the *same* otherwise.
+"""
+
+import enum
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sglang_fl.compare.findings import Finding, findings_in, listed
+from sglang_fl.compare.places import Exchange, Place, places_of
+from sglang_fl.compare.questions import CLASSES, DECODE
+
+__all__ = ["FACTOR", "FEWEST", "ClassVerdict", "Judgement", "Outcome", "floor_of", "judge"]
+
+#: Differences of a log-probability, in nats, that right servers may have. Logits of a language model reach 16
+#: to 32. There one unit of bfloat16 (8 bits) is 0.125, of float16 (11 bits) 0.016, and two servers that round
+#: the same sum apart do so by a unit each. In float32 a unit is nothing, but sums of thousands of terms in
+#: another order, layer after layer, were seen to make 1e-5, and a hundred times that is still no fault.
+FLOORS = {"bfloat16": 0.25, "float16": 0.03, "half": 0.03, "float32": 1e-3, "float": 1e-3}
+#: Weights or a cache of 8 bits or fewer: kernels may round activations differently as well.
+QUANTIZED = 0.5
+#: Differences above the floor count from this multiple of the drift on: that two draws of a noise are further
+#: from two others than from each other happens by chance.
+FACTOR = 3.0
+#: Fewer places than this say nothing.
+FEWEST = 20
+#: Places that are listed.
+WORST = 10
+
+
+class Outcome(enum.IntEnum):
+    """How a comparison ended; the value is the exit code."""
+
+    SAME = 0
+    DIFFER = 1
+    NO_ANSWER = 2
+    CANNOT_DECIDE = 3
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """What is known of one class of requests.
+
+    Parameters
+    ----------
+    name : one of ``CLASSES``
+    places : log-probabilities that were compared
+    largest : the largest difference, in nats
+    drift_a, drift_b : the largest drift of each side
+    threshold : above it, it differs
+    verdict : ``same``, ``differs``, ``undecided`` or ``not asked``
+    where : ``given tokens``, ``generated tokens`` or ``both``: what is above the threshold
+    """
+
+    name: str
+    places: int
+    largest: float
+    drift_a: float
+    drift_b: float
+    threshold: float
+    verdict: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the answers say.
+
+    Parameters
+    ----------
+    outcome : see ``Outcome``
+    summary : one sentence
+    classes : one for each of ``CLASSES``
+    findings : beside the differences
+    worst : the places that differ most, the worst first
+    floor : of the servers' dtype
+    """
+
+    outcome: Outcome
+    summary: str
+    classes: tuple[ClassVerdict, ...]
+    findings: tuple[Finding, ...] = ()
+    worst: tuple[Place, ...] = field(default=())
+    floor: float = 0.0
+
+
+def floor_of(dtypes: Iterable[str], is_quantized: bool) -> float:
+    """Return the difference that rounding may make between two right sides.
+
+    Parameters
+    ----------
+    dtypes : of both sides; one that is not told, or ``auto``, counts as bfloat16
+    is_quantized : whether weights or KV cache of one of them are
+    """
+    return max([*(FLOORS.get(name, FLOORS["bfloat16"]) for name in dtypes), QUANTIZED * is_quantized])
+
+
+def judge(exchanges: Sequence[Exchange], floor: float) -> Judgement:
+    """Compare the answers of two sides.
+
+    Parameters
+    ----------
+    exchanges : every question with its answers
+    floor : differences up to it are rounding
+    """
+    places = [place for number, exchange in enumerate(exchanges) for place in places_of(number, exchange)]
+    classes = tuple(_class_verdict(name, [p for p in places if p.name == name], floor) for name in CLASSES)
+    differs = any(row.name == DECODE and row.verdict == "differs" for row in classes)
+    findings = [*findings_in(exchanges, differs), *_drifts(classes, floor)]
+    outcome, summary = _conclusion(classes, findings, len(places))
+    worst = sorted(places, key=lambda place: -place.difference)[:WORST]
+    return Judgement(
+        outcome, summary, classes, tuple(findings), tuple(p for p in worst if p.difference > 0), floor
+    )
+
+
+def _class_verdict(name: str, places: list[Place], floor: float) -> ClassVerdict:
+    drifts = [max((_finite(place.drifts[side]) for place in places), default=0.0) for side in (0, 1)]
+    threshold = max(floor, FACTOR * max(drifts))
+    largest = max((place.difference for place in places), default=0.0)
+    verdict, where = "same", ""
+    if not places:
+        verdict = "not asked"
+    elif largest > threshold:
+        verdict = "differs"
+        kinds = {place.is_step for place in places if place.difference > threshold}
+        where = "both" if len(kinds) == 2 else "generated tokens" if True in kinds else "given tokens"
+    elif max(largest, *drifts) > floor:
+        verdict = "undecided"
+    return ClassVerdict(name, len(places), largest, drifts[0], drifts[1], threshold, verdict, where)
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _drifts(classes: Sequence[ClassVerdict], floor: float) -> Iterator[Finding]:
+    for side in "AB":
+        drifts = {row.name: row.drift_a if side == "A" else row.drift_b for row in classes}
+        above = [name for name, drift in drifts.items() if drift > floor]
+        if above:
+            what = f"{side} answers the same question otherwise by up to {max(drifts.values()):.3g} nats"
+            yield Finding("drift", side, f"{what} ({listed(above)})", is_fault=False)
+
+
+def _conclusion(
+    classes: Sequence[ClassVerdict], findings: Sequence[Finding], places: int
+) -> tuple[Outcome, str]:
+    by_verdict: dict[str, list[ClassVerdict]] = defaultdict(list)
+    for row in classes:
+        by_verdict[row.verdict].append(row)
+    differing = by_verdict["differs"]
+    faults = sorted({finding.kind for finding in findings if finding.is_fault})
+    if differing or faults:
+        return Outcome.DIFFER, "; ".join([*_affected(differing, by_verdict["same"]), *faults])
+    if places < FEWEST:
+        return Outcome.CANNOT_DECIDE, f"{places} log-probabilities say nothing; give more or longer prompts"
+    if by_verdict["undecided"]:
+        names = listed([row.name for row in by_verdict["undecided"]])
+        return Outcome.CANNOT_DECIDE, f"the sides' own drift hides whether they agree: {names}"
+    return Outcome.SAME, f"{places} log-probabilities agree within rounding"
+
+
+def _affected(differing: Sequence[ClassVerdict], same: Sequence[ClassVerdict]) -> Iterator[str]:
+    if not differing:
+        return
+    names = listed([row.name for row in differing])
+    right = listed([row.name for row in same])
+    wheres = {row.where for row in differing}
+    only = f", in {wheres.pop()} alone" if len(wheres) == 1 and "both" not in wheres else ""
+    yield f"{names} differ{only}{f'; {right} agree' if right else ''}"

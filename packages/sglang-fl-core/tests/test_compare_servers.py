@@ -80,7 +80,7 @@ def test_every_prompt_is_asked_about_in_every_class(lengths: list[int]):
         assert {text for batch in batches for text in batch} >= texts
     cached = [q for q in later if q.name == "cached"]
     assert cached
-    assert all(q.sequences[0] in texts and 0 < q.start < len(q.sequences[0]) for q in cached)
+    assert all(q.sequences[0] in texts and 0 < q.start <= len(q.sequences[0]) - 24 for q in cached)
     assert {q.name for q in (*first, *later)} >= {"batched", "cached", "decode"}
 
 
@@ -180,6 +180,16 @@ def test_an_answer_that_went_astray_once_is_drift():
     assert [row.verdict for row in judged.classes] == ["same", "undecided", "same", "same", "same"]
 
 
+def test_a_difference_that_is_not_larger_than_the_drift_of_another_class_is_undecided():
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        is_batch = question.name == "batched"
+        return moved(answer, 0.1 * asking if is_batch else 0.05) if side == "B" else answer
+
+    judged = judge(exchanges_with(change), FLOOR)
+    assert {row.verdict for row in judged.classes} == {"undecided"}
+    assert judged.outcome == Outcome.CANNOT_DECIDE
+
+
 def test_few_places_say_nothing():
     question = Question("short", ((1, 2, 3),))
     answer = right_answer(question, (1, 2, 3))
@@ -201,6 +211,16 @@ def test_a_number_that_is_none_is_a_finding_and_a_difference(number: float, side
     assert [(f.kind, f.side) for f in judged.findings] == [("not finite", side)]
     assert "(long)" in judged.findings[0].text
     assert judged.worst[0].difference == math.inf
+
+
+def test_steps_without_numbers_differ_whichever_tokens_they_name():
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        tops = tuple({20: math.nan, 21: math.nan} for _ in answer.tops)
+        return replace(answer, tops=tops) if side == "B" and question.name == DECODE else answer
+
+    judged = judge(exchanges_with(change), FLOOR)
+    assert [row.name for row in judged.classes if row.verdict == "differs"] == [DECODE]
+    assert [(f.kind, f.side) for f in judged.findings] == [("not finite", "B")]
 
 
 def test_numbers_that_are_none_on_both_sides_are_no_agreement():

@@ -2,8 +2,8 @@
 
 Pure: nothing is asked here. ``places`` says what difference and drift are. A class of requests
 
-1. *differs* where its largest difference is above the threshold, that is the larger of the floor of the
-   servers' dtype and three times the larger drift of the class;
+1. *differs* where its largest difference is above the threshold, that is the largest of: the floor of the
+   servers' dtype, three times the larger drift of the class, and the largest drift of any class;
 2. is *undecided* where a difference or a drift is above the floor, and no difference above the threshold: the
    sides do not repeat themselves well enough to tell;
 3. is the *same* otherwise.
@@ -28,8 +28,9 @@ __all__ = ["FACTOR", "FEWEST", "ClassVerdict", "Judgement", "Outcome", "floor_of
 FLOORS = {"bfloat16": 0.25, "float16": 0.03, "half": 0.03, "float32": 1e-3, "float": 1e-3}
 #: Weights or a cache of 8 bits or fewer: kernels may round activations differently as well.
 QUANTIZED = 0.5
-#: Differences above the floor count from this multiple of the drift on: that two draws of a noise are further
-#: from two others than from each other happens by chance.
+#: Differences above the floor count from this multiple of the class's drift on: that two draws of a noise are
+#: further from a third than from each other happens by chance. In a class of few places two draws may even
+#: meet, so that the drift of all classes counts as well, once.
 FACTOR = 3.0
 #: Fewer places than this say nothing.
 FEWEST = 20
@@ -113,7 +114,8 @@ def judge(exchanges: Sequence[Exchange], floor: float) -> Judgement:
     floor : differences up to it are rounding
     """
     places = [place for number, exchange in enumerate(exchanges) for place in places_of(number, exchange)]
-    classes = tuple(_class_verdict(name, [p for p in places if p.name == name], floor) for name in CLASSES)
+    least = max(floor, *_largest_drift(places))
+    classes = tuple(_class_verdict(name, places, floor, least) for name in CLASSES)
     differs = any(row.name == DECODE and row.verdict == "differs" for row in classes)
     findings = [*findings_in(exchanges, differs), *_drifts(classes, floor)]
     outcome, summary = _conclusion(classes, findings, len(places))
@@ -123,9 +125,10 @@ def judge(exchanges: Sequence[Exchange], floor: float) -> Judgement:
     )
 
 
-def _class_verdict(name: str, places: list[Place], floor: float) -> ClassVerdict:
-    drifts = [max((_finite(place.drifts[side]) for place in places), default=0.0) for side in (0, 1)]
-    threshold = max(floor, FACTOR * max(drifts))
+def _class_verdict(name: str, all_places: list[Place], floor: float, least: float) -> ClassVerdict:
+    places = [place for place in all_places if place.name == name]
+    drifts = _largest_drift(places)
+    threshold = max(least, FACTOR * max(drifts))
     largest = max((place.difference for place in places), default=0.0)
     verdict, where = "same", ""
     if not places:
@@ -137,6 +140,11 @@ def _class_verdict(name: str, places: list[Place], floor: float) -> ClassVerdict
     elif max(largest, *drifts) > floor:
         verdict = "undecided"
     return ClassVerdict(name, len(places), largest, drifts[0], drifts[1], threshold, verdict, where)
+
+
+def _largest_drift(places: list[Place]) -> tuple[float, float]:
+    a, b = (max((_finite(place.drifts[side]) for place in places), default=0.0) for side in (0, 1))
+    return a, b
 
 
 def _finite(value: float) -> float:

@@ -149,7 +149,10 @@ def _gap_of_tops(one: Top, other: Top) -> tuple[float, int]:
     """
     gaps = [(_gap(one[token], other[token]), token) for token in one.keys() & other.keys()]
     for named, others in ((one, other), (other, one)):
-        least = min(others.values(), default=math.nan)
-        gaps += [(max(0.0, named[token] - least), token) for token in named.keys() - others.keys()]
-    known = [(math.inf if math.isnan(gap) else gap, token) for gap, token in gaps]
-    return max(known, default=(0.0, -1))
+        gaps += [(_least_gap(named[token], others), token) for token in named.keys() - others.keys()]
+    return max(gaps, default=(0.0, -1))
+
+
+def _least_gap(value: float, others: Top) -> float:
+    are_numbers = others and not any(map(math.isnan, others.values()))
+    return max(0.0, value - min(others.values())) if are_numbers and not math.isnan(value) else math.inf

@@ -58,7 +58,7 @@ def as_lines(comparison: Comparison) -> Iterable[str]:
         yield f"{finding.kind}: {finding.text}"
     yield from comparison.limits
     yield (
-        f"nats; threshold: {judgement.floor:g} for rounding, or {FACTOR:g} times the drift. "
+        f"nats; threshold: {judgement.floor:g} for rounding, or {FACTOR:g} times the drift if that is more. "
         f"{comparison.questions} questions, twice to each side, {comparison.seconds:.0f} s"
     )
 

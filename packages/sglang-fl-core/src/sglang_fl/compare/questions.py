@@ -93,8 +93,8 @@ def questions_about(prompts: Sequence[Tokens], continuations: Sequence[Tokens]) 
         (*prompt, *behind[: len(behind) // 2]) for prompt, behind in zip(prompts, continuations, strict=True)
     ]
     later = [Question(DECODE, (text,), steps=LATER_STEPS) for text in middles]
-    # Asked last: by now the prefixes are in the caches. What is taken from there ends with the prompt: what is
-    # kept of tokens behind it a decode step may have computed, and that is another class.
+    # Asked last: by now the prefixes are in the caches. What is taken from there ends with the prompt, since
+    # what is kept of tokens behind it a decode step may have computed, and that is another class.
     starts = {text: min(len(prompt), len(text) // 2) for prompt, text in zip(prompts, texts, strict=True)}
     longest = sorted(starts, key=len, reverse=True)[:MOST_CACHED]
     cached = [Question(CACHED, (text,), start=starts[text]) for text in longest if len(text) > 1]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sglang_fl.compare.judge import FACTOR, Outcome
+from sglang_fl.compare.judge import FACTOR, MEAN, ClassVerdict, Outcome
 from sglang_fl.compare.places import Place
 from sglang_fl.compare.procedure import Comparison
 
@@ -23,12 +23,23 @@ def as_lines(comparison: Comparison) -> Iterable[str]:
         yield f"{side} = {about.title} ({', '.join(filter(None, facts))})"
     yield ""
     yield from _table(
-        ("requests", "places", "largest", "drift A", "drift B", "threshold", "verdict", "where"),
+        (
+            "requests",
+            "places",
+            "largest",
+            "allowed",
+            "mean",
+            "allowed",
+            "drift A",
+            "drift B",
+            "verdict",
+            "where",
+        ),
         [
             (
                 row.name,
                 str(row.places),
-                *(_nats(number) for number in (row.largest, row.drift_a, row.drift_b, row.threshold)),
+                *(_nats(number) for number in _numbers(row)),
                 row.verdict,
                 row.where,
             )
@@ -58,9 +69,10 @@ def as_lines(comparison: Comparison) -> Iterable[str]:
         yield f"{finding.kind}: {finding.text}"
     yield from comparison.limits
     yield (
-        f"nats; threshold: {judgement.floor:g} for rounding, or {FACTOR:g} times the drift if that is more. "
-        f"{comparison.questions} questions, twice to each side, {comparison.seconds:.0f} s"
+        f"In nats. Allowed for rounding: {judgement.floor:g} at most, {judgement.floor * MEAN:.3g} in the mean; "
+        f"or {FACTOR:g} times the drift if that is more."
     )
+    yield f"{comparison.questions} questions, twice to each side, {comparison.seconds:.0f} s"
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
@@ -97,6 +109,10 @@ def _place(place: Place) -> tuple[str, ...]:
     numbers = (place.a, place.b, place.difference, *place.drifts)
     cells = ("not named" if number is None else _nats(number) for number in numbers)
     return (place.name, str(place.sequence), begins, place.place, str(place.token), *cells)
+
+
+def _numbers(row: ClassVerdict) -> tuple[float, ...]:
+    return row.largest, row.threshold, row.mean, row.mean_threshold, row.drift_a, row.drift_b
 
 
 def _nats(number: float) -> str:

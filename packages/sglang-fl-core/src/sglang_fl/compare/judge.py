@@ -21,8 +21,8 @@ from sglang_fl.compare.questions import CLASSES, DECODE
 
 __all__ = ["FACTOR", "FEWEST", "ClassVerdict", "Judgement", "Outcome", "floor_of", "judge"]
 
-#: The largest difference of a log-probability, in nats, that rounding makes between right sides. A logit of 16
-#: to 32 is told in steps of 0.125 in bfloat16. SmolLM2-135M in bfloat16 was within 0.04 of transformers in
+#: The largest difference of a log-probability, in nats, that rounding makes between right sides. A logit of
+#: 16 to 32 is told in steps of 0.125 in bfloat16. SmolLM2-135M in bfloat16 was within 0.04 of transformers in
 #: float32 at half of 237 places, and 0.44 from it at the worst; two servers that round have twice as much.
 #: float16 has 8 times finer steps. In float32 sums in another order were seen to make 4e-6, and the mistakes
 #: that tests plant make more than 1e-3.

@@ -69,7 +69,7 @@ def as_lines(comparison: Comparison) -> Iterable[str]:
         yield f"{finding.kind}: {finding.text}"
     yield from comparison.limits
     yield (
-        f"In nats. Allowed for rounding: {judgement.floor:g} at most, {judgement.floor * MEAN:.3g} in the mean; "
+        f"Nats. Allowed for rounding: {judgement.floor:g} at most, {judgement.floor * MEAN:.3g} in mean, "
         f"or {FACTOR:g} times the drift if that is more."
     )
     yield f"{comparison.questions} questions, twice to each side, {comparison.seconds:.0f} s"

@@ -45,7 +45,7 @@ def compare(
     a batch, with a cached prefix, and in decode steps. Each question is asked twice. A class of requests
     differs where its largest difference is above what rounding may do in the servers' dtype (1 nat in
     bfloat16, 0.125 in float16, 0.001 in float32, 2 where quantised; "auto" counts as bfloat16), or its mean
-    above a sixth of that; where a side differs from itself, above three times that as well.
+    above a quarter of that; where a side differs from itself, above three times that as well.
 
     One request at a time; nothing is changed on a server. Exit code 0: the same. 1: they differ. 2: one
     cannot be reached, refuses, is no SGLang server, or serves another model. 3: cannot decide.

@@ -29,8 +29,10 @@ __all__ = ["FACTOR", "FEWEST", "ClassVerdict", "Judgement", "Outcome", "floor_of
 FLOORS = {"bfloat16": 1.0, "float16": 0.125, "half": 0.125, "float32": 1e-3, "float": 1e-3}
 #: Weights or a cache of 8 bits or fewer: kernels may round activations differently as well.
 QUANTIZED = 2.0
-#: The mean over a class may be this part of the largest: one place may be an outlier, not all of them.
-MEAN = 1 / 6
+#: The mean may be this part of the largest: one place may be an outlier, not all of them. Given and generated
+#: tokens have a mean each, lest a few wrong steps drown in many right places. Of the likeliest tokens of a
+#: step the one that differs most counts, which doubles the mean there.
+MEAN = 1 / 4
 #: Differences above the floor count from this multiple of the class's drift on: that two draws of a noise are
 #: further from a third than from each other happens by chance. In a class of few places two draws may even
 #: meet, so that the drift of all classes counts as well, once.
@@ -58,7 +60,8 @@ class ClassVerdict:
     ----------
     name : one of ``CLASSES``
     places : log-probabilities that were compared
-    largest, mean : difference of its places, in nats
+    largest, mean : difference of its places, in nats; the larger of the means over given and over generated
+        tokens, of which there are at least ``FEWEST``
     drift_a, drift_b : the largest drift of each side
     threshold, mean_threshold : for the largest and the mean difference; above one of them, it differs
     verdict : ``same``, ``differs``, ``undecided`` or ``not asked``
@@ -145,7 +148,7 @@ class _Size:
 
 def _class_verdict(name: str, all_places: list[Place], floor: float, least: _Size) -> ClassVerdict:
     places = [place for place in all_places if place.name == name]
-    drift, size = _drift(places), _size([place.difference for place in places])
+    drift, size = _drift(places), _size(places, [place.difference for place in places])
     threshold = _Size(max(least.largest, FACTOR * drift.largest), max(least.mean, FACTOR * drift.mean))
     rounding = _Size(floor, floor * MEAN)
     verdict, where = "same", ""
@@ -162,21 +165,26 @@ def _class_verdict(name: str, all_places: list[Place], floor: float, least: _Siz
 
 
 def _where(places: list[Place], threshold: _Size) -> str:
-    kinds = {
-        is_step
-        for is_step in (True, False)
-        if _size([place.difference for place in places if place.is_step == is_step]).exceeds(threshold)
-    }
+    kinds = set()
+    for is_step in (True, False):
+        of_kind = [place for place in places if place.is_step == is_step]
+        if _size(of_kind, [place.difference for place in of_kind]).exceeds(threshold):
+            kinds.add(is_step)
     return "generated tokens" if kinds == {True} else "given tokens" if kinds == {False} else "both"
 
 
-def _size(values: list[float]) -> _Size:
-    return _Size(max(values, default=0.0), sum(values) / max(1, len(values)))
+def _size(places: list[Place], values: list[float]) -> _Size:
+    means = [0.0]
+    for is_step in (True, False):
+        kind = [value for place, value in zip(places, values, strict=True) if place.is_step == is_step]
+        if len(kind) >= FEWEST:
+            means.append(sum(kind) / len(kind))
+    return _Size(max(values, default=0.0), max(means))
 
 
 def _drift(places: list[Place]) -> _Size:
     """Return the drift of the side that drifts more, place by place."""
-    return _size([max(map(_finite, place.drifts)) for place in places])
+    return _size(places, [max(map(_finite, place.drifts)) for place in places])
 
 
 def _finite(value: float) -> float:

@@ -3,9 +3,12 @@
 import importlib.util
 import json
 import math
+import os
 import random
 import re
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -506,6 +509,21 @@ def test_a_slow_drip_ends_at_the_deadline(serve):
     with pytest.raises(ServerError, match=r"within 0.2 s"):
         server.about()
     assert time.monotonic() - began < 3
+
+
+def test_ctrl_c_ends_it_at_once_with_its_code(serve):
+    pretended = Pretended(before=[pretended_server.slow])
+    words = [sys.executable, "-m", "sglang_fl", "compare", serve(pretended), "http://127.0.0.1:9"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not pretended.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert pretended.asked
+    assert process.returncode == 130
+    assert "Traceback" not in errors
 
 
 # The key.

@@ -422,6 +422,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         ("why", "rms_norm"),
         ("report", "--dispatch", os.devnull),
         ("bisect", "--help"),
+        ("compare", "--help"),
         ("doctor", "--help"),
         ("verify", "--help"),
         ("new-vendor", "acme", "--device-type", "acme"),

@@ -95,6 +95,10 @@ def choices(text: str, valid: Iterable[str]) -> str:
 # What follows is for core alone, and no part of the public names above.
 
 
+class ServerError(SglangFlError):
+    """A server that is asked as its client cannot be reached, refuses, or is not what it should be."""
+
+
 def nearest(text: str, valid: Iterable[str]) -> str | None:
     """Return the valid name that a text is most like, in whatever case it is written, or None."""
     by_lower = {name.lower(): name for name in valid}

@@ -14,6 +14,7 @@ import typer
 
 from sglang_fl import __version__
 from sglang_fl.cli.printing import exit_on_error, named, print_json, print_rows, say
+from sglang_fl.compare.command import compare
 from sglang_fl.errors import SettingsError, choices
 
 if TYPE_CHECKING:
@@ -188,6 +189,9 @@ def bisect(
     else:
         _print_verdict(verdict)
     raise typer.Exit(int(verdict.outcome))
+
+
+app.command()(compare)
 
 
 def _print_verdict(verdict: "Verdict") -> None:

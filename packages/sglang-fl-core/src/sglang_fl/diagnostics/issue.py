@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.diagnostics import report
-from sglang_fl.diagnostics.progress import Progress
 from sglang_fl.errors import SettingsError, SglangFlError, printable
+from sglang_fl.logs.progress import Progress
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import open_for_reading
 

@@ -15,8 +15,8 @@ from sglang_fl.conformance.certificate import (
     write_certificate,
 )
 from sglang_fl.conformance.simulated import GROUP as SIMULATED
-from sglang_fl.diagnostics.progress import Progress
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.logs.progress import Progress
 from sglang_fl.ops import OPS
 from sglang_fl.registry import InstalledVendor, Registry
 from sglang_fl.settings.contradictions import refuse_a_file_in_use

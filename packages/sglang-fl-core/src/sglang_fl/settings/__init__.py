@@ -1,5 +1,6 @@
 """What a user can set: read once from environment, file and vendor, checked, and refused by name."""
 
+from sglang_fl.settings.credentials import api_key
 from sglang_fl.settings.model import (
     ATTENTION,
     Setting,
@@ -17,6 +18,7 @@ __all__ = [
     "Setting",
     "Settings",
     "SglangSettings",
+    "api_key",
     "ask_for_bench",
     "bench_folder",
     "explain",

@@ -27,6 +27,7 @@ from sglang_fl.errors import SettingsError, choices, few, nearest, quoted
 from sglang_fl.foreign_names import is_foreign, our_variable
 from sglang_fl.logs.shared_file import named_path
 from sglang_fl.ops import OPS
+from sglang_fl.settings.credentials import API_KEY
 from sglang_fl.settings.names import (
     NameList,
     parse_aten_names,
@@ -307,7 +308,7 @@ def _written(value: Any) -> str:
 
 def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes, or of another plugin of FlagOS, that it does nothing."""
-    known = {BENCH, LAUNCHER, *map(variable, Settings.model_fields)}
+    known = {API_KEY, BENCH, LAUNCHER, *map(variable, Settings.model_fields)}
     unknown = [
         name
         for name in sorted(os.environ)

@@ -21,8 +21,8 @@ from sglang_fl.diagnostics.doctor.packages import copies, flag_gems_pins, shadow
 from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
 from sglang_fl.diagnostics.doctor.sglang_kernels import kernel_faults, kernel_plugins
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
-from sglang_fl.diagnostics.progress import Progress
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.logs.progress import Progress
 from sglang_fl.logs.redaction import redacted
 
 __all__ = ["CHECKS", "Row", "examine", "exit_code"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
-from sglang_fl.diagnostics.progress import Progress
 from sglang_fl.errors import SettingsError
+from sglang_fl.logs.progress import Progress
 
 __all__ = ["FOUND", "GOOD", "NOTHING", "replay"]
 

@@ -1,0 +1,670 @@
+"""``sglang-fl compare``: what it asks, how it judges drawn answers, and what it says of bad servers."""
+
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from sglang_fl.cli import app
+from sglang_fl.compare import client
+from sglang_fl.compare.answers import Answer
+from sglang_fl.compare.client import Server, checked_address
+from sglang_fl.compare.judge import FEWEST, Outcome, floor_of, judge
+from sglang_fl.compare.places import Exchange
+from sglang_fl.compare.questions import (
+    BATCH,
+    CLASSES,
+    DECODE,
+    LONG,
+    Question,
+    continuations_wanted,
+    made_up,
+    questions_about,
+)
+from sglang_fl.errors import ServerError, SettingsError
+from sglang_fl.settings import unknown_variables
+
+PATH = Path(__file__).with_name("pretended_server.py")
+SPEC = importlib.util.spec_from_file_location("pretended_server", PATH)
+assert SPEC is not None
+assert SPEC.loader is not None
+pretended_server = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = pretended_server  # dataclasses look for it there
+SPEC.loader.exec_module(pretended_server)
+Pretended, serving = pretended_server.Pretended, pretended_server.serving
+
+FLOOR = 1e-3
+SECRET = "sk-not-to-be-seen-1234"
+
+
+# What is asked.
+
+
+@given(st.lists(st.integers(0, 99), min_size=1), st.integers(1, 600))
+def test_made_up_prompts_are_within_the_vocabulary_and_the_room(tokens: list[int], longest: int):
+    prompts = made_up(tokens, longest)
+    assert prompts == made_up(tokens, longest)
+    assert {token for prompt in prompts for token in prompt} <= {*tokens}
+    assert 1 <= min(map(len, prompts)) <= max(map(len, prompts)) <= longest
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=30))
+def test_every_prompt_is_asked_about_in_every_class(lengths: list[int]):
+    prompts = [tuple(range(length)) for length in lengths]
+    first = continuations_wanted(prompts)
+    assert [question.sequences[0] for question in first] == prompts
+    later = questions_about(prompts, [(1,) * 24] * len(prompts))
+    texts = {(*prompt, *(1,) * 24) for prompt in prompts}
+    alone = [q.sequences[0] for q in later if q.name in ("short", "long")]
+    assert {*alone} == texts
+    assert all(
+        (len(q.sequences[0]) >= LONG) == (q.name == "long") for q in later if q.name in ("short", "long")
+    )
+    batches = [q.sequences for q in later if q.name == "batched"]
+    assert all(1 < len(batch) <= BATCH for batch in batches)
+    if len(lengths) % BATCH != 1:
+        assert {text for batch in batches for text in batch} >= texts
+    cached = [q for q in later if q.name == "cached"]
+    assert cached
+    assert all(q.sequences[0] in texts and 0 < q.start <= len(q.sequences[0]) - 24 for q in cached)
+    assert {q.name for q in (*first, *later)} >= {"batched", "cached", "decode"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("mine", ((1,),)), ("short", ()), ("short", ((),)), ("short", ((1,),), 1), ("short", ((1,),), 0, 0)],
+)
+def test_a_question_that_cannot_be_answered_is_none(words: tuple[Any, ...]):
+    with pytest.raises(ValueError, match="no question"):
+        Question(*words)
+
+
+# How answers are judged.
+
+PROMPTS = [tuple(range(3)), tuple(range(10, 20)), tuple(range(80))]
+QUESTIONS = [*continuations_wanted(PROMPTS), *questions_about(PROMPTS, [tuple(range(24))] * 3)]
+Change = Callable[[Question, str, int, Answer], Answer]
+
+
+def right_answer(question: Question, text: tuple[int, ...]) -> Answer:
+    count = len(text) - 1 - question.start
+    top = {7: -0.5, 8: -1.0, 9: -4.0}
+    tokens = tuple(range(7, 7 + question.steps))
+    return Answer((-2.0,) * count, (top,) * count, tokens, (top,) * question.steps)
+
+
+def exchanges_with(change: Change) -> list[Exchange]:
+    """Return answers, the right ones changed; the change is told question, side and asking."""
+
+    def asking(question: Question, side: str, number: int) -> tuple[Answer, ...]:
+        return tuple(
+            change(question, side, number, right_answer(question, text)) for text in question.sequences
+        )
+
+    return [Exchange(q, tuple(tuple(asking(q, side, n) for n in (0, 1)) for side in "AB")) for q in QUESTIONS]
+
+
+def moved(answer: Answer, by: float) -> Answer:
+    tops = tuple({token: value + by for token, value in top.items()} for top in answer.tops)
+    return replace(answer, given=tuple(value + by for value in answer.given), tops=tops)
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from([1e-3, 0.125, 1.0]))
+@settings(max_examples=30, deadline=None)
+def test_drawn_rounding_is_the_same(random: Any, floor: float):
+    judged = judge(
+        exchanges_with(lambda q, side, n, a: moved(a, random.uniform(-floor / 14, floor / 14))), floor
+    )
+    assert judged.outcome == Outcome.SAME
+    assert [row.verdict for row in judged.classes] == ["same"] * len(CLASSES)
+
+
+@given(st.sampled_from(CLASSES), st.sampled_from([-1, 1]), st.floats(1.01, 1e4))
+@settings(max_examples=30, deadline=None)
+def test_a_class_that_is_moved_past_the_floor_differs_alone(name: str, sign: int, times: float):
+    by = sign * times * FLOOR
+    judged = judge(
+        exchanges_with(lambda q, side, n, a: moved(a, by * (q.name == name and side == "B"))), FLOOR
+    )
+    assert judged.outcome == Outcome.DIFFER
+    assert {row.name: row.verdict for row in judged.classes} == {
+        each: "differs" if each == name else "same" for each in CLASSES
+    }
+    assert judged.summary.startswith(f"{name} differ")
+    assert {place.name for place in judged.worst} == {name}
+    assert judged.worst[0].difference == pytest.approx(abs(by), rel=1e-6)
+
+
+def test_a_difference_of_all_places_needs_less_than_one_of_a_single_place():
+    def single(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        is_hit = side == "B" and question.name == "long"
+        return replace(answer, given=(answer.given[0] + 0.5 * FLOOR, *answer.given[1:])) if is_hit else answer
+
+    assert judge(exchanges_with(single), FLOOR).outcome == Outcome.SAME
+    judged = judge(exchanges_with(lambda q, side, n, a: moved(a, 0.5 * FLOOR * (side == "B"))), FLOOR)
+    assert {row.verdict for row in judged.classes} == {"differs"}
+
+
+def test_where_given_or_generated_tokens_alone_differ_it_says_so():
+    def decode_alone(question: Question, side: str, number: int, answer: Answer) -> Answer:
+        return replace(moved(answer, 0.1), given=answer.given) if side == "B" else answer
+
+    def prompts_alone(question: Question, side: str, number: int, answer: Answer) -> Answer:
+        return replace(moved(answer, 0.1), tops=answer.tops) if side == "B" else answer
+
+    assert "in generated tokens alone" in judge(exchanges_with(decode_alone), FLOOR).summary
+    judged = judge(exchanges_with(prompts_alone), FLOOR)
+    assert judged.summary == "short, long, batched, cached differ, in given tokens alone; decode agree"
+
+
+@pytest.mark.parametrize(("between", "verdict"), [(0.02, "undecided"), (0.2, "differs")])
+def test_a_side_that_does_not_repeat_itself_hides_what_is_not_larger(between: float, verdict: str):
+    drift = 0.01
+    judged = judge(exchanges_with(lambda q, side, n, a: moved(a, drift * n + between * (side == "B"))), FLOOR)
+    assert {row.verdict for row in judged.classes} == {verdict}
+    assert judged.outcome == (Outcome.DIFFER if verdict == "differs" else Outcome.CANNOT_DECIDE)
+    assert {finding.side for finding in judged.findings if finding.kind == "drift"} == {"A", "B"}
+    assert [row.drift_a for row in judged.classes] == pytest.approx([drift] * len(CLASSES))
+
+
+def test_an_answer_that_went_astray_once_is_drift():
+    judged = judge(
+        exchanges_with(lambda q, side, n, a: moved(a, 5.0 * (side == "B" and n == 1 and q.name == "long"))),
+        FLOOR,
+    )
+    assert judged.outcome == Outcome.CANNOT_DECIDE
+    assert [row.verdict for row in judged.classes] == ["same", "undecided", "same", "same", "same"]
+
+
+def test_a_difference_that_is_not_larger_than_the_drift_of_another_class_is_undecided():
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        is_batch = question.name == "batched"
+        return moved(answer, 0.1 * asking if is_batch else 0.05) if side == "B" else answer
+
+    judged = judge(exchanges_with(change), FLOOR)
+    assert {row.verdict for row in judged.classes} == {"undecided"}
+    assert judged.outcome == Outcome.CANNOT_DECIDE
+
+
+def test_few_places_say_nothing():
+    question = Question("short", ((1, 2, 3),))
+    answer = right_answer(question, (1, 2, 3))
+    judged = judge([Exchange(question, (((answer,), (answer,)), ((answer,), (answer,))))], FLOOR)
+    assert judged.outcome == Outcome.CANNOT_DECIDE
+    assert "more or longer prompts" in judged.summary
+    assert sum(row.places for row in judged.classes) == 3 < FEWEST
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", "AB")
+def test_a_number_that_is_none_is_a_finding_and_a_difference(number: float, side: str):
+    def change(question: Question, of: str, asking: int, answer: Answer) -> Answer:
+        is_hit = of == side and question.name == "long"
+        return replace(answer, given=(number, *answer.given[1:])) if is_hit else answer
+
+    judged = judge(exchanges_with(change), FLOOR)
+    assert judged.outcome == Outcome.DIFFER
+    assert [(f.kind, f.side) for f in judged.findings] == [("not finite", side)]
+    assert "(long)" in judged.findings[0].text
+    assert judged.worst[0].difference == math.inf
+
+
+def test_steps_without_numbers_differ_whichever_tokens_they_name():
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        tops = tuple({20: math.nan, 21: math.nan} for _ in answer.tops)
+        return replace(answer, tops=tops) if side == "B" and question.name == DECODE else answer
+
+    judged = judge(exchanges_with(change), FLOOR)
+    assert [row.name for row in judged.classes if row.verdict == "differs"] == [DECODE]
+    assert [(f.kind, f.side) for f in judged.findings] == [("not finite", "B")]
+
+
+def test_numbers_that_are_none_on_both_sides_are_no_agreement():
+    judged = judge(exchanges_with(lambda q, side, n, a: replace(a, given=(math.nan,) * len(a.given))), FLOOR)
+    assert judged.outcome == Outcome.DIFFER
+    assert {f.side for f in judged.findings} == {"A", "B"}
+
+
+@pytest.mark.parametrize(
+    "emptied",
+    [
+        lambda a: replace(a, tokens=(), tops=()),
+        lambda a: replace(a, given=(), given_tops=()),
+        lambda a: replace(a, given=a.given[1:]),
+    ],
+)
+def test_empty_answers_are_a_finding(emptied: Callable[[Answer], Answer]):
+    judged = judge(
+        exchanges_with(lambda q, side, n, a: emptied(a) if side == "B" and q.name != "decode" else a), FLOOR
+    )
+    assert judged.outcome == Outcome.DIFFER
+    assert [(f.kind, f.side) for f in judged.findings] == [("empty", "B")]
+    assert "empty" in judged.summary
+
+
+@pytest.mark.parametrize(("by", "is_fault"), [(0.0, False), (0.5, True)])
+def test_a_loop_is_a_fault_where_the_numbers_part_and_else_the_models_habit(by: float, is_fault: bool):
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        if side == "A" or question.name != DECODE or question.steps < 24:
+            return answer
+        return replace(moved(answer, by), tokens=(*answer.tokens[:4], *(5, 6) * 10))
+
+    judged = judge(exchanges_with(change), FLOOR)
+    loops = [f for f in judged.findings if f.kind == "loop"]
+    assert [(f.side, f.is_fault) for f in loops] == [("B", is_fault)]
+    assert judged.outcome == (Outcome.DIFFER if is_fault else Outcome.SAME)
+
+
+def test_sides_with_nothing_in_common_are_garbage():
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        strange = tuple({token + 50: value for token, value in top.items()} for top in answer.given_tops)
+        return replace(answer, given_tops=strange) if side == "B" else answer
+
+    judged = judge(exchanges_with(change), FLOOR)
+    assert [f.kind for f in judged.findings] == ["garbage"]
+    assert judged.outcome == Outcome.DIFFER
+
+
+def test_decode_steps_are_compared_only_as_long_as_the_tokens_before_them_agree():
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        if side == "A" or question.name != DECODE:
+            return answer
+        far = [{token: value - 3 for token, value in top.items()} for top in answer.tops[3:]]
+        return replace(
+            answer, tokens=(*answer.tokens[:2], 99, *answer.tokens[3:]), tops=(*answer.tops[:3], *far)
+        )
+
+    judged = judge(exchanges_with(change), FLOOR)
+    decode = judged.classes[CLASSES.index(DECODE)]
+    assert (decode.verdict, decode.places) == ("same", 3 * sum(q.name == DECODE for q in QUESTIONS))
+
+
+def test_a_likely_token_that_the_other_side_does_not_name_counts():
+    def change(question: Question, side: str, asking: int, answer: Answer) -> Answer:
+        tops = tuple({8: -1.0, 9: -4.0, 10: -4.5} for _ in answer.tops)
+        return replace(answer, tops=tops) if side == "B" else answer
+
+    judged = judge(exchanges_with(change), FLOOR)
+    worst = judged.worst[0]  # 7 has -0.5 on A, and on B at most the -4.5 of its last
+    assert (worst.token, worst.a, worst.b, worst.difference) == (7, -0.5, None, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "is_quantized", "floor"),
+    [
+        (("float32", "float32"), False, 1e-3),
+        (("float32", "bfloat16"), False, 1.0),
+        (("float16", "half"), False, 0.125),
+        (("auto", "float32"), False, 1.0),
+        (("", "float32"), False, 1.0),
+        (("float32", "float32"), True, 2.0),
+    ],
+)
+def test_the_floor_is_that_of_the_coarser_side(dtypes: tuple[str, str], is_quantized: bool, floor: float):
+    assert floor_of(dtypes, is_quantized) == floor
+
+
+# What is said of servers.
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Wait for nothing, and know for how long it would have been."""
+    monkeypatch.delenv("SGLANG_FL_API_KEY", raising=False)
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    with ExitStack() as stack:
+        yield lambda pretended: stack.enter_context(serving(pretended))
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, words)])
+
+
+SHORT_PROMPTS = ("--prompt", "Hello, world", "--prompt", "Once upon a time there was a king " * 2)
+
+
+def test_two_equal_servers_are_the_same_and_the_sides_get_one_another_questions(serve):
+    one, other = Pretended(), Pretended()
+    said = run(serve(one), serve(other))
+    assert said.exit_code == 0, said.output
+    assert said.stdout.startswith("same: ")
+    assert [row.split()[0] for row in said.stdout.splitlines()[5:10]] == list(CLASSES)
+    assert [(path, body) for path, _, body in one.asked] == [(path, body) for path, _, body in other.asked]
+    bodies = [body for path, _, body in one.asked if path == "/generate"]
+    assert {body["sampling_params"]["temperature"] for body in bodies} == {0}
+    assert {body["top_logprobs_num"] for body in bodies} == {5}
+    assert "compare: asking both sides what they are" in said.stderr
+
+
+def in_batches(request: dict[str, Any], index: int, place: int) -> float:
+    return 0.1 * isinstance(request.get("input_ids", [0])[0], list)
+
+
+FAULTS = {
+    "decode": lambda request, index, place: 0.1 * (place < -1),
+    "batched": in_batches,
+    "cached": lambda request, index, place: 0.1 * (request["logprob_start_len"] > 0),
+    "long": lambda request, index, place: 0.1 * (place > 64),
+    "short": lambda request, index, place: 0.1 * (place == 1),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_one_class_is_told_with_its_class(serve, name: str):
+    said = run(serve(Pretended()), serve(Pretended(spoil=FAULTS[name])), "--json")
+    verdict = json.loads(said.stdout)
+    assert (said.exit_code, verdict["exit_code"], verdict["outcome"]) == (1, 1, "differ")
+    verdicts = {row["name"]: row["verdict"] for row in verdict["classes"]}
+    assert verdicts[name] == "differs"
+    alone = {"cached": {"cached"}, "batched": {"batched"}, "decode": {"decode", "batched"}}
+    if name in alone:
+        assert {each for each, it in verdicts.items() if it == "differs"} == alone[name]
+    if name == "decode":
+        assert "in generated tokens alone" in verdict["summary"]
+    assert verdict["worst"][0]["difference"] >= 0.1
+
+
+def test_null_as_a_log_probability_is_told(serve):
+    def nulled(row: dict[str, Any]) -> dict[str, Any]:
+        row["meta_info"]["input_token_logprobs"][-1][0] = None
+        return row
+
+    said = run(serve(Pretended()), serve(Pretended(after=nulled)), *SHORT_PROMPTS)
+    assert said.exit_code == 1
+    assert "log-probabilities of B are NaN, infinite or null" in said.stdout
+    assert "inf" in said.stdout
+
+
+def test_a_server_that_generates_nothing_is_told(serve):
+    def emptied(row: dict[str, Any]) -> dict[str, Any]:
+        row["meta_info"] |= {"output_token_logprobs": [], "output_top_logprobs": []}
+        return row
+
+    said = run(serve(Pretended()), serve(Pretended(after=emptied)), *SHORT_PROMPTS)
+    assert said.exit_code == 1
+    assert "answers of B are empty" in said.stdout
+
+
+def test_a_server_that_drifts_cannot_be_decided(serve):
+    draw = random.Random(0)
+    drifting = Pretended(spoil=lambda request, index, place: draw.uniform(0, 0.05))
+    said = run(serve(Pretended()), serve(drifting), *SHORT_PROMPTS, "--json")
+    assert (said.exit_code, json.loads(said.stdout)["outcome"]) == (3, "cannot decide")
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_server_that_is_not_there_is_named(serve):
+    address = f"http://127.0.0.1:{closed_port()}"
+    said = run(serve(Pretended()), address)
+    assert said.exit_code == 2
+    assert f"{address} cannot be reached: Connection refused" in said.stderr
+
+
+REFUSED = {
+    "text": (lambda h: h.answer(200, b"<html>Welcome</html>"), "is not a SGLang server.*no JSON.*Welcome"),
+    "another program": (lambda h: h.answer(200, {"models": []}), "is not a SGLang server"),
+    "truncated": (pretended_server.truncated, "broke off.*no JSON"),
+    "refusal": (
+        lambda h: h.answer(500, {"error": {"message": "out of order"}}),
+        r"HTTP 500\): 'out of order'",
+    ),
+    "redirect": (lambda h: h.answer(302, b"", Location="http://127.0.0.1:9/"), "leads elsewhere"),
+    "slow": (pretended_server.slow, "gave no answer within 0.3 s; --timeout"),
+    "no HTTP": (lambda h: h.wfile.write(b"SSH-2.0-OpenSSH\r\n"), "does not speak HTTP"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_no_server_of_ours_is_one_line_and_code_2(serve, what: str):
+    answer, message = REFUSED[what]
+    said = run(serve(Pretended(before=[answer])), serve(Pretended()), "--timeout", "0.3")
+    assert said.exit_code == 2
+    last = said.stderr.splitlines()[-1]
+    assert last.startswith("sglang-fl: http://127.0.0.1:")
+    assert re.search(message, last), last
+
+
+def test_no_page_about_the_model_is_no_sglang(serve):
+    said = run(serve(Pretended(before=[lambda h: h.answer(404, {})] * 2)), serve(Pretended()))
+    assert said.exit_code == 2
+    assert "is not a SGLang server: it has no /model_info" in said.stderr
+
+
+def test_the_former_names_of_the_pages_are_asked_for_too(serve):
+    missing = [lambda h: h.answer(404, {}), lambda h: h.answer(200, Pretended().model)] * 2
+    pretended = Pretended(before=missing)
+    about = Server(serve(pretended), None, 5, print).about()
+    assert [path for path, _, _ in pretended.asked] == [
+        *("/model_info", "/get_model_info"),
+        *("/server_info", "/get_server_info"),
+    ]
+    assert about.model == "m"
+
+
+def test_an_embedding_model_generates_nothing(serve):
+    said = run(serve(Pretended(model={"model_path": "e5", "is_generation": False})), serve(Pretended()))
+    assert said.exit_code == 2
+    assert "generates no text: 'e5'" in said.stderr
+
+
+def test_other_models_and_other_tokenizers_are_refused_by_name(serve):
+    model = {"model_path": "llama", "is_generation": True, "model_type": "llama"}
+    said = run(serve(Pretended()), serve(Pretended(model=model)), "--json")
+    assert said.exit_code == 2
+    assert json.loads(said.stdout)["summary"].startswith("other model: ")
+    said = run(serve(Pretended()), serve(Pretended(offset=1)))
+    assert said.exit_code == 2
+    assert "other tokenizer: " in said.stderr
+
+
+@pytest.mark.parametrize("trouble", ["busy", "reset", "half"])
+def test_a_server_that_is_busy_or_breaks_off_is_asked_again(serve, trouble: str):
+    pauses: list[float] = []
+    told: list[str] = []
+    pretended = Pretended(before=[getattr(pretended_server, trouble)] * 3)
+    server = Server(serve(pretended), None, 5, told.append, pauses.append)
+    assert server.about().software == "SGLang 0.5.23"
+    assert server.requests == 5
+    assert pauses == ([2.0] * 3 if trouble == "busy" else [0.01, 0.02, 0.04])
+    assert len(told) == 3
+
+
+def test_a_server_that_stays_busy_is_given_up(serve):
+    pretended = Pretended(before=[pretended_server.busy] * 9)
+    server = Server(serve(pretended), None, 5, lambda text: None, lambda seconds: None)
+    with pytest.raises(ServerError, match="HTTP 503, 5 times"):
+        server.about()
+    assert len(pretended.asked) == 5
+
+
+def test_a_slow_drip_ends_at_the_deadline(serve):
+    began = time.monotonic()
+    server = Server(serve(Pretended(before=[pretended_server.slow])), None, 0.2, print)
+    with pytest.raises(ServerError, match=r"within 0.2 s"):
+        server.about()
+    assert time.monotonic() - began < 3
+
+
+def test_ctrl_c_ends_it_at_once_with_its_code(serve):
+    pretended = Pretended(before=[pretended_server.slow])
+    words = [sys.executable, "-m", "sglang_fl", "compare", serve(pretended), "http://127.0.0.1:9"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not pretended.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert pretended.asked
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+# The key.
+
+
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_the_key_is_sent_and_never_shown(serve, monkeypatch, way: str):
+    words = ["--api-key", SECRET] if way == "option" else []
+    if way == "variable":
+        monkeypatch.setenv("SGLANG_FL_API_KEY", SECRET)
+        assert unknown_variables() == []
+    monkeypatch.setattr(sys, "argv", ["sglang-fl", "compare", *words])
+    locked = Pretended(key=SECRET)
+    said = run(serve(locked), serve(Pretended(key=SECRET)), *SHORT_PROMPTS, *words)
+    assert said.exit_code == 0, said.output
+    assert SECRET not in said.output
+    assert {headers["Authorization"] for _, headers, _ in locked.asked} == {f"Bearer {SECRET}"}
+
+
+def test_each_server_can_have_a_key_of_its_own(serve):
+    one, other = Pretended(key="first-key"), Pretended(key="second-key")
+    keys = ("--api-key", "first-key", "--api-key", "second-key")
+    assert run(serve(one), serve(other), *SHORT_PROMPTS, *keys).exit_code == 0
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_wrong_key_is_refused_and_not_shown_though_the_server_repeats_it(serve, monkeypatch, as_json):
+    monkeypatch.setattr(sys, "argv", ["sglang-fl", "compare", "--api-key", SECRET])
+    said = run(serve(Pretended(key="another")), serve(Pretended()), "--api-key", SECRET, *as_json)
+    assert said.exit_code == 2
+    assert "refuses (HTTP 401). Give its key: --api-key KEY" in said.output
+    assert SECRET not in said.output
+
+
+def test_the_key_does_not_follow_a_redirect(serve):
+    elsewhere = Pretended()
+    leads = Pretended(before=[lambda h: h.answer(307, b"", Location=address)])
+    address = serve(elsewhere)
+    assert run(serve(leads), serve(Pretended()), "--api-key", SECRET).exit_code == 2
+    assert elsewhere.asked == []
+
+
+# What is written wrongly.
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("http://h:30000", "http://h:30000"),
+        ("http://h:30000/", "http://h:30000"),
+        ("https://h/v1/", "https://h"),
+        ("http://[::1]:30000/v1", "http://[::1]:30000"),
+        ("http://h/gateway/v1", "http://h/gateway"),
+    ],
+)
+def test_an_address_is_taken_as_it_is_meant(address: str, asked: str):
+    assert checked_address(address) == asked
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "h:30000",
+        "127.0.0.1:30000",
+        "ftp://h",
+        "http://",
+        "http://h:99999",
+        "http://h:x",
+        "http://h\n/",
+        "http://h /",
+    ],
+)
+def test_an_address_that_is_none_is_quoted(address: str):
+    with pytest.raises(SettingsError, match=r"^URL '"):
+        checked_address(address)
+
+
+def test_a_password_in_an_address_is_refused_unseen():
+    said = run("http://me:hunter22@h:1", "http://h:2")
+    assert said.exit_code == 2
+    assert "Use --api-key" in said.stderr
+    assert "hunter22" not in said.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("http://h:1",), "give a second URL, or --model FOLDER"),
+        (("http://h:1", "http://h:2", "--model", "m"), "and not both"),
+        (("http://h:1", "http://h:2", "--timeout", "0"), "--timeout 0"),
+        (("http://h:1", "http://h:2", "--timeout", "nan"), "--timeout nan"),
+        (("http://h:1", "http://h:2", "--api-key", "a b"), "--api-key: empty, or with characters"),
+        (("http://h:1", "http://h:2", *("--api-key", "k") * 3), "at most two"),
+        (("http://h:1", "http://h:2", "--prompts", "/nonexistent"), "--prompts '/nonexistent': No such file"),
+        (("http://h:1", "http://h:2", *("--prompt", "p") * 65), "65 prompts: at most 64"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_line_that_means_nothing_is_refused_before_anything_is_asked(words, message, as_json):
+    said = run(*words, *as_json)
+    assert said.exit_code == 2
+    assert message in (json.loads(said.stdout)["summary"] if as_json else said.stderr)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(b"\n \n", "no line of it has a text"), (b"\xff", "not UTF-8")]
+)
+def test_a_file_without_prompts_is_refused(tmp_path: Path, text: bytes, message: str):
+    (tmp_path / "p").write_bytes(text)
+    said = run("http://h:1", "http://h:2", "--prompts", tmp_path / "p")
+    assert said.exit_code == 2
+    assert message in said.stderr
+
+
+def test_prompts_of_a_file_are_asked_for_beside_the_others(serve, tmp_path: Path):
+    (tmp_path / "p").write_text("from a file\n\nand another\n")
+    pretended = Pretended()
+    said = run(serve(pretended), serve(Pretended()), "--prompts", tmp_path / "p", "--prompt", "from the line")
+    assert said.exit_code == 0, said.output
+    texts = [body["text"] for path, _, body in pretended.asked if path == "/generate" and "text" in body]
+    assert texts[1:] == ["from the line", "from a file", "and another"]
+    assert "nothing is known of long ones" in said.stdout
+
+
+def test_a_prompt_that_is_too_long_for_the_server_is_refused(serve):
+    small = {"version": "0.5.23", "dtype": "float32", "max_req_input_len": 60}
+    said = run(serve(Pretended(server=small)), serve(Pretended()), "--prompt", "x" * 40)
+    assert said.exit_code == 2
+    assert "40 tokens, and the servers take 12" in said.stderr
+    pretended = Pretended(server=small)
+    assert run(serve(pretended), serve(Pretended())).exit_code == 0
+    sent = [body["input_ids"] for _, _, body in pretended.asked if body and "input_ids" in body]
+    assert max(len(ids) for ids in sent if not isinstance(ids[0], list)) <= 60
+
+
+@pytest.mark.parametrize("config", [None, "{", "{}", "[]"])
+def test_a_folder_that_is_no_checkpoint_is_named(serve, tmp_path: Path, config: str | None):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    said = run(serve(Pretended()), "--model", tmp_path)
+    assert said.exit_code == 2
+    assert f"--model '{tmp_path}'" in said.stderr
+    assert "Name the folder of a checkpoint" in said.stderr

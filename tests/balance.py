@@ -11,7 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 
 __all__ = ["Scheduling", "pytest_xdist_make_scheduler"]
 
-_SETUP = re.compile(r"(Qwen|Gemma)[\w.-]*?(?=-prompts|-followers|$)")
+_SETUP = re.compile(r"(?:^|(?<=prompts-)|(?<=followers-))(?!prompts|followers).+?(?=-prompts|-followers|$)")
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(\.post\d+)?")
 #: Files that are dealt out in parts, and what in a test's parameters names its part.
 PARTS = {
@@ -21,6 +21,7 @@ PARTS = {
     "tests/releases/test_releases.py": _RELEASE,
     "tests/releases/test_server.py": _RELEASE,
     "tests/simulated/test_ascend.py": _SETUP,
+    "tests/simulated/test_families.py": _SETUP,
     "tests/simulated/test_mlu.py": _SETUP,
 }
 

@@ -27,6 +27,11 @@ def test_a_file_that_is_dealt_out_in_parts_is_there(file: str):
         ("tests/simulated/test_mlu.py", ["test_a[Qwen2-off]", "test_b[prompts-Qwen2-off]"], "[Qwen2-off]"),
         ("tests/simulated/test_ascend.py", ["test_a[Qwen2.5-VL-followers]"], "[Qwen2.5-VL]"),
         (
+            "tests/simulated/test_families.py",
+            ["test_a[GPT-2-off]", "test_b[prompts-GPT-2-off]"],
+            "[GPT-2-off]",
+        ),
+        (
             "packages/sglang-fl-nvidia/tests/test_flagos.py",
             ["test_a[rms_norm-x]", "test_b[rms_norm-y]"],
             "[rms_norm]",

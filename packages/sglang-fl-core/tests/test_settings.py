@@ -320,22 +320,26 @@ def test_variables_of_sglang_are_read_apart_from_ours(monkeypatch: pytest.Monkey
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
     monkeypatch.delenv("SGLANG_FORCE_FUSED_OP_BACKEND", raising=False)
     monkeypatch.delenv("SGLANG_PLUGINS", raising=False)
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     monkeypatch.setenv("SGLANG_FL_PLATFORM", "toy")
     assert vars(SglangSettings.read()) == {
         "platform": None,
         "use_cpu_engine": "0",
         "force_fused_op_backend": None,
         "plugins": None,
+        "has_metrics": False,
     }
     monkeypatch.setenv("SGLANG_PLATFORM", "sglang_fl")
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     monkeypatch.setenv("SGLANG_FORCE_FUSED_OP_BACKEND", "torch")
     monkeypatch.setenv("SGLANG_PLUGINS", "sglang_fl")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "metrics")
     assert vars(SglangSettings.read()) == {
         "platform": "sglang_fl",
         "use_cpu_engine": "1",
         "force_fused_op_backend": "torch",
         "plugins": "sglang_fl",
+        "has_metrics": True,
     }
     assert Settings.read().platform == "toy"
 

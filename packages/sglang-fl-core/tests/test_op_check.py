@@ -233,6 +233,7 @@ def test_a_reference_takes_weights_in_their_own_dtype_beside_rows_in_float64(op)
     for name, value in wide.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             wide[name] = value.double()
-            mixed[name] = value.double() if name in (*op.rows, *op.updates) else value
+            is_wide = name in (*op.rows, *op.updates, *op.of_sequences)
+            mixed[name] = value.double() if is_wide else value
     results = [op.results(op.reference(**given), given) for given in (wide, mixed)]
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

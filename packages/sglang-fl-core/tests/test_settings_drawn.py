@@ -67,9 +67,11 @@ TEXTS: dict[str, st.SearchStrategy[str]] = {
     "log_level": misspelt(st.sampled_from(["DEBUG", "INFO", "WARNING", "ERROR"])),
     "platform": misspelt(st.sampled_from(["cpu", "nvidia"])),
     "dist_backend": st.sampled_from(["", "flagcx"]),
+    "keep_calls": st.sampled_from(["/tmp/calls", "calls"]),
+    "keep_calls_each": BOOL,
     "dispatch_log": st.sampled_from(["/tmp/a.log", "relative.log", "x" * 300]),
     "flaggems_log_path": st.just("/tmp/aten.log"),
-    "verify": joined(misspelt(st.sampled_from([*OPS, "all"])), ","),
+    "verify": joined(misspelt(st.sampled_from([*OPS, "attention", "all"])), ","),
     "verify_rate": st.sampled_from(["1", "1/64", "1/0", "2/3", "0.5", ""]),
     "simulated": misspelt(st.sampled_from(["nochip", "otherchip"])),
     "simulated_record": st.just("/tmp/asked.txt"),
@@ -135,7 +137,7 @@ def counts(own: Settings, name: str, given_as: object) -> bool:
         return sorted(word.strip() for word in words) == sorted(kept)
     if name == "verify":
         words = {word.strip() for word in (text.split(",") if text else given_as)}
-        return set(value) == (set(OPS) if "all" in words else words)
+        return set(value) == ({*OPS, "attention"} if "all" in words else words)
     if isinstance(value, Path):
         return value == Path(text)
     return str(value.value if hasattr(value, "value") else value) in (text, text.upper())

@@ -64,6 +64,8 @@ WRITTEN = {
     "deny_vendors: mlu": ("deny_vendors", ("mlu",)),
     "verify: [rms_norm, relu2]": ("verify", ("rms_norm", "relu2")),
     "verify_rate: 1/8": ("verify_rate", Fraction(1, 8)),
+    "keep_calls: calls": ("keep_calls", Path("calls")),
+    "keep_calls_each: 1": ("keep_calls_each", True),
     "dispatch_log: logs/dispatch.log": ("dispatch_log", Path("logs/dispatch.log")),
     "platform: cpu": ("platform", "cpu"),
     "simulated: mlu": ("simulated", "mlu"),

@@ -98,7 +98,7 @@ def _dense_where_it_overlaps(op: Op, name: str, axis: int) -> Call:
 
     def call(given: Arguments) -> Outputs:
         value = given.get(name)
-        has_rows = value is not None and value.dim() > axis + 1 and value.shape[axis] > 1
+        has_rows = value is not None and value.dim() > max(axis, 1) and value.shape[axis] > 1
         if has_rows and 0 < value.stride(axis) < value.select(axis, 0).numel():
             given[name] = value.clone()
             given[name].select(axis, 1).zero_()

@@ -76,7 +76,7 @@ def of_several_elements(op: Op, name: str) -> tuple[Case, ...]:
     return tuple(
         case
         for case in fitting(op, name)
-        if axis >= 0 and case.arguments(torch.float16)[name].dim() > axis + 1
+        if axis >= 0 and inner_extent(case.arguments(torch.float16)[name], axis) > 1
     )
 
 

@@ -7,6 +7,7 @@
 | ``engine`` | arguments of ``sgl.Engine`` |
 | ``prompts`` | arguments of ``Engine.generate`` for requests that run in one batch |
 | ``followers`` | the same for requests that are sent after them and share prefixes with them |
+| ``mistaken`` | with mistakes: the same for requests that are sent while one is planted |
 | ``mistakes`` | names of mistakes in ops (``mistaken_vendor.py``), planted one after the other |
 | ``planted`` | the folder in which a file with the mistake's name plants it |
 | ``weights`` | optional: another checkpoint, whose weights the engine loads at last while it runs |
@@ -65,7 +66,7 @@ def main() -> None:
         forget(engine)
         planted = Path(questions["planted"], mistake)
         planted.touch()
-        answers["mistakes"][mistake] = ask(engine, questions["prompts"])
+        answers["mistakes"][mistake] = ask(engine, questions["mistaken"])
         planted.unlink()
     forget(engine)
     answers["again"] = ask(engine, questions["prompts"])

@@ -34,6 +34,8 @@ class Family:
     left : layer classes that are SGLang's, because the contract of their op does not have what they need
     once : ops of the part that sees; SGLang keeps what that made of a picture, so that a mistake planted
         later has no effect
+    shown_by : mistakes are planted for so many of the shortest prompts, where references go token by token
+        and take long for the others; None: for all
     no_mistakes : mistakes that are none in this family, such as ``topk_sigmoid.ungrouped`` with one group
     releases : of SGLang, those that can run it
     is_cached : whether the middle of a prompt is found in the cache: not where all but a window is dropped
@@ -48,6 +50,7 @@ class Family:
     engine: dict[str, Any] = field(default_factory=dict)
     left: frozenset[str] = frozenset()
     once: frozenset[str] = frozenset()
+    shown_by: int | None = None
     no_mistakes: frozenset[str] = frozenset()
     releases: Range = EVERY_RELEASE
     is_cached: bool = True
@@ -598,6 +601,7 @@ FAMILIES = (
             **DELTA_RULE,
         },
         engine=IN_CHUNKS,
+        shown_by=3,
         releases=WITHOUT_TRITON,
     ),
     Family(
@@ -606,6 +610,7 @@ FAMILIES = (
         falcon_h1,
         {**SWIGLU, **ROPE, **MAMBA_2},
         engine=IN_CHUNKS,
+        shown_by=3,
         releases=WITHOUT_TRITON,
     ),
     Family(
@@ -647,6 +652,7 @@ FAMILIES = (
         engine={**OURS, **IN_CHUNKS},
         # The three positions of a token of text are one.
         no_mistakes=frozenset({"mrope.one_axis", "mrope.other_lanes"}),
+        shown_by=3,
         releases=WITHOUT_TRITON,
     ),
     Family(

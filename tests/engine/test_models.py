@@ -222,6 +222,7 @@ def judge(family: Family, folder: Path, bench: Bench) -> Judged:
     other = make_model(family, folder / "other", seed=1)
     prompts, followers = draw_prompts(family, folder / "model")
     others, _ = draw_prompts(family, folder / "other")  # SGLang keeps what old weights made of a picture
+    shown = prompts[: family.shown_by]
     questions = {
         "engine": {
             "model_path": str(folder / "model"),
@@ -235,6 +236,7 @@ def judge(family: Family, folder: Path, bench: Bench) -> Judged:
         },
         "prompts": as_request(prompts),
         "followers": as_request(followers),
+        "mistaken": as_request(shown),
         "mistakes": mistakes_in(family),
         "planted": str(bench.planted),
         "weights": str(folder / "other"),
@@ -254,7 +256,7 @@ def judge(family: Family, folder: Path, bench: Bench) -> Judged:
             "followers": compare(model, followers, answers["followers"]),
             "again": compare(model, prompts, answers["again"]),
             "weights": compare(other, others, answers["weights"]),
-            **{name: compare(model, prompts, rows) for name, rows in answers["mistakes"].items()},
+            **{name: compare(model, shown, rows) for name, rows in answers["mistakes"].items()},
         },
         [row["cached_tokens"] for row in answers["followers"]],
     )

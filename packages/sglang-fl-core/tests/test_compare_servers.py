@@ -515,7 +515,15 @@ def test_ctrl_c_ends_it_at_once_with_its_code(serve):
     pretended = Pretended(before=[pretended_server.slow])
     words = [sys.executable, "-m", "sglang_fl", "compare", serve(pretended), "http://127.0.0.1:9"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    # Whoever runs these tests in the background has Ctrl-C ignored, which a process inherits.
+    process = subprocess.Popen(
+        words,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with process:
         deadline = time.monotonic() + 60
         while not pretended.asked and time.monotonic() < deadline:
             time.sleep(0.01)

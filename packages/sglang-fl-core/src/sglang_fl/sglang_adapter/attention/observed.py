@@ -82,7 +82,9 @@ class _Told(StandIn):
 
     def __call__(self, q: Any, k: Any, v: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
         result = self.own(q, k, v, forward_batch, *args, **kwargs)
-        if not torch.compiler.is_compiling() and self.is_there and len(q):
+        # A draft model may have backends that are not its runner's: of these nothing is told.
+        is_known = self._runner is not None and self._runner.attn_backend is not None
+        if not torch.compiler.is_compiling() and is_known and self.is_there and len(q):
             self._tell(forward_batch.forward_mode.is_decode())
         return result
 

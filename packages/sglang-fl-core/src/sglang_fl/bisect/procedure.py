@@ -279,7 +279,6 @@ def _of_ranks(found: Sequence[tuple[int, Culprit]], ranks: int) -> Culprit:
 
 def _of_violation(said: dict[str, Any], implementations: dict[str, dict[str, str]]) -> Culprit:
     ran = implementations.get(said["op"], {})
-    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in said["shapes"].items())
     return Culprit(
         layer=2,
         name=said["op"],
@@ -287,14 +286,17 @@ def _of_violation(said: dict[str, Any], implementations: dict[str, dict[str, str
         where=said["layer"],
         what=said["text"].partition(": ")[2],
         dtype=said["dtype"],
-        shapes=shapes,
+        shapes=_shapes(said),
         exclude=f"SGLANG_FL_PER_OP={said['op']}=reference",
         inputs=said["inputs"],
     )
 
 
+def _shapes(said: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in said["shapes"].items())
+
+
 def _of_attention(said: dict[str, Any]) -> Culprit:
-    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in said["shapes"].items())
     return Culprit(
         layer=2,
         name=ATTENTION,
@@ -302,7 +304,7 @@ def _of_attention(said: dict[str, Any]) -> Culprit:
         where=said["layer"],
         what=said["text"].partition(": ")[2],
         dtype=said["dtype"],
-        shapes=shapes,
+        shapes=_shapes(said),
         exclude="another --attention-backend",
         inputs=said["inputs"],
     )

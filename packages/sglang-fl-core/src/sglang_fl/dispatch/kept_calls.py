@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglang_fl.dispatch.trial import is_capturing, wait_for
+from sglang_fl.dispatch.trial import device_of, is_capturing, wait_for
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.vendor import OpImpl
 
@@ -68,7 +68,7 @@ class KeptCalls:
                 return kernel(*args, **kwargs)
             try:
                 result = kernel(*args, **kwargs)
-                wait_for(_device(given))
+                wait_for(device_of(given))
             finally:  # what it raises can be told from what ends the process
                 path.rename(path.with_name(path.name.replace(RUNNING, ".pt")))
             return result
@@ -80,7 +80,7 @@ class KeptCalls:
         """Write a call; return its file, or None where it is not kept."""
         key = (impl.id, op.name, *(_form(op, name, value) for name, value in given.items()))
         known = self._files.get(key)
-        if (known is not None and not self._each) or is_capturing(_device(given)):
+        if (known is not None and not self._each) or is_capturing(device_of(given)):
             return None
         size = sum(_bytes(value) for value in given.values())
         if known is None and not self._has_room(op, size):
@@ -90,7 +90,7 @@ class KeptCalls:
         self._folder.mkdir(exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            torch.save({**about, "device": _device(given).type, "arguments": packed(given)}, file)
+            torch.save({**about, "device": device_of(given).type, "arguments": packed(given)}, file)
         if known is None:
             self._bytes += size
             self._files[key] = path
@@ -162,7 +162,3 @@ def _form(op: Op, name: str, value: Any) -> object:
     # Lists of slots grow with each step: those of about one length count as one.
     size = tuple(n.bit_length() for n in value.shape) if op.bounds else tuple(value.shape)
     return name, value.dtype, size, () if op.bounds else value.stride()
-
-
-def _device(given: Mapping[str, Any]) -> torch.device:
-    return next((v.device for v in given.values() if isinstance(v, Tensor)), torch.device("cpu"))

@@ -22,7 +22,7 @@ from sglang_fl.dispatch.faults import Fault, is_out_of_memory
 from sglang_fl.errors import ContractError, UnsupportedError, VendorError
 from sglang_fl.ops import Kernel, Op, Outputs
 
-__all__ = ["NextCandidateError", "Trial", "is_capturing", "wait_for"]
+__all__ = ["NextCandidateError", "Trial", "device_of", "is_capturing", "wait_for"]
 
 
 class NextCandidateError(Exception):
@@ -80,7 +80,7 @@ class Trial:
     def _run(
         self, args: Any, kwargs: Any, arguments: Mapping[str, Any], expected: tuple[Tensor, ...]
     ) -> Outputs:
-        device = next((v.device for v in arguments.values() if isinstance(v, Tensor)), torch.device("cpu"))
+        device = device_of(arguments)
         is_captured = is_capturing(device)
         kept = [] if is_captured else [_Kept(self._op, n, arguments) for n in self._op.may_write(arguments)]
         versions = _versions(self._op, arguments)
@@ -173,6 +173,11 @@ def _ask_device(device: torch.device, function: str) -> Callable[[], Any] | None
         return None
     found: Callable[[], Any] | None = getattr(getattr(torch, device.type, None), function, None)
     return found
+
+
+def device_of(arguments: Mapping[str, Any]) -> torch.device:
+    """Return where the first tensor of a call lies; the CPU if it has none."""
+    return next((v.device for v in arguments.values() if isinstance(v, Tensor)), torch.device("cpu"))
 
 
 def is_capturing(device: torch.device) -> bool:

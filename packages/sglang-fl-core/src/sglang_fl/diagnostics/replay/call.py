@@ -9,7 +9,7 @@ import torch
 
 from sglang_fl.dispatch.kept_calls import unpacked
 from sglang_fl.dispatch.op_check import Given, violations
-from sglang_fl.dispatch.trial import wait_for
+from sglang_fl.dispatch.trial import device_of, wait_for
 from sglang_fl.ops import OPS, Op
 from sglang_fl.settings import prepare_environment
 from sglang_fl.startup import configure
@@ -47,10 +47,9 @@ def _judged(op: Op, layer: str, kernel: Any, arguments: dict[str, Any]) -> dict[
     before = Given(op, arguments)
     defaults = inspect.signature(kernel).parameters
     given = {name: value for name, value in arguments.items() if name in defaults}
-    device = next((v.device for v in arguments.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
     try:
         results = kernel(**given)
-        wait_for(device)
+        wait_for(device_of(arguments))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
         return {"state": "raised", "text": f"{type(error).__name__}: {error}"}
     found = violations(op, layer, before, results, arguments)

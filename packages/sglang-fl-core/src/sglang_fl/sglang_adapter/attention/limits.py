@@ -5,7 +5,7 @@ from typing import Any
 
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-__all__ = ["cap_of", "layers_of", "needs_of", "why_not"]
+__all__ = ["cap_of", "layers_of", "needs_of", "reasons_of", "why_not"]
 
 
 def layers_of(runner: Any) -> list[Any]:
@@ -48,10 +48,11 @@ def _reasons(runner: Any) -> Iterator[str]:
     if runner.kv_cache_dtype.itemsize < 2:
         yield f"a KV cache in {str(runner.kv_cache_dtype).removeprefix('torch.')}"
     for layer in layers_of(runner):
-        yield from _reasons_of(layer)
+        yield from reasons_of(layer)
 
 
-def _reasons_of(layer: Any) -> Iterator[str]:
+def reasons_of(layer: Any) -> Iterator[str]:
+    """Yield what neither of the two ops computes of an attention layer."""
     if layer.is_cross_attention:
         yield "cross attention"
     if layer.attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Op
-from sglang_fl.sglang_adapter.attention.limits import cap_of
+from sglang_fl.sglang_adapter.attention.limits import cap_of, reasons_of
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
 
 __all__ = ["Call", "Pools", "Sample", "take"]
@@ -287,23 +287,14 @@ def _of_extend(call: Call, context: _Context, options: dict[str, Any], turn: int
 
 def _require_known(call: Call) -> None:
     """Raise ``UnsupportedError`` where no op computes what a call does."""
-    layer, mode = call.layer, call.batch.forward_mode.name
-    types = (AttentionType.DECODER, AttentionType.ENCODER_ONLY)
-    is_capped_otherwise = cap_of(layer) > 0 and layer.logit_capping_method != "tanh"
-    reasons = {
-        f"calls of the mode {mode}": mode not in ("DECODE", "EXTEND", "MIXED"),
-        "cross attention": layer.is_cross_attention,
-        f"attention of the type {layer.attn_type.value}": layer.attn_type not in types,
-        f"scores that are capped by {layer.logit_capping_method}": is_capped_otherwise,
-        "a temperature by position (Grok)": layer.xai_temperature_len > 0,
-        "attention in chunks (Llama 4)": layer.use_irope,
-    }
+    mode = call.batch.forward_mode.name
+    if mode not in ("DECODE", "EXTEND", "MIXED"):
+        raise UnsupportedError(f"calls of the mode {mode}")
+    for reason in reasons_of(call.layer):
+        raise UnsupportedError(reason)
     for name, value in call.given.items():
-        is_passed = value is not None and value is not False
-        reasons[f"{name}, which the model passes"] = is_passed and name not in _UNDERSTOOD
-    for reason, is_so in reasons.items():
-        if is_so:
-            raise UnsupportedError(reason)
+        if name not in _UNDERSTOOD and value is not None and value is not False:
+            raise UnsupportedError(f"{name}, which the model passes")
 
 
 def _by_head(call: Call) -> Call:

@@ -13,6 +13,7 @@ import argparse
 import math
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,16 @@ from sglang.version import __version__ as sglang_version
 
 from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
 from benchmarks.tables import write_table
-from benchmarks.workloads import MODELS, ROUTERS, TOKENS, Model, Router
+from benchmarks.workloads import (
+    EXPERTS,
+    MODELS,
+    ROUTERS,
+    TOKENS,
+    TOKENS_OF_EXPERTS,
+    Experts,
+    Model,
+    Router,
+)
 from sglang_fl import __version__
 from sglang_fl.dispatch.loading import load_kernel
 from sglang_fl.ops import OPS
@@ -60,9 +70,16 @@ def kernel(op: str, impl_id: str = "flagos") -> Callable:
 
 
 def set_server_args() -> None:
-    """Let SGLang's layers find the arguments of a server, which some of them ask when they are made."""
+    """Let SGLang's layers find the arguments of a server, which some of them ask when they are made.
+
+    From 0.5.23 on its experts also ask for the group of GPUs that they are shared by.
+    """
     arguments = server_args.ServerArgs(model_path="dummy", device="cuda")
     server_args.set_global_server_args_for_scheduler(arguments)
+    with suppress(ImportError):
+        from sglang.srt.runtime_context import get_parallel
+
+        get_parallel().override_permanently(tp_group=None)
 
 
 def compiled(forward: Callable) -> Callable:
@@ -236,6 +253,32 @@ def routing(router: Router) -> Iterator[Cell]:
         )
 
 
+def fused_moe(layer: Experts) -> Iterator[Cell]:
+    from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_experts_impl
+
+    w13 = random(layer.experts, 2 * layer.intermediate, layer.hidden) * layer.hidden**-0.5
+    w2 = random(layer.experts, layer.hidden, layer.intermediate) * layer.intermediate**-0.5
+    ours, gems = kernel("fused_moe"), kernel("fused_moe", "flagos.flag_gems")
+    sides = {
+        "flagos": lambda x, weights, ids: ours(x, w13, w2, weights, ids),
+        "sglang": lambda x, weights, ids: fused_experts_impl(x, w13, w2, weights, ids, filter_expert=False),
+        "flag_gems": lambda x, weights, ids: gems(x, w13, w2, weights, ids),
+    }
+
+    def inputs(tokens: int) -> tuple[torch.Tensor, ...]:
+        scores, ids = torch.rand(tokens, layer.experts, device="cuda").topk(layer.top_k)
+        return random(tokens, layer.hidden), scores.softmax(-1), ids.int()
+
+    for tokens in TOKENS_OF_EXPERTS:
+        touched = layer.experts * (1 - (1 - layer.top_k / layer.experts) ** tokens)  # on average
+        moved = touched * 3 * layer.hidden * layer.intermediate * 2 + 2 * tokens * layer.hidden * 2
+        yield Cell(
+            *("fused_moe", f"{layer.name} {layer.top_k} of {layer.experts}", tokens, int(moved)),
+            lambda tokens=tokens: inputs(tokens),
+            sides,
+        )
+
+
 OF_MODELS = (silu_and_mul, rms_norm, fused_add_rms_norm, rotary_embedding, layer_norm)
 
 
@@ -247,6 +290,9 @@ def cells(only: str | None) -> Iterator[Cell]:
     if only in (None, "routing"):
         for router in ROUTERS:
             yield from routing(router)
+    if only in (None, "fused_moe"):
+        for experts in EXPERTS:
+            yield from fused_moe(experts)
 
 
 def measure(cell: Cell, wanted: set[str]) -> dict[str, float]:

@@ -38,14 +38,15 @@ NVIDIA = Vendor(
         _own_impl("mrope"),
         _own_impl("topk_softmax"),
         _own_impl("topk_sigmoid"),
+        _own_impl("fused_moe"),
         _flag_gems_too("silu_and_mul"),
         _flag_gems_too("gelu_and_mul"),
         _flag_gems_too("rms_norm"),
         _flag_gems_too("layer_norm"),
         _flag_gems_too("rotary_embedding"),
         _flag_gems_too("topk_softmax"),
+        _flag_gems_too("fused_moe"),
         flag_gems_impl("new_gelu"),
-        flag_gems_impl("fused_moe"),
         _vendor_impl("silu_and_mul", "sgl_kernel"),
         _vendor_impl("gelu_and_mul", "sgl_kernel"),
         _vendor_impl("rms_norm", "sgl_kernel"),
@@ -55,7 +56,7 @@ NVIDIA = Vendor(
     choices=(
         OpChoice(
             "fused_moe",
-            "flagos",
+            "flagos.flag_gems",
             is_default=False,
             reason="0.92 to 0.98 of the speed of SGLang's own in a served model (Qwen3-30B-A3B with 10 and "
             "16 layers, bfloat16, SGLang 0.5.23, FlagGems 5.0.2, triton 3.6, H200)",

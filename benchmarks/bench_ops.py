@@ -22,14 +22,17 @@ import triton
 from sglang.srt import server_args
 from sglang.version import __version__ as sglang_version
 
+from benchmarks.attention_step import Step
 from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
 from benchmarks.tables import write_table
 from benchmarks.workloads import (
+    ATTENTIONS,
     EXPERTS,
     MODELS,
     ROUTERS,
     TOKENS,
     TOKENS_OF_EXPERTS,
+    Attention,
     Experts,
     Model,
     Router,
@@ -211,6 +214,44 @@ def liger_rope(cache: torch.Tensor, size: int) -> Callable:
     return rotate
 
 
+def qk_norm_rope(attention: Attention) -> Iterator[Cell]:
+    step, ours = Step.of(attention, POSITIONS, 4 * max(TOKENS)), kernel("qk_norm_rope")
+    weights, eps = [norm.weight.data for norm in step.norms], step.norms[0].variance_epsilon
+    facts = step.rotation.cos_sin_cache, attention.head_size, True
+
+    def flagos(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        q, k, v = step.parts(qkv)
+        return ours(q, k, *weights, eps, positions, *facts, **step.cache_options(v, slots))
+
+    def sglang(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        parts = step.parts(qkv)
+        step.sglang_norms(*parts[:2])
+        return step.sglang_rotates_and_writes(positions, parts, slots)
+
+    yield from step_cells("qk_norm_rope", step, {"flagos": flagos, "sglang": sglang})
+
+
+def rotary_embedding_with_cache(attention: Attention) -> Iterator[Cell]:
+    step, ours = Step.of(attention, POSITIONS, 4 * max(TOKENS)), kernel("rotary_embedding")
+    facts = step.rotation.cos_sin_cache, attention.head_size, True
+
+    def flagos(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        q, k, v = step.parts(qkv)
+        return ours(positions, q, k, *facts, **step.cache_options(v, slots))
+
+    def sglang(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        return step.sglang_rotates_and_writes(positions, step.parts(qkv), slots)
+
+    yield from step_cells("rotary_embedding with cache", step, {"flagos": flagos, "sglang": sglang})
+
+
+def step_cells(op: str, step: Step, sides: dict[str, Callable]) -> Iterator[Cell]:
+    for tokens in TOKENS:
+        yield Cell(
+            *(op, step.name, tokens, step.moved(tokens)), lambda tokens=tokens: step.inputs(tokens), sides
+        )
+
+
 def layer_norm(model: Model) -> Iterator[Cell]:
     from sglang.srt.layers.layernorm import LayerNorm
 
@@ -280,6 +321,7 @@ def fused_moe(layer: Experts) -> Iterator[Cell]:
 
 
 OF_MODELS = (silu_and_mul, rms_norm, fused_add_rms_norm, rotary_embedding, layer_norm)
+OF_ATTENTIONS = (qk_norm_rope, rotary_embedding_with_cache)
 
 
 def cells(only: str | None) -> Iterator[Cell]:
@@ -287,6 +329,10 @@ def cells(only: str | None) -> Iterator[Cell]:
         if only in (None, make.__name__):
             for model in MODELS:
                 yield from make(model)
+    for make in OF_ATTENTIONS:
+        if only in (None, make.__name__):
+            for attention in ATTENTIONS:
+                yield from make(attention)
     if only in (None, "routing"):
         for router in ROUTERS:
             yield from routing(router)

@@ -2,7 +2,18 @@
 
 from dataclasses import dataclass
 
-__all__ = ["EXPERTS", "MODELS", "ROUTERS", "TOKENS", "TOKENS_OF_EXPERTS", "Experts", "Model", "Router"]
+__all__ = [
+    "ATTENTIONS",
+    "EXPERTS",
+    "MODELS",
+    "ROUTERS",
+    "TOKENS",
+    "TOKENS_OF_EXPERTS",
+    "Attention",
+    "Experts",
+    "Model",
+    "Router",
+]
 
 
 @dataclass(frozen=True)
@@ -64,11 +75,36 @@ class Experts:
     intermediate: int
 
 
+@dataclass(frozen=True)
+class Attention:
+    """What lies between projection and attention of a model that norms query and key.
+
+    Parameters
+    ----------
+    name : of the checkpoint
+    heads, key_heads, head_size : of the attention, on one GPU
+    rotary_dim : elements of a head that are rotated
+    rotation_writes_cache : SGLang lets the rotation write the KV cache; else that is a kernel of its own
+    """
+
+    name: str
+    heads: int
+    key_heads: int
+    head_size: int
+    rotary_dim: int
+    rotation_writes_cache: bool = False
+
+
 MODELS = (
     Model("Qwen2.5-0.5B", 896, 4864, 14, 2, 64),
     Model("Llama-3-8B", 4096, 14336, 32, 8, 128),
     Model("Qwen3-32B", 5120, 25600, 64, 8, 128),
     Model("DeepSeek-V3", 7168, 18432, 128, 1, 64, is_neox_style=False),
+)
+ATTENTIONS = (
+    Attention("Qwen3-8B", 32, 8, 128, 128),
+    Attention("Qwen3-30B-A3B", 32, 4, 128, 128, rotation_writes_cache=True),
+    Attention("GLM-4.5-Air", 96, 8, 128, 64),
 )
 ROUTERS = (
     Router("Qwen3-30B-A3B", 128, 8),

@@ -36,6 +36,7 @@ NVIDIA = Vendor(
         _own_impl("layer_norm"),
         _own_impl("rotary_embedding"),
         _own_impl("mrope"),
+        _own_impl("qk_norm_rope"),
         _own_impl("topk_softmax"),
         _own_impl("topk_sigmoid"),
         _own_impl("fused_moe"),
@@ -61,6 +62,7 @@ NVIDIA = Vendor(
             reason="0.92 to 0.98 of the speed of SGLang's own in a served model (Qwen3-30B-A3B with 10 and "
             "16 layers, bfloat16, SGLang 0.5.23, FlagGems 5.0.2, triton 3.6, H200)",
         ),
+        OpChoice("qk_norm_rope", "flagos", is_default=False, reason="not measured yet in a served model"),
     ),
     quarantine=QUARANTINE,
     aten=flag_gems_aten(measured_choices(), ATEN_QUARANTINE),

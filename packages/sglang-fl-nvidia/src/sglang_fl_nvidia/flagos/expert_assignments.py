@@ -1,9 +1,11 @@
 """Which assignments of tokens to experts an expert has, for the kernels of ``fused_moe``.
 
-An assignment is a place in ``topk_ids``, counted through its rows. Few need no sorting: each program reads all
-of them and takes those of one expert. Many are sorted first, in one launch, and cut into tiles of one expert's
-rows.
+An assignment is a place in ``topk_ids``, counted through its rows. Few need no sorting: each program reads
+all of them and takes those of one expert. Many are sorted first, in one launch, and cut into tiles of one
+expert's rows.
 """
+
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -16,7 +18,7 @@ __all__ = ["experts_of", "own_assignments", "picked", "rows_of_tile", "sort_kern
 @triton.jit
 def experts_of(
     ids_ptr, place, assignments, ID_STRIDE: tl.constexpr, TOP_K: tl.constexpr, EXPERTS: tl.constexpr
-):
+) -> Any:
     """Return the experts of these assignments, -1 for one of no expert."""
     at = ids_ptr + (place // TOP_K).to(tl.int64) * ID_STRIDE + place % TOP_K
     raw = tl.load(at, mask=place < assignments, other=-1)
@@ -24,7 +26,7 @@ def experts_of(
 
 
 @triton.jit
-def own_assignments(ids, place, slot, PLACES: tl.constexpr):
+def own_assignments(ids, place, slot, PLACES: tl.constexpr) -> Any:
     """Return the expert of an assignment, which assignments it has, and their number.
 
     The first assignment of an expert takes all of that expert's, the others none.
@@ -36,7 +38,7 @@ def own_assignments(ids, place, slot, PLACES: tl.constexpr):
 
 
 @triton.jit
-def picked(is_own, rank, place, number):
+def picked(is_own, rank, place, number) -> Any:
     """Return the assignments of these numbers among a program's own."""
     is_picked = is_own[None, :] & (rank[None, :] == number[:, None])
     return tl.sum(tl.where(is_picked, place[None, :], 0), 1)
@@ -77,7 +79,7 @@ def sort_kernel(
 
 
 @triton.jit
-def rows_of_tile(starts_ptr, tile, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def rows_of_tile(starts_ptr, tile, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr) -> Any:
     """Return the expert of a tile, where its rows begin and its expert's end; past the last there is none."""
     expert = tl.arange(0, BLOCK)
     is_expert = expert < EXPERTS

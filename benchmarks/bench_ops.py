@@ -320,25 +320,21 @@ def fused_moe(layer: Experts) -> Iterator[Cell]:
         )
 
 
-OF_MODELS = (silu_and_mul, rms_norm, fused_add_rms_norm, rotary_embedding, layer_norm)
-OF_ATTENTIONS = (qk_norm_rope, rotary_embedding_with_cache)
+#: What makes an op's cells, and of what shapes.
+OPS_OF = (
+    ((silu_and_mul, rms_norm, fused_add_rms_norm, rotary_embedding, layer_norm), MODELS),
+    ((qk_norm_rope, rotary_embedding_with_cache), ATTENTIONS),
+    ((routing,), ROUTERS),
+    ((fused_moe,), EXPERTS),
+)
 
 
 def cells(only: str | None) -> Iterator[Cell]:
-    for make in OF_MODELS:
-        if only in (None, make.__name__):
-            for model in MODELS:
-                yield from make(model)
-    for make in OF_ATTENTIONS:
-        if only in (None, make.__name__):
-            for attention in ATTENTIONS:
-                yield from make(attention)
-    if only in (None, "routing"):
-        for router in ROUTERS:
-            yield from routing(router)
-    if only in (None, "fused_moe"):
-        for experts in EXPERTS:
-            yield from fused_moe(experts)
+    for makers, shapes in OPS_OF:
+        for make in makers:
+            if only in (None, make.__name__):
+                for shape in shapes:
+                    yield from make(shape)
 
 
 def measure(cell: Cell, wanted: set[str]) -> dict[str, float]:

@@ -14,7 +14,8 @@ from sglang_fl.vendor import OpImpl, load_target
 from sglang_fl_nvidia import NVIDIA
 from sglang_fl_nvidia.flagos import gated, heads, layer_norm, rotation
 
-OURS = [impl for impl in NVIDIA.impls if impl.target.startswith("sglang_fl_nvidia.flagos.")]
+#: The functions with the ops' names, which take all options.
+OURS = [impl for impl in NVIDIA.impls if impl.target == f"sglang_fl_nvidia.flagos.{impl.op}:{impl.op}"]
 CASES = [(impl, case) for impl in OURS for case in OPS[impl.op].cases]
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"

@@ -232,7 +232,8 @@ def qk_norm_rope(attention: Attention) -> Iterator[Cell]:
 
 
 def rotary_embedding_with_cache(attention: Attention) -> Iterator[Cell]:
-    step, ours = Step.of(attention, POSITIONS, 4 * max(TOKENS)), kernel("rotary_embedding")
+    step = Step.of(attention, POSITIONS, 4 * max(TOKENS))
+    ours = kernel("rotary_embedding", "flagos.kv_cache")
     facts = step.rotation.cos_sin_cache, attention.head_size, True
 
     def flagos(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:

@@ -38,6 +38,7 @@ class Family:
         and take long for the others; None: for all
     no_mistakes : mistakes that are none in this family, such as ``topk_sigmoid.ungrouped`` with one group
     releases : of SGLang, those that can run it
+    fused : the method that runs by ``qk_norm_rope`` where there is an implementation; then no rotation runs
     writes_cache : whether a rotation writes the KV cache, which SGLang lets it on GPUs alone
     is_cached : whether the middle of a prompt is found in the cache: not where all but a window is dropped
     """
@@ -54,6 +55,7 @@ class Family:
     shown_by: int | None = None
     no_mistakes: frozenset[str] = frozenset()
     releases: Range = EVERY_RELEASE
+    fused: str | None = None
     writes_cache: bool = False
     is_cached: bool = True
 
@@ -514,7 +516,8 @@ FAMILIES = (
         "Qwen3",
         "norms of q and k, in one with the rotation",
         qwen3,
-        {**SWIGLU, "Qwen3Attention.forward": "qk_norm_rope"},
+        {**SWIGLU, **ROPE},
+        fused="Qwen3Attention.forward",
     ),
     Family(
         "Llama-llama3",
@@ -551,14 +554,16 @@ FAMILIES = (
         "Qwen3-MoE",
         "softmax over all experts, renormalised",
         qwen3_moe,
-        {"RMSNorm": "rms_norm", "Qwen3MoeAttention.apply_qk_norm_rope": "qk_norm_rope", **EXPERTS},
+        {"RMSNorm": "rms_norm", **ROPE, **EXPERTS},
+        fused="Qwen3MoeAttention.apply_qk_norm_rope",
     ),
     Family("GLM-4", "half of each head rotated, in pairs; norms around each block", glm4, {**SWIGLU, **ROPE}),
     Family(
         "GLM-4-MoE",
         "sigmoid scores with a correction bias, experts in groups, a shared expert",
         glm4_moe,
-        {**SWIGLU, "Glm4MoeAttention.forward_prepare": "qk_norm_rope", **BIASED_EXPERTS},
+        {**SWIGLU, **ROPE, **BIASED_EXPERTS},
+        fused="Glm4MoeAttention.forward_prepare",
     ),
     Family("Phi-3", "LongRoPE, which SGLang does not dispatch", phi3, SWIGLU),
     Family("OLMo-2", "norms after each block, of whole q and k", olmo2, {**SWIGLU, **ROPE}),

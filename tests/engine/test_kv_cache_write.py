@@ -9,7 +9,15 @@ import pytest
 
 from tests.engine.fake_vendor import install_module
 from tests.engine.models import FAMILIES, Family
-from tests.engine.test_models import Judged, assert_agrees, bench_in, judge, mistakes_in, visible
+from tests.engine.test_models import (
+    Judged,
+    assert_agrees,
+    bench_in,
+    expected_classes,
+    judge,
+    mistakes_in,
+    visible,
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,17 +30,11 @@ def load():
     HookRegistry.register(target, lambda original, forward_batch: True, HookType.AROUND)
 """
 
-RUNS = {family.name: family for family in FAMILIES}
-UNFUSED = {
-    **{name: op for name, op in RUNS["Qwen3-MoE"].runs.items() if op != "qk_norm_rope"},
-    "RotaryEmbedding": "rotary_embedding",
-}
+BY_NAME = {family.name: family for family in FAMILIES}
 CASES = {
-    "Qwen3": (RUNS["Qwen3"], {}),
-    "Qwen3-MoE": (RUNS["Qwen3-MoE"], {}),
-    "GLM-4-MoE": (RUNS["GLM-4-MoE"], {}),
+    **{name: (BY_NAME[name], {}) for name in ("Qwen3", "Qwen3-MoE", "GLM-4-MoE")},
     "Qwen3-MoE, by a rotation": (
-        replace(RUNS["Qwen3-MoE"], runs=UNFUSED),
+        replace(BY_NAME["Qwen3-MoE"], fused=None),
         {"SGLANG_FL_PER_OP": "rotary_embedding=vendor"},
     ),
 }
@@ -49,7 +51,7 @@ def judged(request, tmp_path_factory, environment_of) -> Judged:
 
 
 def ran(family: Family) -> set[str]:
-    return {f"[OOT-DISPATCH] {name} → vendor(vendor.mistaken)" for name in family.runs}
+    return {f"[OOT-DISPATCH] {name} → vendor(vendor.mistaken)" for name in expected_classes(family)}
 
 
 def test_it_agrees_with_transformers_also_behind_a_cached_prefix(judged: Judged):

@@ -9,9 +9,9 @@ from sglang_fl_nvidia.quarantine import QUARANTINE
 __all__ = ["NVIDIA", "__version__"]
 
 
-def _own_impl(op: str) -> OpImpl:
-    target = f"sglang_fl_nvidia.flagos.{op}:{op}"
-    return OpImpl(op, BackendKind.FLAGOS, "flagos", target, requires=("triton",))
+def _own_impl(op: str, impl_id: str = "flagos", function: str | None = None) -> OpImpl:
+    target = f"sglang_fl_nvidia.flagos.{op}:{function or op}"
+    return OpImpl(op, BackendKind.FLAGOS, impl_id, target, requires=("triton",))
 
 
 def _flag_gems_too(op: str) -> OpImpl:
@@ -34,7 +34,9 @@ NVIDIA = Vendor(
         _own_impl("rms_norm"),
         _own_impl("gemma_rms_norm"),
         _own_impl("layer_norm"),
-        _own_impl("rotary_embedding"),
+        # Calls that write the KV cache are SGLang's by the first, until the second is measured.
+        _own_impl("rotary_embedding", function="rotation_alone"),
+        _own_impl("rotary_embedding", "flagos.kv_cache"),
         _own_impl("mrope"),
         _own_impl("qk_norm_rope"),
         _own_impl("topk_softmax"),

@@ -40,10 +40,14 @@ class LayerLists:
 
     def why_left_out(self, layer_class: type, op_name: str) -> str | None:
         """Say why a layer is SGLang's by the user's wish, or None where it is ours."""
-        for part in PARTS.get(op_name, ()):  # what a list leaves to SGLang is left to it as a part too
-            if named := sorted(self.black & _all_names_of(part)):
-                return f"{self.title} names {named[0]}"
-        return self._why_left_out({op_name, *(ancestor.__name__ for ancestor in layer_class.__mro__)})
+        names = {op_name, *(ancestor.__name__ for ancestor in layer_class.__mro__)}
+        return self._why_left_out(names) or self._why_part_left_out(op_name)
+
+    def _why_part_left_out(self, op_name: str) -> str | None:
+        """Say why an op is SGLang's that would compute a layer which is SGLang's by the user's wish."""
+        parts = PARTS.get(op_name, ()) if self.black else ()
+        named = sorted(name for part in parts for name in self.black & _all_names_of(part))
+        return f"{self.title} names {named[0]}" if named else None
 
     def _why_left_out(self, names: set[str]) -> str | None:
         named = sorted(self.black & names)
@@ -58,7 +62,7 @@ class LayerLists:
         if not self.white and not self.black:
             return None
         reasons = [self._why_left_out(names) for names in _names_of(op_name)]
-        return None if None in reasons else reasons[0]
+        return self._why_part_left_out(op_name) if None in reasons else reasons[0]
 
 
 def class_name(layer_class: str) -> str:

@@ -1,4 +1,4 @@
-"""``rotary_embedding`` in one Triton kernel, in place on query and key."""
+"""``rotary_embedding`` in one Triton kernel, in place on query and key, with or without the KV cache."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from sglang_fl_nvidia.flagos.rotation import (
     take_turns,
 )
 
-__all__ = ["rotary_embedding"]
+__all__ = ["rotary_embedding", "rotation_alone"]
 
 
 def rotary_embedding(
@@ -39,9 +39,35 @@ def rotary_embedding(
 
     Raises
     ------
-    ContractError : query, key or offsets are not one for each position
-    UnsupportedError : another dtype than float16, bfloat16 and float32
+    ContractError : query, key or offsets are not one for each position, or the KV cache does not fit
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or slots that are not dense
     """
+    tokens = positions.numel()
+    cache = kv_cache(tokens, key, value, k_buffer, v_buffer, cache_loc) if tokens else None
+    if cache is None:
+        return rotation_alone(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
+    positions, offsets = _in_a_row(positions, offsets)
+    if offsets is not None:
+        positions = positions + offsets
+    return _rotate_and_write(positions, query, key, cos_sin_cache, head_size, is_neox_style, cache)
+
+
+def rotation_alone(
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    offsets: Tensor | None = None,
+) -> Outputs:
+    """See ``rotary_embedding``, without the KV cache: calls that write it stay SGLang's by this one."""
+    positions, offsets = _in_a_row(positions, offsets)
+    return rotate_heads(positions, offsets, None, query, key, cos_sin_cache, head_size, is_neox_style)
+
+
+def _in_a_row(positions: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return positions and offsets as dense rows."""
     if positions.dim() != 1 or positions.stride(0) != 1:
         positions = positions.reshape(-1).contiguous()
     if offsets is not None:
@@ -51,13 +77,7 @@ def rotary_embedding(
                 f"tokens"
             )
         offsets = offsets.reshape(-1).contiguous()
-    tokens = positions.shape[0]
-    cache = kv_cache(tokens, key, value, k_buffer, v_buffer, cache_loc) if tokens else None
-    if cache is None:
-        return rotate_heads(positions, offsets, None, query, key, cos_sin_cache, head_size, is_neox_style)
-    if offsets is not None:
-        positions = positions + offsets
-    return _rotate_and_write(positions, query, key, cos_sin_cache, head_size, is_neox_style, cache)
+    return positions, offsets
 
 
 def _rotate_and_write(

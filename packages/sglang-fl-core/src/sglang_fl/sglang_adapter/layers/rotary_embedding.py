@@ -38,15 +38,18 @@ def store(rotated: Any, query: Any, key: Any) -> Any:
 
 
 def cache_options(argument: Any) -> dict[str, Any] | None:
-    """Return the options for a call that writes the KV cache; None where it is to do so in ROCm's way.
+    """Return the options for a call that writes the KV cache.
 
     Parameters
     ----------
     argument : what SGLang passes as ``fused_set_kv_buffer_arg``
+
+    Returns
+    -------
+    dict, or None for what has not these fields: ROCm's has pages, scales and a mapping for sliding windows
     """
-    if isinstance(argument, dict):  # pages, scales and a second mapping for sliding windows
-        return None
-    return {name: getattr(argument, name) for name in KV_CACHE}
+    options = {name: getattr(argument, name, None) for name in KV_CACHE}
+    return None if any(value is None for value in options.values()) else options
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:

@@ -702,15 +702,14 @@ FAMILIES = (
     ),
     Family(
         "GPT-OSS",
-        "sinks and windows, by the attention of ours; its experts have biases and are SGLang's",
+        "sinks and windows, by the attention of ours; experts with biases and a limited gate",
         gpt_oss,
         {
             "RMSNorm": "rms_norm",
             "YaRNScalingRotaryEmbedding": "rotary_embedding",
-            "TopK": "topk_softmax",
+            **EXPERTS,
             **ATTENTION,
         },
-        left=frozenset({"UnquantizedFusedMoEMethod"}),
         releases=PLAIN_PREFILL,
         is_cached=False,
     ),

@@ -80,10 +80,10 @@ def fused_moe(
         is_aligned=not any(tensor.data_ptr() % 16 for tensor in given),
     )
     key = layout, *((tensor.dtype, tensor.device) for tensor in given)
-    experts = _experts.get(key)
+    experts = _launches.get(key)
     if experts is None:
         _check(given, layout)
-        experts = _experts[key] = _Experts(given, layout)
+        experts = _launches[key] = _Experts(given, layout)
     if not ids.numel():
         return x.new_zeros(x.shape)
     return experts(given, float(routed_scaling_factor))
@@ -261,7 +261,7 @@ class _Experts:
         )
 
 
-_experts: dict[tuple[Any, ...], _Experts] = {}
+_launches: dict[tuple[Any, ...], _Experts] = {}
 
 
 def _check(given: _Given, layout: _Layout) -> None:

@@ -183,6 +183,23 @@ def test_a_program_for_another_platform_than_sglang_was_loaded_for_is_refused(
     assert "this program's platform is another" in output
 
 
+#: What SGLang makes of a variable that it reads when an engine starts.
+READ_LATER = """
+from sglang.srt.configs.mamba_utils import mamba2_state_dtype
+
+print(mamba2_state_dtype().conv)
+"""
+
+
+def test_a_variable_that_sglang_reads_later_is_that_of_the_program(with_sglang, environment):
+    told = set()
+    for kind in ("float32", "float16"):
+        setting = environment | {"SGLANG_MAMBA_CONV_DTYPE": kind}
+        code, output = run(with_sglang, [sys.executable, "-c", READ_LATER], setting, Path.cwd(), timeout=60)
+        told.add((code, output))
+    assert told == {(0, "torch.float32\n"), (0, "torch.float16\n")}
+
+
 def test_a_variable_that_sglang_has_read_already_is_refused(with_sglang, environment):
     with pytest.raises(ValueError, match="SGLANG_USE_AITER='1': the server of forks has read None"):
         with_sglang.start([sys.executable], 1, {**environment, "SGLANG_USE_AITER": "1"}, Path.cwd())

@@ -20,8 +20,10 @@ for its platform, and that is all that is kept for the life of a process: a prog
 settings, and ends where the platform is another one. A variable of SGLang that differs is refused.
 
 What differs from a real start: variables that libraries read when they are loaded must be those of the
-server (another value is refused), and ``/proc/PID/cmdline`` is a title. Ctrl-C (``test_bisect``), a refused
-start (``test_start_up``), the HTTP server and the demo are tested with processes that are really started.
+server (another value is refused), and ``/proc/PID/cmdline`` is a title. Where the server ``has_sglang``,
+SGLang looks for a function that is hooked only in the modules that had imported it by then and in those
+loaded later, not in all. Ctrl-C (``test_bisect``), a refused start (``test_start_up``), the HTTP server and
+the demo are tested with processes that are really started.
 """
 
 import contextlib
@@ -112,6 +114,7 @@ def _load_sglang(simulated: str) -> None:
     global _asked_while_loading
     if not simulated:
         _load(SGLANG)
+        _know_importers()
         return
     with tempfile.NamedTemporaryFile("r") as record:
         os.environ |= {"SGLANG_FL_SIMULATED": simulated, "SGLANG_FL_SIMULATED_RECORD": record.name}
@@ -120,6 +123,37 @@ def _load_sglang(simulated: str) -> None:
 
         native.record(-1)
         _asked_while_loading = record.read()
+    _know_importers()
+
+
+def _know_importers() -> None:
+    """Have SGLang look for a hooked function only where it was imported, and in what is loaded later.
+
+    SGLang looks through all names of all modules for each hook, a third of a million, which takes 0.05 s;
+    and a fork copies each page with an object that is looked at.
+    """
+    from sglang.srt.plugins import hook_registry
+
+    gc.unfreeze()  # what is frozen is not listed
+    known = {id(each): each for each in gc.get_objects() if isinstance(each, types.FunctionType)}
+    importers: dict[int, dict[str, types.ModuleType]] = {}
+    gc.freeze()
+    before = dict(sys.modules)
+    for name, module in before.items():
+        for value in list(getattr(module, "__dict__", {}).values()):
+            if id(value) in known:
+                importers.setdefault(id(value), {})[name] = module
+    look_through = hook_registry._propagate_patch
+
+    def propagate(original: Any, wrapped: Any, source: Any) -> int:
+        modules: dict[str, Any] = sys.modules
+        if id(original) in known:
+            later = {name: module for name, module in modules.items() if before.get(name) is not module}
+            modules = importers.get(id(original), {}) | later
+        hook_registry.sys = types.SimpleNamespace(modules=modules)
+        return look_through(original, wrapped, source)
+
+    hook_registry._propagate_patch = propagate
 
 
 def _next_program(listener: socket.socket) -> tuple[dict[str, Any], int]:

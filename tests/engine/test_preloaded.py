@@ -183,6 +183,44 @@ def test_a_program_for_another_platform_than_sglang_was_loaded_for_is_refused(
     assert "this program's platform is another" in output
 
 
+#: Hooks a function that many modules have imported by name, twice, and one of a module that is loaded now.
+HOOK = """
+import sys, types
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.utils.common import add_prefix
+
+late, user = types.ModuleType("late"), types.ModuleType("user")
+exec("def compute(): return 0", vars(late))
+user.compute, user.add_prefix = late.compute, add_prefix
+sys.modules |= {"late": late, "user": user}
+
+def holders(function):
+    modules = [(name, list(vars(module).values())) for name, module in sys.modules.items()]
+    return sorted(name for name, values in modules if any(each is function for each in values))
+
+def hook(target):
+    module, _, name = target.rpartition(".")
+    original = getattr(sys.modules[module], name)
+    before = holders(original)
+    HookRegistry.reset()
+    HookRegistry.register(target, lambda call, *args: call(*args), HookType.AROUND)
+    HookRegistry.apply_hooks()
+    return len(before), holders(original), holders(getattr(sys.modules[module], name)) == before
+
+for target in ("sglang.srt.utils.common.add_prefix", "sglang.srt.utils.common.add_prefix", "late.compute"):
+    print(*hook(target))
+"""
+
+
+def test_a_function_is_hooked_wherever_it_was_imported(with_sglang, environment):
+    command = [sys.executable, "-c", HOOK]
+    code, output = run(with_sglang, command, environment, Path.cwd(), timeout=60)
+    assert code == 0, output
+    (count, *often), again, late = (line.split() for line in output.splitlines()[-3:])
+    assert int(count) > 50
+    assert [often, again, late] == [["[]", "True"], [count, "[]", "True"], ["2", "[]", "True"]]
+
+
 #: What SGLang makes of a variable that it reads when an engine starts.
 READ_LATER = """
 from sglang.srt.configs.mamba_utils import mamba2_state_dtype

@@ -22,10 +22,12 @@ settings, and ends where the platform is another one. A variable of SGLang that 
 What differs from a real start: variables that libraries read when they are loaded must be those of the
 server (another value is refused), and ``/proc/PID/cmdline`` is a title. Where the server ``has_sglang``,
 SGLang looks for a function that is hooked only in the modules that had imported it by then and in those
-loaded later, not in all. Ctrl-C (``test_bisect``), a refused start (``test_start_up``), the HTTP server and
-the demo are tested with processes that are really started.
+loaded later, not in all. At its end a program does what is registered for it and is gone, without Python
+taking apart what is loaded. Ctrl-C (``test_bisect``), a refused start (``test_start_up``), the HTTP server
+and the demo are tested with processes that are really started.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -223,7 +225,7 @@ def _become_program(request: dict[str, Any], output: int, base: list[str]) -> No
         _close_all_but(mine.fileno())
         _take_over(request, base)
         _spawn_by(mine)
-        _run(request["command"])
+        _run_to_the_end(request["command"])
     else:
         mine.close()
         _close_all_but(twins.fileno())
@@ -260,7 +262,7 @@ def _become_child(request: dict[str, Any], descriptors: list[int], base: list[st
         os.dup2(descriptor, number, inheritable=False)
         os.close(descriptor)
     _take_over(request, base)
-    _run(request["command"])
+    _run_to_the_end(request["command"])
 
 
 def _close_all_but(*kept: int) -> None:
@@ -346,6 +348,26 @@ def _spawn_by(twin: socket.socket) -> None:
         return child
 
     util.spawnv_passfds = spawn
+
+
+def _run_to_the_end(command: list[str]) -> None:
+    """Run a program and end as Python does, but for taking apart what is loaded: that takes a second."""
+    code: Any = 0
+    try:
+        _run(command)
+    except SystemExit as ended:
+        code = ended.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except Exception as error:  # noqa: BLE001 - whatever it is, Python prints it
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
 
 
 def _run(command: list[str]) -> None:

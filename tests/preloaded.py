@@ -23,8 +23,8 @@ What differs from a real start: variables that libraries read when they are load
 server (another value is refused), and ``/proc/PID/cmdline`` is a title. Where the server ``has_sglang``,
 SGLang looks for a function that is hooked only in the modules that had imported it by then and in those
 loaded later, not in all. At its end a program does what is registered for it and is gone, without Python
-taking apart what is loaded. Ctrl-C (``test_bisect``), a refused start (``test_start_up``), the HTTP server
-and the demo are tested with processes that are really started.
+taking apart what is loaded. Ctrl-C (``test_bisect``), a refused start (``test_start_up``), a server that is
+too slow (``test_http_server``) and the demo are tested with processes that are really started.
 """
 
 import atexit

@@ -34,7 +34,7 @@ def served(tiny_model: Path, tmp_path_factory, environment_of):
     folder = tmp_path_factory.mktemp("served")
     dispatch_log = folder / "dispatch.log"
     environment = environment_of({"SGLANG_FL_DISPATCH_LOG": str(dispatch_log)})
-    arguments = (*LAUNCH, "--enable-metrics")
+    arguments = (*LAUNCH, "--enable-metrics", "--sleep-on-idle")
     start = functools.partial(start_preloaded, server=server_of_forks())
     with contextlib.ExitStack() as running:
         with pytest.MonkeyPatch.context() as patched:

@@ -148,7 +148,8 @@ MAMBA_2 = {
     "StateSpace.update": "selective_state_update",
 }
 #: A state is kept where a chunk of a prompt ends, so that followers find one in the middle.
-IN_CHUNKS = {"chunked_prefill_size": 64}
+#: Few states, too: SGLang would fill half of the memory with them, and a mistake copies them all.
+IN_CHUNKS = {"chunked_prefill_size": 64, "max_mamba_cache_size": 64}
 BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 

@@ -150,7 +150,9 @@ def ascend(session: nox.Session) -> None:
 @nox.session
 def mlu(session: nox.Session) -> None:
     """The MLU package with core and nothing else: its tests, and engine and bisect on the simulated chip."""
-    beside = tuple(f"tests/simulated/test_{what}.py" for what in ("mlu", "attention", "bisect", "verify"))
+    beside = tuple(
+        f"tests/simulated/test_{what}.py" for what in ("mlu", "attention", "bisect", "in_tree", "verify")
+    )
     _vendor(session, "mlu", *beside, *ON_A_SIMULATED_CHIP)
 
 

@@ -76,5 +76,33 @@ def test_calls_too_large_to_keep_are_told_as_not_judged_and_not_as_never_made(mo
     called(book, "neg", 16, 1 << 19)
     called(book, "exp")
     assert set(book.called) == {"abs", "relu", "neg"}
-    reason = "calls are larger than what was left of the 1 MiB in which all calls are kept"
-    assert book.unkept == {"part of aten::neg": reason, "aten::relu": reason}
+    reason = "too large: more than what was left of the 1 MiB in which all calls are kept"
+    assert book.unjudged == {"part of aten::neg": reason, "aten::relu": reason}
+
+
+def test_calls_in_more_shapes_than_are_kept_are_told(monkeypatch):
+    monkeypatch.setattr(call_check, "MOST_CALLS", 2)
+    book = CallBook()
+    called(book, "abs", 8, 16, 8)
+    called(book, "neg", 8, 16, 24)
+    reason = "it was called with more than 2 combinations of shapes and dtypes"
+    assert book.unjudged == {"part of aten::neg": reason}
+
+
+def test_a_call_that_there_is_no_memory_to_repeat_is_told_and_the_others_are_judged():
+    is_full = False
+
+    def opposite(x: torch.Tensor) -> torch.Tensor:
+        if is_full and x.numel() == 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return -x
+
+    book, kernel = CallBook(), AtenKernel("abs", "abs", opposite)
+    keeping = book.keeping(kernel)
+    for size in (16, 8):
+        keeping.function(torch.ones(size))
+    is_full = True
+    assert [fault.shapes for fault in book.faults(kernel)] == [((8,),)]
+    assert book.unjudged == {
+        "part of aten::abs": "too large: no memory to repeat a call of shapes ((16,),)",
+    }

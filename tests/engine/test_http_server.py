@@ -5,6 +5,8 @@ Each process imports SGLang and the plugin by itself. ``test_demo`` starts the s
 
 import contextlib
 import functools
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import demo.server
 from demo.server import ServerError, serve
 from sglang_fl.logs.counters import LAYERS
 from sglang_fl.sglang_adapter.releases import PIECEWISE_FLAG
+from tests.deployed import CONTAINERS, health_command
 from tests.engine.release import RELEASE
 from tests.programs import processes_with, server_of_forks, start_preloaded
 
@@ -74,6 +77,19 @@ def test_a_chat_request_is_answered(served):
     )
     assert answer["usage"]["completion_tokens"] == 4
     assert isinstance(answer["choices"][0]["message"]["content"], str)
+
+
+@pytest.mark.parametrize("file", CONTAINERS, ids=lambda file: file.suffix)
+def test_a_containers_question_about_health_is_answered(served, file: Path):
+    server, _ = served
+    python, *words = health_command(file)
+    assert python == "python3"
+
+    def code(url: str) -> int:
+        asked = [word.replace("http://127.0.0.1:30000", url) for word in words]
+        return subprocess.run([sys.executable, *asked], capture_output=True, timeout=60).returncode
+
+    assert (code(server.url), code(f"http://127.0.0.1:{demo.server.free_port()}")) == (0, 1)
 
 
 def test_the_former_flag_is_accepted_and_says_so_once(served):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from release.supported import PAGES, ROOT, TABLE, releases_table, updated
+from release.supported import CONTAINERS, PAGES, ROOT, TABLE, releases_table, updated
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def table() -> dict:
     return runpy.run_path(str(TABLE))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *CONTAINERS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_is_made_from_the_table(page: Path, table: dict):
     text = page.read_text()
     assert text == updated(text, table), "python3 -m release.supported"
@@ -34,6 +34,8 @@ def test_a_row_reaches_each_page(later: str, table: dict):
     for page in PAGES:
         assert f"0.5.15 to {later}" in updated(page.read_text(), names)
     assert f"| {later} | 2.15 | `BaseFusedOp._resolve_forward_method` |\n" in releases_table(names)
+    for file in CONTAINERS:
+        assert f"ARG SGLANG={later}\n" in updated(file.read_text(), names)
     assert f"pip install sglang=={later} " in updated((ROOT / "docs/install.md").read_text(), names)
 
 

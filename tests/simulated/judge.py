@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.engine.models import FAMILIES, Family, make_model
 from tests.engine.test_models import GENERATE, Difference, as_request, compare, draw_prompts
+from tests.forked import Server
 from tests.programs import finish, server_for
 
 __all__ = ["Judged", "Setup", "judge", "written_down"]
@@ -64,7 +65,12 @@ class Judged:
     differences: dict[str, Difference]
 
 
-def judge(setup: Setup, folder: Path, environment: Callable[[dict[str, str]], dict[str, str]]) -> Judged:
+def judge(
+    setup: Setup,
+    folder: Path,
+    environment: Callable[[dict[str, str]], dict[str, str]],
+    server: Server | None = None,
+) -> Judged:
     """Run an engine in a process of its own.
 
     Parameters
@@ -72,6 +78,7 @@ def judge(setup: Setup, folder: Path, environment: Callable[[dict[str, str]], di
     setup : what to run
     folder : an empty one for the model and the logs
     environment : adds settings to the process's environment
+    server : of which the engine is forked; one with SGLang loaded if None
     """
     (family,) = (family for family in FAMILIES if family.name == setup.family)
     model = make_model(family, folder / "model")
@@ -92,7 +99,7 @@ def judge(setup: Setup, folder: Path, environment: Callable[[dict[str, str]], di
     }
     command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
     variables = environment(settings)
-    run = finish(command, variables, 280, server_for(variables))
+    run = finish(command, variables, 280, server or server_for(variables))
     assert run.code == 0, run.output[-5000:]
     lines = {name: log.read_text().splitlines() if log.exists() else [] for name, log in logs.items()}
     return Judged(

@@ -182,8 +182,12 @@ def test_a_model_that_is_none_is_told_in_a_second(tmp_path, engines, config: str
     assert verdict["summary"] == f"--model {str(model)!r}: {reason}. Name the folder of a checkpoint."
 
 
-def test_the_plan_quotes_the_model(model):
-    said = CliRunner().invoke(app, ["bisect", "--plan", "--model", "my model; rm -rf x", "--dtype", "a b"])
+def test_the_plan_quotes_the_model(tmp_path, monkeypatch):
+    folder = tmp_path / "my model; rm -rf x"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"vocab_size": 8}')
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["bisect", "--plan", "--model", folder.name, "--dtype", "a b"])
     commands = [line for line in said.stdout.splitlines() if not line.startswith("#")]
     assert commands
     assert all("--model-path 'my model; rm -rf x' --dtype 'a b'" in line for line in commands)

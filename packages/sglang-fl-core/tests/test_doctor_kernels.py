@@ -223,8 +223,8 @@ def test_sgl_kernel_that_nothing_needs_is_normal(doctor: Doctor, chip, broken_sg
     chip(device_type="npu", impls=FLAG_GEMS)
     code, rows = doctor("--only", "sgl-kernel")
     assert code == 0
-    assert "libcuda.so.1" in rows["sgl_kernel"]["text"]
-    assert "nothing dispatched needs it" in rows["sgl_kernel"]["text"]
+    text = "not needed off CUDA, and nothing dispatched runs on it; its import: ImportError: libcuda.so.1"
+    assert rows["sgl_kernel"]["text"].startswith(text)
     assert rows["sgl_kernel"]["remedy"].startswith("nothing to do")
 
 

@@ -1,5 +1,6 @@
 """``sglang-fl bisect --plan``: the steps that can be done on this machine, numbered as in the docs."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from sglang_fl.bisect.manual_steps import STEPS, markdown_table
 from sglang_fl.cli import app
+from sglang_fl.startup import configure
 
 Install = Callable[..., str]
 
@@ -24,6 +26,14 @@ CHIP = Vendor(
 def ops():
     return []
 """
+
+
+@pytest.fixture(autouse=True)
+def model(tmp_path: Path, monkeypatch) -> None:
+    """A checkpoint's folder in the working directory."""
+    (tmp_path / "a model").mkdir()
+    (tmp_path / "a model" / "config.json").write_text('{"vocab_size": 8}')
+    monkeypatch.chdir(tmp_path)
 
 
 def plan(*words: str) -> list[str]:
@@ -50,12 +60,32 @@ def test_plan_on_a_chip_has_all_steps(install: Install):
 
 def test_plan_on_a_cpu_has_only_what_can_be_done_there(monkeypatch):
     lines = plan()
-    assert len(commands(lines)) == 3
+    assert len(commands(lines)) == 2
     assert not [command for command in commands(lines) if "__none__" in command or "flagos" in command]
-    left_out = [line for line in lines if "cannot be done here" in line]
-    assert [line.split()[2] for line in left_out] == ["1", "5", "6", "7"]
+    left_out = [line for line in lines if "is left out" in line]
+    assert [line.split()[2] for line in left_out] == ["1", "4", "5", "6", "7"]
     assert "SGLang has no platform for cpu" in left_out[0]
-    assert any("Right answers: sglang-fl is not to blame." in line for line in lines)
+    assert "step 3 runs the same, because vendor cpu has no kernel here but the references" in left_out[1]
+    (fused,) = [line for line in lines if "Right answers: sglang-fl is not to blame." in line]
+    assert "Wrong answers: a reference or the translation of a layer is to blame" in fused
+
+
+def test_plan_as_json_has_each_step_with_its_command_or_the_reason(install: Install):
+    result = CliRunner().invoke(app, ["bisect", "--plan", "--json", "--model", "a model"])
+    on_cpu = json.loads(result.stdout)
+    assert [step["number"] for step in on_cpu if step["left_out"]] == [1, 4, 5, 6, 7]
+    install("toy", CHIP)
+    configure.cache_clear()
+    steps = json.loads(CliRunner().invoke(app, ["bisect", "--plan", "--json", "--model", "a model"]).stdout)
+    assert [step["command"] for step in steps] == commands(plan())
+    assert all(step["wrong"] and step["right"] and not step["left_out"] for step in steps)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_plan_of_a_model_that_is_not_there_is_one_message_and_code_2(words: list[str]):
+    result = CliRunner().invoke(app, ["bisect", "--plan", "--model", "no model", *words])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--model 'no model': there is no such folder. Name the folder of a checkpoint." in result.stderr
 
 
 def test_launch_flag_that_only_the_plugin_knows_is_not_in_step_1(install: Install):
@@ -69,7 +99,7 @@ def test_launch_flag_that_only_the_plugin_knows_is_not_in_step_1(install: Instal
 
 def test_plan_with_wrong_settings_is_one_message_and_code_2(monkeypatch):
     monkeypatch.setenv("SGLANG_FL_PREFER", "flagso")
-    result = CliRunner().invoke(app, ["bisect", "--plan", "--model", "M"])
+    result = CliRunner().invoke(app, ["bisect", "--plan", "--model", "a model"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert "flagso" in result.stderr
 

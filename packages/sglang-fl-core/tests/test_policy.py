@@ -3,6 +3,7 @@
 import pytest
 
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.ops import OPS
 from sglang_fl.settings.policy import Policy, Token, parse_order, parse_orders
 from sglang_fl.vendor import BackendKind, OpImpl
 
@@ -179,6 +180,14 @@ def test_vendor_is_denied_with_the_reason(policy: Policy, reason: str | None):
 )
 def test_the_nearest_name_is_found_in_whatever_case_it_is_written(text: str, near: str):
     assert choices(text, ["vendor", "rms_norm", "SiluAndMul"]).endswith(f" Nearest: {near}.")
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [("moe", "fused_moe"), ("silu", "silu_and_mul"), ("rms-norms", "rms_norm"), ("nope", ""), ("mul", "")],
+)
+def test_the_nearest_name_is_like_the_text_or_there_is_none(text: str, near: str):
+    assert choices(text, OPS).partition(" Nearest: ")[2] == (f"{near}." if near else "")
 
 
 def test_the_step_sglang_selects_no_implementation():

@@ -143,6 +143,12 @@ def test_a_chip_that_nobody_offers_is_refused():
         find_chip("mlv")
 
 
+@pytest.mark.parametrize(("name", "package"), [("mlu", "mlu"), ("cambricon", "mlu"), ("npu", "ascend")])
+def test_a_chip_whose_package_is_not_installed_is_refused_with_the_remedy(name: str, package: str):
+    with pytest.raises(SettingsError, match=f"pip install sglang-fl-{package}, or unset it"):
+        find_chip(name)
+
+
 def test_nothing_is_loaded_unless_it_is_asked_for():
     code = "from sglang_fl.startup import configure; configure()\n"
     code += "print(torch._C._get_privateuse1_backend_name())"

@@ -24,6 +24,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: From which similarity on a name may be what was meant: ``rope`` is not what ``nope`` meant.
+_ALIKE = 0.7
 #: Complaints of one kind that are printed; the rest is counted.
 _MOST = 5
 #: Characters of a line, and of a text in quotes, that are shown.
@@ -100,9 +102,16 @@ class ServerError(SglangFlError):
 
 
 def nearest(text: str, valid: Iterable[str]) -> str | None:
-    """Return the valid name that a text is most like, in whatever case it is written, or None."""
+    """Return the valid name that a text is most like, in whatever case it is written, or None.
+
+    That is the one name of which it is a whole word (``moe``: ``fused_moe``), or the one that is spelt most
+    like it.
+    """
     by_lower = {name.lower(): name for name in valid}
-    near = difflib.get_close_matches(text.lower().replace("-", "_"), by_lower, n=1)
+    wanted = text.lower().replace("-", "_")
+    near = [name for name in by_lower if wanted in name.split("_")]
+    if len(near) != 1:
+        near = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=_ALIKE)
     return by_lower[near[0]] if near else None
 
 

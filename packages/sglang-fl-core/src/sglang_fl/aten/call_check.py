@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
 
+from sglang_fl.dispatch.faults import is_out_of_memory
 from sglang_fl.ops.compare import error_in_units
 from sglang_fl.vendor import AtenKernel
 
@@ -24,6 +25,8 @@ MOST_TIMES = 8
 PLACES = ("argmax", "argmin", "max", "min", "sort", "topk")
 #: Added to integer arguments for a second look: float32 counts no further without gaps.
 BEYOND_FLOAT32 = 1 << 24
+#: From there on the index of an element does not fit in 32 bits.
+FAR = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class CallBook:
         self._where = where
         self._calls: dict[str, dict[object, tuple[str, tuple[Any, Any]]]] = {}
         self._too_large: set[str] = set()
+        self._too_many: set[str] = set()
+        self._not_compared: dict[str, str] = {}
         self._bytes = 0
 
     @property
@@ -76,13 +81,16 @@ class CallBook:
         return tuple(name for name, calls in self._calls.items() if calls or name in self._too_large)
 
     @property
-    def unkept(self) -> dict[str, str]:
-        """What calls were not kept, so that nobody can judge them, and why."""
-        room = f"than what was left of the {MOST_BYTES >> 20} MiB in which all calls are kept"
-        return {
-            f"part of aten::{name}" if self._calls[name] else f"aten::{name}": f"calls are larger {room}"
+    def unjudged(self) -> dict[str, str]:
+        """What calls were not kept, or could not be repeated, and why."""
+        room = f"what was left of the {MOST_BYTES >> 20} MiB in which all calls are kept"
+        large = {
+            f"part of aten::{name}" if self._calls[name] else f"aten::{name}": f"too large: more than {room}"
             for name in sorted(self._too_large)
         }
+        kinds = f"it was called with more than {MOST_CALLS} combinations of shapes and dtypes"
+        many = {f"part of aten::{name}": kinds for name in sorted(self._too_many - self._too_large)}
+        return {**large, **many, **self._not_compared}
 
     def keeping(self, kernel: AtenKernel) -> AtenKernel:
         """Return the kernel, which now keeps its arguments."""
@@ -96,10 +104,13 @@ class CallBook:
 
     def _keep(self, overload: str, args: Any, kwargs: Any) -> None:
         calls = self._calls[overload]
-        tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors((args, kwargs))
         kind = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
         size = sum(t.nbytes for t in tensors)
-        if kind in calls or len(calls) >= MOST_CALLS:
+        if kind in calls:
+            return
+        if len(calls) >= MOST_CALLS:
+            self._too_many.add(overload)
             return
         if self._bytes + size > MOST_BYTES:
             self._too_large.add(overload)
@@ -111,17 +122,30 @@ class CallBook:
     def faults(self, kernel: AtenKernel) -> Iterator[AtenFault]:
         """Run the kept calls of an op by the kernel and by PyTorch, which must have the op back by now."""
         for where, call in self._calls.get(kernel.overload, {}).values():
-            for fault in compare(kernel, call):
-                yield replace(fault, where=where)
+            try:
+                for fault in compare(kernel, call):
+                    yield replace(fault, where=where)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = f"too large: no memory to repeat a call of shapes {_shapes(call)}"
+                self._not_compared.setdefault(f"part of aten::{kernel.overload}", reason)
 
 
 def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
-    """Run a call by a kernel and by PyTorch, and once more with its integers moved past 2^24.
+    """Run a call by a kernel and by PyTorch, and once more at the edge of the numbers in it.
+
+    That is with integers past 2^24, or, of an op that is given numbers of rows in int32, with rows past
+    element 2^31 of their memory.
 
     Parameters
     ----------
     kernel : it must not be registered
     call : ``(args, kwargs)``; not written
+
+    Raises
+    ------
+    RuntimeError, MemoryError : there is no memory to repeat the call
     """
     own = _overload(kernel.overload)
     if torch.Tag.nondeterministic_seeded in own.tags or "empty" in kernel.overload:
@@ -131,6 +155,9 @@ def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
     beyond = _beyond_float32(call) if torch.Tag.pointwise in own.tags else None
     if beyond is not None:
         yield from _compare(kernel, own, beyond, " (integers from 2^24 on)")
+    by_last_row = _by_last_row(call) if torch.Tag.pointwise not in own.tags else None
+    if by_last_row is not None:
+        yield from _compare(kernel, own, by_last_row, " (rows from element 2^31 on)", is_far=True)
 
 
 def _overload(name: str) -> torch._ops.OpOverload:
@@ -154,14 +181,16 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _compare(
-    kernel: AtenKernel, own: torch._ops.OpOverload, call: tuple[Any, Any], note: str
+    kernel: AtenKernel, own: torch._ops.OpOverload, call: tuple[Any, Any], note: str, is_far: bool = False
 ) -> Iterator[AtenFault]:
     theirs, exact = _copied(call), _as_float64(_copied(call))
     try:
         wanted, truth = own(*theirs[0], **theirs[1]), own(*exact[0], **exact[1])
-    except Exception:  # noqa: BLE001 - PyTorch itself cannot run this variant, so it says nothing
-        return
-    first, second = _copied(call), _copied(call)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return  # PyTorch itself cannot run this variant, so it says nothing
+    first = _with_far_rows(call) if is_far else _copied(call)
     got = _run(kernel, first)
     if isinstance(got, Exception):
         yield _fault(kernel, f"it raised {type(got).__name__}: {got}{note}", call)
@@ -175,6 +204,9 @@ def _compare(
         if isinstance(result, Tensor):
             result, other = _named_elements(own, call, result, other) or (result, other)
             yield from _differs(kernel, result, other, true, call, note)
+    if is_far:
+        return
+    second = _copied(call)
     again = _run(kernel, second)
     if isinstance(again, Exception):
         yield _fault(kernel, f"a second call raised {type(again).__name__}: {again}{note}", call)
@@ -189,8 +221,10 @@ def _compare(
 def _run(kernel: AtenKernel, call: tuple[Any, Any]) -> Any:
     try:
         return kernel.function(*call[0], **call[1])
-    except Exception as error:  # noqa: BLE001 - it is the finding
-        return error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return error  # it is the finding
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -256,9 +290,17 @@ def _size(true: Tensor) -> Tensor:
 def _fault(
     kernel: AtenKernel, what: str, call: tuple[Any, Any], error: float = torch.inf, own: float = 0.0
 ) -> AtenFault:
-    tensors = [leaf for leaf in tree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    tensors = _tensors(call)
     dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else "none"
-    return AtenFault(kernel.overload, what, error, own, dtype, tuple(tuple(t.shape) for t in tensors), call)
+    return AtenFault(kernel.overload, what, error, own, dtype, _shapes(call), call)
+
+
+def _tensors(call: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.tree_leaves(call) if isinstance(leaf, Tensor)]
+
+
+def _shapes(call: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in _tensors(call))
 
 
 def _as_float64(call: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -267,6 +309,44 @@ def _as_float64(call: tuple[Any, Any]) -> tuple[Any, Any]:
 
     changed: tuple[Any, Any] = tree.tree_map(exact, call)
     return changed
+
+
+def _by_last_row(call: tuple[Any, Any]) -> tuple[Any, Any] | None:
+    """Return the call with the last row of its first argument in the place of the largest number in int32.
+
+    None where no tensor of int32 can be numbers of rows, or the rows are too few to be far apart: a stride
+    beyond 32 bits is counted in 64 by every kernel.
+    """
+    args, kwargs = call
+    table = args[0] if args else None
+    if not isinstance(table, Tensor) or not table.is_floating_point() or not table.dim() or len(table) < 3:
+        return None
+    numbers = [x for x in _tensors((args[1:], kwargs)) if x.dtype == torch.int32 and x.numel()]
+    if not numbers or any(int(x.min()) < 0 or int(x.max()) >= len(table) for x in numbers):
+        return None
+
+    def moved(value: Any) -> Any:
+        is_numbers = any(value is x for x in numbers)
+        return torch.where(value == value.max(), len(table) - 1, value) if is_numbers else value
+
+    others, options = tree.tree_map(moved, (args[1:], kwargs))
+    return (table, *others), options
+
+
+def _with_far_rows(call: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return a copy of the call in which the last row of the first argument begins beyond element 2^31.
+
+    Where 32 bits point to instead lies memory of the same allocation, so that a wrong address harms nothing.
+    """
+    (table, *others), options = _copied(call)
+    row = table[0]
+    stride = max(FAR // (len(table) - 1) + 1, row.numel())
+    size = FAR + (len(table) - 1) * stride + row.numel()
+    memory = torch.empty(size, dtype=table.dtype, device=table.device)
+    steps = (stride, *torch.empty(row.shape, device="meta").stride())
+    far = memory.as_strided(table.shape, steps, FAR)
+    far.copy_(table)
+    return (far, *others), options
 
 
 def _beyond_float32(call: tuple[Any, Any]) -> tuple[Any, Any] | None:

@@ -198,7 +198,7 @@ class Bench:
                 "violations": [self._saved(v) for v in self._violations.values()],
                 "faults": [self._saved(f) for f in faults],
                 "called": list(self._book.called),
-                "unchecked": {**self._check.unchecked, **self._book.unkept},
+                "unchecked": {**self._check.unchecked, **self._book.unjudged},
             },
         )
 

@@ -8,7 +8,7 @@ from sglang_fl.sglang_adapter.former_flags import FLAG, in_todays_words
 from sglang_fl.startup import Configuration, configure
 from sglang_fl.vendor import BackendKind
 
-__all__ = ["STEPS", "ManualStep", "manual_steps", "markdown_table"]
+__all__ = ["STEPS", "ManualStep", "PlannedStep", "manual_steps", "markdown_table"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,41 @@ def markdown_table() -> str:
     return "\n".join([*head, *rows])
 
 
-def manual_steps(model: str, arguments: Sequence[str]) -> str:
-    """Return the steps that can be done on this machine, as commands with what follows from each.
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step as it can be done on this machine.
+
+    Parameters
+    ----------
+    number, runs : as of the step
+    command : the launch line with its settings before it; empty where the step is left out
+    wrong, right : what to do after wrong answers, and after right ones
+    note : what the launch line has to do without
+    left_out : why there is nothing to do
+    """
+
+    number: int
+    runs: str
+    command: str = ""
+    wrong: str = ""
+    right: str = ""
+    note: str = ""
+    left_out: str = ""
+
+    def __str__(self) -> str:
+        if self.left_out:
+            return f"# Step {self.number} is left out: {self.left_out}."
+        lines = [
+            f"# Step {self.number}: {self.runs}.",
+            f"#   Wrong answers: {self.wrong}. Right answers: {self.right}.",
+            f"#   {self.note}" if self.note else "",
+            self.command,
+        ]
+        return "\n".join(filter(None, lines))
+
+
+def manual_steps(model: str, arguments: Sequence[str]) -> list[PlannedStep]:
+    """Return the steps, as commands where they can be done on this machine.
 
     Parameters
     ----------
@@ -126,18 +159,19 @@ def manual_steps(model: str, arguments: Sequence[str]) -> str:
     """
     configuration = configure()
     left_out = _left_out(configuration)
-    lines = []
+    planned = []
     for step in STEPS:
         if step.number in left_out:
-            lines.append(f"# Step {step.number} cannot be done here: {left_out[step.number]}.")
+            planned.append(PlannedStep(step.number, step.runs, left_out=left_out[step.number]))
             continue
-        lines.append(f"# Step {step.number}: {step.runs}.")
-        lines.append(f"#   Wrong answers: {step.wrong}. Right answers: {_right(step, left_out)}.")
-        if step.is_vanilla and FLAG in arguments:
-            lines.append(f"#   Without the plugin SGLang does not know {FLAG} from 0.5.20 on.")
         command = step.command(model, arguments)
-        lines.append(command.replace("OP=KIND", _kernels(configuration)[0]) if step.number == 5 else command)
-    return "\n".join(lines)
+        if step.number == 5:
+            command = command.replace("OP=KIND", _kernels(configuration)[0])
+        is_unknown = step.is_vanilla and FLAG in arguments
+        note = f"Without the plugin SGLang does not know {FLAG} from 0.5.20 on." if is_unknown else ""
+        wrong, right = _wrong(step, left_out), _right(step, left_out)
+        planned.append(PlannedStep(step.number, step.runs, command, wrong, right, note))
+    return planned
 
 
 def _left_out(configuration: Configuration) -> dict[int, str]:
@@ -146,17 +180,21 @@ def _left_out(configuration: Configuration) -> dict[int, str]:
     if not _sglang_has_a_platform(configuration):
         found[1] = f"SGLang has no platform for {vendor.device_type} without the plugin"
     if not _kernels(configuration):
-        found[5] = f"vendor {vendor} has no kernel here but the references"
+        reason = f"vendor {vendor} has no kernel here but the references"
+        found |= {4: f"step 3 runs the same, because {reason}", 5: reason}
     if vendor.aten is None or vendor.aten.missing:
         found |= dict.fromkeys((6, 7), f"vendor {vendor} has no ATen kernels here (layer 1)")
     return found
 
 
+def _wrong(step: ManualStep, left_out: dict[int, str]) -> str:
+    """Return what to do after wrong answers; where step 3 runs the references, what follows from step 4."""
+    return STEPS[3].wrong if step.number == 3 and 4 in left_out else step.wrong
+
+
 def _right(step: ManualStep, left_out: dict[int, str]) -> str:
     """Return what to do after right answers, past the steps that cannot be done here."""
-    if step.number == 3 and 6 in left_out:
-        return "sglang-fl is not to blame"
-    return "the kernels cannot be told apart here" if step.number == 4 and 5 in left_out else step.right
+    return "sglang-fl is not to blame" if step.number == 3 and 6 in left_out else step.right
 
 
 def _sglang_has_a_platform(configuration: Configuration) -> bool:

@@ -7,6 +7,7 @@ import logging
 import shlex
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,7 +154,7 @@ def bisect(
     folder: Annotated[Path, typer.Option(help="A new folder is made in it, for each run.")] = Path(
         "sglang-fl-bisect"
     ),
-    plan: Annotated[bool, typer.Option("--plan", help="Print the manual commands instead.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the steps by hand instead.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the layer, op or ATen op that makes a model's numbers differ, in one start of the engine.
@@ -161,13 +162,20 @@ def bisect(
     What follows is passed on to SGLang's launch line (--tp 2 --device cpu ...). Exit code 0: nothing found,
     1: found, 2: set-up broken, 3: cannot decide.
     """
+    from sglang_fl.bisect.checkpoint import vocabulary_of
+
     if plan:
         from sglang_fl.bisect.manual_steps import manual_steps
 
         with exit_on_error():
-            say(manual_steps(model, context.args).rstrip("\n"))
+            checkpoint = model and str(named(Path(model)))
+            vocabulary_of(checkpoint)
+            steps = manual_steps(checkpoint, context.args)
+        if as_json:
+            print_json([asdict(step) for step in steps])
+        else:
+            say("\n".join(map(str, steps)))
         return
-    from sglang_fl.bisect.checkpoint import vocabulary_of
     from sglang_fl.bisect.reproduction import broken, make_folder
     from sglang_fl.bisect.terminal import teller
 

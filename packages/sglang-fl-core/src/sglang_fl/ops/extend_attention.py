@@ -102,8 +102,7 @@ def extend_attention(
                 result, sums = _attend(*given, is_seen, scale, logit_cap, of_head)
                 lse[rows] = sums.transpose(0, 1)
             else:
-                # The same, and faster: it keeps no scores.
-                result = scaled_dot_product_attention(*given, is_seen, scale=scale, enable_gqa=True)
+                result = _attend_without_scores(*given, is_seen, scale)
             o[rows] = result.transpose(0, 1)
     return (o, lse) if return_lse else o
 
@@ -137,6 +136,22 @@ def _attend(
         sums = torch.logaddexp(sums, sinks.expand_as(sums))
     weights = scores.sub_(sums.unsqueeze(-1)).exp_().view(kv_heads, -1, scores.shape[2])
     return (weights @ values).view(len(q), queries, -1), sums
+
+
+def _attend_without_scores(
+    q: Tensor, keys: Tensor, values: Tensor, is_seen: Tensor | None, scale: float
+) -> Tensor:
+    """Return results as ``_attend`` does, without sinks and caps, by PyTorch's kernel, which keeps no scores.
+
+    The queries of all heads that share keys are one head's, because not every chip's kernel takes fewer key
+    heads than query heads.
+    """
+    kv_heads, queries = keys.shape[0], q.shape[1]
+    grouped = q.reshape(kv_heads, -1, q.shape[2])
+    if is_seen is not None:
+        is_seen = is_seen.repeat(len(q) // kv_heads, 1)
+    result = scaled_dot_product_attention(grouped, keys, values, is_seen, scale=scale)
+    return result.view(len(q), queries, -1)
 
 
 @dataclass(frozen=True)

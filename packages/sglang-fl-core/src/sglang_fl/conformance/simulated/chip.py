@@ -14,6 +14,7 @@ from torch.utils.backend_registration import (
 
 from sglang_fl.conformance.simulated import build, native, process_group, stand_ins, torch_module
 from sglang_fl.errors import SettingsError, VendorError, choices
+from sglang_fl.foreign_names import NAMES, PUBLISHED
 from sglang_fl.logs.shared_file import open_for_appending
 
 __all__ = ["GROUP", "SimulatedChip", "find_chip", "load", "loaded_chip"]
@@ -81,8 +82,11 @@ def find_chip(name: str, title: str = "SGLANG_FL_SIMULATED") -> SimulatedChip:
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
+        vendor = NAMES.get(name.lower(), (name.lower(),))[0]
+        is_ours = vendor in PUBLISHED and vendor not in points
+        remedy = f" pip install sglang-fl-{vendor}, or unset it." if is_ours else ""
         raise SettingsError(
-            f"{title}={name!r}: no installed vendor package offers that chip. {choices(name, points)}"
+            f"{title}={name!r}: no installed vendor package offers that chip. {choices(name, points)}{remedy}"
         )
     point = points[name]
     package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from sglang_fl.diagnostics.doctor.attention import attention
 from sglang_fl.diagnostics.doctor.collective import collective
 from sglang_fl.diagnostics.doctor.configured import settings, targets, vendors
+from sglang_fl.diagnostics.doctor.device_backends import device_backends
 from sglang_fl.diagnostics.doctor.devices import devices, numa
 from sglang_fl.diagnostics.doctor.finding import Finding, State, unknown
+from sglang_fl.diagnostics.doctor.flag_gems_database import flag_gems_database
+from sglang_fl.diagnostics.doctor.grouped_heads import grouped_heads
 from sglang_fl.diagnostics.doctor.heads import heads
 from sglang_fl.diagnostics.doctor.installation import entry_points, installation, selection
 from sglang_fl.diagnostics.doctor.kernel_caches import flag_gems_cache, triton_cache
@@ -20,6 +23,7 @@ from sglang_fl.diagnostics.doctor.network import interfaces, ports, rendezvous, 
 from sglang_fl.diagnostics.doctor.packages import copies, flag_gems_pins, shadow, torch_pins
 from sglang_fl.diagnostics.doctor.sgl_kernel import sgl_kernel
 from sglang_fl.diagnostics.doctor.sglang_kernels import kernel_faults, kernel_plugins
+from sglang_fl.diagnostics.doctor.sglang_plugins import sglang_plugins
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.logs.progress import Progress
@@ -34,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     installation,
     entry_points,
     selection,
+    sglang_plugins,
     sglang_release,
     settings,
     vendors,
@@ -65,13 +70,16 @@ CHECKS: tuple[Check, ...] = (
     memory,
     # Wrong numbers, or a request that ends the server.
     attention,
+    grouped_heads,
     # What else has been met.
     copies,
     shadow,
+    device_backends,
     torch_pins,
     flag_gems_pins,
     triton_cache,
     flag_gems_cache,
+    flag_gems_database,
 )
 
 _URGENCY = (State.PROBLEM, State.UNKNOWN, State.OK)

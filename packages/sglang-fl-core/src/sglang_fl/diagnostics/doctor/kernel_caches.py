@@ -10,7 +10,7 @@ from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.diagnostics.doctor.writable import why_no_folder
 from sglang_fl.startup import Configuration
 
-__all__ = ["flag_gems_cache", "triton_cache"]
+__all__ = ["flag_gems_cache", "flag_gems_folder", "may_run_flag_gems", "triton_cache"]
 
 
 def triton_cache(launch: Launch) -> Iterator[Finding]:
@@ -27,9 +27,9 @@ def triton_cache(launch: Launch) -> Iterator[Finding]:
 def flag_gems_cache(launch: Launch) -> Iterator[Finding]:
     """Can FlagGems, where its kernels may run, keep its generated code and its database of tuned kernels?"""
     configuration = configured()
-    if configuration is None or not _may_run_flag_gems(configuration):
+    if configuration is None or not may_run_flag_gems(configuration):
         return
-    folder = Path(variable("FLAGGEMS_CACHE_DIR") or Path.home() / ".flaggems")
+    folder = flag_gems_folder()
     reason = why_no_folder(folder)
     if reason is None:
         yield ok("FlagGems' cache", f"{folder} can be written")
@@ -38,7 +38,13 @@ def flag_gems_cache(launch: Launch) -> Iterator[Finding]:
         yield problem("FlagGems' cache", text, "make room for a folder of that name, on a local disk")
 
 
-def _may_run_flag_gems(configuration: Configuration) -> bool:
+def flag_gems_folder() -> Path:
+    """Return the folder in which FlagGems keeps generated code and its database."""
+    return Path(variable("FLAGGEMS_CACHE_DIR") or Path.home() / ".flaggems")
+
+
+def may_run_flag_gems(configuration: Configuration) -> bool:
+    """Whether an op, fused or ATen, may run on FlagGems here."""
     vendor = configuration.registry.vendor
     needed = any("flag_gems" in impl.requires for impl in vendor.impls)
     return needed or configuration.settings.use_flaggems

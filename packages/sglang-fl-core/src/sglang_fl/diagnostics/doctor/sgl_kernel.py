@@ -46,7 +46,7 @@ def _judged(configuration: Configuration, error: str) -> Finding:
         needed = f"{text}: nothing dispatched runs on it, but SGLang itself does on CUDA"
         return problem(MODULE, needed, "install sglang-kernel as the installed SGLang pins it")
     remedy = "nothing to do: SGLang logs the error and goes on"
-    return ok(MODULE, f"{text}: normal off CUDA, and nothing dispatched needs it", remedy)
+    return ok(MODULE, f"not needed off CUDA, and nothing dispatched runs on it; its import: {error}", remedy)
 
 
 def _is_first(resolution: Resolution) -> bool:

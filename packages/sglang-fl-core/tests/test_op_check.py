@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -237,3 +238,28 @@ def test_a_reference_takes_weights_in_their_own_dtype_beside_rows_in_float64(op)
             mixed[name] = value.double() if is_wide else value
     results = [op.results(op.reference(**given), given) for given in (wide, mixed)]
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("op_name", ["rotary_embedding", "causal_conv1d_update"])
+def test_of_a_large_pool_the_rows_that_a_call_names_are_enough(op_name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(op_check, "LARGE", 1)
+    op = OPS[op_name]
+    named = {"rotary_embedding": "kv-cache-partial", "causal_conv1d_update": "padding"}[op_name]
+    (case,) = (case for case in op.cases if case.name == named)
+    given = case.arguments(torch.float32)
+    for name, of in op.writes_rows.items():
+        kept = op_check.of_named_rows(op, given)
+        assert len(kept[name]) == len(op.written_rows(name, given)) < len(given[name])
+        assert ((kept[of] < 0) == (given[of] < 0)).all()
+    found, kernel = found_by(op.reference, op_name)
+    kernel(**given)
+    assert found == []
+
+    def elsewhere(**given: Any) -> Any:
+        changed = {n: given[n].clone() for n in op.writes_rows}
+        return op.reference(**given | changed)
+
+    elsewhere.__signature__ = op.signature  # type: ignore[attr-defined]
+    found, kernel = found_by(elsewhere, op_name)
+    kernel(**case.arguments(torch.float32))
+    assert found

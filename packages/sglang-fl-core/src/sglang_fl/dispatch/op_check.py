@@ -16,7 +16,7 @@ from sglang_fl.ops.compare import error_in_units
 
 T = TypeVar("T")
 
-__all__ = ["LARGE", "MARGIN", "Given", "OpCheck", "Violation", "violations"]
+__all__ = ["LARGE", "MARGIN", "Given", "OpCheck", "Violation", "of_named_rows", "violations"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +99,12 @@ class OpCheck:
             calls += 1
             if not self.is_due(calls):
                 return kernel(*args, **kwargs)
-            before = self.attempt(op.name, lambda: Given(op, op.signature.bind(*args, **kwargs).arguments))
+            arguments = op.signature.bind(*args, **kwargs).arguments
+            before = self.attempt(op.name, lambda: Given(op, of_named_rows(op, arguments)))
             results = kernel(*args, **kwargs)
             if before is not None:
-                after = op.signature.bind(*args, **kwargs).arguments
-                self.attempt(op.name, lambda: self._examine(op, layer(), before, results, after))
+                after = functools.partial(of_named_rows, op, arguments)
+                self.attempt(op.name, lambda: self._examine(op, layer(), before, results, after()))
             return results
 
         checked.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
@@ -135,6 +136,27 @@ class OpCheck:
                 self.unchecked[name] = str(error) if is_refused else f"{type(error).__name__}: {error}"
                 logger.warning("calls of %s cannot be checked: %s", name, self.unchecked[name])
             return None
+
+
+def of_named_rows(op: Op, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the call with nothing of a large pool but the rows that it names: a KV cache fills the memory.
+
+    Parameters
+    ----------
+    op : the op
+    arguments : bound to its signature
+    """
+    pools = {name: of for name, of in op.writes_rows.items() if arguments.get(name) is not None}
+    if not any(_is_large(arguments[name]) for name in pools):
+        return arguments
+    changed = dict(arguments)
+    for of in set(pools.values()):
+        named, numbers = torch.unique(arguments[of], return_inverse=True)
+        negative = int((named < 0).sum())  # these name no row, and stay negative
+        changed[of] = (numbers - negative).to(arguments[of].dtype)
+        rows = named[negative:].long()
+        changed |= {name: arguments[name][rows] for name in pools if pools[name] == of}
+    return changed
 
 
 class Given:
@@ -175,8 +197,9 @@ class Given:
 
         Large weights stay as they are: a reference brings what it uses of them to the dtype of the rows.
         """
+        of_rows = (*op.rows, *op.updates)
         return {
-            name: value if name not in op.rows and _is_large(value) else _as_float64(value)
+            name: value if name not in of_rows and _is_large(value) else _as_float64(value)
             for name, value in self.arguments.items()
         }
 

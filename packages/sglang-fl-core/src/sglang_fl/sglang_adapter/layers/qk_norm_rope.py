@@ -54,11 +54,11 @@ def _turn_by(layer: Any, kernel: Kernel) -> Turn:
 
 def _cache_options(layer: Any, kernel: Kernel) -> Callable[[Any, Any, Any], dict[str, Any]]:
     """Return what finds the options by which a call writes the KV cache; none where attention has to."""
+    from sglang.srt.models import utils
+
     is_able = not lacking(kernel, rotary_embedding.KV_CACHE)
 
     def options(layer: Any, v: Any, forward_batch: Any) -> dict[str, Any]:
-        from sglang.srt.models import utils
-
         attention = layer.attn
         if not is_able or attention.k_scale is not None or attention.v_scale is not None:
             return {}

@@ -308,6 +308,14 @@ def tables(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The site, into site/: a warning or a dead link is an error."""
+    _on_stack(session, CORE)
+    session.install("-q", "-r", "docs/requirements.txt")
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-q", "docs", "site")
+
+
+@nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build wheel and sdist of each package, or of the named ones, into dist/."""
     session.install("-q", "build")

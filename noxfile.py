@@ -302,8 +302,8 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def tables(session: nox.Session) -> None:
-    """Write the tables of docs/ops.md, docs/ascend.md and docs/mlu.md from what the packages say."""
-    _on_stack(session, CORE, "packages/sglang-fl-ascend", "packages/sglang-fl-mlu")
+    """Write the tables of the pages about ops, vendors, features and commands from what the packages say."""
+    _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in VENDORS))
     session.run("python", "-m", "release.tables")
 
 

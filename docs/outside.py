@@ -19,6 +19,7 @@ SHOWN = {
     "project/contributing": ("CONTRIBUTING.md",),
     "project/code-of-conduct": ("CODE_OF_CONDUCT.md",),
     "project/security": ("SECURITY.md",),
+    **{f"reference/package-{name}": (f"packages/sglang-fl-{name}/README.md",) for name in PACKAGES},
     "project/changelogs": tuple(f"packages/sglang-fl-{package}/CHANGELOG.md" for package in PACKAGES),
 }
 #: The page to which a link to one of the files leads.

@@ -81,6 +81,19 @@ def test_a_workflow_runs_sessions_that_there_are(workflow: Path):
     assert {session.partition("(")[0] for session in sessions} <= there
 
 
+@pytest.mark.parametrize(
+    "form", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")), ids=lambda path: path.name
+)
+def test_a_form_for_issues_is_one(form: Path):
+    read = yaml.safe_load(form.read_text())
+    if form.stem == "config":
+        assert read == {"blank_issues_enabled": False}
+        return
+    assert {"name", "description", "body"} <= read.keys()
+    for field in read["body"]:
+        assert field["attributes"]["label"], field
+
+
 def test_a_release_is_published_without_a_token_and_attested():
     jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
     assert "id-token" not in str(jobs["build"])

@@ -8,8 +8,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "sglang-fl"
 author = "The sglang-fl developers"
 copyright = author  # noqa: A001 - Sphinx's name
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "docstrings", "outside"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "docstrings",
+    "outside",
+    "translations",
+]
 exclude_patterns = ["examples/*/CHANGELOG.md", "examples/*/changelog.d", "requirements.txt", "_static"]
+highlight_language = "none"  # a block that names no language is what a command prints
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]

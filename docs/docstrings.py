@@ -17,7 +17,7 @@ _ITEM = re.compile(r"(\*{0,2}\w[\w, *]*) : (.+)$")
 def described(lines: list[str]) -> Iterator[str]:
     """Yield a docstring's lines with what stands behind the colon of an item moved below its name."""
     section = ""
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in zip(lines, [*lines[1:], ""], strict=False):
         if following and set(following.strip()) == {"-"}:
             section = line.strip()
         item = _ITEM.match(line) if _SECTION.match(section) else None

@@ -50,6 +50,7 @@ def main() -> int:
     """Write the pages, or with ``--check`` name those that are behind; the exit status is 1 if there are."""
     is_check = sys.argv[1:] == ["--check"]
     pages = {"ops.md": op_page.blocks(), "reference/cli.md": cli_page.blocks()}
+    pages["reference/api-references.md"] = op_page.references()
     engines = {}
     for vendor in vendor_page.VENDORS:
         page = f"{vendor}.md"

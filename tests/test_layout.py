@@ -35,6 +35,12 @@ def test_the_page_of_foreign_names_is_made_from_them():
     )
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_links_of_a_page_beside_the_site_lead_to_files(page: Path):
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_can_be_released_alone(package: Path):
     (source,) = (package / "src").iterdir()

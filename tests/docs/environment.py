@@ -10,6 +10,8 @@ __all__ = ["make_place"]
 ROOT = Path(__file__).parents[2]
 #: What the pages find where they are tried: they speak of a checkout.
 BESIDE = ("packages", "tests", "benchmarks", "demo", "release", "pyproject.toml")
+#: The commands of the environment, by the modules that they run.
+COMMANDS = {"pip": "pip", "pytest": "pytest", "sglang-fl": "sglang_fl"}
 
 
 def make_place(folder: Path, model: Path) -> dict[str, str]:
@@ -30,15 +32,15 @@ def make_place(folder: Path, model: Path) -> dict[str, str]:
     below = [path for path in sys.path if path.endswith("site-packages")]
     lines = [f"import site; site.addsitedir({path!r})\n" for path in below]
     (own / "below.pth").write_text("".join(lines))
-    for command, module in (("pip", "pip"), ("pytest", "pytest")):
-        _script(environment, command, f'exec {environment}/bin/python -m {module} "$@"')
-    _script(environment, "sglang-fl", f'exec {environment}/bin/python -m sglang_fl "$@"')
+    for command, module in COMMANDS.items():
+        script = environment / "bin" / command
+        script.write_text(f'#!/bin/sh\nexec {environment}/bin/python -m {module} "$@"\n')
+        script.chmod(0o755)
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("SGLANG_", "PYTHONPATH"))
     }
     return kept | {
         "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "HOME": os.environ.get("HOME", str(folder)),
         "COLUMNS": "200",
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
@@ -47,9 +49,3 @@ def make_place(folder: Path, model: Path) -> dict[str, str]:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_INDEX": "1",
     }
-
-
-def _script(environment: Path, name: str, line: str) -> None:
-    path = environment / "bin" / name
-    path.write_text(f"#!/bin/sh\n{line}\n")
-    path.chmod(0o755)

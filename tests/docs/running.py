@@ -1,6 +1,9 @@
 """Run the blocks of a page one after another, as a reader would who begins at its top."""
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +95,8 @@ class Reader:
         return self._command("python", "-c", "import tomllib; tomllib.load(open('block.toml', 'rb'))")
 
     def _command(self, *command: str) -> tuple[int, str]:
-        done = subprocess.run(
+        """Return exit code and output of a command; nothing that it has started outlives it."""
+        process = subprocess.Popen(
             command,
             cwd=self._folder,
             env=self._environment,
@@ -101,7 +105,11 @@ class Reader:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=PATIENCE,
-            check=False,
+            start_new_session=True,
         )
-        return done.returncode, done.stdout
+        try:
+            printed, _ = process.communicate(timeout=PATIENCE)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, printed

@@ -14,7 +14,8 @@ turn, because a shared host's speed changes by half from one second to another: 
 standard error, and the least and greatest of the medians of the rounds.
 
 Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults),
-and ``control``, which is vanilla once more: how far its ratio is from 1 says what the others' are worth.
+and ``control``, which is vanilla once more: how far its ratio is from 1 says what the others' are worth. What
+stands behind a colon is ``SGLANG_FL_PER_OP`` of that side: ``layer2:fused_moe=sglang``.
 """
 
 import argparse
@@ -182,7 +183,7 @@ class Side:
 
     Parameters
     ----------
-    name : of ``SIDES``
+    name : of ``SIDES``, with or without orders of ops behind a colon
     homes : folder that holds each side's home
     options : of the command line
     """
@@ -190,9 +191,11 @@ class Side:
     def __init__(self, name: str, homes: Path, options: argparse.Namespace) -> None:
         home = homes / name
         home.mkdir(exist_ok=True)
+        kind, _, per_op = name.partition(":")
         environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith((*OURS, *CACHES))},
-            **SIDES[name],
+            **SIDES[kind],
+            **({"SGLANG_FL_PER_OP": per_op} if per_op else {}),
             "HOME": str(home),
             "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
             "SGLANG_FL_DISPATCH_LOG": f"{options.logs}/{name}.dispatch.log",

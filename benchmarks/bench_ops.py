@@ -13,6 +13,7 @@ import argparse
 import math
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,21 @@ import triton
 from sglang.srt import server_args
 from sglang.version import __version__ as sglang_version
 
+from benchmarks.attention_step import Step
 from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
 from benchmarks.tables import write_table
-from benchmarks.workloads import MODELS, ROUTERS, TOKENS, Model, Router
+from benchmarks.workloads import (
+    ATTENTIONS,
+    EXPERTS,
+    MODELS,
+    ROUTERS,
+    TOKENS,
+    TOKENS_OF_EXPERTS,
+    Attention,
+    Experts,
+    Model,
+    Router,
+)
 from sglang_fl import __version__
 from sglang_fl.dispatch.loading import load_kernel
 from sglang_fl.ops import OPS
@@ -60,9 +73,16 @@ def kernel(op: str, impl_id: str = "flagos") -> Callable:
 
 
 def set_server_args() -> None:
-    """Let SGLang's layers find the arguments of a server, which some of them ask when they are made."""
+    """Let SGLang's layers find the arguments of a server, which some of them ask when they are made.
+
+    From 0.5.23 on its experts also ask for the group of GPUs that they are shared by.
+    """
     arguments = server_args.ServerArgs(model_path="dummy", device="cuda")
     server_args.set_global_server_args_for_scheduler(arguments)
+    with suppress(ImportError):
+        from sglang.srt.runtime_context import get_parallel
+
+        get_parallel().override_permanently(tp_group=None)
 
 
 def compiled(forward: Callable) -> Callable:
@@ -194,6 +214,45 @@ def liger_rope(cache: torch.Tensor, size: int) -> Callable:
     return rotate
 
 
+def qk_norm_rope(attention: Attention) -> Iterator[Cell]:
+    step, ours = Step.of(attention, POSITIONS, 4 * max(TOKENS)), kernel("qk_norm_rope")
+    weights, eps = [norm.weight.data for norm in step.norms], step.norms[0].variance_epsilon
+    facts = step.rotation.cos_sin_cache, attention.head_size, True
+
+    def flagos(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        q, k, v = step.parts(qkv)
+        return ours(q, k, *weights, eps, positions, *facts, **step.cache_options(v, slots))
+
+    def sglang(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        parts = step.parts(qkv)
+        step.sglang_norms(*parts[:2])
+        return step.sglang_rotates_and_writes(positions, parts, slots)
+
+    yield from step_cells("qk_norm_rope", step, {"flagos": flagos, "sglang": sglang})
+
+
+def rotary_embedding_with_cache(attention: Attention) -> Iterator[Cell]:
+    step = Step.of(attention, POSITIONS, 4 * max(TOKENS))
+    ours = kernel("rotary_embedding", "flagos.kv_cache")
+    facts = step.rotation.cos_sin_cache, attention.head_size, True
+
+    def flagos(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        q, k, v = step.parts(qkv)
+        return ours(positions, q, k, *facts, **step.cache_options(v, slots))
+
+    def sglang(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:
+        return step.sglang_rotates_and_writes(positions, step.parts(qkv), slots)
+
+    yield from step_cells("rotary_embedding with cache", step, {"flagos": flagos, "sglang": sglang})
+
+
+def step_cells(op: str, step: Step, sides: dict[str, Callable]) -> Iterator[Cell]:
+    for tokens in TOKENS:
+        yield Cell(
+            *(op, step.name, tokens, step.moved(tokens)), lambda tokens=tokens: step.inputs(tokens), sides
+        )
+
+
 def layer_norm(model: Model) -> Iterator[Cell]:
     from sglang.srt.layers.layernorm import LayerNorm
 
@@ -236,17 +295,47 @@ def routing(router: Router) -> Iterator[Cell]:
         )
 
 
-OF_MODELS = (silu_and_mul, rms_norm, fused_add_rms_norm, rotary_embedding, layer_norm)
+def fused_moe(layer: Experts) -> Iterator[Cell]:
+    from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_experts_impl
+
+    w13 = random(layer.experts, 2 * layer.intermediate, layer.hidden) * layer.hidden**-0.5
+    w2 = random(layer.experts, layer.hidden, layer.intermediate) * layer.intermediate**-0.5
+    ours, gems = kernel("fused_moe"), kernel("fused_moe", "flagos.flag_gems")
+    sides = {
+        "flagos": lambda x, weights, ids: ours(x, w13, w2, weights, ids),
+        "sglang": lambda x, weights, ids: fused_experts_impl(x, w13, w2, weights, ids, filter_expert=False),
+        "flag_gems": lambda x, weights, ids: gems(x, w13, w2, weights, ids),
+    }
+
+    def inputs(tokens: int) -> tuple[torch.Tensor, ...]:
+        scores, ids = torch.rand(tokens, layer.experts, device="cuda").topk(layer.top_k)
+        return random(tokens, layer.hidden), scores.softmax(-1), ids.int()
+
+    for tokens in TOKENS_OF_EXPERTS:
+        touched = layer.experts * (1 - (1 - layer.top_k / layer.experts) ** tokens)  # on average
+        moved = touched * 3 * layer.hidden * layer.intermediate * 2 + 2 * tokens * layer.hidden * 2
+        yield Cell(
+            *("fused_moe", f"{layer.name} {layer.top_k} of {layer.experts}", tokens, int(moved)),
+            lambda tokens=tokens: inputs(tokens),
+            sides,
+        )
+
+
+#: What makes an op's cells, and of what shapes.
+OPS_OF = (
+    ((silu_and_mul, rms_norm, fused_add_rms_norm, rotary_embedding, layer_norm), MODELS),
+    ((qk_norm_rope, rotary_embedding_with_cache), ATTENTIONS),
+    ((routing,), ROUTERS),
+    ((fused_moe,), EXPERTS),
+)
 
 
 def cells(only: str | None) -> Iterator[Cell]:
-    for make in OF_MODELS:
-        if only in (None, make.__name__):
-            for model in MODELS:
-                yield from make(model)
-    if only in (None, "routing"):
-        for router in ROUTERS:
-            yield from routing(router)
+    for makers, shapes in OPS_OF:
+        for make in makers:
+            if only in (None, make.__name__):
+                for shape in shapes:
+                    yield from make(shape)
 
 
 def measure(cell: Cell, wanted: set[str]) -> dict[str, float]:

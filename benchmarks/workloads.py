@@ -2,7 +2,18 @@
 
 from dataclasses import dataclass
 
-__all__ = ["MODELS", "ROUTERS", "TOKENS", "Model", "Router"]
+__all__ = [
+    "ATTENTIONS",
+    "EXPERTS",
+    "MODELS",
+    "ROUTERS",
+    "TOKENS",
+    "TOKENS_OF_EXPERTS",
+    "Attention",
+    "Experts",
+    "Model",
+    "Router",
+]
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,67 @@ class Router:
     is_biased: bool = False
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The experts of one layer, as one GPU has them.
+
+    Parameters
+    ----------
+    name : of the checkpoint, and how many GPUs share each expert
+    experts, top_k : their number, and how many of them a token takes
+    hidden, intermediate : widths in elements
+    """
+
+    name: str
+    experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What lies between projection and attention of a model that norms query and key.
+
+    Parameters
+    ----------
+    name : of the checkpoint
+    heads, key_heads, head_size : of the attention, on one GPU
+    rotary_dim : elements of a head that are rotated
+    rotation_writes_cache : SGLang lets the rotation write the KV cache; else that is a kernel of its own
+    """
+
+    name: str
+    heads: int
+    key_heads: int
+    head_size: int
+    rotary_dim: int
+    rotation_writes_cache: bool = False
+
+
 MODELS = (
     Model("Qwen2.5-0.5B", 896, 4864, 14, 2, 64),
     Model("Llama-3-8B", 4096, 14336, 32, 8, 128),
     Model("Qwen3-32B", 5120, 25600, 64, 8, 128),
     Model("DeepSeek-V3", 7168, 18432, 128, 1, 64, is_neox_style=False),
 )
+ATTENTIONS = (
+    Attention("Qwen3-8B", 32, 8, 128, 128),
+    Attention("Qwen3-30B-A3B", 32, 4, 128, 128, rotation_writes_cache=True),
+    Attention("GLM-4.5-Air", 96, 8, 128, 64),
+)
 ROUTERS = (
     Router("Qwen3-30B-A3B", 128, 8),
     Router("DeepSeek-V3", 256, 8, 8, 4, is_biased=True),
 )
+EXPERTS = (
+    Experts("Qwen3-30B-A3B", 128, 8, 2048, 768),
+    Experts("Qwen3-235B-A22B tp 4", 128, 8, 4096, 384),
+    Experts("DeepSeek-V2-Lite", 64, 6, 2048, 1408),
+    Experts("DeepSeek-V3 tp 8", 256, 8, 7168, 256),
+    Experts("GLM-4.5-Air", 128, 8, 4096, 1408),
+    Experts("Mixtral-8x7B", 8, 2, 4096, 14336),
+    Experts("gpt-oss-20b", 32, 4, 2880, 2880),
+)
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
+TOKENS_OF_EXPERTS = tuple(2**power for power in range(13))

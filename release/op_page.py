@@ -67,13 +67,11 @@ def _returns(op: Op, dtype: torch.dtype) -> torch.dtype:
 
 
 def _writes(op: Op) -> str:
-    if op.updates:
-        rows = (f"rows of {_code(name)}" if name in op.writes_rows else _code(name) for name in op.updates)
-        return f"**updates** {', '.join(rows)}"
-    if not op.writes:
-        return "nothing"
     condition = f", if {_code(op.writes_if_given)} is given" if op.writes_if_given else ""
-    return ", ".join(map(_code, op.writes)) + condition
+    writes = ", ".join(map(_code, op.writes)) + condition
+    rows = (f"rows of {_code(name)}" if name in op.writes_rows else _code(name) for name in op.updates)
+    updates = f"**updates** {', '.join(rows)}" if op.updates else ""
+    return "; ".join(filter(None, (writes, updates))) or "nothing"
 
 
 def _code(name: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests import preloaded
 from tests.preloaded import THIRD_PARTY, receive, send
 
-__all__ = ["OURS", "SGLANG_READS", "Program", "Server", "run"]
+__all__ = ["Program", "Server", "is_read_with_sglang", "run"]
 
 #: Beginnings of variables that libraries read when they are loaded, and of those that Python reads.
 READ_ON_LOADING = (
@@ -27,8 +27,15 @@ READ_ON_LOADING = (
 )
 #: Of these, what a program may have as it likes.
 TAKEN_ANEW = ("PYTHONPATH", "PYTHONUNBUFFERED")
-#: Beginnings of variables that SGLang reads when it is loaded, and of those that this project reads anew.
-SGLANG_READS, OURS = ("SGL", "FLA_"), ("SGLANG_FL_", "SGLANG_FLAGGEMS_")
+#: Beginnings of variables that SGLang may read when it is loaded.
+SGLANG_READS = ("SGL", "FLA_")
+#: Of these, beginnings of what this project reads anew, and what SGLang reads when an engine starts.
+READ_LATER = ("SGLANG_FL_", "SGLANG_FLAGGEMS_", "SGLANG_MAMBA_CONV_DTYPE", "SGLANG_CPU_OMP_THREADS_BIND")
+
+
+def is_read_with_sglang(name: str) -> bool:
+    """Return whether SGLang may have read this variable when it was loaded."""
+    return name.startswith(SGLANG_READS) and not name.startswith(READ_LATER)
 
 
 class Server:
@@ -94,9 +101,8 @@ class Server:
         return Program(list(command), mine)
 
     def _require_same(self, environment: Mapping[str, str]) -> None:
-        beginnings = (*READ_ON_LOADING, *(SGLANG_READS if self.has_sglang else ()))
         for name in sorted({*environment, *self._environment}):
-            is_read = name.startswith(beginnings) and not name.startswith(OURS)
+            is_read = name.startswith(READ_ON_LOADING) or (self.has_sglang and is_read_with_sglang(name))
             its, wanted = self._environment.get(name), environment.get(name)
             if is_read and name not in TAKEN_ANEW and its != wanted:
                 raise ValueError(f"{name}={wanted!r}: the server of forks has read {its!r} already")

@@ -18,7 +18,7 @@ import json, sys
 def main():
     import sglang as sgl
     engine = sgl.Engine(model_path=sys.argv[1], skip_tokenizer_init=True, max_total_tokens=2048,
-                        log_level="info", random_seed=1, **json.loads(sys.argv[3]))
+                        log_level="info", random_seed=1, sleep_on_idle=True, **json.loads(sys.argv[3]))
     rows = engine.generate(input_ids=json.loads(sys.argv[2]), return_logprob=True, logprob_start_len=0,
                            sampling_params={"temperature": 0, "max_new_tokens": 8, "ignore_eos": True})
     meta = rows["meta_info"]

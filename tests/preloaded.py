@@ -20,10 +20,14 @@ for its platform, and that is all that is kept for the life of a process: a prog
 settings, and ends where the platform is another one. A variable of SGLang that differs is refused.
 
 What differs from a real start: variables that libraries read when they are loaded must be those of the
-server (another value is refused), and ``/proc/PID/cmdline`` is a title. Ctrl-C (``test_bisect``), a refused
-start (``test_start_up``), the HTTP server and the demo are tested with processes that are really started.
+server (another value is refused), and ``/proc/PID/cmdline`` is a title. Where the server ``has_sglang``,
+SGLang looks for a function that is hooked only in the modules that had imported it by then and in those
+loaded later, not in all. At its end a program does what is registered for it and is gone, without Python
+taking apart what is loaded. Ctrl-C (``test_bisect``), a refused start (``test_start_up``), a server that is
+too slow (``test_http_server``) and the demo are tested with processes that are really started.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -112,6 +116,7 @@ def _load_sglang(simulated: str) -> None:
     global _asked_while_loading
     if not simulated:
         _load(SGLANG)
+        _know_importers()
         return
     with tempfile.NamedTemporaryFile("r") as record:
         os.environ |= {"SGLANG_FL_SIMULATED": simulated, "SGLANG_FL_SIMULATED_RECORD": record.name}
@@ -120,6 +125,37 @@ def _load_sglang(simulated: str) -> None:
 
         native.record(-1)
         _asked_while_loading = record.read()
+    _know_importers()
+
+
+def _know_importers() -> None:
+    """Have SGLang look for a hooked function only where it was imported, and in what is loaded later.
+
+    SGLang looks through all names of all modules for each hook, a third of a million, which takes 0.05 s;
+    and a fork copies each page with an object that is looked at.
+    """
+    from sglang.srt.plugins import hook_registry
+
+    gc.unfreeze()  # what is frozen is not listed
+    known = {id(each): each for each in gc.get_objects() if isinstance(each, types.FunctionType)}
+    importers: dict[int, dict[str, types.ModuleType]] = {}
+    gc.freeze()
+    before = dict(sys.modules)
+    for name, module in before.items():
+        for value in list(getattr(module, "__dict__", {}).values()):
+            if id(value) in known:
+                importers.setdefault(id(value), {})[name] = module
+    look_through = hook_registry._propagate_patch
+
+    def propagate(original: Any, wrapped: Any, source: Any) -> int:
+        modules: dict[str, Any] = sys.modules
+        if id(original) in known:
+            later = {name: module for name, module in modules.items() if before.get(name) is not module}
+            modules = importers.get(id(original), {}) | later
+        hook_registry.sys = types.SimpleNamespace(modules=modules)
+        return look_through(original, wrapped, source)
+
+    hook_registry._propagate_patch = propagate
 
 
 def _next_program(listener: socket.socket) -> tuple[dict[str, Any], int]:
@@ -189,7 +225,7 @@ def _become_program(request: dict[str, Any], output: int, base: list[str]) -> No
         _close_all_but(mine.fileno())
         _take_over(request, base)
         _spawn_by(mine)
-        _run(request["command"])
+        _run_to_the_end(request["command"])
     else:
         mine.close()
         _close_all_but(twins.fileno())
@@ -226,7 +262,7 @@ def _become_child(request: dict[str, Any], descriptors: list[int], base: list[st
         os.dup2(descriptor, number, inheritable=False)
         os.close(descriptor)
     _take_over(request, base)
-    _run(request["command"])
+    _run_to_the_end(request["command"])
 
 
 def _close_all_but(*kept: int) -> None:
@@ -312,6 +348,26 @@ def _spawn_by(twin: socket.socket) -> None:
         return child
 
     util.spawnv_passfds = spawn
+
+
+def _run_to_the_end(command: list[str]) -> None:
+    """Run a program and end as Python does, but for taking apart what is loaded: that takes a second."""
+    code: Any = 0
+    try:
+        _run(command)
+    except SystemExit as ended:
+        code = ended.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except Exception as error:  # noqa: BLE001 - whatever it is, Python prints it
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
 
 
 def _run(command: list[str]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tests.forked import OURS, SGLANG_READS, Program, Server, run
+from tests.forked import Program, Server, is_read_with_sglang, run
 
 __all__ = [
     "Run",
@@ -69,10 +69,9 @@ def server_for(environment: Mapping[str, str]) -> Server:
 
     Not for programs that look at what is imported, and when.
     """
-    is_otherwise = any(name.startswith(SGLANG_READS) and not name.startswith(OURS) for name in environment)
-    return (
-        server_of_forks() if is_otherwise else server_with_sglang(environment.get("SGLANG_FL_SIMULATED", ""))
-    )
+    if any(map(is_read_with_sglang, environment)):
+        return server_of_forks()
+    return server_with_sglang(environment.get("SGLANG_FL_SIMULATED", ""))
 
 
 def finish(

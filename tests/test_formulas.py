@@ -67,7 +67,9 @@ def test_rms_norm_takes_a_weight_of_any_dtype(dtype: torch.dtype, weight_dtype: 
     assert errors(OPS["rms_norm"], arguments) == []
 
 
-@pytest.mark.parametrize("case", OPS["rotary_embedding"].cases, ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in OPS["rotary_embedding"].cases if "kv-cache" not in case.name], ids=str
+)
 def test_rotary_magnitude_is_the_size_of_the_two_products(case: Case):
     given = case.arguments(torch.float64)
     real, imaginary = pairs(given["cos_sin_cache"].shape[-1], given["is_neox_style"])
@@ -88,7 +90,8 @@ def test_rotary_magnitude_is_the_size_of_the_two_products(case: Case):
 @pytest.mark.parametrize("op", [op for op in OPS.values() if op.updates or op.of_sequences], ids=str)
 def test_what_is_not_finite_in_one_sequence_reaches_no_other(op: Op):
     """Neither its results nor its state; float64 would not tell, because a reference is its own there."""
-    case = next(each for each in op.cases if each.name in ("several-sequences", "mixed", "odd-requests"))
+    several = ("several-sequences", "mixed", "odd-requests", "kv-cache-neox")
+    case = next(each for each in op.cases if each.name in several)
     spoiled, rest = case.arguments(torch.float32), case.arguments(torch.float32)
     rest = rows.take(op, rest, 1, rows.count(op, rest))
     axes, end = rows.row_arguments(op, spoiled), rows.starts(op, spoiled)[1]

@@ -48,6 +48,12 @@ def other_style(reference: Kernel, arguments: dict[str, Any]) -> Any:
     return reference(**{**arguments, "is_neox_style": not arguments["is_neox_style"]})
 
 
+def cache_kept(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Leave the KV cache as it was before the call."""
+    kept = {name: arguments[name].clone() for name in ("k_buffer", "v_buffer") if name in arguments}
+    return reference(**{**arguments, **kept})
+
+
 def one_axis(reference: Kernel, arguments: dict[str, Any]) -> Any:
     """Take a picture's tokens for text: their position in time for all three."""
     positions = arguments["positions"]
@@ -139,6 +145,7 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "gemma_rms_norm": (large_eps,),
     "layer_norm": (large_eps,),
     "rotary_embedding": (late_query, other_style),
+    "qk_norm_rope": (large_eps, late_query, other_style),
     "mrope": (late_query, one_axis, other_lanes),
     "topk_softmax": (other_sum,),
     "topk_sigmoid": (other_sum, unbiased, ungrouped),
@@ -155,9 +162,14 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
 }
 
 
-def mistakes_of(op: str) -> dict[str, Mistake]:
+#: The ops that write the KV cache, where SGLang lets them.
+WRITE_CACHE = ("qk_norm_rope", "rotary_embedding")
+
+
+def mistakes_of(op: str, writes_cache: bool = True) -> dict[str, Mistake]:
     """Return the mistakes that an op can make, by name."""
-    return {mistake.__name__: mistake for mistake in (uneven, *MISTAKES.get(op, ()))}
+    of_cache = (cache_kept,) if writes_cache and op in WRITE_CACHE else ()
+    return {mistake.__name__: mistake for mistake in (uneven, *MISTAKES.get(op, ()), *of_cache)}
 
 
 def kernel_of(op: Op) -> Kernel:

@@ -38,6 +38,8 @@ class Family:
         and take long for the others; None: for all
     no_mistakes : mistakes that are none in this family, such as ``topk_sigmoid.ungrouped`` with one group
     releases : of SGLang, those that can run it
+    fused : the method that runs by ``qk_norm_rope`` where there is an implementation; then no rotation runs
+    writes_cache : whether a rotation writes the KV cache, which SGLang lets it on GPUs alone
     is_cached : whether the middle of a prompt is found in the cache: not where all but a window is dropped
     """
 
@@ -53,6 +55,8 @@ class Family:
     shown_by: int | None = None
     no_mistakes: frozenset[str] = frozenset()
     releases: Range = EVERY_RELEASE
+    fused: str | None = None
+    writes_cache: bool = False
     is_cached: bool = True
 
     def __str__(self) -> str:
@@ -144,7 +148,8 @@ MAMBA_2 = {
     "StateSpace.update": "selective_state_update",
 }
 #: A state is kept where a chunk of a prompt ends, so that followers find one in the middle.
-IN_CHUNKS = {"chunked_prefill_size": 64}
+#: Few states, too: SGLang would fill half of the memory with them, and a mistake copies them all.
+IN_CHUNKS = {"chunked_prefill_size": 64, "max_mamba_cache_size": 64}
 BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 
@@ -508,7 +513,13 @@ def without(*names: str) -> dict[str, Any]:
 #: Families by SGLang's own attention, and after them those by ours.
 FAMILIES = (
     Family("Qwen2", "biases of q, k and v", qwen2, {**SWIGLU, **ROPE}),
-    Family("Qwen3", "norms of q and k", qwen3, {**SWIGLU, **ROPE}),
+    Family(
+        "Qwen3",
+        "norms of q and k, in one with the rotation",
+        qwen3,
+        {**SWIGLU, **ROPE},
+        fused="Qwen3Attention.forward",
+    ),
     Family(
         "Llama-llama3",
         "rope scaled by wavelength",
@@ -545,6 +556,7 @@ FAMILIES = (
         "softmax over all experts, renormalised",
         qwen3_moe,
         {"RMSNorm": "rms_norm", **ROPE, **EXPERTS},
+        fused="Qwen3MoeAttention.apply_qk_norm_rope",
     ),
     Family("GLM-4", "half of each head rotated, in pairs; norms around each block", glm4, {**SWIGLU, **ROPE}),
     Family(
@@ -552,6 +564,7 @@ FAMILIES = (
         "sigmoid scores with a correction bias, experts in groups, a shared expert",
         glm4_moe,
         {**SWIGLU, **ROPE, **BIASED_EXPERTS},
+        fused="Glm4MoeAttention.forward_prepare",
     ),
     Family("Phi-3", "LongRoPE, which SGLang does not dispatch", phi3, SWIGLU),
     Family("OLMo-2", "norms after each block, of whole q and k", olmo2, {**SWIGLU, **ROPE}),
@@ -690,15 +703,14 @@ FAMILIES = (
     ),
     Family(
         "GPT-OSS",
-        "sinks and windows, by the attention of ours; its experts have biases and are SGLang's",
+        "sinks and windows, by the attention of ours; experts with biases and a limited gate",
         gpt_oss,
         {
             "RMSNorm": "rms_norm",
             "YaRNScalingRotaryEmbedding": "rotary_embedding",
-            "TopK": "topk_softmax",
+            **EXPERTS,
             **ATTENTION,
         },
-        left=frozenset({"UnquantizedFusedMoEMethod"}),
         releases=PLAIN_PREFILL,
         is_cached=False,
     ),

@@ -13,7 +13,7 @@ __all__ = ["FAULTS", "Bisected", "assert_found", "bisect_planted"]
 HERE = Path(__file__).parent
 FLAGS = (
     *("--sampling-backend", "pytorch", "--grammar-backend", "none", "--skip-tokenizer-init"),
-    *("--max-total-tokens", "2048", "--dtype", "float32", "--log-level", "error"),
+    *("--max-total-tokens", "2048", "--dtype", "float32", "--log-level", "error", "--sleep-on-idle"),
 )
 #: Each fault that ``faulty_vendor`` knows, with the guilty ops; some of several for ``float32-integers``.
 FAULTS = {

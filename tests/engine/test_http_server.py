@@ -1,5 +1,10 @@
-"""The documented launch line on a CPU: what runs after start-up alone, and an answer."""
+"""The documented launch line on a CPU: what runs after start-up alone, and an answer.
 
+Each process imports SGLang and the plugin by itself. ``test_demo`` starts the same line as a user does.
+"""
+
+import contextlib
+import functools
 import urllib.request
 from pathlib import Path
 
@@ -10,7 +15,7 @@ from demo.server import ServerError, serve
 from sglang_fl.logs.counters import LAYERS
 from sglang_fl.sglang_adapter.releases import PIECEWISE_FLAG
 from tests.engine.release import RELEASE
-from tests.programs import processes_with, start_preloaded
+from tests.programs import processes_with, server_of_forks, start_preloaded
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -29,8 +34,13 @@ def served(tiny_model: Path, tmp_path_factory, environment_of):
     folder = tmp_path_factory.mktemp("served")
     dispatch_log = folder / "dispatch.log"
     environment = environment_of({"SGLANG_FL_DISPATCH_LOG": str(dispatch_log)})
-    arguments = (*LAUNCH, "--enable-metrics")
-    with serve(tiny_model, folder / "server.log", arguments=arguments, environment=environment) as server:
+    arguments = (*LAUNCH, "--enable-metrics", "--sleep-on-idle")
+    start = functools.partial(start_preloaded, server=server_of_forks())
+    with contextlib.ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(demo.server, "start", start)
+            launch = serve(tiny_model, folder / "server.log", arguments=arguments, environment=environment)
+            server = running.enter_context(launch)
         yield server, sorted(set(dispatch_log.read_text().splitlines()))
 
 

@@ -1,7 +1,7 @@
 """SGLang's own layer classes under the hook: what is bound, what falls through, how exact it is."""
 
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -222,11 +222,39 @@ def test_a_norm_is_sglangs_where_it_fuses_quantisation(monkeypatch, own_log: Pat
     ]
 
 
-def test_a_rotary_embedding_that_must_write_the_kv_cache_is_left_to_sglang():
+def test_a_rotary_embedding_that_must_write_the_kv_cache_in_another_way_is_left_to_sglang():
     layer = rope()
     layer(*rope_inputs())
-    with pytest.raises(AssertionError, match="fused_set_kv_buffer_arg is not supported for native"):
-        layer(*rope_inputs(), fused_set_kv_buffer_arg=object())
+    for of_rocm in (object(), {"key_cache": None}):
+        with pytest.raises(AssertionError, match="fused_set_kv_buffer_arg is not supported for native"):
+            layer(*rope_inputs(), fused_set_kv_buffer_arg=of_rocm)
+
+
+def written(slots: int = 8) -> SimpleNamespace:
+    """Return SGLang's argument for the keys and values of ``rope_inputs``."""
+    pools = {name: torch.zeros(slots, 64) for name in ("k_buffer", "v_buffer")}
+    return SimpleNamespace(value=torch.randn(3, 64), cache_loc=torch.tensor([5, 1, 6]), **pools)
+
+
+def test_a_rotary_embedding_writes_the_kv_cache_where_the_kernel_can():
+    layer, argument = rope(), written()
+    for _ in range(2):
+        argument.k_buffer.zero_()
+        _, key = layer(*rope_inputs(), fused_set_kv_buffer_arg=argument)
+        assert torch.equal(argument.k_buffer[argument.cache_loc], key)
+        assert torch.equal(argument.v_buffer[argument.cache_loc], argument.value)
+        assert int(argument.k_buffer.any(1).sum()) == 3
+
+
+def test_a_kernel_without_the_kv_cache_leaves_such_calls_to_sglang():
+    layer = rope()
+
+    def kernel(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets=None):
+        return "ours"
+
+    forward = bind(layer, kernel, OwnForward())
+    assert forward(layer, *rope_inputs()) == "ours"
+    assert forward(layer, *rope_inputs(), None, written()) == "SGLang's"
 
 
 def test_where_sglang_rotates_in_place_so_do_we():
@@ -298,13 +326,13 @@ def native_size(name: str, arguments: dict, size: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("name", "case"),
-    # SGLang's forward_native cannot view a query without tokens.
+    # SGLang's forward_native cannot view a query without tokens, and writes no KV cache.
     [
         (name, case)
         for name, op in OPS.items()
         if name in NATIVE_BOUND
         for case in op.cases
-        if not (name == "rotary_embedding" and case.name.startswith("empty"))
+        if not (name == "rotary_embedding" and case.name.startswith(("empty", "kv-cache")))
     ],
     ids=str,
 )

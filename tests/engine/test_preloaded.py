@@ -81,9 +81,11 @@ def test_a_program_finds_what_a_fresh_interpreter_finds(server, environment, tmp
         ("import sys; sys.exit(3)", 3, ""),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -15, ""),
         ("1 / 0", 1, "ZeroDivisionError"),
+        ("import sys; sys.exit('the reason')", 1, "the reason"),
         ("import atexit; atexit.register(print, 'the end')", 0, "the end"),
+        ("import threading; threading.Timer(0.2, print, ['last word']).start()", 0, "last word"),
     ],
-    ids=["exit", "signal", "error", "atexit"],
+    ids=["exit", "signal", "error", "message", "atexit", "thread"],
 )
 def test_a_program_ends_as_it_would_elsewhere(server, environment, code: str, expected: int, said: str):
     ended, output = run(server, [sys.executable, "-c", code], environment, Path.cwd(), timeout=60)
@@ -181,6 +183,61 @@ def test_a_program_for_another_platform_than_sglang_was_loaded_for_is_refused(
     code, output = run(with_sglang, [sys.executable, "-c", TELL], other, Path.cwd(), timeout=60)
     assert code == 1
     assert "this program's platform is another" in output
+
+
+#: Hooks a function that many modules have imported by name, twice, and one of a module that is loaded now.
+HOOK = """
+import sys, types
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.utils.common import add_prefix
+
+late, user = types.ModuleType("late"), types.ModuleType("user")
+exec("def compute(): return 0", vars(late))
+user.compute, user.add_prefix = late.compute, add_prefix
+sys.modules |= {"late": late, "user": user}
+
+def holders(function):
+    modules = [(name, list(vars(module).values())) for name, module in sys.modules.items()]
+    return sorted(name for name, values in modules if any(each is function for each in values))
+
+def hook(target):
+    module, _, name = target.rpartition(".")
+    original = getattr(sys.modules[module], name)
+    before = holders(original)
+    HookRegistry.reset()
+    HookRegistry.register(target, lambda call, *args: call(*args), HookType.AROUND)
+    HookRegistry.apply_hooks()
+    return len(before), holders(original), holders(getattr(sys.modules[module], name)) == before
+
+for target in ("sglang.srt.utils.common.add_prefix", "sglang.srt.utils.common.add_prefix", "late.compute"):
+    print(*hook(target))
+"""
+
+
+def test_a_function_is_hooked_wherever_it_was_imported(with_sglang, environment):
+    command = [sys.executable, "-c", HOOK]
+    code, output = run(with_sglang, command, environment, Path.cwd(), timeout=60)
+    assert code == 0, output
+    (count, *often), again, late = (line.split() for line in output.splitlines()[-3:])
+    assert int(count) > 50
+    assert [often, again, late] == [["[]", "True"], [count, "[]", "True"], ["2", "[]", "True"]]
+
+
+#: What SGLang makes of a variable that it reads when an engine starts.
+READ_LATER = """
+from sglang.srt.configs.mamba_utils import mamba2_state_dtype
+
+print(mamba2_state_dtype().conv)
+"""
+
+
+def test_a_variable_that_sglang_reads_later_is_that_of_the_program(with_sglang, environment):
+    told = set()
+    for kind in ("float32", "float16"):
+        setting = environment | {"SGLANG_MAMBA_CONV_DTYPE": kind}
+        code, output = run(with_sglang, [sys.executable, "-c", READ_LATER], setting, Path.cwd(), timeout=60)
+        told.add((code, output))
+    assert told == {(0, "torch.float32\n"), (0, "torch.float16\n")}
 
 
 def test_a_variable_that_sglang_has_read_already_is_refused(with_sglang, environment):

@@ -107,6 +107,13 @@ def depth(function: object) -> int:
     return 1 + depth(function.__wrapped__) if hasattr(function, "__wrapped__") else 0
 
 
+def bare(cls: type[torch.nn.Module]) -> torch.nn.Module:
+    """Return a layer of this class without anything in it."""
+    layer = cls.__new__(cls)
+    torch.nn.Module.__init__(layer)
+    return layer
+
+
 @pytest.mark.parametrize("named", [(), ("rms_norm",)], ids=["watched", "turned off"])
 def test_what_a_later_model_brings_is_hooked_and_nothing_twice(named, imported_later: str):
     utils = importlib.import_module("sglang.srt.models.utils")
@@ -116,9 +123,18 @@ def test_what_a_later_model_brings_is_hooked_and_nothing_twice(named, imported_l
     attention = importlib.import_module(imported_later).Qwen3MoeAttention
     assert depth(attention.apply_qk_norm_rope) == 0
     for _ in range(2):  # the draft model, and one more
-        several.settle(torch.nn.Sequential(SiluAndMul()))
+        several.settle(torch.nn.Sequential(bare(attention)))
         assert depth(attention.apply_qk_norm_rope) == 1
         assert depth(utils.apply_qk_norm) == before + 1
+
+
+def test_a_layer_class_that_no_model_has_is_not_hooked_and_its_subclass_is(imported_later: str):
+    attention = importlib.import_module(imported_later).Qwen3MoeAttention
+    several = models()
+    several.settle(torch.nn.Sequential(SiluAndMul()))
+    assert depth(attention.apply_qk_norm_rope) == 0
+    several.settle(torch.nn.Sequential(bare(type("Attention", (attention,), {}))))
+    assert depth(attention.apply_qk_norm_rope) == 1
 
 
 def test_a_switch_in_a_module_of_a_later_model_is_refused_where_sglang_does_not_hook_it(
@@ -126,10 +142,10 @@ def test_a_switch_in_a_module_of_a_later_model_is_refused_where_sglang_does_not_
 ):
     several = models("rotary_embedding")
     several.settle(torch.nn.Sequential(SiluAndMul()))
-    importlib.import_module(imported_later)
+    attention = importlib.import_module(imported_later).Qwen3MoeAttention
     monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
     with pytest.raises(SettingsError, match=r"needs SGLang's .*apply_qk_norm_rope to be hooked"):
-        several.settle(torch.nn.Sequential(SiluAndMul()))
+        several.settle(torch.nn.Sequential(bare(attention)))
 
 
 GATED = next(shortcut for shortcut in SHORTCUTS if shortcut.name == "fused_qk_norm_rope_gate")
@@ -144,7 +160,9 @@ def test_a_kernel_that_is_wrong_in_a_release_is_off_there_and_its_layers_run(
     with caplog.at_level(logging.INFO, "sglang_fl"):
         several = models(version=Version(version))
         several.settle(torch.nn.Sequential(SiluAndMul()))
-        several.settle(torch.nn.Sequential(SiluAndMul()))
+        assert "fused_qk_norm_rope_gate" not in caplog.text
+        several.settle(torch.nn.Sequential(layer))
+        several.settle(torch.nn.Sequential(layer))
     layer.forward_prepare_native = lambda *given: "layers"
     assert getattr(layer, method)(*arguments) == ("layers" if is_off else "fused")
     told = [message for message in caplog.messages if "fused_qk_norm_rope_gate" in message]
@@ -152,10 +170,10 @@ def test_a_kernel_that_is_wrong_in_a_release_is_off_there_and_its_layers_run(
 
 
 def test_a_wrong_kernel_that_cannot_be_turned_off_is_warned_of(monkeypatch, caplog):
-    importlib.import_module("sglang.srt.models.qwen3_5")
+    layer, _, _ = attention(GATED)
     monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
     with caplog.at_level(logging.WARNING, "sglang_fl"):
-        models(version=Version("0.5.18")).settle(torch.nn.Sequential(SiluAndMul()))
+        models(version=Version("0.5.18")).settle(torch.nn.Sequential(layer))
     assert f"SGLang's {GATED.target} was not hooked: a kernel that is known to be wrong" in caplog.text
 
 
@@ -171,8 +189,7 @@ def attention(shortcut: Shortcut) -> tuple[torch.nn.Module, str, list[object]]:
     path, _, method = shortcut.target.rpartition(".")
     module, _, name = path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    layer = cls.__new__(cls)
-    torch.nn.Module.__init__(layer)
+    layer = bare(cls)
     layer.attn_output_gate = True
     layer.rotary_emb = torch.nn.Module()
     layer.rotary_emb.mrope_section = [1]
@@ -186,7 +203,7 @@ def test_a_named_op_is_computed_by_the_native_prologue(shortcut: Shortcut, monke
     layer, method, arguments = attention(shortcut)
     native = list(inspect.signature(layer.forward_prepare_native).parameters)
     monkeypatch.setattr(type(layer), method, getattr(type(layer), method))  # put back afterwards
-    models(shortcut.ops[0]).settle(torch.nn.Sequential(SiluAndMul()))
+    models(shortcut.ops[0]).settle(torch.nn.Sequential(layer))
     layer.forward_prepare_native = lambda *given: given
     assert list(getattr(layer, method)(*arguments)) == native
     assert list(getattr(layer, method)(**dict(zip(arguments, arguments, strict=True)))) == native
@@ -204,7 +221,7 @@ def test_a_fused_prologue_that_ran_is_told_of(shortcut: Shortcut, monkeypatch, t
     monkeypatch.setattr(type(layer), method, fused)
     HookRegistry.reset()
     log = tmp_path / "dispatch.log"
-    LoadedModels({}, DispatchLog(log), seams.installed_version()).settle(torch.nn.Sequential(SiluAndMul()))
+    LoadedModels({}, DispatchLog(log), seams.installed_version()).settle(torch.nn.Sequential(layer))
     assert log.read_text() == ""
     assert getattr(type(layer), method) is not fused
     assert getattr(layer, method)(*arguments) == "fused"
@@ -237,8 +254,7 @@ def test_qwen3_5_norms_query_and_key_by_its_layers_where_they_are_named(monkeypa
     cls = qwen3_5.Qwen3_5AttentionDecoderLayer
     monkeypatch.setattr(cls, "_apply_qk_norm", cls._apply_qk_norm)
     models("gemma_rms_norm").settle(torch.nn.Sequential(SiluAndMul()))
-    layer = cls.__new__(cls)
-    torch.nn.Module.__init__(layer)
+    layer = bare(cls)
     layer.head_dim, layer.q_norm, layer.k_norm = 8, RMSNorm(8), RMSNorm(8)
     q, k = torch.randn(3, 16), torch.randn(3, 8)
     with torch.no_grad():

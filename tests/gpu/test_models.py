@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.engine.models import FAMILIES, Family, make_model
+from tests.engine.test_models import expected_classes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
@@ -48,6 +49,7 @@ class Mode:
     family : of ``tests/engine/models.py``
     name : for test ids
     engine : further arguments of ``sgl.Engine``
+    orders : of ops, as ``SGLANG_FL_PER_OP`` has them
     sglang : what the dispatch log says that SGLang ran: layer class and the reason
     never_ours : layer classes that SGLang's own kernels run in every call
     """
@@ -55,6 +57,7 @@ class Mode:
     family: str
     name: str
     engine: dict[str, Any] = field(default_factory=dict)
+    orders: str = ""
     sglang: tuple[tuple[str, str], ...] = ()
     never_ours: frozenset[str] = frozenset()
 
@@ -67,6 +70,8 @@ class Mode:
 SHAPE = {"head_dim": 64}
 SHAPES = {"Gemma-3": {**SHAPE, "num_key_value_heads": 1}, "Qwen2-VL": {}}
 
+EXPERTS_OF_SGLANG = (("UnquantizedFusedMoEMethod", "sglang(native)"),)  # no default here: why fused_moe
+
 MODES = (
     Mode("Qwen2", "graphs"),
     Mode("Qwen2", "no-graphs", {"disable_cuda_graph": True}),
@@ -74,16 +79,33 @@ MODES = (
         "Qwen2",
         "compiled",
         {"enable_torch_compile": True, "torch_compile_max_bs": 4},
-        tuple((name, "sglang(torch.compile)") for name in ("RMSNorm", "RotaryEmbedding", "SiluAndMul")),
+        sglang=tuple(
+            (name, "sglang(torch.compile)") for name in ("RMSNorm", "RotaryEmbedding", "SiluAndMul")
+        ),
     ),
-    # Its rotation writes the KV cache as well, which no contract expresses.
+    Mode("Qwen3", "qk_norm_rope", orders="qk_norm_rope=flagos"),
+    Mode(
+        "Qwen3-MoE",
+        "qk_norm_rope",
+        orders="qk_norm_rope=flagos",
+        sglang=EXPERTS_OF_SGLANG,
+        never_ours=frozenset({"UnquantizedFusedMoEMethod"}),
+    ),
+    Mode(
+        "Qwen3-MoE",
+        "kv-cache",
+        orders="rotary_embedding=impl:flagos.kv_cache",
+        sglang=(("RMSNorm", "sglang(fused_qk_norm)"), *EXPERTS_OF_SGLANG),
+        never_ours=frozenset({"UnquantizedFusedMoEMethod"}),
+    ),
+    # Its rotation writes the KV cache as well, which ours does where it is asked to.
     Mode(
         "Qwen3-MoE",
         "graphs",
         sglang=(
             ("RMSNorm", "sglang(fused_qk_norm)"),
             ("RotaryEmbedding", "sglang(native)"),
-            ("UnquantizedFusedMoEMethod", "sglang(native)"),  # no default here: why fused_moe
+            *EXPERTS_OF_SGLANG,
         ),
         never_ours=frozenset({"RotaryEmbedding", "UnquantizedFusedMoEMethod"}),
     ),
@@ -148,6 +170,8 @@ def run(mode: Mode, is_ours: bool, model: Path, logs: Path) -> Answer:
         )
     )
     settings = {"SGLANG_FL_DISPATCH_LOG": str(dispatch), **(OURS if is_ours else VANILLA)}
+    if is_ours and mode.orders:
+        settings["SGLANG_FL_PER_OP"] = mode.orders
     with (logs / f"{name}.log").open("w") as log:
         done = subprocess.run(
             [sys.executable, str(GENERATE), str(questions)],
@@ -179,7 +203,9 @@ def test_tokens_are_vanillas(mode: Mode, answers):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_the_dispatch_log_tells_what_ran_each_class(mode: Mode, families, answers):
     _, (_, lines) = answers(mode)
-    classes = set(families[mode.family][0].runs)
+    is_fused = "qk_norm_rope" in mode.orders
+    family = families[mode.family][0]
+    classes = set(expected_classes(family) if is_fused else family.runs)
     own = {f"[OOT-DISPATCH] {name} → {ran}" for name, ran in mode.sglang}
     ours = {line for line in lines if "→ flagos(" in line}
     attention = {line for line in lines if line.startswith("[OOT-DISPATCH] RadixAttention → sglang(")}

@@ -11,7 +11,7 @@ from sglang_fl.ops import Outputs
 from sglang_fl.ops.fused_moe import fused_moe
 from tests.ops import silu_and_mul
 from tests.ops.shared.drawing import Drawn, Source
-from tests.ops.subject import Arguments, Array, Subject
+from tests.ops.subject import Arguments, Array, Subject, like
 
 
 def formula(
@@ -22,6 +22,10 @@ def formula(
     topk_ids: Array,
     apply_router_weight_on_input: bool = False,
     routed_scaling_factor: float = 1.0,
+    w13_bias: Array | None = None,
+    w2_bias: Array | None = None,
+    gemm1_alpha: float | None = None,
+    gemm1_limit: float | None = None,
 ) -> tuple[Array, ...]:
     """Go token by token through its experts."""
     result = np.zeros_like(hidden_states)
@@ -30,8 +34,18 @@ def formula(
             if not 0 <= expert < len(w13_weight):
                 continue
             inner, outer = (share, 1.0) if apply_router_weight_on_input else (1.0, share)
-            (active,) = silu_and_mul.formula(w13_weight[expert] @ (x * inner))
-            result[token] += outer * (w2_weight[expert] @ active)
+            both = w13_weight[expert] @ (x * inner)
+            if w13_bias is not None:
+                both = both + w13_bias[expert]
+            if gemm1_alpha is None:
+                (active,) = silu_and_mul.formula(both)
+            else:
+                gate, up = np.minimum(both[::2], gemm1_limit), np.clip(both[1::2], -gemm1_limit, gemm1_limit)
+                active = gate / (1 + np.exp(-gemm1_alpha * gate)) * (up + 1)
+            y = w2_weight[expert] @ active
+            if w2_bias is not None:
+                y = y + w2_bias[expert]
+            result[token] += outer * y
     return (result * routed_scaling_factor,)
 
 
@@ -52,6 +66,12 @@ def draw(source: Source) -> Drawn:
         arguments["routed_scaling_factor"] = 2.5
     if top_k == 1 and source.one_of(False, True):
         arguments["apply_router_weight_on_input"] = True
+    if source.one_of(False, True):
+        dtype = source.one_of(torch.float32, source.dtype)
+        arguments["w13_bias"] = source.normal(experts, 2 * inner).to(dtype)
+        arguments["w2_bias"] = source.normal(experts, width).to(dtype)
+    if source.one_of(False, True):
+        arguments |= {"gemm1_alpha": 1.702, "gemm1_limit": source.one_of(0.5, 7.0)}
     return Drawn(arguments)
 
 
@@ -63,9 +83,15 @@ def native(arguments: Arguments) -> Any:
     if arguments.get("apply_router_weight_on_input") or bool((ids < 0).any()) or not ids.numel():
         return None
     w13_weight, w2_weight = arguments["w13_weight"], arguments["w2_weight"]
-    layer = SimpleNamespace(w13_weight=w13_weight, w2_weight=w2_weight, num_experts=len(w13_weight))
+    biases = {f"{layer}_weight_bias": arguments.get(f"{layer}_bias") for layer in ("w13", "w2")}
+    layer = SimpleNamespace(w13_weight=w13_weight, w2_weight=w2_weight, num_experts=len(w13_weight), **biases)
+    config = MoeRunnerConfig(
+        activation="silu",
+        gemm1_alpha=arguments.get("gemm1_alpha"),
+        gemm1_clamp_limit=arguments.get("gemm1_limit"),
+    )
     chosen = topk.StandardTopKOutput(arguments["topk_weights"], ids, None)
-    result = moe_forward_native(layer, arguments["hidden_states"], chosen, MoeRunnerConfig(activation="silu"))
+    result = moe_forward_native(layer, arguments["hidden_states"], chosen, config)
     return result * arguments.get("routed_scaling_factor", 1.0)
 
 
@@ -76,11 +102,30 @@ def weights_ignored(
     return fused_moe(hidden_states, w13_weight, w2_weight, ones, topk_ids)
 
 
+@like(fused_moe)
+def biases_ignored(*args: Tensor, **options: Any) -> Outputs:
+    return fused_moe(*args, **{name: value for name, value in options.items() if "bias" not in name})
+
+
+@like(fused_moe)
+def halves_for_turns(
+    hidden_states: Tensor, w13_weight: Tensor, *args: Tensor, gemm1_alpha: float | None = None, **options: Any
+) -> Outputs:
+    if gemm1_alpha is not None:
+        w13_weight = torch.cat([w13_weight[:, 1::2], w13_weight[:, ::2]], dim=1).contiguous()
+    return fused_moe(hidden_states, w13_weight, *args, gemm1_alpha=gemm1_alpha, **options)
+
+
+@like(fused_moe)
+def no_limit(*args: Tensor, gemm1_limit: float | None = None, **options: Any) -> Outputs:
+    return fused_moe(*args, gemm1_limit=gemm1_limit and 1e30, **options)
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
     wrong={
-        "cases": (weights_ignored,),
+        "cases": (weights_ignored, biases_ignored, halves_for_turns, no_limit),
     },
 )

@@ -8,6 +8,7 @@ import torch
 from sglang_fl.ops import Outputs
 from sglang_fl.ops.rotary_embedding import rotary_embedding
 from tests.ops.shared.drawing import Drawn, Source
+from tests.ops.shared.kv_cache import cache_write, draw_cache_write, wrong_writes
 from tests.ops.shared.rotation import cache, flat_heads, heads, pairs
 from tests.ops.subject import Arguments, Array, Layers, Subject, like
 
@@ -20,6 +21,10 @@ def formula(
     head_size: int,
     is_neox_style: bool,
     offsets: Array | None = None,
+    value: Array | None = None,
+    k_buffer: Array | None = None,
+    v_buffer: Array | None = None,
+    cache_loc: Array | None = None,
 ) -> tuple[Array, ...]:
     """Turn each pair as one complex number."""
     where = (positions if offsets is None else positions + offsets).reshape(-1)
@@ -33,7 +38,8 @@ def formula(
             turned[token][:, real], turned[token][:, imaginary] = numbers.real, numbers.imag
         return turned.reshape(x.shape)
 
-    return turn(query), turn(key)
+    turned = turn(key)
+    return turn(query), turned, *cache_write(turned, value, k_buffer, v_buffer, cache_loc)
 
 
 def draw(source: Source) -> Drawn:
@@ -50,19 +56,23 @@ def draw(source: Source) -> Drawn:
     }
     if source.one_of(False, True):
         arguments["offsets"] = source.integers(20, tokens).to(arguments["positions"].dtype)
-    return Drawn(arguments)
+    return Drawn(arguments | draw_cache_write(source, key))
 
 
 def native(arguments: Arguments) -> Any:
     from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-    if not arguments["positions"].numel():
-        return None  # it cannot view a query without tokens
+    if not arguments["positions"].numel() or "cache_loc" in arguments:
+        return None  # it cannot view a query without tokens, and has no cache to write
     rotary_dim = arguments["cos_sin_cache"].shape[-1]
     facts = (arguments["head_size"], rotary_dim, 40, 100, arguments["is_neox_style"], torch.float32)
     layer = RotaryEmbedding(*facts)
     layer.cos_sin_cache = arguments["cos_sin_cache"]
     return layer.forward_native(*(arguments.get(k) for k in ("positions", "query", "key", "offsets")))
+
+
+WRONG_WRITES = wrong_writes(rotary_embedding)
+cache_not_written, keys_cached_as_they_were, next_slot_written, slots_taken_in_order = WRONG_WRITES
 
 
 @like(rotary_embedding)
@@ -162,6 +172,7 @@ SUBJECT = Subject(
             one_result_for_both,
             over_its_positions,
             over_its_neighbour,
+            *WRONG_WRITES,
         ),
         "edges": (
             positions_in_float32,

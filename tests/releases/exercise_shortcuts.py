@@ -20,16 +20,26 @@ NAMED = dict.fromkeys(("rms_norm", "silu_and_mul"), "SGLANG_FL_PER_OP")
 
 
 class Model(torch.nn.Module):
-    """Two norms over heads, and an activation that its constructor has pinned."""
+    """Two norms over heads, two layers that take shortcuts, and an activation pinned by its constructor."""
 
     def __init__(self) -> None:
         from sglang.srt.layers.activation import SiluAndMul
         from sglang.srt.layers.layernorm import RMSNorm
+        from sglang.srt.models.qwen3_5 import Qwen3_5AttentionDecoderLayer
+        from sglang.srt.models.qwen3_moe import Qwen3MoeAttention
 
         super().__init__()
         self.q_norm, self.k_norm = RMSNorm(64), RMSNorm(64)
+        self.attention, self.gated = bare(Qwen3MoeAttention), bare(Qwen3_5AttentionDecoderLayer)
         self.pinned = SiluAndMul()
         self.pinned._forward_method = self.pinned.forward_native
+
+
+def bare(cls: type[torch.nn.Module]) -> Any:
+    """Return a layer of this class without anything in it."""
+    layer = cls.__new__(cls)
+    torch.nn.Module.__init__(layer)
+    return layer
 
 
 def exercise(folder: Path) -> dict[str, Any]:
@@ -103,8 +113,6 @@ def take_qk_norm_rope(model: Model) -> str:
     from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
     from sglang.srt.models import qwen3_moe
 
-    attention = qwen3_moe.Qwen3MoeAttention.__new__(qwen3_moe.Qwen3MoeAttention)
-    torch.nn.Module.__init__(attention)
     facts = {
         "q_norm": model.q_norm,
         "k_norm": model.k_norm,
@@ -119,13 +127,13 @@ def take_qk_norm_rope(model: Model) -> str:
         "compatible_with_fused_kv_buffer": False,
     }
     for name, value in facts.items():
-        setattr(attention, name, value)
+        setattr(model.attention, name, value)
     qwen3_moe._is_cuda = True
     qwen3_moe.fused_qk_norm_rope = lambda qkv, *facts: None
     qwen3_moe.enable_fused_set_kv_buffer = lambda forward_batch: False
-    attention.apply_qk_norm_rope(torch.randn(3, 192, dtype=torch.bfloat16), torch.arange(3), None)
+    model.attention.apply_qk_norm_rope(torch.randn(3, 192, dtype=torch.bfloat16), torch.arange(3), None)
     qwen3_moe._is_cuda = False
-    return "fused" if attention._used_fused_qk_norm_rope_last_call else "layers"
+    return "fused" if model.attention._used_fused_qk_norm_rope_last_call else "layers"
 
 
 def take_dual_gemm() -> str | None:
@@ -167,8 +175,7 @@ def take_gated_prologue(model: Model) -> str:
     from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
     qwen3_5 = importlib.import_module("sglang.srt.models.qwen3_5")
-    layer = qwen3_5.Qwen3_5AttentionDecoderLayer.__new__(qwen3_5.Qwen3_5AttentionDecoderLayer)
-    torch.nn.Module.__init__(layer)
+    layer = model.gated
     rotary = RotaryEmbedding(64, 64, 128, 10000, True, torch.float32)
     rotary.axis_map = torch.zeros(32, dtype=torch.int64)
     facts = {

@@ -115,6 +115,7 @@ def engine_arguments(family: Family, model: Path, setup: Setup) -> dict[str, Any
         "log_level": "info",
         "random_seed": 1,
         "tp_size": setup.ranks,
+        "sleep_on_idle": True,  # it would turn round meanwhile, on a core that others need
         **family.engine,
         **setup.engine,
     }

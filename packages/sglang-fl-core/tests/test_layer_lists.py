@@ -54,6 +54,14 @@ def test_name_means_a_class_with_its_subclasses_or_an_op(chosen: LayerLists, rea
     assert [chosen.why_left_out(cls, op_name) for cls, op_name in layers] == reasons
 
 
+@pytest.mark.parametrize("name", ["RMSNorm", "rms_norm", "rotary_embedding"])
+def test_what_is_left_to_sglang_is_no_part_of_another_op(name: str):
+    chosen = lists(black=name)
+    assert chosen.why_left_out(SiluAndMul, "qk_norm_rope") == f"the list names {name}"
+    assert chosen.why_op_left_out("qk_norm_rope") == f"the list names {name}"
+    assert lists(black="SiluAndMul").why_op_left_out("qk_norm_rope") is None
+
+
 @pytest.mark.parametrize(
     ("name", "text"), [("WHITELIST", "RMSNorm"), ("BLACKLIST", "SiluAndMul,rotary_embedding")]
 )

@@ -114,6 +114,38 @@ BROKEN_CONTRACTS += [
     ]
 ]
 
+CACHED = {
+    "value": torch.zeros(4, 32),
+    "k_buffer": torch.zeros(6, 64),
+    "v_buffer": torch.zeros(6, 32),
+    "cache_loc": torch.arange(4),
+}
+NORMED = {**ROTARY, "q_weight": torch.ones(64), "k_weight": torch.ones(64), "eps": 1e-6}
+BROKEN_CONTRACTS += [
+    pytest.param(op_name, given | changed, match, id=f"{op_name}-{name}")
+    for op_name, given in (("rotary_embedding", ROTARY | CACHED), ("qk_norm_rope", NORMED | CACHED))
+    for name, changed, match in [
+        ("no-slots", {"cache_loc": None}, "to write the KV cache it needs cache_loc too"),
+        ("pools-alone", {"value": None, "cache_loc": None}, "it needs value and cache_loc too"),
+        ("slots-of-two-axes", {"cache_loc": torch.zeros(4, 1, dtype=torch.long)}, "is no row of slots"),
+        ("slots-that-are-no-integers", {"cache_loc": torch.zeros(4)}, "is no row of slots"),
+        ("a-slot-too-few", {"cache_loc": torch.arange(3)}, r"3 slots of k_buffer \(6, 64\) .* do not hold"),
+        ("narrow-keys", {"k_buffer": torch.zeros(6, 32)}, r"k_buffer \(6, 32\) torch.float32 do not hold"),
+        ("wide-values", {"v_buffer": torch.zeros(6, 64)}, r"v_buffer \(6, 64\) torch.float32 do not hold"),
+        ("another-dtype", {"k_buffer": torch.zeros(6, 64).half()}, "torch.float16 do not hold"),
+        ("shared-slots", {"k_buffer": torch.zeros(1, 64).expand(6, 64)}, "slots of k_buffer share memory"),
+    ]
+]
+BROKEN_CONTRACTS += [
+    pytest.param("qk_norm_rope", NORMED | changed, match, id=f"qk-{name}")
+    for name, changed, match in [
+        ("weight", {"k_weight": torch.ones(32)}, r"k_weight \(32,\) is no row of a head of 64"),
+        ("positions", {"positions": torch.zeros(2, 2, dtype=torch.long)}, "are not one for each token"),
+        ("odd-cache", {"cos_sin_cache": torch.zeros(8, 63)}, "rotary_dim 63 must be even"),
+        ("half-a-head", {"query": torch.zeros(4, 96)}, r"query \(4, 96\) is not 4 rows of heads of 64"),
+    ]
+]
+
 
 @pytest.mark.parametrize(("op_name", "arguments", "match"), BROKEN_CONTRACTS)
 def test_reference_refuses_what_the_contract_excludes(op_name: str, arguments: dict[str, Any], match: str):
@@ -143,6 +175,14 @@ def test_op_refuses_a_condition_that_is_no_argument():
 def test_condition_decides_what_may_be_written(arguments: dict[str, Any], written: tuple[str, ...]):
     op = Op(scale, cases=(), bound=Bound(1, 1), writes=("into",), writes_if_given="into")
     assert op.may_write(arguments) == written
+
+
+def test_what_is_updated_may_be_left_out():
+    op = Op(scale, cases=(), bound=Bound(1, 1), updates=("into",))
+    assert op.updated({}) == op.updated({"into": None}) == op.may_write({"x": torch.ones(1)}) == ()
+    given = {"x": torch.ones(1), "into": torch.zeros(1)}
+    assert op.updated(given) == op.may_write(given) == ("into",)
+    assert len(op.results(given["x"], given)) == 1 + len(op.results(given["x"], {"x": given["x"]}))
 
 
 def test_op_without_condition_always_may_write():

@@ -293,3 +293,27 @@ def test_what_comes_after_the_step_sglang_is_not_tried():
     resolution = resolve(OP, registry(OWN, NATIVE), policy("flagos|sglang|reference"))
     assert (ids(resolution), resolution.sglang_first) == (["flagos"], None)
     assert resolution.then_sglang
+
+
+FUSED = OPS["qk_norm_rope"]
+OWN_FUSED = OpImpl("qk_norm_rope", FLAGOS, "flagos", "no_such_package.kernels:qk_norm_rope")
+
+
+def test_a_reference_does_not_stand_for_layers_that_have_ops_unless_it_is_asked_for():
+    parts = "rms_norm, rotary_embedding"
+    left = resolve(FUSED, registry(), policy()).sglang_first
+    assert left == f"its parts are layers of SGLang, which have ops of their own: {parts}"
+    for asked in (
+        Policy(FLAGOS, {"qk_norm_rope": parse_order("reference")}),
+        replace(policy(prefer=REFERENCE), prefer_is_users=True),
+    ):
+        assert resolve(FUSED, registry(), asked).sglang_first is None
+    assert resolve(FUSED, registry(OWN_FUSED), policy()).sglang_first is None
+
+
+def test_an_order_for_a_part_keeps_it_a_layer_of_its_own_unless_the_whole_has_one_too():
+    orders = {"rms_norm": parse_order("reference")}
+    left = resolve(FUSED, registry(OWN_FUSED), Policy(FLAGOS, orders)).sglang_first
+    assert left == "SGLANG_FL_PER_OP names rms_norm, which is a part of it"
+    both = Policy(FLAGOS, {**orders, "qk_norm_rope": parse_order("flagos")})
+    assert resolve(FUSED, registry(OWN_FUSED), both).sglang_first is None

@@ -10,7 +10,9 @@ from sglang_fl_nvidia import NVIDIA
 from sglang_fl_nvidia.probe import why_unavailable
 
 TARGETS = {
-    impl.op: impl.target for impl in NVIDIA.impls if impl.target.startswith("sglang_fl_nvidia.flagos.")
+    impl.op: impl.target
+    for impl in NVIDIA.impls
+    if impl.target == f"sglang_fl_nvidia.flagos.{impl.op}:{impl.op}"
 }
 EDGES = [(op, edge) for op in TARGETS for edge in edges(OPS[op])]
 

@@ -12,9 +12,11 @@ from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import OPS, Case, Op
 from sglang_fl.vendor import OpImpl, load_target
 from sglang_fl_nvidia import NVIDIA
-from sglang_fl_nvidia.flagos import gated, layer_norm, rotation
+from sglang_fl_nvidia.flagos import fused_moe as experts
+from sglang_fl_nvidia.flagos import gated, heads, layer_norm, rotation
 
-OURS = [impl for impl in NVIDIA.impls if impl.target.startswith("sglang_fl_nvidia.flagos.")]
+#: The functions with the ops' names, which take all options.
+OURS = [impl for impl in NVIDIA.impls if impl.target == f"sglang_fl_nvidia.flagos.{impl.op}:{impl.op}"]
 CASES = [(impl, case) for impl in OURS for case in OPS[impl.op].cases]
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -232,6 +234,44 @@ def test_every_tile_of_a_layer_norm(
     assert ((got.double() - exact).abs() <= op.bound.of(dtype) * torch.finfo(dtype).eps * size).all()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "number", "few"),
+    [(5, 16, 32), (5, 16, 0), (40, 5, 0), (40, 2, 0), (70, 2, 0), (33, 1, 0)],
+    ids=["not-sorted", "16-rows", "32-rows", "64-rows", "128-rows", "one-expert"],
+)
+def test_every_tile_of_experts(tokens: int, number: int, few: int, monkeypatch: pytest.MonkeyPatch):
+    """Widths that no tile divides; some tokens have no expert, some an expert twice."""
+    _with_tiles(monkeypatch, experts, FEW=few, SORT_BLOCK=32)
+    width, inner, top_k = 72, 40, 2
+    x = torch.randn(tokens, width, device=DEVICE, dtype=torch.float16)
+    w13, w2 = (
+        torch.randn(number, *shape, device=DEVICE).mul(shape[1] ** -0.5).half()
+        for shape in ((2 * inner, width), (width, inner))
+    )
+    ids = torch.randint(number, (tokens, top_k), device=DEVICE, dtype=torch.int32)
+    ids[1::5, 0], ids[2::5] = -1, number
+    given = {"hidden_states": x, "w13_weight": w13, "w2_weight": w2}
+    given |= {"topk_weights": torch.rand(tokens, top_k, device=DEVICE), "topk_ids": ids}
+    got = kernel("fused_moe")(**given)
+    exactly = {name: t.double() if t.is_floating_point() else t for name, t in given.items()}
+    op = OPS["fused_moe"]
+    exact = op.reference(**exactly)
+    size = op.magnitude(exact, **exactly)
+    assert ((got.double() - exact).abs() <= op.bound.of(x.dtype) * torch.finfo(x.dtype).eps * size).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"w2_bias": (3, 7)}, {"gemm1_limit": 7.0}, {"w2_weight": (3, 16, 9)}], ids=str
+)
+def test_experts_that_do_not_fit_each_other_are_refused(wrong: dict[str, object]):
+    given = {"hidden_states": (2, 16), "w13_weight": (3, 16, 16), "w2_weight": (3, 16, 8)} | wrong
+    tensors = {n: torch.ones(v, device=DEVICE) if isinstance(v, tuple) else v for n, v in given.items()}
+    chosen = {"topk_weights": torch.ones(2, 1, device=DEVICE)}
+    chosen["topk_ids"] = torch.zeros(2, 1, device=DEVICE, dtype=torch.int32)
+    with pytest.raises(ContractError, match="fused_moe"):
+        kernel("fused_moe")(**tensors, **chosen)
+
+
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm", "gemma_rms_norm"])
 def test_rows_of_no_elements_are_refused(op: str):
     x, weight = torch.empty(3, 0, device=DEVICE), torch.empty(0, device=DEVICE)
@@ -254,6 +294,81 @@ def test_every_tile_of_a_rotation(
     got = kernel("rotary_embedding")(positions, query, key, cache, size, is_neox)
     for one, other in zip(got, exact, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("many", [0, 1 << 30])
+@pytest.mark.parametrize("is_neox", [True, False])
+@pytest.mark.parametrize(
+    ("counts", "size", "rotary_dim", "values"),
+    [((5, 2), 64, 64, 2 * 64), ((40, 1), 96, 32, 17), ((3, 3), 16, 16, 2500), ((12, 8), 128, 64, 8 * 128)],
+    ids=str,
+)
+def test_every_tile_of_norms_with_rotation(
+    counts: tuple[int, int],
+    size: int,
+    rotary_dim: int,
+    values: int,
+    is_neox: bool,
+    many: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    _with_tiles(monkeypatch, heads, MANY=many)
+    positions = torch.tensor([3, 0, 9, 1, 5], device=DEVICE)
+    query, key = (torch.randn(5, n * size, device=DEVICE) for n in counts)
+    pools = [torch.zeros(8, width, device=DEVICE) for width in (key.shape[1], values)]
+    cache = torch.rand(10, rotary_dim, device=DEVICE)
+    arguments = {
+        "query": query,
+        "key": key,
+        "q_weight": torch.rand(size, device=DEVICE),
+        "k_weight": torch.rand(size, device=DEVICE),
+        "eps": 1e-6,
+        "positions": positions,
+        "cos_sin_cache": cache,
+        "head_size": size,
+        "is_neox_style": is_neox,
+        "value": torch.randn(5, values, device=DEVICE),
+        "k_buffer": pools[0],
+        "v_buffer": pools[1],
+        "cache_loc": torch.tensor([7, 2, 0, 5, 3], device=DEVICE),
+    }
+    exactly = {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    exact = OPS["qk_norm_rope"].reference(**exactly)
+    got = kernel("qk_norm_rope")(**arguments)
+    results = (*got, *pools), (*exact, exactly["k_buffer"], exactly["v_buffer"])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["qk_norm_rope", "rotary_embedding"])
+def test_a_kv_cache_that_does_not_fit_is_refused_before_anything_is_written(op: str):
+    case = next(case for case in OPS[op].cases if case.name == "kv-cache-neox")
+    for changed, error, match in (
+        ({"cache_loc": None}, ContractError, "it needs value, k_buffer, v_buffer and cache_loc"),
+        ({"cache_loc": torch.arange(4, device=DEVICE)}, ContractError, "a slot for each of 9 tokens"),
+        ({"v_buffer": torch.zeros(9, 8, device=DEVICE)}, ContractError, "do not hold"),
+        ({"k_buffer": torch.zeros(13, 64, 2, device=DEVICE).mT}, UnsupportedError, "slots that are dense"),
+    ):
+        arguments = case.arguments(torch.float32, DEVICE) | changed
+        before = {name: value.clone() for name, value in arguments.items() if isinstance(value, Tensor)}
+        with pytest.raises(error, match=match):
+            kernel(op)(**arguments)
+        assert all(torch.equal(arguments[name], value) for name, value in before.items())
+
+
+def test_a_kernel_that_only_rotates_leaves_what_it_does_not_rotate():
+    """In place, so the rest of a head is neither written nor lost."""
+    case = next(case for case in OPS["rotary_embedding"].cases if case.name == "kv-cache-partial")
+    arguments = case.arguments(torch.float32, DEVICE)
+    query = arguments["query"].clone()
+    turned, _ = kernel("rotary_embedding")(**arguments)
+    rest = slice(arguments["cos_sin_cache"].shape[1], None)
+    both = (x.unflatten(1, (-1, arguments["head_size"]))[..., rest] for x in (turned, query))
+    assert torch.equal(*both)
+    assert turned is arguments["query"]
 
 
 def test_query_and_key_of_two_dtypes_are_both_turned_or_neither():

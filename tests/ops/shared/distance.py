@@ -34,11 +34,11 @@ def errors(op: Op, arguments: dict[str, Any], bound: Bound | None = None) -> lis
     """Say where the reference is outside of its bound against the formula."""
     formed = subject_of(op.name).formula(**{name: as_numpy(value) for name, value in arguments.items()})
     tensors = [torch.from_numpy(np.asarray(result)) for result in formed]
-    count = len(tensors) - len(op.updates)
     # The formula returns what the reference updates in place.
-    given = in_float64(arguments)
-    before = {name: given[name].clone() for name in op.updates}
-    exact = given | dict(zip(op.updates, tensors[count:], strict=True))
+    given, updated = in_float64(arguments), op.updated(arguments)
+    count = len(tensors) - len(updated)
+    before = {name: given[name].clone() for name in updated}
+    exact = given | dict(zip(updated, tensors[count:], strict=True))
     truths = op.results(tuple(tensors[:count]), exact)
     sizes = as_tuple(op.magnitude(truths, **exact | before)) if op.magnitude else truths
     results = op.results(op.reference(**arguments), arguments)

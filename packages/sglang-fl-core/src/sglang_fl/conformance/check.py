@@ -84,7 +84,7 @@ def check_call(
         return [f"{where}: {fault}" for fault in snapshot.faults(may_write=())] or None
     faults = [f"{where}: {fault}" for fault in snapshot.faults(op.may_write(given))]
     exact = {name: _as_float64(value) for name, value in plain.items()}
-    before = {name: exact[name].clone() for name in op.updates}
+    before = {name: exact[name].clone() for name in op.updated(exact)}
     expected = op.reference(**exact)
     wrong_form = _wrong_form(outputs, expected)
     if wrong_form:

@@ -334,7 +334,7 @@ class _LaterCalls:
                 continue
             stride = rows.inner_extent(value, axis) + padding
             taken[name] = rows.laid_out(value, axis, stride, offset)
-        return taken | {name: taken[name].clone() for name in self.op.updates}
+        return taken | {name: taken[name].clone() for name in self.op.updated(taken)}
 
 
 @dataclass(frozen=True)

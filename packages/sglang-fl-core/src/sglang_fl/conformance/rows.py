@@ -63,7 +63,7 @@ def fitting(op: Op, *names: str, at_least: int = 3) -> tuple[Case, ...]:
     found = []
     for case in op.cases:
         given = case.arguments(torch.float32)
-        indices = [given[of] for of in op.writes_rows.values()]
+        indices = [given[of] for of in op.writes_rows.values() if given.get(of) is not None]
         is_fit = count(op, given) >= at_least and all(given.get(name) is not None for name in names)
         if is_fit and all(bool((rows >= 0).all()) for rows in indices):
             found.append((sum(option in given for option in op.options), case))

@@ -182,9 +182,8 @@ class Given:
 
     def plain(self, op: Op) -> dict[str, Any]:
         """Return the arguments for a call of the reference, which writes nothing but what the op updates."""
-        return {
-            name: value.clone() if name in op.updates else value for name, value in self.arguments.items()
-        }
+        updated = op.updated(self.arguments)
+        return {name: value.clone() if name in updated else value for name, value in self.arguments.items()}
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -233,7 +232,7 @@ def violations(op: Op, layer: str, before: Given, results: Any, after: Mapping[s
     if invalid:
         return [*found, wrong(what=invalid)]
     exact, plain = before.exact(op), before.plain(op)
-    as_given = {name: exact[name].clone() for name in op.updates}
+    as_given = {name: exact[name].clone() for name in op.updated(exact)}
     truth, own = op.reference(**exact), op.reference(**plain)
     sets = (op.results(results, dict(after)), op.results(truth, exact), op.results(own, plain))
     if op.as_good is not None and op.as_good(sets[0], sets[1], before.arguments):

@@ -9,8 +9,9 @@ Dispatch order of an op, highest first:
 4. what is not available here, belongs to a vendor that the user's filters exclude, or is in quarantine is
    skipped, with the reason;
 5. where the step ``sglang`` comes before all candidates, or the first candidate was measured to cost more
-   than what SGLang runs itself and the user did not ask for it, the op is SGLang's; what comes after the step
-   ``sglang`` is not tried;
+   than what SGLang runs itself and the user did not ask for it, the op is SGLang's; so is one that stands
+   for several layers (``PARTS``) where it has but a reference, or where a part has an order of its own;
+   what comes after the step ``sglang`` is not tried;
 6. among the rest the first call decides (``life``).
 """
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
+from sglang_fl.ops.catalogue import PARTS
 from sglang_fl.registry import Registry, why_not_installed
 from sglang_fl.settings.policy import Policy, Token
 from sglang_fl.vendor import BackendKind, OpImpl
@@ -163,7 +165,12 @@ def _why_sglang_first(op: str, candidates: list[OpImpl], registry: Registry, pol
     """Say why SGLang's own kernel runs and no candidate is tried, or None."""
     if not candidates:
         return f"asked for by {policy.title('per_op' if op in policy.per_op else 'prefer')}"
-    first = candidates[0]
+    first, parts = candidates[0], PARTS.get(op, ())
+    named = [part for part in parts if part in policy.per_op]
+    if named and op not in policy.per_op:
+        return f"{policy.title('per_op')} names {named[0]}, which is a part of it"
+    if parts and first.kind is BackendKind.REFERENCE and not policy.asks_for(first):
+        return f"its parts are layers of SGLang, which have ops of their own: {', '.join(parts)}"
     choice = registry.choice(first)
     if choice is None or choice.is_default or policy.asks_for(first):
         return None

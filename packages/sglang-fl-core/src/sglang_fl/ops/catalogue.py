@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sglang_fl.ops.op import Op
 
-__all__ = ["Catalogue"]
+__all__ = ["PARTS", "Catalogue"]
+
+#: Ops that do in one what SGLang does by several layers, and the ops of these layers.
+PARTS: Mapping[str, tuple[str, ...]] = {"qk_norm_rope": ("rms_norm", "rotary_embedding")}
 
 #: The modules of the folder that are no op's.
 _NO_OPS = ("catalogue", "compare", "op")

@@ -21,18 +21,26 @@ def fused_moe(
     *,
     apply_router_weight_on_input: bool = False,
     routed_scaling_factor: float = 1.0,
+    w13_bias: Tensor | None = None,
+    w2_bias: Tensor | None = None,
+    gemm1_alpha: float | None = None,
+    gemm1_limit: float | None = None,
 ) -> Tensor:
     """Apply to each token the SwiGLU layers of its experts and add them up by their weights.
 
+    With ``gemm1_alpha`` the activation is that of GPT-OSS: ``gate * sigmoid(alpha * gate) * (up + 1)``, the
+    gate cut off at ``gemm1_limit``, the other factor at that and at its negative.
+
     Source: Shazeer et al., "Outrageously Large Neural Networks", 2017; SGLang
     ``srt/layers/moe/fused_moe_native.py``, ``moe_forward_native``, and
-    ``srt/layers/moe/moe_runner/triton.py``, which also scales.
+    ``srt/layers/moe/moe_runner/triton.py``, which also scales; ``swiglu_gpt_oss_sigmoid_alpha`` in
+    ``srt/layers/moe/moe_runner/triton_utils/fused_moe.py``.
 
     Parameters
     ----------
     hidden_states : Tensor, (T, H), float16, bfloat16, float32 or float64, rows at any stride; not written
     w13_weight : Tensor, (E, 2 * I, H), dtype of ``hidden_states``: the gate's rows, then the other
-        factor's; not written
+        factor's; with ``gemm1_alpha`` they take turns; not written
     w2_weight : Tensor, (E, H, I), dtype of ``hidden_states``; not written
     topk_weights : Tensor, (T, k), float32 or the dtype of ``hidden_states``, rows at any stride; not written
     topk_ids : Tensor, (T, k), int32 or int64, rows at any stride; not written. An id below zero, or from E
@@ -40,6 +48,10 @@ def fused_moe(
     apply_router_weight_on_input : multiply a token by its weight before the layers instead of their
         result after them
     routed_scaling_factor : multiplies the result
+    w13_bias : Tensor, (E, 2 * I), float32 or the dtype of ``hidden_states``, in the order of ``w13_weight``'s
+        rows; not written
+    w2_bias : Tensor, (E, H), the same; multiplied by the token's weight with the rest; not written
+    gemm1_alpha, gemm1_limit : both or none; the limit above zero
 
     Returns
     -------
@@ -48,9 +60,12 @@ def fused_moe(
 
     Raises
     ------
-    ContractError : shapes that do not fit
+    ContractError : shapes that do not fit, one of alpha and limit alone, a limit that is not above zero
     """
-    _check(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids)
+    _check(
+        *(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids),
+        *(w13_bias, w2_bias, gemm1_alpha, gemm1_limit),
+    )
     tokens, width = hidden_states.shape
     dtype = compute_dtype(hidden_states, topk_weights)
     result = torch.zeros(tokens, width, dtype=dtype, device=hidden_states.device)
@@ -61,14 +76,34 @@ def fused_moe(
         x, scale = hidden_states[token].to(dtype), topk_weights[token, slot, None].to(dtype)
         if apply_router_weight_on_input:
             x, scale = x * scale, torch.ones_like(scale)
-        gate, up = F.linear(x, w13_weight[expert].to(dtype)).chunk(2, dim=-1)
-        y = F.linear(F.silu(gate) * up, w2_weight[expert].to(dtype))
-        result.index_add_(0, token, y * scale)
+        h = _activated(_layer(x, w13_weight, w13_bias, expert), gemm1_alpha, gemm1_limit)
+        result.index_add_(0, token, _layer(h, w2_weight, w2_bias, expert) * scale)
     return (result * routed_scaling_factor).to(hidden_states.dtype)
 
 
+def _layer(x: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
+    return F.linear(x, weight[expert].to(x.dtype), None if bias is None else bias[expert].to(x.dtype))
+
+
+def _activated(gate_up: Tensor, alpha: float | None, limit: float | None) -> Tensor:
+    if alpha is None:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    gate, up = gate_up[..., ::2].clamp(max=limit), gate_up[..., 1::2]
+    up = up if limit is None else up.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (up + 1)
+
+
 def _check(
-    hidden_states: Tensor, w13_weight: Tensor, w2_weight: Tensor, topk_weights: Tensor, topk_ids: Tensor
+    hidden_states: Tensor,
+    w13_weight: Tensor,
+    w2_weight: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    w13_bias: Tensor | None = None,
+    w2_bias: Tensor | None = None,
+    gemm1_alpha: float | None = None,
+    gemm1_limit: float | None = None,
 ) -> None:
     tokens, width = hidden_states.shape
     experts, rows, columns = w13_weight.shape
@@ -82,6 +117,14 @@ def _check(
             f"fused_moe: topk_weights {tuple(topk_weights.shape)} and topk_ids {tuple(topk_ids.shape)} are "
             f"not rows for {tokens} tokens"
         )
+    for name, bias, size in (("w13_bias", w13_bias, rows), ("w2_bias", w2_bias, width)):
+        if bias is not None and bias.shape != (experts, size):
+            raise ContractError(f"fused_moe: {name} {tuple(bias.shape)} is not {(experts, size)}")
+    if (gemm1_alpha is None) != (gemm1_limit is None) or (gemm1_limit is not None and gemm1_limit <= 0):
+        raise ContractError(
+            f"fused_moe: gemm1_alpha={gemm1_alpha} and gemm1_limit={gemm1_limit} are not both given, or the "
+            f"limit is not above zero"
+        )
 
 
 def _like(
@@ -90,9 +133,12 @@ def _like(
     w2_weight: Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
+    *,
+    apply_router_weight_on_input: bool = False,
+    routed_scaling_factor: float = 1.0,
     **options: Any,
 ) -> Tensor:
-    _check(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids)
+    _check(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids, **options)
     return torch.empty_like(hidden_states)
 
 
@@ -130,6 +176,10 @@ def _magnitude(
     *,
     apply_router_weight_on_input: bool = False,
     routed_scaling_factor: float = 1.0,
+    w13_bias: Tensor | None = None,
+    w2_bias: Tensor | None = None,
+    gemm1_alpha: float | None = None,
+    gemm1_limit: float | None = None,
 ) -> Tensor:
     """Return the size of the products that each element is the sum of, one dot product inside the other."""
     tokens, width = hidden_states.shape
@@ -139,11 +189,18 @@ def _magnitude(
         if not len(token):
             continue
         x, scale = hidden_states[token].abs(), topk_weights[token, slot, None].to(hidden_states.dtype)
-        # |silu(g)| <= |g| and its slope is below 1.1: the error of a factor goes through as it is.
-        gate, up = F.linear(x, w13_weight[expert].to(x.dtype).abs()).chunk(2, dim=-1)
-        size = F.linear(gate * up, w2_weight[expert].to(x.dtype).abs())
+        # |silu(g)| <= |g| and its slope is below 1.1, for any alpha: the error of a factor goes through as it
+        # is. A limit makes both smaller.
+        size = _size(x, w13_weight, w13_bias, expert)
+        gate, up = size.chunk(2, dim=-1) if gemm1_alpha is None else (size[..., ::2], size[..., 1::2] + 1)
+        size = _size(gate * up, w2_weight, w2_bias, expert)
         result.index_add_(0, token, size * (scale.square() if apply_router_weight_on_input else scale.abs()))
     return result * routed_scaling_factor
+
+
+def _size(x: Tensor, weight: Tensor, bias: Tensor | None, expert: int) -> Tensor:
+    sizes = (weight[expert : expert + 1].abs(), None if bias is None else bias[expert : expert + 1].abs())
+    return _layer(x, *sizes, 0)
 
 
 def _case(
@@ -157,6 +214,7 @@ def _case(
     padding: int = 0,
     absent: bool = False,
     weights_in_dtype: bool = False,
+    biased: bool = False,
     **options: bool | float,
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
@@ -171,12 +229,16 @@ def _case(
         if absent:  # the last tokens have no expert, and are so large that a product of theirs overflows
             ids[-2, :], ids[-1, :] = -1, experts + 3
             hidden_states[-2:] *= 2.0**12
+        biases = {}
+        if biased:
+            biases = {"w13_bias": normal(experts, 2 * inner), "w2_bias": normal(experts, width).to(dtype)}
         return {
             "hidden_states": hidden_states.to(dtype)[:, :width],
             "w13_weight": normal(experts, 2 * inner, width, scale=width**-0.5).to(dtype),
             "w2_weight": normal(experts, width, inner, scale=inner**-0.5).to(dtype),
             "topk_weights": weights.to(dtype) if weights_in_dtype else weights,
             "topk_ids": ids,
+            **biases,
             **options,
         }
 
@@ -198,6 +260,8 @@ OP = Op(
         _case("weights-in-dtype", 9, weights_in_dtype=True),
         _case("scaled", 9, routed_scaling_factor=2.5),
         _case("weight-on-input", 9, top_k=1, apply_router_weight_on_input=True),
+        _case("biased", 9, biased=True),
+        _case("gpt-oss", 9, experts=4, biased=True, gemm1_alpha=1.702, gemm1_limit=1.25),
     ),
     # The activated rows, each expert's result and the sum may be rounded, in units of all products' size.
     bound=Bound(half=1.0, single=4),

@@ -144,7 +144,8 @@ class Op:
     writes_if_given : if set, those arguments are written only when this optional one is given
     writes_rows : for a written argument of which only some rows are touched, the argument that holds
         their indices; a negative index is no row
-    updates : arguments that every implementation, the reference too, writes in place as results
+    updates : arguments that every implementation, the reference too, writes in place as results, where they
+        are given
     magnitude : ``magnitude(truth, **arguments)``, all in float64, the arguments as they were before the
         call: the size of the terms each element of the results is made of; None where that is the element
         itself
@@ -214,8 +215,13 @@ class Op:
         Of ``writes`` those whose memory is their own; see ``shares_memory``.
         """
         if self.writes_if_given is not None and arguments.get(self.writes_if_given) is None:
-            return self.updates
-        return (*(name for name in self.writes if self._is_own(name, arguments)), *self.updates)
+            return self.updated(arguments)
+        own = (name for name in self.writes if self._is_own(name, arguments))
+        return (*own, *self.updated(arguments))
+
+    def updated(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return which of these bound arguments a call updates in place: those of ``updates`` that it has."""
+        return tuple(name for name in self.updates if arguments.get(name) is not None)
 
     @staticmethod
     def _is_own(name: str, arguments: Mapping[str, Any]) -> bool:
@@ -226,7 +232,7 @@ class Op:
     def results(self, outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
         """Return all that a call has computed, in comparable order: what it returned and what it updated."""
         returned = (outputs,) if isinstance(outputs, Tensor) else outputs
-        results = (*returned, *(arguments[name] for name in self.updates))
+        results = (*returned, *(arguments[name] for name in self.updated(arguments)))
         if self.comparable is None:
             return results
         ordered = self.comparable(results, arguments)

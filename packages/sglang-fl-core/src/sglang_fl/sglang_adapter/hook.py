@@ -20,7 +20,7 @@ from sglang_fl.sglang_adapter.kernel_plugins import kernel_plugin_of
 from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, covering
-from sglang_fl.sglang_adapter.methods import TARGET, Method, methods_of
+from sglang_fl.sglang_adapter.methods import TARGET, Method, methods_of, methods_of_model
 from sglang_fl.sglang_adapter.seams import Seam
 
 __all__ = ["LayerHook", "Wrap", "install"]
@@ -93,6 +93,17 @@ class LayerHook:
         for method in methods_of(backend):
             method.put(self._life_of(method))
 
+    def replace_methods_of_model(self, model: Any) -> None:
+        """Take over the methods of a loaded model's layers where something of ours may run them.
+
+        The others are left untouched, and nothing is logged of them: SGLang's own call layers, of which each
+        tells the log itself.
+        """
+        for method in methods_of_model(model):
+            life = None if is_ours(method.current) else self.take_over_method(method)
+            if life is not None:
+                method.put(life)
+
     def take_over(self, layer: Any, own: Forward) -> LayerLife | None:
         """Return what would run a layer that is complete, or None where it is SGLang's; it is not put there.
 
@@ -106,9 +117,10 @@ class LayerHook:
         return life if life.op else None
 
     def take_over_method(self, method: Method) -> LayerLife | None:
-        """Return the same for a method of a kernel that is no layer."""
+        """Return the same for a method of a kernel that is no layer, where there is a candidate."""
         life = self._life_of(method)
-        return life if life.op else None
+        resolution = life.plan.resolution
+        return life if resolution is not None and resolution.candidates else None
 
     def _life(
         self,
@@ -196,8 +208,10 @@ def install(
     HookRegistry.register(f"{seam.owner}.enter_torch_compile", hook.tell_of_torch_compile, HookType.AFTER)
 
     def replace_methods(backend: Any, runner: Any, *args: Any) -> None:
-        if getattr(runner, "model", None) is not None:
+        model = getattr(runner, "model", None)
+        if model is not None:
             when_loaded(runner)
+            hook.replace_methods_of_model(model)
         hook.replace_methods(backend)
 
     HookRegistry.register(TARGET, replace_methods, HookType.AFTER)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.ops import OPS
+from sglang_fl.ops.catalogue import PARTS
 from sglang_fl.settings import Settings
 
 __all__ = ["ABOVE", "LayerLists", "class_name", "layer_lists", "named_ops"]
@@ -39,7 +40,14 @@ class LayerLists:
 
     def why_left_out(self, layer_class: type, op_name: str) -> str | None:
         """Say why a layer is SGLang's by the user's wish, or None where it is ours."""
-        return self._why_left_out({op_name, *(ancestor.__name__ for ancestor in layer_class.__mro__)})
+        names = {op_name, *(ancestor.__name__ for ancestor in layer_class.__mro__)}
+        return self._why_left_out(names) or self._why_part_left_out(op_name)
+
+    def _why_part_left_out(self, op_name: str) -> str | None:
+        """Say why an op is SGLang's that would compute a layer which is SGLang's by the user's wish."""
+        parts = PARTS.get(op_name, ()) if self.black else ()
+        named = sorted(name for part in parts for name in self.black & _all_names_of(part))
+        return f"{self.title} names {named[0]}" if named else None
 
     def _why_left_out(self, names: set[str]) -> str | None:
         named = sorted(self.black & names)
@@ -54,7 +62,7 @@ class LayerLists:
         if not self.white and not self.black:
             return None
         reasons = [self._why_left_out(names) for names in _names_of(op_name)]
-        return None if None in reasons else reasons[0]
+        return self._why_part_left_out(op_name) if None in reasons else reasons[0]
 
 
 def class_name(layer_class: str) -> str:
@@ -70,6 +78,11 @@ def _names_of(op_name: str) -> list[set[str]]:
     adapters = (adapter for adapters in ADAPTERS.values() for adapter in adapters)
     classes = [class_name(adapter.layer_class) for adapter in adapters if adapter.op.name == op_name]
     return [{op_name, name, *ABOVE.get(name, ())} for name in classes]
+
+
+def _all_names_of(op_name: str) -> set[str]:
+    """Return all names by which a list means layers of an op."""
+    return set().union(*_names_of(op_name))
 
 
 def layer_lists(settings: Settings) -> LayerLists:

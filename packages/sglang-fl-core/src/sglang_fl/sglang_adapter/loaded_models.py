@@ -60,7 +60,7 @@ class LoadedModels:
         if model in self._seen:
             return
         self._refuse(model)
-        self._shortcuts.install()
+        self._shortcuts.install(model)
         self._seen.add(model)
         self._tell_of_whole_steps(model)
         for layer in model.modules():

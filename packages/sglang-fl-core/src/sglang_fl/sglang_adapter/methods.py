@@ -1,6 +1,7 @@
 """Kernels that are methods of objects, not layers, and are replaced on the object, once.
 
-An attention backend holds such objects: SGLang's own for the gated delta rule, ours for attention itself.
+An attention backend holds such objects: SGLang's own for the gated delta rule, ours for attention itself. A
+model does: what an attention layer computes between its projection and attention.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,11 +12,12 @@ from sglang_fl.sglang_adapter.layers import (
     attention,
     causal_convolution,
     gated_delta_rule,
+    qk_norm_rope,
     state_space,
 )
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 
-__all__ = ["PLAIN_KERNELS", "TARGET", "Method", "methods_of"]
+__all__ = ["PLAIN_KERNELS", "TARGET", "Method", "methods_of", "methods_of_model"]
 
 #: The function that SGLang calls last when it builds an attention backend; one name in all releases.
 TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
@@ -23,6 +25,8 @@ TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
 #: Where a linear attention backend keeps objects of ours by which it computes; then no Triton kernel can run.
 PLAIN_KERNELS = "plain_kernels"
 _OF_PLAIN_KERNELS = {module.CLASS: module.ADAPTERS for module in (causal_convolution, state_space)}
+#: Of the layers of a model, by their class.
+_OF_LAYERS = {adapter.layer_class.rpartition(".")[0]: adapter for adapter in qk_norm_rope.ADAPTERS}
 #: Where backends keep others: hybrid models, one for prefill and one for decode, two batches at a time.
 _PARTS = ("full_attn_backend", "prefill_backend", "decode_backend", "primary")
 
@@ -82,6 +86,14 @@ def methods_of(backend: Any) -> Iterator[Method]:
         yield from (Method(kernel, adapter, bool(plain)) for adapter in gated_delta_rule.ADAPTERS)
     for kernel in _once(_attention_kernels(backend)):
         yield from (Method(kernel, adapter, is_pytorch=True) for adapter in attention.ADAPTERS)
+
+
+def methods_of_model(model: Any) -> Iterator[Method]:
+    """Yield the methods of the layers of a loaded model."""
+    for layer in model.modules():
+        adapter = _OF_LAYERS.get(_path(layer))
+        if adapter is not None:
+            yield Method(layer, adapter)
 
 
 def _delta_rule_kernels(linear: Any) -> Iterator[Any]:

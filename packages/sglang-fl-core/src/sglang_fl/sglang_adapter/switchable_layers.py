@@ -11,7 +11,7 @@ from typing import Any
 from sglang_fl.dispatch.life import LayerLife
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.sglang_adapter.hook import LayerHook
-from sglang_fl.sglang_adapter.methods import methods_of
+from sglang_fl.sglang_adapter.methods import methods_of, methods_of_model
 from sglang_fl.sglang_adapter.seams import Seam
 
 __all__ = ["SwitchableLayers"]
@@ -76,7 +76,7 @@ class SwitchableLayers:
                 own = layer._forward_method or getattr(layer, self._seam.method)()
                 put = partial(setattr, layer, "_forward_method")
                 self._add(name, own, put, *(hook.take_over(layer, own) for hook in hooks))
-        for method in methods_of(backend):
+        for method in (*methods_of_model(model), *methods_of(backend)):
             taken = (hook.take_over_method(method) for hook in hooks)
             self._add(method.title, method.current, method.put, *taken)
 

@@ -30,7 +30,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import UnsupportedError
 
-__all__ = ["DTYPES", "Launch", "address", "compiled", "multiprocessors", "overlap"]
+__all__ = ["DTYPES", "Launch", "address", "compiled", "multiprocessors", "overlap", "shared_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +116,26 @@ def multiprocessors(device: int) -> int:
     return 1 if _IS_INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def shared_memory(device: int) -> int:
+    """Return how much memory a program may share on a GPU, in bytes; in Triton's interpreter as on Hopper."""
+    if _IS_INTERPRETED:
+        return 232448
+    return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"])
+
+
 def _unaligned(value: Any) -> Any:
     """Return for a tensor one of its dtype that does not begin at a multiple of 16 bytes."""
     return value.new_empty(2)[1:] if isinstance(value, Tensor) else value
 
 
-def compiled(kernel: Any, *arguments: Any, is_aligned: bool, num_warps: int, **constants: Any) -> Launch:
+def compiled(
+    kernel: Any,
+    *arguments: Any,
+    is_aligned: bool,
+    num_warps: int,
+    num_stages: int | None = None,
+    **constants: Any,
+) -> Launch:
     """Compile a kernel for such arguments and constants, and return how to launch it.
 
     Parameters
@@ -132,6 +146,7 @@ def compiled(kernel: Any, *arguments: Any, is_aligned: bool, num_warps: int, **c
         and numbers
     is_aligned : all tensors that it will be launched with begin at a multiple of 16 bytes
     num_warps : of each program
+    num_stages : of the pipelines of its loops; None: Triton's own number
     constants : its ``tl.constexpr`` parameters but ``OVERLAP``, in the order of its signature
 
     Returns
@@ -149,15 +164,15 @@ def compiled(kernel: Any, *arguments: Any, is_aligned: bool, num_warps: int, **c
     if device < 0:
         raise UnsupportedError("it runs on a GPU, and these tensors are on the CPU")
     constants["OVERLAP"] = _overlaps(device)
+    options: dict[str, Any] = {"num_warps": num_warps, "launch_pdl": constants["OVERLAP"]}
+    if num_stages is not None:
+        options["num_stages"] = num_stages
     if _IN_PUBLIC:
         _say_once(_IN_PUBLIC)
-        options = {"num_warps": num_warps, "launch_pdl": constants["OVERLAP"]}
         return lambda programs, *given: kernel[(programs,)](*given, **constants, **options)
     like = arguments if is_aligned else tuple(map(_unaligned, arguments))
     with torch.cuda.device(device):
-        binary = kernel.warmup(
-            *like, grid=(1,), num_warps=num_warps, launch_pdl=constants["OVERLAP"], **constants
-        )
+        binary = kernel.warmup(*like, grid=(1,), **options, **constants)
         run = binary.run  # loads the binary onto the device
     metadata, fixed = binary.packed_metadata, tuple(constants.values())
     stream_of = _stream_of

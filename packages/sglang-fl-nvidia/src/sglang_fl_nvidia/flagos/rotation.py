@@ -11,7 +11,16 @@ from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import unshared
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 
-__all__ = ["rotate_heads"]
+__all__ = [
+    "Layout",
+    "are_apart",
+    "check_rotation",
+    "dense_heads",
+    "layout_of",
+    "rotate_heads",
+    "spans",
+    "take_turns",
+]
 
 #: Pairs of elements from which on programs are bound by the memory, not by their latency.
 MANY = 400_000
@@ -87,7 +96,10 @@ def rotation_kernel(
 
 
 #: How the heads of a tensor lie: stride of a token and of a head in elements, number of heads.
-_Layout = tuple[int, int, int]
+Layout = tuple[int, int, int]
+
+#: How far apart the rows of a tensor begin, how long one is, and how far all reach, in bytes.
+Span = tuple[int, int, int]
 
 #: A launch, the tokens of each program, and the programs of each token.
 _Rotation = tuple[Launch, int, int]
@@ -131,26 +143,26 @@ def rotate_heads(
     tokens = positions.shape[-1]
     if tokens == 0:
         return query, key
-    lies, key_lies = _layout(query, tokens, head_size), _layout(key, tokens, head_size)
+    lies, key_lies = layout_of(query, tokens, head_size), layout_of(key, tokens, head_size)
     if not cos_sin_cache.is_contiguous():
         cos_sin_cache = cos_sin_cache.contiguous()
     if lies is None or key_lies is None:
-        dense, dense_key = _dense(query, tokens, head_size), _dense(key, tokens, head_size)
+        dense, dense_key = dense_heads(query, tokens, head_size), dense_heads(key, tokens, head_size)
         turned = rotate_heads(
             positions, offsets, axes, dense, dense_key, cos_sin_cache, head_size, is_neox_style
         )
         return turned[0].view(query.shape), turned[1].view(key.shape)
     if lies[2] + key_lies[2] == 0:
         return query, key
-    if not _are_apart(query, key, lies, key_lies, tokens, head_size, cos_sin_cache):
+    if not are_apart(query, key, lies, key_lies, tokens, head_size, cos_sin_cache):
         others = positions, offsets, cos_sin_cache
         query, key = unshared(query, key, *others), unshared(key, query, *others)
         lies, key_lies = (
-            _layout(query, tokens, head_size) or lies,
-            _layout(key, tokens, head_size) or key_lies,
+            layout_of(query, tokens, head_size) or lies,
+            layout_of(key, tokens, head_size) or key_lies,
         )
     if query.dtype != key.dtype:  # a program turns heads of one dtype
-        _check(query, key, cos_sin_cache, head_size)
+        check_rotation(query, key, cos_sin_cache, head_size)
         rest = cos_sin_cache, head_size, is_neox_style
         rotate_heads(positions, offsets, axes, query, query.new_empty((tokens, 0)), *rest)
         rotate_heads(positions, offsets, axes, key.new_empty((tokens, 0)), key, *rest)
@@ -184,7 +196,7 @@ def rotate_heads(
     return query, key
 
 
-def _layout(x: Tensor, tokens: int, head_size: int) -> _Layout | None:
+def layout_of(x: Tensor, tokens: int, head_size: int) -> Layout | None:
     """Return how the heads of ``x`` lie, or None if not at one stride with their elements side by side."""
     shape, stride = x.shape, x.stride()
     if stride[-1] != 1 or shape[0] != tokens:
@@ -199,19 +211,19 @@ def _layout(x: Tensor, tokens: int, head_size: int) -> _Layout | None:
     return None
 
 
-def _are_apart(
+def are_apart(
     query: Tensor,
     key: Tensor,
-    lies: _Layout,
-    key_lies: _Layout,
+    lies: Layout,
+    key_lies: Layout,
     tokens: int,
     head_size: int,
     cos_sin_cache: Tensor,
 ) -> bool:
     """Whether no two heads share memory, nor one and the table; see ``sglang_fl.ops.shares_memory``."""
     item, key_item = query.itemsize, key.itemsize
-    row, width, reach = _spans(lies, tokens, head_size, item)
-    key_row, key_width, key_reach = _spans(key_lies, tokens, head_size, key_item)
+    row, width, reach = spans(lies, tokens, head_size, item)
+    key_row, key_width, key_reach = spans(key_lies, tokens, head_size, key_item)
     if (
         head_size > lies[1]
         or head_size > key_lies[1]
@@ -221,21 +233,33 @@ def _are_apart(
     begin, key_begin, table = query.data_ptr(), key.data_ptr(), cos_sin_cache.data_ptr()
     if -cos_sin_cache.nbytes < table - begin < reach or -cos_sin_cache.nbytes < table - key_begin < key_reach:
         return False
-    distance = key_begin - begin
-    if distance >= reach or -distance >= key_reach:
+    return take_turns(begin, (row, width, reach), key_begin, (key_row, key_width, key_reach))
+
+
+def take_turns(begin: int, span: Span, other_begin: int, other_span: Span) -> bool:
+    """Whether no row of one tensor shares memory with one of another.
+
+    Parameters
+    ----------
+    begin, other_begin : addresses of their first elements
+    span, other_span : see ``spans``
+    """
+    (row, width, reach), (other_row, other_width, other_reach) = span, other_span
+    distance = other_begin - begin
+    if distance >= reach or -distance >= other_reach:
         return True
     # Slices of one packed projection take turns.
-    return row == key_row and distance % row >= width and distance % row + key_width <= row
+    return row == other_row and distance % row >= width and distance % row + other_width <= row
 
 
-def _spans(lies: _Layout, tokens: int, head_size: int, item: int) -> tuple[int, int, int]:
+def spans(lies: Layout, tokens: int, head_size: int, item: int) -> Span:
     """Return in bytes how far apart rows begin, how long one is, and how far all reach."""
     stride, between, heads = lies
     width = (heads - 1) * between + head_size if heads else 0
     return stride * item, width * item, ((tokens - 1) * stride + width) * item
 
 
-def _dense(x: Tensor, tokens: int, head_size: int) -> Tensor:
+def dense_heads(x: Tensor, tokens: int, head_size: int) -> Tensor:
     """Return ``x`` as (tokens, heads, head_size)."""
     shape = x.shape
     is_whole = len(shape) > 1 and shape[-1] % head_size == 0 and shape[:-1].numel() == tokens
@@ -261,13 +285,13 @@ def _compiled(
     query: Tensor,
     key: Tensor,
     cos_sin_cache: Tensor,
-    lies: _Layout,
-    key_lies: _Layout,
+    lies: Layout,
+    key_lies: Layout,
     head_size: int,
     is_neox_style: bool,
     is_aligned: bool,
 ) -> tuple[_Rotation, _Rotation, int]:
-    _check(query, key, cos_sin_cache, head_size)
+    check_rotation(query, key, cos_sin_cache, head_size)
     half = cos_sin_cache.shape[1] // 2
     lanes, heads = triton.next_power_of_2(half), lies[2] + key_lies[2]
 
@@ -295,7 +319,8 @@ def _compiled(
     return rotation(False), rotation(True), MANY // (heads * lanes)
 
 
-def _check(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:
+def check_rotation(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:
+    """Raise ``ContractError`` or ``UnsupportedError`` unless the kernels take such tensors."""
     rotary_dim = cos_sin_cache.shape[1]
     if rotary_dim % 2 or rotary_dim > head_size:
         raise ContractError(

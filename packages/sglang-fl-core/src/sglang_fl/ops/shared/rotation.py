@@ -6,7 +6,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import compute_dtype
 
-__all__ = ["rotate", "rotation_magnitude"]
+__all__ = ["heads_of", "rotate", "rotation_magnitude"]
 
 
 def rotate(
@@ -32,7 +32,7 @@ def rotate(
 
 
 def _rotate(what: str, x: Tensor, rows: Tensor, head_size: int, is_neox_style: bool) -> Tensor:
-    heads, dtype = _heads(what, x, len(rows), head_size), compute_dtype(x, rows)
+    heads, dtype = heads_of(what, x, len(rows), head_size), compute_dtype(x, rows)
     rotary_dim = rows.shape[-1]
     cos, sin = rows.to(dtype).unsqueeze(1).chunk(2, dim=-1)
     first, second = _pairs(heads[..., :rotary_dim].to(dtype), is_neox_style)
@@ -40,7 +40,7 @@ def _rotate(what: str, x: Tensor, rows: Tensor, head_size: int, is_neox_style: b
     return torch.cat((rotated.to(x.dtype), heads[..., rotary_dim:]), dim=-1).reshape(x.shape)
 
 
-def _heads(what: str, x: Tensor, tokens: int, head_size: int) -> Tensor:
+def heads_of(what: str, x: Tensor, tokens: int, head_size: int) -> Tensor:
     """View ``x`` as (tokens, heads, head_size); its heads may lie in one axis or in two."""
     whole = x.dim() > 1 and x.shape[-1] % head_size == 0
     if whole and x.shape[:-1].numel() == tokens:

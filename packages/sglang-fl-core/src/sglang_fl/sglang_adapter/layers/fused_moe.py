@@ -2,11 +2,11 @@
 
 SGLang: ``forward(layer, dispatch_output)`` returns a ``CombineInput``. Contract: ``fused_moe(hidden_states,
 w13_weight, w2_weight, topk_weights, topk_ids, *, apply_router_weight_on_input=False,
-routed_scaling_factor=1.0)``.
+routed_scaling_factor=1.0, w13_bias=None, w2_bias=None, gemm1_alpha=None, gemm1_limit=None)``.
 
-Falls through: other activations than a gated SiLU, biases, results that are not combined, weights that SGLang
-has packed or permuted for a kernel of its own (``--moe-runner-backend``), and calls whose tokens or routing
-come in another form than the standard one.
+Falls through: other activations than a gated SiLU and that of GPT-OSS, results that are not combined, weights
+that SGLang has packed or permuted for a kernel of its own (``--moe-runner-backend``), and calls whose tokens
+or routing come in another form than the standard one.
 """
 
 from typing import Any
@@ -18,6 +18,9 @@ from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
 __all__ = ["ADAPTERS"]
 
+#: The options that are a layer's parameters, and their names there.
+_BIASES = {"w13_bias": "w13_weight_bias", "w2_bias": "w2_weight_bias"}
+
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the experts' weights at each call; they may be replaced meanwhile.
@@ -27,7 +30,8 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput, StandardDispatchOutput
     from sglang.srt.layers.moe.topk import StandardTopKOutput
 
-    run = with_options(kernel, _options(layer.moe_runner_config, own))
+    run = with_options(kernel, _options(layer, own))
+    biases = _BIASES if layer.with_bias else {}
 
     def forward(method: Any, layer: Any, dispatch_output: Any) -> Any:
         # Other forms, such as the one on Ascend NPUs, have sorted the rows by expert already.
@@ -40,7 +44,9 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         try:
             if is_standard:
                 hidden, topk = dispatch_output.hidden_states, dispatch_output.topk_output
-                result = run(hidden, layer.w13_weight, layer.w2_weight, topk.topk_weights, topk.topk_ids)
+                weights = (layer.w13_weight, layer.w2_weight)
+                added = {option: getattr(layer, name) for option, name in biases.items()}
+                result = run(hidden, *weights, topk.topk_weights, topk.topk_ids, **added)
                 return StandardCombineInput(hidden_states=result)
         except REFUSALS as refusal:
             own.because(refusal)
@@ -49,9 +55,12 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-def _options(config: Any, own: Own) -> dict[str, Any]:
-    """Return the options of the contract that these experts need."""
-    options: dict[str, Any] = {}
+def _options(layer: Any, own: Own) -> dict[str, Any]:
+    """Return the options of the contract that these experts need; biases are read at each call."""
+    config = layer.moe_runner_config
+    options: dict[str, Any] = dict.fromkeys(_BIASES) if layer.with_bias else {}
+    if config.gemm1_alpha is not None:
+        options |= {"gemm1_alpha": config.gemm1_alpha, "gemm1_limit": config.gemm1_clamp_limit}
     if config.apply_router_weight_on_input:
         options["apply_router_weight_on_input"] = True
     # Where SGLang runs its PyTorch path the models multiply by the factor, elsewhere its runner does.
@@ -63,13 +72,13 @@ def _options(config: Any, own: Own) -> dict[str, Any]:
 def why_not(layer: Any) -> str | None:
     """Say what of these experts the contract cannot express."""
     config = layer.moe_runner_config
-    for name in ("gemm1_alpha", "gemm1_beta", "gemm1_clamp_limit", "swiglu_limit"):
-        if getattr(config, name, None) is not None:
-            return f"{name}={getattr(config, name)}"
+    alpha, limit = config.gemm1_alpha, config.gemm1_clamp_limit
+    of_gpt_oss = alpha is not None and limit is not None and getattr(config, "gate_up_interleaved", True)
     reasons = {
         f"activation={config.activation!r}": config.activation != "silu" or not config.is_gated,
+        f"gemm1_alpha={alpha}, gemm1_clamp_limit={limit}": not of_gpt_oss and (alpha, limit) != (None, None),
+        "swiglu_limit": getattr(config, "swiglu_limit", None) is not None,
         "no_combine": config.no_combine,
-        "biases": layer.with_bias,
         "weights packed for another kernel": _is_packed(layer),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

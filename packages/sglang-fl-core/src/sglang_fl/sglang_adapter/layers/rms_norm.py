@@ -18,12 +18,12 @@ from sglang_fl.ops import OPS, Kernel, lacking, with_options
 from sglang_fl.sglang_adapter.layers import gemma_rms_norm
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTERS"]
+__all__ = ["ADAPTERS", "options", "why_not"]
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's weight at each call; it may be replaced meanwhile."""
-    run = with_options(kernel, _options(layer))
+    run = with_options(kernel, options(layer))
     takes_post = not lacking(kernel, ["post_residual_addition"])
     eps: float = layer.variance_epsilon
     plain_linear: Any = None  # the linear layer last seen that SGLang would not quantise for
@@ -51,7 +51,7 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-def _options(layer: Any) -> dict[str, Any]:
+def options(layer: Any) -> dict[str, Any]:
     """Return the options of the contract that this layer needs; they are fixed when it is built."""
     options = {
         "variance_size_override": layer.variance_size_override,

@@ -1,0 +1,119 @@
+"""What the ops share that also write keys and values into the KV cache: checks, the write, sample inputs."""
+
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops.op import Arguments
+from sglang_fl.ops.shared.overlap import shares_memory
+
+__all__ = ["KV_CACHE", "check_kv_cache", "kv_cache_sizes", "sample_kv_cache", "write_kv_cache"]
+
+#: The options of such an op, all of which a call gives, or none.
+KV_CACHE = ("value", "k_buffer", "v_buffer", "cache_loc")
+
+
+def check_kv_cache(
+    op: str,
+    key: Tensor,
+    value: Tensor | None,
+    k_buffer: Tensor | None,
+    v_buffer: Tensor | None,
+    cache_loc: Tensor | None,
+) -> bool:
+    """Return whether a call writes the KV cache.
+
+    Parameters
+    ----------
+    op : for error messages
+    key, value, k_buffer, v_buffer, cache_loc : see ``rotary_embedding``
+
+    Raises
+    ------
+    ContractError : only some of the options are given, they do not fit, or slots share memory
+    """
+    given = dict(zip(KV_CACHE, (value, k_buffer, v_buffer, cache_loc), strict=True))
+    missing = [name for name, tensor in given.items() if tensor is None]
+    if len(missing) == len(given):
+        return False
+    if value is None or k_buffer is None or v_buffer is None or cache_loc is None:
+        raise ContractError(f"{op}: to write the KV cache it needs {' and '.join(missing)} too")
+    if cache_loc.dim() != 1 or cache_loc.dtype not in (torch.int32, torch.int64):
+        raise ContractError(f"{op}: cache_loc {tuple(cache_loc.shape)} {cache_loc.dtype} is no row of slots")
+    tokens = len(cache_loc)
+    for name, rows, pool in (("k_buffer", key, k_buffer), ("v_buffer", value, v_buffer)):
+        width = pool.shape[1:].numel()
+        if rows.numel() != tokens * width or rows.dtype is not pool.dtype:
+            raise ContractError(
+                f"{op}: {tokens} slots of {name} {tuple(pool.shape)} {pool.dtype} do not hold "
+                f"{tuple(rows.shape)} {rows.dtype}"
+            )
+        if shares_memory(pool):
+            raise ContractError(f"{op}: slots of {name} share memory")
+    return True
+
+
+def write_kv_cache(key: Tensor, value: Tensor, k_buffer: Tensor, v_buffer: Tensor, cache_loc: Tensor) -> None:
+    """Write a row of keys and one of values into the slot of each token.
+
+    Parameters
+    ----------
+    key : as it is returned: rotated, and rounded to its dtype
+    value, k_buffer, v_buffer, cache_loc : see ``rotary_embedding``
+    """
+    slots = cache_loc.long()
+    for rows, pool in ((key, k_buffer), (value, v_buffer)):
+        pool[slots] = rows.reshape(len(slots), *pool.shape[1:])
+
+
+def kv_cache_sizes(
+    truth: tuple[Tensor, ...], key_size: Tensor, cache_loc: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Return the size of the terms of each element of the two pools; none where they are not given.
+
+    Parameters
+    ----------
+    truth : all results of the call: query, key, and the pools
+    key_size : of the key's elements
+    cache_loc : see ``rotary_embedding``
+    """
+    if cache_loc is None:
+        return ()
+    keys, values = truth[2].abs(), truth[3].abs()
+    keys[cache_loc.long()] = key_size.reshape(len(cache_loc), *keys.shape[1:])
+    return keys, values
+
+
+def sample_kv_cache(
+    key: Tensor,
+    value: Tensor,
+    generator: torch.Generator,
+    *,
+    heads: int | None = None,
+    loc_dtype: torch.dtype = torch.int64,
+    padding: int = 0,
+    is_poisoned: bool = False,
+) -> Arguments:
+    """Return the options with which a call writes its keys and values into a cache that has contents.
+
+    Parameters
+    ----------
+    key, value : (T, n), (T, m): rows of tokens
+    generator : draws contents and slots
+    heads : the pools have an axis of so many heads; None: they have two axes
+    loc_dtype : of the slots
+    padding : elements between the slots of the pools
+    is_poisoned : what lies in the slots of other tokens is no number
+    """
+    tokens = len(key)
+    slots = tokens + 4
+    loc = torch.randperm(slots, generator=generator)[:tokens].to(loc_dtype)
+
+    def pool(width: int) -> Tensor:
+        wide = torch.randn(slots, width + padding, generator=generator).to(key.dtype)[:, :width]
+        if is_poisoned:
+            wide[[slot for slot in range(slots) if slot not in loc.tolist()]] = torch.nan
+        return wide if heads is None else wide.view(slots, heads, width // heads)
+
+    k_buffer, v_buffer = pool(key.shape[1]), pool(value.shape[1])
+    return dict(zip(KV_CACHE, (value, k_buffer, v_buffer, loc), strict=True))

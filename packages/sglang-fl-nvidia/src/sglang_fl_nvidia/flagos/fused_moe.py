@@ -1,0 +1,294 @@
+"""``fused_moe`` in Triton kernels of our own: three launches for few tokens, four for many."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl_nvidia.flagos import experts as kernels
+from sglang_fl_nvidia.flagos.expert_assignments import sort_kernel
+from sglang_fl_nvidia.flagos.expert_tiles import FIRST_FEW, SORTED, Tile, fitting, rows_for, second_few
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, shared_memory
+
+__all__ = ["fused_moe"]
+
+#: Assignments of tokens to experts up to which each program reads all of them instead of having them sorted,
+#: and which must not be more than there are experts: most programs would find nothing to do.
+FEW = 32
+#: Assignments that a program of the sort reads at a time.
+SORT_BLOCK = 2048
+#: Columns of a program of the sum.
+SUM_COLUMNS = 1024
+
+
+def fused_moe(
+    hidden_states: Tensor,
+    w13_weight: Tensor,
+    w2_weight: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *,
+    apply_router_weight_on_input: bool = False,
+    routed_scaling_factor: float = 1.0,
+    w13_bias: Tensor | None = None,
+    w2_bias: Tensor | None = None,
+    gemm1_alpha: float | None = None,
+    gemm1_limit: float | None = None,
+) -> Tensor:
+    """See ``sglang_fl.ops.fused_moe``. Activated rows and each expert's result are rounded to the dtype.
+
+    Raises
+    ------
+    ContractError : shapes that do not fit, one of alpha and limit alone, a limit that is not above zero
+    UnsupportedError : another dtype than float16, bfloat16 and float32, weights in another one than
+        ``hidden_states``, or weights and biases without dense rows
+    """
+    x, weights, ids = (
+        tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+        for tensor in (hidden_states, topk_weights, topk_ids)
+    )
+    tokens, width = x.shape
+    if weights.shape != ids.shape or len(ids) != tokens:
+        raise ContractError(
+            f"fused_moe: topk_weights {tuple(weights.shape)} and topk_ids {tuple(ids.shape)} are not rows "
+            f"for {tokens} tokens"
+        )
+    # Where there is no bias its kernel reads none, but is given an address.
+    b13 = w13_weight if w13_bias is None else w13_bias
+    b2 = w2_weight if w2_bias is None else w2_bias
+    given = _Given(x, w13_weight, b13, w2_weight, b2, weights, ids)
+    x_stride, weight_stride, id_stride = (rows.stride(0) if tokens > 1 else 0 for rows in (x, weights, ids))
+    layout = _Layout(
+        width=width,
+        w13_shape=w13_weight.shape,
+        w2_shape=w2_weight.shape,
+        top_k=ids.shape[1],
+        x_stride=x_stride,
+        weight_stride=weight_stride,
+        id_stride=id_stride,
+        w13_strides=w13_weight.stride(),
+        w2_strides=w2_weight.stride(),
+        b13_stride=b13.stride(0),
+        b2_stride=b2.stride(0),
+        has_b13=w13_bias is not None,
+        has_b2=w2_bias is not None,
+        weighs_input=apply_router_weight_on_input,
+        alpha=gemm1_alpha,
+        limit=gemm1_limit,
+        is_aligned=not any(tensor.data_ptr() % 16 for tensor in given),
+    )
+    key = layout, *((tensor.dtype, tensor.device) for tensor in given)
+    experts = _launches.get(key)
+    if experts is None:
+        _check(given, layout)
+        experts = _launches[key] = _Experts(given, layout)
+    if not ids.numel():
+        return x.new_zeros(x.shape)
+    return experts(given, float(routed_scaling_factor))
+
+
+class _Given(NamedTuple):
+    """The tensors of a call, with dense rows."""
+
+    x: Tensor
+    w13: Tensor
+    b13: Tensor
+    w2: Tensor
+    b2: Tensor
+    weights: Tensor
+    ids: Tensor
+
+
+class _Layout(NamedTuple):
+    """How they lie, and what is to be done: all that kernels are compiled for, beside dtypes and device."""
+
+    width: int
+    w13_shape: tuple[int, ...]
+    w2_shape: tuple[int, ...]
+    top_k: int
+    x_stride: int
+    weight_stride: int
+    id_stride: int
+    w13_strides: tuple[int, ...]
+    w2_strides: tuple[int, ...]
+    b13_stride: int
+    b2_stride: int
+    has_b13: bool
+    has_b2: bool
+    weighs_input: bool
+    alpha: float | None
+    limit: float | None
+    is_aligned: bool
+
+
+class _Product(NamedTuple):
+    """A product with the weights of one layer.
+
+    Parameters
+    ----------
+    launch : runs it
+    pieces : programs for each row of tiles
+    """
+
+    launch: Launch
+    pieces: int
+
+
+class _Experts:
+    """The kernels for all layers of one layout, compiled when the first of them is computed."""
+
+    def __init__(self, given: _Given, layout: _Layout) -> None:
+        self._experts, self._width, self._inner = layout.w2_shape
+        self._most_few = min(FEW, self._experts)
+        self._is_aligned = layout.is_aligned
+        self._memory = shared_memory(given.x.get_device())
+        self._constants = {
+            "X_STRIDE": layout.x_stride,
+            "WEIGHT_STRIDE": layout.weight_stride,
+            "ID_STRIDE": layout.id_stride,
+            "WIDTH": self._width,
+            "INNER": self._inner,
+            "EXPERTS": self._experts,
+            "TOP_K": layout.top_k,
+            "PLACES": triton.next_power_of_2(self._most_few),
+            "BLOCK": triton.next_power_of_2(self._experts),
+            "WEIGHS_INPUT": layout.weighs_input,
+            "ALPHA": layout.alpha or 0.0,
+            "LIMIT": layout.limit or 0.0,
+            # Triton would round float32 to TF32.
+            "PRECISION": "ieee" if given.x.dtype is torch.float32 else "tf32",
+        }
+        order = given.ids.new_empty(2, dtype=torch.int32)
+        few, many = (given.ids, given.x, 1), (order, order, given.x)
+        self._first_few = self._first(kernels.gate_up_few_kernel, FIRST_FEW, given, layout, *few)
+        tile = second_few(self._inner)
+        self._second_few = self._second(kernels.down_few_kernel, tile, given, layout, *few)
+        self._sorted = {
+            rows: (
+                self._first(kernels.gate_up_sorted_kernel, first, given, layout, *many),
+                self._second(kernels.down_sorted_kernel, second, given, layout, *many),
+            )
+            for rows, (first, second) in SORTED.items()
+        }
+        self._sort = self._compiled(sort_kernel, (given.ids, order, order, 1), 8, BLOCK=SORT_BLOCK)
+        columns = min(SUM_COLUMNS, triton.next_power_of_2(self._width))
+        self._sum = _Product(
+            self._compiled(kernels.sum_kernel, (given.x, given.ids, given.x, 1.0), 4, COLUMNS=columns),
+            triton.cdiv(self._width, columns),
+        )
+
+    def __call__(self, given: _Given, factor: float) -> Tensor:
+        """Compute the experts of each token, of which there is at least one."""
+        x, ids = given.x, given.ids
+        assignments = ids.numel()
+        h, y = x.new_empty((assignments, self._inner)), x.new_empty((assignments, self._width))
+        out = x.new_empty(x.shape)
+        x_at, w13_at, b13_at, w2_at, b2_at, weights_at, ids_at = map(address, given)
+        of_first, of_second = (x_at, w13_at, b13_at, weights_at), (address(h), w2_at, b2_at, weights_at)
+        if assignments <= self._most_few:
+            first, second = self._first_few, self._second_few
+            first.launch(assignments * first.pieces, *of_first, ids_at, address(h), assignments)
+            second.launch(assignments * second.pieces, *of_second, ids_at, address(y), assignments)
+        else:
+            rows = rows_for(assignments, self._experts)
+            first, second = self._sorted[rows]
+            order = ids.new_empty(assignments, dtype=torch.int32)
+            starts = ids.new_empty(self._experts + 1, dtype=torch.int32)
+            ordered = (address(order), address(starts))
+            self._sort(self._experts + 1, ids_at, *ordered, assignments)
+            # As many as there can be: an expert's last tile need not be full.
+            tiles = assignments // rows + min(assignments, self._experts)
+            first.launch(tiles * first.pieces, *of_first, *ordered, address(h))
+            second.launch(tiles * second.pieces, *of_second, *ordered, address(y))
+        self._sum.launch(len(x) * self._sum.pieces, address(y), ids_at, address(out), factor)
+        return out
+
+    def _first(self, kernel: Any, tile: Tile, given: _Given, layout: _Layout, *rest: Any) -> _Product:
+        arguments = (given.x, given.w13, given.b13, given.weights, *rest)
+        facts = (layout.w13_strides, layout.b13_stride, layout.has_b13)
+        # A program multiplies its rows by two tiles of weights: the gate's and the other factor's.
+        return self._product(kernel, tile, 2, self._inner, arguments, *facts)
+
+    def _second(self, kernel: Any, tile: Tile, given: _Given, layout: _Layout, *rest: Any) -> _Product:
+        arguments = (given.x, given.w2, given.b2, given.weights, *rest)
+        facts = (layout.w2_strides, layout.b2_stride, layout.has_b2)
+        return self._product(kernel, tile, 1, self._width, arguments, *facts)
+
+    def _product(
+        self,
+        kernel: Any,
+        tile: Tile,
+        weights: int,
+        width: int,
+        arguments: tuple[Any, ...],
+        strides: tuple[int, ...],
+        bias_stride: int,
+        has_bias: bool,
+    ) -> _Product:
+        tile = fitting(tile, weights, arguments[0].element_size(), self._memory)
+        launch = self._compiled(
+            kernel,
+            arguments,
+            tile.num_warps,
+            tile.num_stages,
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            DEPTH=tile.depth,
+            W_EXPERT=strides[0],
+            W_ROW=strides[1],
+            BIAS_STRIDE=bias_stride,
+            HAS_BIAS=has_bias,
+        )
+        return _Product(launch, triton.cdiv(width, tile.columns))
+
+    def _compiled(
+        self,
+        kernel: Any,
+        arguments: tuple[Any, ...],
+        num_warps: int,
+        num_stages: int | None = None,
+        **constants: Any,
+    ) -> Launch:
+        known = self._constants | constants
+        return compiled(
+            *(kernel, *arguments),
+            is_aligned=self._is_aligned,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            **{name: known[name] for name in kernel.arg_names if name in known},
+        )
+
+
+_launches: dict[tuple[Any, ...], _Experts] = {}
+
+
+def _check(given: _Given, layout: _Layout) -> None:
+    experts, rows, columns = layout.w13_shape
+    if columns != layout.width or rows % 2 or layout.w2_shape != (experts, columns, rows // 2):
+        raise ContractError(
+            f"fused_moe: w13_weight {tuple(layout.w13_shape)} and w2_weight {tuple(layout.w2_shape)} do not "
+            f"fit each other and hidden_states {tuple(given.x.shape)}"
+        )
+    biases = (("w13_bias", layout.has_b13, given.b13, rows), ("w2_bias", layout.has_b2, given.b2, columns))
+    for name, is_given, bias, size in biases:
+        if is_given and bias.shape != (experts, size):
+            raise ContractError(f"fused_moe: {name} {tuple(bias.shape)} is not {(experts, size)}")
+    alpha, limit = layout.alpha, layout.limit
+    if (alpha is None) != (limit is None) or (limit is not None and limit <= 0):
+        raise ContractError(
+            f"fused_moe: gemm1_alpha={alpha} and gemm1_limit={limit} are not both given, or the limit is not "
+            f"above zero"
+        )
+    if alpha is not None and alpha <= 0:
+        raise UnsupportedError(f"it takes a gemm1_alpha above zero, not {alpha}")
+    if any(tensor.stride(-1) != 1 for tensor in (given.w13, given.w2, given.b13, given.b2)):
+        raise UnsupportedError("it takes experts' weights and biases whose rows are dense")
+    dtypes = {given.x.dtype, given.w13.dtype, given.w2.dtype}
+    others = {given.weights.dtype, given.b13.dtype, given.b2.dtype}
+    if len(dtypes) > 1 or not dtypes | others <= set(DTYPES):
+        raise UnsupportedError(
+            f"it takes tokens and experts in one dtype, float16, bfloat16 or float32, not "
+            f"{', '.join(sorted(map(str, dtypes | others)))}"
+        )

@@ -1,0 +1,472 @@
+"""The kernel that norms and rotates the heads of query and key, and writes the KV cache.
+
+Each program has a few heads of one tensor and a few tokens: some turn heads of the query, some heads of the
+key, which they also write into the cache, and some copy values there. A head is loaded before any of it is
+stored, so a result may take the place of its argument.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
+from sglang_fl_nvidia.flagos.rotation import Layout
+
+__all__ = ["KVCache", "Norms", "kv_cache", "turn_heads"]
+
+#: Elements from which on programs are bound by the memory, not by their latency.
+MANY = 800_000
+#: Elements that a program turns, and its warps, for a few elements and for many: those of ``rotation``, which
+#: counts pairs.
+FEW_TILE, MANY_TILE = (1024, 4), (2048, 4)
+
+
+class Norms(NamedTuple):
+    """How the heads are normed before they are rotated.
+
+    Parameters
+    ----------
+    q_weight, k_weight : Tensors, (head_size,), dense, float16, bfloat16 or float32
+    eps : added to the mean squares
+    shift : added to the weights
+    """
+
+    q_weight: Tensor
+    k_weight: Tensor
+    eps: float
+    shift: float
+
+
+class KVCache(NamedTuple):
+    """What is written into the KV cache.
+
+    Parameters
+    ----------
+    value : Tensor, (T, n), rows dense
+    k_buffer, v_buffer : Tensors, (S, ...): slots that are dense in themselves
+    cache_loc : Tensor, (T,), dense
+    """
+
+    value: Tensor
+    k_buffer: Tensor
+    v_buffer: Tensor
+    cache_loc: Tensor
+
+
+def kv_cache(
+    tokens: int,
+    key: Tensor,
+    value: Tensor | None,
+    k_buffer: Tensor | None,
+    v_buffer: Tensor | None,
+    cache_loc: Tensor | None,
+) -> KVCache | None:
+    """Return what is to be written into the KV cache, as the kernel takes it; None: nothing.
+
+    Parameters
+    ----------
+    tokens : T
+    key, value, k_buffer, v_buffer, cache_loc : see ``sglang_fl.ops.rotary_embedding``
+
+    Raises
+    ------
+    ContractError : some but not all are given, or they do not fit
+    UnsupportedError : the elements of a slot do not lie side by side
+    """
+    if value is None or k_buffer is None or v_buffer is None or cache_loc is None:
+        if value is k_buffer is v_buffer is cache_loc:
+            return None
+        raise ContractError("to write the KV cache it needs value, k_buffer, v_buffer and cache_loc")
+    if value.dim() != 2 or value.stride(1) != 1:
+        value = value.reshape(tokens, value.numel() // tokens).contiguous()
+    for rows, pool in ((key, k_buffer), (value, v_buffer)):
+        shape, stride = pool.shape, pool.stride()
+        if rows.dtype is not pool.dtype or rows.numel() != tokens * shape[1:].numel():
+            raise ContractError(
+                f"{tokens} slots of {tuple(shape)} {pool.dtype} do not hold {tuple(rows.shape)} {rows.dtype}"
+            )
+        if stride[-1] != 1 or (len(shape) == 3 and shape[1] > 1 and stride[1] != shape[2]) or len(shape) > 3:
+            raise UnsupportedError(f"it writes slots that are dense, not with strides {stride}")
+    if cache_loc.shape != (tokens,):
+        raise ContractError(f"cache_loc {tuple(cache_loc.shape)} has not a slot for each of {tokens} tokens")
+    return KVCache(
+        value, k_buffer, v_buffer, cache_loc if cache_loc.stride(0) == 1 else cache_loc.contiguous()
+    )
+
+
+@triton.jit
+def _load_pair(
+    start,
+    inside,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    IS_NEOX: tl.constexpr,
+):
+    """Load both elements of the pairs of heads."""
+    if IS_NEOX:
+        lane = tl.arange(0, LANES)[None, None, :]
+        in_half = inside & (lane < HALF)
+        left = tl.load(start + lane, mask=in_half, other=0.0).to(tl.float32)
+        right = tl.load(start + HALF + lane, mask=in_half, other=0.0).to(tl.float32)
+    else:
+        element = tl.arange(0, 2 * LANES)[None, None, :]
+        whole = tl.load(start + element, mask=inside & (element < 2 * HALF), other=0.0).to(tl.float32)
+        left, right = tl.split(tl.reshape(whole, (TOKENS, HEADS, LANES, 2)))
+    return left, right
+
+
+@triton.jit
+def _store_pair(
+    start,
+    left,
+    right,
+    inside,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    IS_NEOX: tl.constexpr,
+):
+    """Store both elements of the pairs of heads."""
+    if IS_NEOX:
+        lane = tl.arange(0, LANES)[None, None, :]
+        in_half = inside & (lane < HALF)
+        tl.store(start + lane, left, mask=in_half)
+        tl.store(start + HALF + lane, right, mask=in_half)
+    else:
+        element = tl.arange(0, 2 * LANES)[None, None, :]
+        whole = tl.reshape(tl.join(left, right), (TOKENS, HEADS, 2 * LANES))
+        tl.store(start + element, whole, mask=inside & (element < 2 * HALF))
+
+
+@triton.jit
+def _turn(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    buffer_ptr,
+    positions_ptr,
+    cache_ptr,
+    loc_ptr,
+    token,
+    first_head,
+    tokens,
+    eps,
+    STRIDE: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr,
+    COUNT: tl.constexpr,
+    OUT_STRIDE: tl.constexpr,
+    OUT_HEAD_STRIDE: tl.constexpr,
+    SLOT_STRIDE: tl.constexpr,
+    SIZE: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    REST_LANES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    HAS_BUFFER: tl.constexpr,
+    IS_NEOX: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Turn a block of heads of one tensor."""
+    head = first_head + tl.arange(0, HEADS)[None, :, None]
+    lane = tl.arange(0, LANES)[None, None, :]
+    rest = 2 * HALF + tl.arange(0, REST_LANES)[None, None, :]
+    HAS_REST: tl.constexpr = 2 * HALF < SIZE
+    if HAS_NORM:
+        always = tl.full((1, 1, 1), 1, tl.int1)
+        weight_left, weight_right = _load_pair(weight_ptr, always, HALF, LANES, 1, 1, IS_NEOX)
+        if HAS_REST:
+            weight_rest = tl.load(weight_ptr + rest, mask=rest < SIZE, other=0.0).to(tl.float32)
+    overlap(OVERLAP)
+    known = token < tokens
+    inside = known & (head < COUNT)
+    in_rest = inside & (rest < SIZE)
+    position = tl.load(positions_ptr + token, mask=known, other=0).to(tl.int64)
+    start = x_ptr + token * STRIDE + head.to(tl.int64) * HEAD_STRIDE
+    # The heads are asked for before the cosines, which must wait for the positions.
+    left, right = _load_pair(start, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+    if HAS_REST:
+        others = tl.load(start + rest, mask=in_rest, other=0.0).to(tl.float32)
+    at = cache_ptr + position * (2 * HALF) + lane
+    in_table = known & (lane < HALF)
+    cos = tl.load(at, mask=in_table, other=0.0).to(tl.float32)
+    sin = tl.load(at + HALF, mask=in_table, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        squares = tl.sum(left * left + right * right, axis=2, keep_dims=True)
+        if HAS_REST:
+            squares += tl.sum(others * others, axis=2, keep_dims=True)
+        scale = tl.rsqrt(squares / SIZE + eps)
+        left, right = left * scale * (weight_left + SHIFT), right * scale * (weight_right + SHIFT)
+        if HAS_REST:
+            others = others * scale * (weight_rest + SHIFT)
+    turned_left, turned_right = left * cos - right * sin, right * cos + left * sin
+    out = out_ptr + token * OUT_STRIDE + head.to(tl.int64) * OUT_HEAD_STRIDE
+    _store_pair(out, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+    if HAS_REST and HAS_NORM:  # without a norm a result takes the place of its argument
+        tl.store(out + rest, others, mask=in_rest)
+    if HAS_BUFFER:
+        slot = tl.load(loc_ptr + token, mask=known, other=0).to(tl.int64)
+        kept = buffer_ptr + slot * SLOT_STRIDE + head * SIZE
+        _store_pair(kept, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+        if HAS_REST:
+            tl.store(kept + rest, others, mask=in_rest)
+
+
+@triton.jit(do_not_specialize=["tokens", "eps"])
+def heads_kernel(
+    query_ptr,
+    key_ptr,
+    query_weight_ptr,
+    key_weight_ptr,
+    query_out_ptr,
+    key_out_ptr,
+    positions_ptr,
+    cache_ptr,
+    value_ptr,
+    k_buffer_ptr,
+    v_buffer_ptr,
+    loc_ptr,
+    tokens,
+    eps,
+    QUERY_STRIDE: tl.constexpr,
+    QUERY_HEAD_STRIDE: tl.constexpr,
+    QUERY_HEADS: tl.constexpr,
+    KEY_STRIDE: tl.constexpr,
+    KEY_HEAD_STRIDE: tl.constexpr,
+    KEY_HEADS: tl.constexpr,
+    QUERY_OUT_STRIDE: tl.constexpr,
+    QUERY_OUT_HEAD_STRIDE: tl.constexpr,
+    KEY_OUT_STRIDE: tl.constexpr,
+    KEY_OUT_HEAD_STRIDE: tl.constexpr,
+    K_SLOT_STRIDE: tl.constexpr,
+    VALUE_STRIDE: tl.constexpr,
+    V_SLOT_STRIDE: tl.constexpr,
+    VALUES: tl.constexpr,
+    SIZE: tl.constexpr,
+    HALF: tl.constexpr,
+    LANES: tl.constexpr,
+    REST_LANES: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    HAS_CACHE: tl.constexpr,
+    IS_NEOX: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Turn a block of heads of the query, or one of the key, or copy a block of values, of a few tokens."""
+    QUERY_BLOCKS: tl.constexpr = (QUERY_HEADS + HEADS - 1) // HEADS
+    KEY_BLOCKS: tl.constexpr = (KEY_HEADS + HEADS - 1) // HEADS
+    BLOCKS: tl.constexpr = QUERY_BLOCKS + KEY_BLOCKS + (VALUES + VALUE_BLOCK - 1) // VALUE_BLOCK
+    program = tl.program_id(0)
+    block = program % BLOCKS
+    first = (program // BLOCKS).to(tl.int64) * TOKENS
+    token = first + tl.arange(0, TOKENS)[:, None, None]
+    if block < QUERY_BLOCKS:
+        _turn(
+            query_ptr,
+            query_weight_ptr,
+            query_out_ptr,
+            k_buffer_ptr,
+            positions_ptr,
+            cache_ptr,
+            loc_ptr,
+            token,
+            block * HEADS,
+            tokens,
+            eps,
+            QUERY_STRIDE,
+            QUERY_HEAD_STRIDE,
+            QUERY_HEADS,
+            QUERY_OUT_STRIDE,
+            QUERY_OUT_HEAD_STRIDE,
+            K_SLOT_STRIDE,
+            SIZE,
+            HALF,
+            LANES,
+            REST_LANES,
+            TOKENS,
+            HEADS,
+            HAS_NORM,
+            SHIFT,
+            False,
+            IS_NEOX,
+            OVERLAP,
+        )
+    elif block < QUERY_BLOCKS + KEY_BLOCKS:
+        _turn(
+            key_ptr,
+            key_weight_ptr,
+            key_out_ptr,
+            k_buffer_ptr,
+            positions_ptr,
+            cache_ptr,
+            loc_ptr,
+            token,
+            (block - QUERY_BLOCKS) * HEADS,
+            tokens,
+            eps,
+            KEY_STRIDE,
+            KEY_HEAD_STRIDE,
+            KEY_HEADS,
+            KEY_OUT_STRIDE,
+            KEY_OUT_HEAD_STRIDE,
+            K_SLOT_STRIDE,
+            SIZE,
+            HALF,
+            LANES,
+            REST_LANES,
+            TOKENS,
+            HEADS,
+            HAS_NORM,
+            SHIFT,
+            HAS_CACHE,
+            IS_NEOX,
+            OVERLAP,
+        )
+    elif HAS_CACHE:
+        overlap(OVERLAP)
+        row = first + tl.arange(0, TOKENS)[:, None]
+        column = (block - QUERY_BLOCKS - KEY_BLOCKS) * VALUE_BLOCK + tl.arange(0, VALUE_BLOCK)[None, :]
+        known = row < tokens
+        inside = known & (column < VALUES)
+        slot = tl.load(loc_ptr + row, mask=known, other=0).to(tl.int64)
+        values = tl.load(value_ptr + row * VALUE_STRIDE + column, mask=inside)
+        tl.store(v_buffer_ptr + slot * V_SLOT_STRIDE + column, values, mask=inside)
+
+
+#: A launch, the tokens of each program, and the programs of each token.
+_Turning = tuple[Launch, int, int]
+
+#: For few tokens and for many, and after how many these begin.
+_launches: dict[tuple[object, ...], tuple[_Turning, _Turning, int]] = {}
+
+
+def turn_heads(
+    query: Tensor,
+    key: Tensor,
+    outs: tuple[Tensor, Tensor],
+    layouts: tuple[Layout, ...],
+    norms: Norms | None,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    head_size: int,
+    is_neox_style: bool,
+    cache: KVCache | None,
+) -> None:
+    """Norm each head if asked to, rotate its first elements, and write the KV cache if asked to.
+
+    Parameters
+    ----------
+    query, key : Tensors over T tokens, one at least; float16, bfloat16 or float32
+    outs : where the results go, of the same dtypes: without norms ``query`` and ``key`` themselves, with them
+        memory that no argument lies in
+    layouts : how the heads of ``query``, ``key`` and the two ``outs`` lie
+    norms, cache : None: neither normed nor written
+    positions : Tensor, (T,), int32 or int64, dense
+    cos_sin_cache : Tensor, (P, rotary_dim), dense
+    head_size, is_neox_style : see ``sglang_fl.ops.qk_norm_rope``
+
+    Raises
+    ------
+    UnsupportedError : another dtype
+    """
+    tokens, eps = positions.shape[0], 0.0
+    tensors = [query, key, query, key, *outs, positions, cos_sin_cache]
+    if norms is not None:
+        tensors[2], tensors[3], eps = norms.q_weight, norms.k_weight, norms.eps
+    strides: tuple[int, ...] = (0, 0, 0, 0)
+    if cache is None:
+        tensors += [key, key, key, positions]
+    else:
+        tensors += cache
+        # The stride of a single row is any number.
+        row = cache.value.stride(0) if tokens > 1 else 0
+        strides = (cache.k_buffer.stride(0), row, cache.v_buffer.stride(0), cache.value.shape[1])
+    start = 0
+    for tensor in tensors:
+        start |= tensor.data_ptr()
+    is_aligned = start % 16 == 0
+    signature = (
+        *(layouts, strides, head_size, is_neox_style, is_aligned, cache is None, cos_sin_cache.shape[1]),
+        *((None, 0.0) if norms is None else (True, norms.shift)),
+        *((tensor.dtype, tensor.device) for tensor in tensors),
+    )
+    found = _launches.get(signature)
+    if found is None:
+        constants = {
+            **dict(zip(_STRIDES, _strides(layouts, strides), strict=True)),
+            "SIZE": head_size,
+            "HALF": cos_sin_cache.shape[1] // 2,
+            "HAS_NORM": norms is not None,
+            "SHIFT": 0.0 if norms is None else norms.shift,
+            "HAS_CACHE": cache is not None,
+            "IS_NEOX": is_neox_style,
+        }
+        found = _launches[signature] = _compiled(tensors, layouts, constants, is_aligned)
+    few, many, most = found
+    launch, tokens_each, blocks = many if tokens > most else few
+    launch(-(-tokens // tokens_each) * blocks, *map(address, tensors), tokens, eps)
+
+
+#: The constants of the kernel that say how its arguments lie, in its order.
+_STRIDES = (
+    *("QUERY_STRIDE", "QUERY_HEAD_STRIDE", "QUERY_HEADS", "KEY_STRIDE", "KEY_HEAD_STRIDE", "KEY_HEADS"),
+    *("QUERY_OUT_STRIDE", "QUERY_OUT_HEAD_STRIDE", "KEY_OUT_STRIDE", "KEY_OUT_HEAD_STRIDE"),
+    *("K_SLOT_STRIDE", "VALUE_STRIDE", "V_SLOT_STRIDE", "VALUES"),
+)
+
+
+def _strides(layouts: tuple[Layout, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    query, key, query_out, key_out = layouts
+    return (*query, *key, *query_out[:2], *key_out[:2], *strides)
+
+
+def _compiled(
+    tensors: list[Tensor], layouts: tuple[Layout, ...], constants: dict[str, Any], is_aligned: bool
+) -> tuple[_Turning, _Turning, int]:
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if not dtypes <= set(DTYPES):
+        named = ", ".join(sorted(map(str, dtypes)))
+        raise UnsupportedError(f"it turns heads of float16, bfloat16 and float32, not of {named}")
+    size, half = constants["SIZE"], constants["HALF"]
+    heads, values = (layouts[0][2], layouts[1][2]), constants["VALUES"]
+    lanes = triton.next_power_of_2(half)
+    rest_lanes = triton.next_power_of_2(max(1, size - 2 * half))
+    of_head = triton.next_power_of_2(size)
+
+    def turning(is_many: bool) -> _Turning:
+        elements, warps = MANY_TILE if is_many else FEW_TILE
+        # Blocks of the query have as many heads as the key's, so that these are not half empty.
+        most = min(filter(None, heads), default=1)
+        each = min(triton.next_power_of_2(most), max(1, elements // of_head))
+        tokens_each = max(1, elements // (each * of_head)) if is_many else 1
+        value_block = max(1, min(triton.next_power_of_2(max(1, values)), elements // tokens_each))
+        launch = compiled(
+            heads_kernel,
+            *(*tensors, 1, 1e-6),
+            is_aligned=is_aligned,
+            num_warps=max(1, min(warps, tokens_each * each * of_head // (elements // warps))),
+            **{name: constants[name] for name in _STRIDES},
+            **{name: constants[name] for name in ("SIZE", "HALF")},
+            LANES=lanes,
+            REST_LANES=rest_lanes,
+            TOKENS=tokens_each,
+            HEADS=each,
+            VALUE_BLOCK=value_block,
+            **{name: constants[name] for name in ("HAS_NORM", "SHIFT", "HAS_CACHE", "IS_NEOX")},
+        )
+        blocks = sum(triton.cdiv(count, each) for count in heads) + triton.cdiv(values, value_block)
+        return launch, tokens_each, blocks
+
+    width = max(1, sum(heads) * size + values)
+    return turning(False), turning(True), MANY // width

@@ -306,9 +306,23 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def tables(session: nox.Session) -> None:
-    """Write the tables of docs/ops.md, docs/ascend.md and docs/mlu.md from what the packages say."""
-    _on_stack(session, CORE, "packages/sglang-fl-ascend", "packages/sglang-fl-mlu")
+    """Write the tables of the pages about ops, vendors, features and commands from what the packages say."""
+    _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in VENDORS))
     session.run("python", "-m", "release.tables")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The site, into site/, where a warning or a dead link is an error; then each block of code on its pages.
+
+    ``-- -k install`` runs the blocks of such pages alone. The last line says how many of all were run.
+    """
+    _on_stack(session, CORE)
+    session.install("-q", "-r", "docs/requirements.txt")
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-q", "docs", "site")
+    tests = () if _names_files(session) else ("tests/docs",)
+    two = ("-n", "2", "--dist", "worksteal")
+    session.run("python", "-m", "pytest", *tests, *two, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(default=False)

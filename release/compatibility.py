@@ -3,7 +3,7 @@
 ``python -m release.compatibility 0.5.17 [test_models test_verify]``; in the session ``compat``, whose
 environment imports that release. Test files may be named, whose outcomes alone are written anew then, or
 ``--failed`` for the tests that failed. Writes ``docs/compatibility.json``, and from all that stands in it
-``docs/compatibility.md`` and the table in the README.
+``docs/compatibility.md``; ``nox -s tables`` takes its sums over into ``docs/features.md``.
 """
 
 import json
@@ -18,15 +18,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-__all__ = ["in_readme", "main", "page", "read_outcomes", "summary"]
+__all__ = ["main", "page", "read_outcomes", "summary"]
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests/engine"
 RESULTS = ROOT / "docs/compatibility.json"
 PAGE = ROOT / "docs/compatibility.md"
-README = ROOT / "README.md"
-#: What stands around the table in the README.
-MARKS = ("<!-- compatibility -->\n", "<!-- /compatibility -->")
 
 #: What became of a test file: how many passed, how many were skipped by reason, the names of what failed.
 Outcomes = dict[str, Any]
@@ -51,7 +48,7 @@ def read_outcomes(report: Path) -> dict[str, Outcomes]:
 
 
 def summary(results: Results) -> str:
-    """Return the table of the README: a row for each release."""
+    """Return a table with a row for each release."""
     if not results:
         return "No release was run to the end yet.\n"
     rows = ["| SGLang | passed | skipped | failed |", "|---|---|---|---|"]
@@ -108,16 +105,6 @@ def _rest(release: str, result: dict[str, Any]) -> str:
     return "".join(lines)
 
 
-def in_readme(text: str, table: str) -> str:
-    """Return the README with this table between its marks."""
-    before, after = MARKS  # a table ends at an empty line
-    pattern = re.escape(before) + ".*?" + re.escape(after)
-    changed, count = re.subn(pattern, lambda _: f"{before}\n{table}\n{after}", text, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"README.md: there are not once the lines {before.strip()} and {after}")
-    return changed
-
-
 def _release_of(name: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", name)]
 
@@ -156,7 +143,6 @@ def write(release: str, outcomes: dict[str, Outcomes], is_whole: bool = True) ->
     results = {name: results[name] for name in sorted(results, key=_release_of)}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(results), encoding="utf-8")
-    README.write_text(in_readme(README.read_text(encoding="utf-8"), summary(results)), encoding="utf-8")
 
 
 def run(release: str, tests: Sequence[str]) -> tuple[int, dict[str, Outcomes]]:

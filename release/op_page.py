@@ -19,7 +19,7 @@ from sglang_fl.ops import OPS, Bound, Op
 from sglang_fl.sglang_adapter import layers
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 
-__all__ = ["blocks"]
+__all__ = ["blocks", "references"]
 
 #: Of a line of the page.
 WIDTH = 118
@@ -28,6 +28,12 @@ WIDTH = 118
 def blocks() -> dict[str, str]:
     """Return the table of all ops and their sections, by the marks between which they stand."""
     return {"ops": _table(), "sections": "\n".join(_section(op) for op in OPS.values())}
+
+
+def references() -> dict[str, str]:
+    """Return what makes the site print the signature and the docstring of each op's reference."""
+    lines = [f".. autofunction:: {op.reference.__module__}.{op}" for op in OPS.values()]
+    return {"references": "\n".join(["```{eval-rst}", *lines, "```"]) + "\n"}
 
 
 def _table() -> str:

@@ -1,4 +1,4 @@
-"""Write the tables of ``docs/ops.md``, ``docs/ascend.md`` and ``docs/mlu.md`` from what the packages say.
+"""Write the tables of the pages about ops, vendors, features and commands from what the packages say.
 
 ``python -m release.tables`` writes what stands between the marks of each page. With ``--check`` it writes
 nothing and names the pages that are behind. The column ``engine`` it takes as it is: the vendors' sessions
@@ -8,7 +8,7 @@ check that. The packages must be importable; of their libraries none is needed.
 import sys
 from pathlib import Path
 
-from release import op_page, vendor_page
+from release import cli_page, features_page, op_page, vendor_page
 
 __all__ = ["COMMAND", "behind", "main", "put"]
 
@@ -49,12 +49,15 @@ def write(page: str, blocks: dict[str, str]) -> None:
 def main() -> int:
     """Write the pages, or with ``--check`` name those that are behind; the exit status is 1 if there are."""
     is_check = sys.argv[1:] == ["--check"]
-    pages = {"ops.md": op_page.blocks()}
+    pages = {"ops.md": op_page.blocks(), "reference/cli.md": cli_page.blocks()}
+    pages["reference/api-references.md"] = op_page.references()
+    engines = {}
     for vendor in vendor_page.VENDORS:
         page = f"{vendor}.md"
         text = (DOCS / page).read_text(encoding="utf-8")
-        engine = vendor_page.engine_cells(text) if is_check else vendor_page.served(vendor)
-        pages[page] = vendor_page.blocks(vendor, engine)
+        engines[vendor] = vendor_page.engine_cells(text) if is_check else vendor_page.served(vendor)
+        pages[page] = vendor_page.blocks(vendor, engines[vendor])
+    pages["features.md"] = features_page.blocks(engines)
     late = {page: line for page, blocks in pages.items() if (line := behind(page, blocks))}
     for page, line in late.items():
         if not is_check:

@@ -37,6 +37,7 @@ SESSIONS = {
     "tests/install/": "install",
     "tests/python/": "python",
     "tests/release/test_public_api.py": "api",
+    "tests/docs/": "docs",
     "tests/gpu/": "",  # needs a GPU
     "tests/": "tests",
 }

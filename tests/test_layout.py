@@ -35,6 +35,12 @@ def test_the_page_of_foreign_names_is_made_from_them():
     )
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_links_of_a_page_beside_the_site_lead_to_files(page: Path):
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_can_be_released_alone(package: Path):
     (source,) = (package / "src").iterdir()
@@ -79,6 +85,19 @@ def test_a_workflow_runs_sessions_that_there_are(workflow: Path):
         sessions |= set(job.get("strategy", {}).get("matrix", {}).get("session", ()))
     assert sessions
     assert {session.partition("(")[0] for session in sessions} <= there
+
+
+@pytest.mark.parametrize(
+    "form", sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")), ids=lambda path: path.name
+)
+def test_a_form_for_issues_is_one(form: Path):
+    read = yaml.safe_load(form.read_text())
+    if form.stem == "config":
+        assert read == {"blank_issues_enabled": False}
+        return
+    assert {"name", "description", "body"} <= read.keys()
+    for field in read["body"]:
+        assert field["attributes"]["label"], field
 
 
 def test_a_release_is_published_without_a_token_and_attested():

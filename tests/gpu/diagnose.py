@@ -385,6 +385,7 @@ def _page(found: Findings, machine: Machine) -> str:
     """Return the page: machine, versions, commands, what ran, and how far each step is from the first."""
     parts = [
         "# The manual steps, bisect and verify\n",
+        "<!-- norun: a record of runs on a GPU -->\n",
         f"`python -m tests.gpu.diagnose FOLDER` on {_device(machine)}; {_versions()}.\n",
         f"A tiny random-weight Qwen2 (`demo/tiny_model.py`), {len(PROMPTS)} prompts in one batch, 8 greedy",
         "tokens each. Differences are those of log-probabilities, position by position, from step 1.\n",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from release import compatibility
-from release.compatibility import MARKS, PAGE, README, RESULTS, in_readme, page, read_outcomes, summary
+from release.compatibility import PAGE, RESULTS, page, read_outcomes, summary
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.engine.test_one" name="test_a"/>
@@ -43,10 +43,9 @@ def test_what_failed_or_was_skipped_stands_on_the_page(results):
 def test_files_that_are_run_again_replace_their_own_outcomes_alone(
     results: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("RESULTS", "PAGE", "README"):
+    for name in ("RESULTS", "PAGE"):
         monkeypatch.setattr(compatibility, name, tmp_path / name)
     (tmp_path / "RESULTS").write_text(json.dumps(results))
-    (tmp_path / "README").write_text("".join(MARKS))
     compatibility.write("0.5.17", {"test_one": {"passed": 2, "skipped": {}, "failed": []}}, is_whole=False)
     text = (tmp_path / "PAGE").read_text()
     assert "| `test_one` | 2 passed |\n" in text
@@ -64,12 +63,6 @@ def test_what_failed_and_was_run_again_is_counted_once(results: dict):
     }
 
 
-def test_a_readme_without_the_marks_is_refused():
-    with pytest.raises(ValueError, match="there are not once the lines"):
-        in_readme("# sglang-fl\n", "")
-
-
-def test_page_and_readme_are_made_from_the_results():
+def test_the_page_is_made_from_the_results():
     results = json.loads(RESULTS.read_text())
     assert PAGE.read_text() == page(results)
-    assert in_readme(README.read_text(), summary(results)) == README.read_text()

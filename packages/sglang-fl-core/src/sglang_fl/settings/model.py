@@ -115,7 +115,7 @@ class Settings(BaseModel):
         description="layer 1 (ATen ops) master switch; `1` by default where the vendor offers ATen kernels",
     )
     flagos_whitelist: AtenNames = Field(
-        default=NameList(), description="ATen ops that alone are replaced (layer 1): `mul,aten::div.Tensor`"
+        default=NameList(), description="replace only these ATen ops (layer 1): `mul,aten::div.Tensor`"
     )
     flagos_blacklist: AtenNames = Field(
         default=NameList(), description="ATen ops that are left to PyTorch (layer 1)"
@@ -140,7 +140,7 @@ class Settings(BaseModel):
     )
     oot_whitelist: LayerNames = Field(
         default=NameList(),
-        description="SGLang layer classes or ops that alone are dispatched: `RotaryEmbedding,rms_norm`",
+        description="dispatch only these SGLang layer classes or ops: `RotaryEmbedding,rms_norm`",
     )
     oot_blacklist: LayerNames = Field(
         default=NameList(), description="SGLang layer classes or ops that are left to SGLang"
@@ -149,7 +149,7 @@ class Settings(BaseModel):
         default=False, description="`1`: a kernel that fails in its first call is an error, no fallback"
     )
     allow_vendors: VendorNames = Field(
-        default=(), description="vendors whose native kernels alone may run: `nvidia`"
+        default=(), description="allow native kernels of these vendors only: `nvidia`"
     )
     deny_vendors: VendorNames = Field(default=(), description="vendors whose native kernels do not run")
     verify: Annotated[tuple[str, ...], PlainValidator(_parse_verify)] = Field(
@@ -167,7 +167,7 @@ class Settings(BaseModel):
     keep_calls_each: bool = Field(
         default=False, description="`1`: keep the latest call of each op and shape there, `0`: the first"
     )
-    dispatch_log: File = Field(default=None, description="file that tells what each op ran on")
+    dispatch_log: File = Field(default=None, description="file to log which implementation ran each layer")
     config: File = Field(default=None, description="YAML file with these settings")
     platform: str | None = Field(default=None, description="the vendor, where it is not found by itself")
     simulated: str | None = Field(

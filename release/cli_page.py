@@ -1,0 +1,49 @@
+"""What of ``docs/reference/cli.md`` is written from the command line itself."""
+
+import inspect
+from typing import Any
+
+import typer
+
+from sglang_fl.cli import app
+
+__all__ = ["blocks"]
+
+
+def blocks() -> dict[str, str]:
+    """Return a section for each command, by the mark between which they stand."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {"commands": "\n".join(_section(name, command) for name, command in commands.items())}
+
+
+def _section(name: str, command: Any) -> str:
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    options = [param for param in command.params if param.param_type_name == "option"]
+    words = [f"sglang-fl {name}", *map(_word, arguments), *(_option(o) for o in options if o.required)]
+    words += ["[OPTIONS]"] if options else []
+    parts = [f"## {name}", f"`{' '.join(words)}`", _sentences(command.help)]
+    rows = [f"| `{_word(a)}` | {a.help or ''} |" for a in arguments if a.help]
+    rows += [f"| `{_option(o)}` | {o.help}{_default(o)} |" for o in options]
+    if rows:
+        parts.append("\n".join(["| | |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _word(argument: Any) -> str:
+    name = argument.name.upper()
+    return name if argument.required else f"[{name}]"
+
+
+def _option(option: Any) -> str:
+    value = "" if option.is_flag else " VALUE" * option.nargs
+    return f"{', '.join(option.opts)}{value}"
+
+
+def _default(option: Any) -> str:
+    return "" if option.default in (None, False) else f" Default: `{option.default}`."
+
+
+def _sentences(text: str) -> str:
+    """Return a command's help; what it quotes is code."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)

@@ -1,0 +1,85 @@
+"""How the blocks of a page are read."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import read_blocks
+
+PAGE = """# Page
+
+```bash {norun="needs a GPU, and time"}
+false
+```
+
+```bash {exit=2}
+sglang-fl why rmsnorm
+```
+
+It answers:
+
+```
+Nearest: rms_norm.
+```
+
+```text
+no output of anything
+```
+
+## Section
+
+- In a list:
+
+  ```python
+  x = 1
+    # indented
+  ```
+
+## Another
+
+```
+an example alone
+```
+
+<!-- norun: a record -->
+
+```yaml
+strict: true
+```
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "page.md"
+    path.write_text(PAGE)
+    return path
+
+
+def test_each_block_has_its_line_and_its_code(page: Path):
+    blocks = read_blocks(page)
+    assert [(block.language, block.line) for block in blocks] == [
+        ("bash", 3),
+        ("bash", 7),
+        ("python", 25),
+        ("yaml", 38),
+    ]
+    assert blocks[2].code == "x = 1\n  # indented\n"
+
+
+def test_a_block_that_is_not_run_says_why(page: Path):
+    reasons = [block.why_not for block in read_blocks(page)]
+    assert reasons == ["needs a GPU, and time", None, None, "a record"]
+
+
+def test_the_plain_block_that_follows_in_the_section_is_the_output(page: Path):
+    outputs = [block.output for block in read_blocks(page)]
+    assert outputs == [None, "Nearest: rms_norm.\n", None, None]
+    assert [block.exit_code for block in read_blocks(page)] == [0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("info", ['bash {norun=""}', "bash {skip=1}", "bash please", "python {exit=x}"])
+def test_an_info_string_that_says_nothing_valid_is_refused(page: Path, info: str):
+    page.write_text(f"```{info}\ntrue\n```\n")
+    with pytest.raises(ValueError, match=r"page\.md:1: .* valid are \{norun="):
+        read_blocks(page)

@@ -1,0 +1,29 @@
+"""The pictures of the docs are what the measurements say, and say how they were measured."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from docs.pictures.diagrams import DIAGRAMS
+from docs.pictures.plots import PLOTS, RESULTS
+
+FOLDER = Path(__file__).parents[1] / "docs/pictures"
+PICTURES = {**PLOTS, **DIAGRAMS}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_what_its_source_says(name: str):
+    drawn = PICTURES[name]()
+    assert (FOLDER / f"{name}.svg").read_text() == drawn, "run: python -m docs.pictures"
+    assert ElementTree.fromstring(drawn).get("aria-label")
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_plot_names_its_source_and_its_day(name: str):
+    words = " ".join(element.text or "" for element in ElementTree.fromstring(PLOTS[name]()).iter())
+    source = re.search(r"Source: benchmarks/results/([\w.*-]+?):? ", words)
+    assert list(RESULTS.glob(source[1].rstrip(":")))
+    assert re.search(r"2\d{3}-\d\d-\d\d", words)
+    assert "nan" not in PLOTS[name]()

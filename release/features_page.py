@@ -39,8 +39,8 @@ def _ops(engines: Mapping[str, Engine], certificates: list[dict[str, Any]]) -> s
     for op in OPS:
         cells = []
         for name, vendor in vendors.items():
-            passed = {
-                row["impl"]
+            passed = {  # targets: an id may have come to stand for another kernel since
+                row["target"]
                 for certificate in certificates
                 for row in certificate["implementations"]
                 if (certificate["vendor"], row["op"], row["state"]) == (name, op, "passes")
@@ -54,7 +54,7 @@ def _ops(engines: Mapping[str, Engine], certificates: list[dict[str, Any]]) -> s
 def _impl(vendor: Vendor, impl: OpImpl, passed: set[str], engine: Engine) -> str:
     """Return an implementation's id, and how far it was proven."""
     is_simulated = impl.id == f"vendor.{vendor.name}" and vendor.name in _on_a_simulated_chip()
-    if impl.id in passed:
+    if impl.target in passed:
         proof = "**chip**"
     elif is_simulated:
         proof = f"simulated, engine ({engine[impl.op]})" if engine.get(impl.op) else "simulated"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from release import op_page, tables, vendor_page
+from release import features_page, op_page, tables, vendor_page
 from release.tables import COMMAND, behind, put
 from sglang_fl.ops import OPS
 
@@ -80,3 +80,15 @@ def test_the_engine_column_is_read_from_the_page(vendor: str):
     cells = vendor_page.engine_cells(page)
     assert {op: cell for op, cell in cells.items() if cell} == engine
     assert cells.keys() == OPS.keys()
+
+
+def test_a_certificate_speaks_of_the_kernel_that_it_has_run(monkeypatch: pytest.MonkeyPatch):
+    for package in ("nvidia", "ascend", "mlu"):
+        monkeypatch.syspath_prepend(ROOT / f"packages/sglang-fl-{package}/src")
+    rows = [{"impl": "flagos", "op": "relu2", "state": "passes", "target": "ours.relu2:relu2"}]
+    certificates = [{"vendor": "nvidia", "implementations": rows}]
+    row = "| [`silu_and_mul`](ops.md#silu_and_mul) | `flagos` declared;"
+    assert row in features_page._ops({}, certificates)
+    target = "sglang_fl_nvidia.flagos.silu_and_mul:silu_and_mul"
+    rows[0] |= {"op": "silu_and_mul", "target": target}
+    assert row.replace("declared", "**chip**") in features_page._ops({}, certificates)

@@ -22,11 +22,11 @@ def main():
     rows = engine.generate(input_ids=json.loads(sys.argv[2]), return_logprob=True, logprob_start_len=0,
                            sampling_params={"temperature": 0, "max_new_tokens": 8, "ignore_eos": True})
     meta = rows["meta_info"]
+    engine.shutdown()
     print("RESULT " + json.dumps({
         "tokens": rows["output_ids"],
         "logprobs": [p for p, *_ in meta["input_token_logprobs"][1:] + meta["output_token_logprobs"]],
     }))
-    engine.shutdown()
 
 if __name__ == "__main__":
     main()

@@ -108,7 +108,11 @@ def finish_started(command: list[str], environment: Mapping[str, str], timeout: 
 
 
 def ended(code: int, output: str) -> Run:
-    """Return how a process ended, with the last object that it printed behind ``RESULT``."""
+    """Return how a process ended, with the last object that it printed behind ``RESULT``.
+
+    Programs shut their engine down before: a line longer than a pipe takes at once could be cut by the log of
+    another process.
+    """
     lines = [line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT ")]
     return Run(code, output, json.loads(lines[-1]) if lines else None)
 

@@ -76,8 +76,8 @@ def main() -> None:
         assert done, message
         forget(engine)
         answers["weights"] = ask(engine, questions["others"])
-    print("RESULT " + json.dumps(answers))
     engine.shutdown()
+    print("RESULT " + json.dumps(answers))
 
 
 if __name__ == "__main__":

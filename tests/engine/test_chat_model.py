@@ -29,8 +29,8 @@ def main():
                         max_total_tokens=2048, log_level="warning", disable_radix_cache=True)
     answer = engine.generate(input_ids=json.loads(sys.argv[2]), return_logprob=True, logprob_start_len=0,
                              sampling_params={"temperature": 0, "max_new_tokens": 1})
-    print("RESULT " + json.dumps([p for p, *_ in answer["meta_info"]["input_token_logprobs"][1:]]))
     engine.shutdown()
+    print("RESULT " + json.dumps([p for p, *_ in answer["meta_info"]["input_token_logprobs"][1:]]))
 
 if __name__ == "__main__":
     main()

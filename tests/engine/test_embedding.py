@@ -28,8 +28,8 @@ if __name__ == "__main__":
         max_total_tokens=2048, log_level="info", random_seed=1,
     )
     rows = engine.encode(json.loads(sys.argv[2]))
-    print("RESULT " + json.dumps([row["embedding"] for row in rows]))
     engine.shutdown()
+    print("RESULT " + json.dumps([row["embedding"] for row in rows]))
 """
 
 

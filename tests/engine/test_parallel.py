@@ -59,8 +59,8 @@ if __name__ == "__main__":
         bootstrap_port=0,
         bootstrap_room=1,
     )
-    print("RESULT", json.dumps(answer["meta_info"]))
     engine.shutdown()
+    print("RESULT", json.dumps(answer["meta_info"]))
 """
 
 

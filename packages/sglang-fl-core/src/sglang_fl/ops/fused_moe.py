@@ -9,7 +9,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 
-__all__ = ["OP", "fused_moe", "present_experts"]
+__all__ = ["OP", "check_experts", "fused_moe", "present_experts"]
 
 
 def fused_moe(
@@ -62,7 +62,7 @@ def fused_moe(
     ------
     ContractError : shapes that do not fit, one of alpha and limit alone, a limit that is not above zero
     """
-    _check(
+    check_experts(
         *(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids),
         *(w13_bias, w2_bias, gemm1_alpha, gemm1_limit),
     )
@@ -94,7 +94,7 @@ def _activated(gate_up: Tensor, alpha: float | None, limit: float | None) -> Ten
     return gate * torch.sigmoid(alpha * gate) * (up + 1)
 
 
-def _check(
+def check_experts(
     hidden_states: Tensor,
     w13_weight: Tensor,
     w2_weight: Tensor,
@@ -105,6 +105,17 @@ def _check(
     gemm1_alpha: float | None = None,
     gemm1_limit: float | None = None,
 ) -> None:
+    """Hold the arguments of a call against each other.
+
+    Parameters
+    ----------
+    hidden_states, w13_weight, w2_weight, topk_weights, topk_ids : see ``fused_moe``
+    w13_bias, w2_bias, gemm1_alpha, gemm1_limit : likewise
+
+    Raises
+    ------
+    ContractError : as ``fused_moe``
+    """
     tokens, width = hidden_states.shape
     experts, rows, columns = w13_weight.shape
     if columns != width or w2_weight.shape != (experts, width, rows // 2) or rows % 2:
@@ -138,7 +149,7 @@ def _like(
     routed_scaling_factor: float = 1.0,
     **options: Any,
 ) -> Tensor:
-    _check(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids, **options)
+    check_experts(hidden_states, w13_weight, w2_weight, topk_weights, topk_ids, **options)
     return torch.empty_like(hidden_states)
 
 

@@ -56,9 +56,10 @@ def sort_kernel(
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """Sort assignments by expert, in their order: a program for an expert, and one that ends the last one's.
+    """Sort assignments by expert, in their order: one program for each expert.
 
-    ``order`` gets the assignments, ``starts`` where those of each expert begin.
+    ``order`` gets the assignments, ``starts`` where those of each expert begin; one more program stores where
+    the last expert's end.
     """
     expert = tl.program_id(0)
     block = tl.arange(0, BLOCK)

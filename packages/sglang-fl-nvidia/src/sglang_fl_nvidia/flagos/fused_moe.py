@@ -6,7 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
-from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops.fused_moe import check_experts
 from sglang_fl_nvidia.flagos import experts as kernels
 from sglang_fl_nvidia.flagos.expert_assignments import sort_kernel
 from sglang_fl_nvidia.flagos.expert_tiles import FIRST_FEW, SORTED, Tile, fitting, rows_for, second_few
@@ -41,47 +42,28 @@ def fused_moe(
 
     Raises
     ------
-    ContractError : shapes that do not fit, one of alpha and limit alone, a limit that is not above zero
+    ContractError : as the contract says
     UnsupportedError : another dtype than float16, bfloat16 and float32, weights in another one than
-        ``hidden_states``, or weights and biases without dense rows
+        ``hidden_states``, weights or biases without dense rows, an alpha that is not above zero, tensors on
+        the CPU or on several devices
     """
     x, weights, ids = (
         tensor if tensor.stride(-1) == 1 else tensor.contiguous()
         for tensor in (hidden_states, topk_weights, topk_ids)
     )
-    tokens, width = x.shape
-    if weights.shape != ids.shape or len(ids) != tokens:
-        raise ContractError(
-            f"fused_moe: topk_weights {tuple(weights.shape)} and topk_ids {tuple(ids.shape)} are not rows "
-            f"for {tokens} tokens"
-        )
+    options = (w13_bias, w2_bias, gemm1_alpha, gemm1_limit)
+    if weights.shape != ids.shape or len(ids) != len(x):
+        check_experts(x, w13_weight, w2_weight, weights, ids, *options)
     # Where there is no bias its kernel reads none, but is given an address.
     b13 = w13_weight if w13_bias is None else w13_bias
     b2 = w2_weight if w2_bias is None else w2_bias
     given = _Given(x, w13_weight, b13, w2_weight, b2, weights, ids)
-    x_stride, weight_stride, id_stride = (rows.stride(0) if tokens > 1 else 0 for rows in (x, weights, ids))
-    layout = _Layout(
-        width=width,
-        w13_shape=w13_weight.shape,
-        w2_shape=w2_weight.shape,
-        top_k=ids.shape[1],
-        x_stride=x_stride,
-        weight_stride=weight_stride,
-        id_stride=id_stride,
-        w13_strides=w13_weight.stride(),
-        w2_strides=w2_weight.stride(),
-        b13_stride=b13.stride(0),
-        b2_stride=b2.stride(0),
-        has_b13=w13_bias is not None,
-        has_b2=w2_bias is not None,
-        weighs_input=apply_router_weight_on_input,
-        alpha=gemm1_alpha,
-        limit=gemm1_limit,
-        is_aligned=not any(tensor.data_ptr() % 16 for tensor in given),
-    )
+    biases = (w13_bias is not None, w2_bias is not None)
+    layout = _Layout.of(given, *biases, apply_router_weight_on_input, gemm1_alpha, gemm1_limit)
     key = layout, *((tensor.dtype, tensor.device) for tensor in given)
     experts = _launches.get(key)
     if experts is None:
+        check_experts(x, w13_weight, w2_weight, weights, ids, *options)
         _check(given, layout)
         experts = _launches[key] = _Experts(given, layout)
     if not ids.numel():
@@ -121,6 +103,37 @@ class _Layout(NamedTuple):
     alpha: float | None
     limit: float | None
     is_aligned: bool
+
+    @classmethod
+    def of(
+        cls,
+        given: _Given,
+        has_b13: bool,
+        has_b2: bool,
+        weighs_input: bool,
+        alpha: float | None,
+        limit: float | None,
+    ) -> "_Layout":
+        """Return the layout of a call."""
+        return cls(
+            width=given.x.shape[1],
+            w13_shape=given.w13.shape,
+            w2_shape=given.w2.shape,
+            top_k=given.ids.shape[1],
+            x_stride=given.x.stride(0),
+            weight_stride=given.weights.stride(0),
+            id_stride=given.ids.stride(0),
+            w13_strides=given.w13.stride(),
+            w2_strides=given.w2.stride(),
+            b13_stride=given.b13.stride(0),
+            b2_stride=given.b2.stride(0),
+            has_b13=has_b13,
+            has_b2=has_b2,
+            weighs_input=weighs_input,
+            alpha=alpha,
+            limit=limit,
+            is_aligned=not any(tensor.data_ptr() % 16 for tensor in given),
+        )
 
 
 class _Product(NamedTuple):
@@ -189,6 +202,7 @@ class _Experts:
         of_first, of_second = (x_at, w13_at, b13_at, weights_at), (address(h), w2_at, b2_at, weights_at)
         if assignments <= self._most_few:
             first, second = self._first_few, self._second_few
+            # Nothing may come between these two: the second reads ids before it waits for the first.
             first.launch(assignments * first.pieces, *of_first, ids_at, address(h), assignments)
             second.launch(assignments * second.pieces, *of_second, ids_at, address(y), assignments)
         else:
@@ -265,24 +279,9 @@ _launches: dict[tuple[Any, ...], _Experts] = {}
 
 
 def _check(given: _Given, layout: _Layout) -> None:
-    experts, rows, columns = layout.w13_shape
-    if columns != layout.width or rows % 2 or layout.w2_shape != (experts, columns, rows // 2):
-        raise ContractError(
-            f"fused_moe: w13_weight {tuple(layout.w13_shape)} and w2_weight {tuple(layout.w2_shape)} do not "
-            f"fit each other and hidden_states {tuple(given.x.shape)}"
-        )
-    biases = (("w13_bias", layout.has_b13, given.b13, rows), ("w2_bias", layout.has_b2, given.b2, columns))
-    for name, is_given, bias, size in biases:
-        if is_given and bias.shape != (experts, size):
-            raise ContractError(f"fused_moe: {name} {tuple(bias.shape)} is not {(experts, size)}")
-    alpha, limit = layout.alpha, layout.limit
-    if (alpha is None) != (limit is None) or (limit is not None and limit <= 0):
-        raise ContractError(
-            f"fused_moe: gemm1_alpha={alpha} and gemm1_limit={limit} are not both given, or the limit is not "
-            f"above zero"
-        )
-    if alpha is not None and alpha <= 0:
-        raise UnsupportedError(f"it takes a gemm1_alpha above zero, not {alpha}")
+    """Raise ``UnsupportedError`` for what fits the contract and no kernel here."""
+    if layout.alpha is not None and layout.alpha <= 0:
+        raise UnsupportedError(f"it takes a gemm1_alpha above zero, not {layout.alpha}")
     if any(tensor.stride(-1) != 1 for tensor in (given.w13, given.w2, given.b13, given.b2)):
         raise UnsupportedError("it takes experts' weights and biases whose rows are dense")
     dtypes = {given.x.dtype, given.w13.dtype, given.w2.dtype}

@@ -10,7 +10,7 @@ loaded, so that a longer prompt compiles nothing later.
 On Hopper and later the kernels overlap with their neighbours in the stream (programmatic dependent launch):
 a kernel is brought onto the chip while its predecessor runs, and waits there before it touches anything that
 the predecessor may have written. Weights alone are loaded before that wait, because nothing on the way of a
-forward pass writes them.
+forward pass writes them; in one kernel of ``fused_moe`` also what was read by its predecessor already.
 
 That last call of Triton's is no public interface. Where a release is not one of those that it was tried with,
 or its launcher takes other arguments, kernels are launched in the public way, and one warning says so.

@@ -65,7 +65,8 @@ def test_rotary_ops_keep_their_contract_with_a_cache_in_the_models_dtype(name, c
     op, kernel = OPS[name], load_target(f"sglang_fl_ascend.vendor.{name}:{name}")
     (case,) = (case for case in op.cases if case.name == case_name)
     has_odd_heads = case_name.startswith("partial") and dtype is not torch.float32
-    expected = None if has_odd_heads or (name, case_name) in REFUSED else []
+    writes_cache = case_name.startswith("kv-cache")  # an option that these kernels leave out
+    expected = None if has_odd_heads or writes_cache or (name, case_name) in REFUSED else []
     assert check_case(op, kernel, with_cache_in_dtype(case), dtype, "npu") == expected
 
 

@@ -138,6 +138,34 @@ def _panel(drawing: Drawing, corner: tuple[float, float], title: str, files: Seq
             drawing.dot((x(ratio), at), _SIDES[row["side"]], 2.8)
 
 
+def experts() -> str:
+    """Return our kernels for experts against SGLang's own, by the number of tokens."""
+    name = "bench_ops_h200_sglang-0.5.23_fused_moe.csv"
+    rows = _read(name)
+    drawing = Drawing(780, 470, "Time of SGLang's own experts divided by that of ours, by number of tokens")
+    drawing.text((10, 20), "Experts: time of SGLang's own / ours (above 1 ours is faster)", "title")
+    drawing.text((480, 20), "all launches of a layer, alone; not in a server", "small")
+    for i, shape in enumerate(dict.fromkeys(row["shape"] for row in rows)):
+        left, top = 40 + 187 * (i % 4), 60 + 200 * (i // 4)
+
+        def place(tokens: int, ratio: float, left: float = left, top: float = top) -> tuple[float, float]:
+            return left + 150 * math.log2(tokens) / 12, top + 130 - 130 * (ratio - 0.8) / 1.2
+
+        drawing.text((left, top - 10), shape.rsplit(" ", 3)[0], "code")
+        for ratio in (1.0, 1.5, 2.0):
+            kind = "goal" if ratio == 1 else "grid"
+            drawing.line([place(1, ratio), place(4096, ratio)], kind)
+            drawing.text((left - 6, place(1, ratio)[1] + 4), f"{ratio:g}", "small", "end")
+        for tokens in (1, 16, 256, 4096):
+            drawing.text((place(tokens, 0.8)[0], top + 146), str(tokens), "small", "middle")
+        drawing.text((left + 75, top + 162), "tokens", "small", "middle")
+        of_shape = [row for row in rows if row["shape"] == shape]
+        drawing.line([place(int(r["tokens"]), float(r["sglang / flagos"])) for r in of_shape], "ours")
+    _source(drawing, 440, f"{name}:")
+    _source(drawing, 455, "NVIDIA H200, SGLang 0.5.23, bfloat16, CUDA graphs; 2026-11-28", "")
+    return str(drawing)
+
+
 def dispatch() -> str:
     """Return the cost of a call's way through the plugin, by layer."""
     rows = _read("bench_dispatch.csv")
@@ -179,4 +207,9 @@ def _source(drawing: Drawing, y: float, words: str, head: str = "Source: benchma
 
 
 #: The plots by the names of their files.
-PLOTS: dict[str, Callable[[], str]] = {"kernels": kernels, "engine": engine, "dispatch": dispatch}
+PLOTS: dict[str, Callable[[], str]] = {
+    "kernels": kernels,
+    "engine": engine,
+    "experts": experts,
+    "dispatch": dispatch,
+}

@@ -83,3 +83,28 @@ def test_an_info_string_that_says_nothing_valid_is_refused(page: Path, info: str
     page.write_text(f"```{info}\ntrue\n```\n")
     with pytest.raises(ValueError, match=r"page\.md:1: .* valid are \{norun="):
         read_blocks(page)
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("docker build dist", "docker"),
+        ("true && podman run image", "podman"),
+        ("systemctl daemon-reload", "systemctl"),
+        ("echo | sudo tee file", "sudo"),
+        ("echo A=1 >/etc/sglang-fl.env", "/etc/"),
+        ("python3 -m venv '/opt/sglang-fl'", "/opt/"),
+    ],
+)
+def test_a_block_that_changes_the_machine_is_refused_where_it_would_be_run(page: Path, code: str, named: str):
+    page.write_text(f"# Page\n\n```bash\n{code}\n```\n")
+    with pytest.raises(ValueError, match=rf"page\.md:3: the block names '{named}' and would be run"):
+        read_blocks(page)
+    page.write_text(f'# Page\n\n```bash {{norun="needs root"}}\n{code}\n```\n')
+    assert read_blocks(page)[0].why_not == "needs root"
+
+
+@pytest.mark.parametrize("code", ["cp -r docker-image ./etc/x", "cat folder/opt/file", "pip install sudoku"])
+def test_a_block_that_names_something_alike_is_run(page: Path, code: str):
+    page.write_text(f"```bash\n{code}\n```\n")
+    assert read_blocks(page)[0].why_not is None

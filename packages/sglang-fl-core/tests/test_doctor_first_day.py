@@ -179,6 +179,18 @@ def backend(site: Path, metadata_of, monkeypatch) -> Callable[[str], None]:
 
     return plant
 
+@pytest.mark.parametrize("password", ["sec#ret", "sec/ret", "sec?ret", "12/34", "12#34", "[sec"])
+def test_password_that_is_no_part_of_a_url_is_not_shown(
+    doctor: Doctor, database: Path, monkeypatch, password
+):
+    monkeypatch.setenv("FLAGGEMS_DB_URL", f"postgresql://me:{password}@127.0.0.1:5432/tuned")
+    code, rows = doctor("--only", "flag-gems-database")
+    row = rows["FlagGems' database"]
+    assert (code, row["state"], row["text"]) == (2, "unknown", "FLAGGEMS_DB_URL cannot be read as a URL")
+    assert "sec" not in str(rows)
+    assert "12" not in str(rows)
+
+
 
 BROKEN = "def load(): raise ImportError('libtoy.so: undefined symbol: chip_init')\n"
 

@@ -196,7 +196,7 @@ BROKEN = "def load(): raise ImportError('libtoy.so: undefined symbol: chip_init'
 
 
 @pytest.mark.parametrize(
-    ("autoload", "effect"), [("1", "`import torch` fails with it"), ("0", "AUTOLOAD=0)")]
+    ("autoload", "effect"), [("1", "`import torch` fails with it"), ("0", "AUTOLOAD='0')")]
 )
 def test_device_backend_that_does_not_load_is_found(
     doctor: Doctor, backend, monkeypatch, autoload: str, effect: str
@@ -209,7 +209,15 @@ def test_device_backend_that_does_not_load_is_found(
     assert row["remedy"].endswith("until then TORCH_DEVICE_BACKEND_AUTOLOAD=0")
 
 
-@pytest.mark.parametrize(("autoload", "text"), [("1", "is loaded by `import torch`"), ("0", "keeps it out")])
+@pytest.mark.parametrize(
+    ("autoload", "text"),
+    [
+        ("1", "is loaded by `import torch`"),
+        ("0", "AUTOLOAD='0' keeps it out"),
+        ("false", "AUTOLOAD='false' keeps it out"),
+        ("", "AUTOLOAD='' keeps it out"),
+    ],
+)
 def test_device_backend_that_loads_is_well(doctor: Doctor, backend, monkeypatch, autoload: str, text: str):
     backend("def load(): pass\n")
     monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", autoload)
@@ -234,6 +242,12 @@ def brings(site: Path, metadata_of) -> Callable[..., None]:
 
 
 def test_other_packages_and_what_they_bring_are_listed(doctor: Doctor, brings):
+def test_device_backend_is_loaded_where_nothing_is_set(doctor: Doctor, backend, monkeypatch):
+    backend("def load(): pass\n")
+    monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD", raising=False)
+    assert doctor("--only", "device-backends")[1]["device backend toy"]["text"].endswith("by `import torch`")
+
+
     brings("toy-mega", "sglang.srt.plugins", "nvidia_megakernel", "another")
     brings("toy-serve", "sglang.serve_backends", "music")
     code, rows = doctor("--only", "sglang-plugins")

@@ -105,5 +105,5 @@ def _info(text: str, where: str) -> tuple[str, dict[str, str]]:
         if text.startswith("{"):  # a directive of the site
             return text, {}
         raise ValueError(f'{where}: {text!r}: valid are {{norun="reason"}} and {{exit=code}}')
-    words = re.findall(r'(norun|exit)="?([^"\s}]+(?: [^"}]+)?)"?', match[2] or "")
-    return match[1], dict(words)
+    words = re.findall(r'(norun|exit)=("[^"]+"|\d+)', match[2] or "")
+    return match[1], {name: value.strip('"') for name, value in words}

@@ -78,6 +78,13 @@ def test_the_plain_block_that_follows_in_the_section_is_the_output(page: Path):
     assert [block.exit_code for block in read_blocks(page)] == [0, 2, 0, 0]
 
 
+@pytest.mark.parametrize("words", ['exit=2 norun="needs exit=3, or x"', 'norun="needs exit=3, or x" exit=2'])
+def test_exit_code_and_reason_stand_in_any_order(page: Path, words: str):
+    page.write_text(f"```bash {{{words}}}\ntrue\n```\n")
+    (block,) = read_blocks(page)
+    assert (block.exit_code, block.why_not) == (2, "needs exit=3, or x")
+
+
 @pytest.mark.parametrize("info", ['bash {norun=""}', "bash {skip=1}", "bash please", "python {exit=x}"])
 def test_an_info_string_that_says_nothing_valid_is_refused(page: Path, info: str):
     page.write_text(f"```{info}\ntrue\n```\n")

@@ -5,6 +5,7 @@ of that text. ``python -m docs.translations`` names the pages that are behind; w
 page was brought up to date, it writes the digest. On the site a page that is behind says so at its top.
 """
 
+import argparse
 import hashlib
 import re
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-__all__ = ["LANGUAGES", "is_behind", "main", "setup"]
+__all__ = ["DOCS", "LANGUAGES", "digest", "is_behind", "main", "original", "setup", "translated"]
 
 DOCS = Path(__file__).parent
 #: The folders of translated pages, and what such a page says when it is behind.
@@ -45,15 +46,32 @@ def original(page: Path) -> Path:
     return DOCS / page.relative_to(DOCS / page.relative_to(DOCS).parts[0])
 
 
+def translated() -> list[Path]:
+    """Return the pages that translate another one."""
+    return [page for language in LANGUAGES for page in sorted(DOCS.glob(f"{language}/**/*.md"))]
+
+
 def main() -> int:
-    """Name the pages that are behind, or confirm one; the exit status is 1 if there are."""
-    if sys.argv[1:2] == ["--confirm"]:
-        for name in sys.argv[2:]:
-            page = Path(name).resolve()
-            mark = f"<!-- translates: {digest(original(page))} -->"
-            page.write_text(_MARK.sub(mark, page.read_text(encoding="utf-8")), encoding="utf-8")
-        return 0
-    pages = [page for language in LANGUAGES for page in sorted(DOCS.glob(f"{language}/**/*.md"))]
+    """Name the pages that are behind, or confirm some; the exit status is 1 if there are."""
+    parser = argparse.ArgumentParser(prog="python -m docs.translations", allow_abbrev=False)
+    confirm = "write into these pages that they are up to date"
+    parser.add_argument("--confirm", nargs="+", type=_page, metavar="PAGE", default=[], help=confirm)
+    to_confirm: list[Path] = parser.parse_args().confirm
+    for page in to_confirm:
+        mark = f"<!-- translates: {digest(original(page))} -->"
+        page.write_text(_MARK.sub(mark, page.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0 if to_confirm else _tell_behind(translated())
+
+
+def _page(name: str) -> Path:
+    page = Path(name).resolve()
+    if page not in translated():
+        valid = ", ".join(f"docs/{page.relative_to(DOCS)}" for page in translated())
+        raise argparse.ArgumentTypeError(f"{name!r} is no translated page. Valid: {valid}.")
+    return page
+
+
+def _tell_behind(pages: list[Path]) -> int:
     behind = [page for page in pages if is_behind(page)]
     for page in behind:
         sys.stdout.write(f"docs/{page.relative_to(DOCS)} is behind docs/{original(page).relative_to(DOCS)}\n")

@@ -21,6 +21,8 @@ RUNNABLE = ("bash", "python", "yaml", "toml")
 _FENCE = re.compile(r"( *)(`{3,})(.*)")
 _INFO = re.compile(r'(\S*)\s*(?:\{((?:norun="[^"]+"|exit=\d+|\s)+)\})?')
 _NO_RUN = re.compile(r"<!-- norun: (.+) -->")
+#: What changes the machine of whoever runs it, beyond the folder and the environment of a page.
+_OF_THE_MACHINE = re.compile(r"(?<![\w./-])(?:(?:docker|podman|systemctl|sudo)(?![\w./-])|/etc/|/opt/)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def read_blocks(page: Path) -> list[Block]:
 
     Raises
     ------
-    ValueError : an info string says something else than ``norun="reason"`` or ``exit=code``
+    ValueError : an info string says something else than ``norun="reason"`` or ``exit=code``, or a block that
+        is to be run changes the machine: containers, services, ``/etc``, ``/opt``
     """
     blocks: list[Block] = []
     why_not, is_open = None, False
@@ -63,11 +66,20 @@ def read_blocks(page: Path) -> list[Block]:
         language, words = _info(text, f"{page.name}:{line}")
         if language in RUNNABLE:
             reason = words.get("norun", why_not)
+            if reason is None:
+                _refuse_what_changes_the_machine(fenced, f"{page.name}:{line}")
             blocks.append(Block(language, line, fenced, reason, int(words.get("exit", 0))))
         elif is_open and language in ("", "text") and "norun" not in words:
             blocks[-1] = replace(blocks[-1], output=fenced)
         is_open = language in RUNNABLE
     return blocks
+
+
+def _refuse_what_changes_the_machine(code: str, where: str) -> None:
+    found = _OF_THE_MACHINE.search(code)
+    if found:
+        text = f"{where}: the block names {found[0]!r} and would be run"
+        raise ValueError(f'{text}; valid is {{norun="reason"}} beside its language')
 
 
 def _parts(text: str) -> Iterator[tuple[int, str, str | None]]:
@@ -93,5 +105,5 @@ def _info(text: str, where: str) -> tuple[str, dict[str, str]]:
         if text.startswith("{"):  # a directive of the site
             return text, {}
         raise ValueError(f'{where}: {text!r}: valid are {{norun="reason"}} and {{exit=code}}')
-    words = re.findall(r'(norun|exit)="?([^"\s}]+(?: [^"}]+)?)"?', match[2] or "")
-    return match[1], dict(words)
+    words = re.findall(r'(norun|exit)=("[^"]+"|\d+)', match[2] or "")
+    return match[1], {name: value.strip('"') for name, value in words}

@@ -149,3 +149,18 @@ def test_a_call_that_there_is_no_memory_to_repeat_is_told_and_the_others_are_jud
     assert book.unjudged == {
         "part of aten::abs": "too large: no memory to repeat a call of shapes ((16,),)",
     }
+
+
+def test_far_rows_that_there_is_no_memory_for_are_told_and_the_call_itself_is_judged(monkeypatch):
+    def no_memory(call: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(call_check, "_with_far_rows", no_memory)
+    monkeypatch.setattr(call_check, "MOST_CALLS", 2)
+    book, kernel = CallBook(), AtenKernel("embedding", "embedding", lambda x, numbers: -x[numbers])
+    for count in (2, 1, 0):
+        book.keeping(kernel).function(ROWS, NUMBERS[:count])
+    assert [fault.shapes for fault in book.faults(kernel)] == [((4, 8), (2,)), ((4, 8), (1,))]
+    many = "it was called with more than 2 combinations of shapes and dtypes"
+    far = "not tried with rows past 2^31: no memory"
+    assert book.unjudged == {"part of aten::embedding": f"{many}; {far}"}

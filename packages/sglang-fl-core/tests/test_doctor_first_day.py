@@ -69,6 +69,23 @@ def test_attention_that_takes_grouped_heads_is_well(doctor: Doctor, monkeypatch)
     assert (code, rows["grouped heads"]["text"]) == (0, "PyTorch's attention takes them on cpu")
 
 
+@pytest.mark.parametrize(
+    ("planted", "code", "text"),
+    [
+        ("import atexit; atexit.register(print, 'chip closed')", 0, "PyTorch's attention takes them on cpu"),
+        ("import sys; sys.stdout = open('/dev/null', 'w')", 2, "its process did not say what came of it"),
+    ],
+    ids=["a line behind it", "no line"],
+)
+def test_what_a_chip_prints_is_not_taken_for_the_figure(
+    doctor: Doctor, site: Path, monkeypatch, planted: str, code: int, text: str
+):
+    (site / "sitecustomize.py").write_text(planted)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *sys.path]))
+    found, rows = doctor("--only", "grouped-heads")
+    assert (found, rows["grouped heads"]["text"].endswith(text)) == (code, True)
+
+
 # FlagGems' database
 
 
@@ -162,6 +179,18 @@ def test_database_of_a_url_is_looked_at(
     assert text in doctor("--only", "flag-gems-database")[1]["FlagGems' database"]["text"]
 
 
+@pytest.mark.parametrize("password", ["sec#ret", "sec/ret", "sec?ret", "12/34", "12#34", "[sec"])
+def test_password_that_is_no_part_of_a_url_is_not_shown(
+    doctor: Doctor, database: Path, monkeypatch, password
+):
+    monkeypatch.setenv("FLAGGEMS_DB_URL", f"postgresql://me:{password}@127.0.0.1:5432/tuned")
+    code, rows = doctor("--only", "flag-gems-database")
+    row = rows["FlagGems' database"]
+    assert (code, row["state"], row["text"]) == (2, "unknown", "FLAGGEMS_DB_URL cannot be read as a URL")
+    assert "sec" not in str(rows)
+    assert "12" not in str(rows)
+
+
 # Device backends of PyTorch
 
 
@@ -184,7 +213,7 @@ BROKEN = "def load(): raise ImportError('libtoy.so: undefined symbol: chip_init'
 
 
 @pytest.mark.parametrize(
-    ("autoload", "effect"), [("1", "`import torch` fails with it"), ("0", "AUTOLOAD=0)")]
+    ("autoload", "effect"), [("1", "`import torch` fails with it"), ("0", "AUTOLOAD='0')")]
 )
 def test_device_backend_that_does_not_load_is_found(
     doctor: Doctor, backend, monkeypatch, autoload: str, effect: str
@@ -197,12 +226,26 @@ def test_device_backend_that_does_not_load_is_found(
     assert row["remedy"].endswith("until then TORCH_DEVICE_BACKEND_AUTOLOAD=0")
 
 
-@pytest.mark.parametrize(("autoload", "text"), [("1", "is loaded by `import torch`"), ("0", "keeps it out")])
+@pytest.mark.parametrize(
+    ("autoload", "text"),
+    [
+        ("1", "is loaded by `import torch`"),
+        ("0", "AUTOLOAD='0' keeps it out"),
+        ("false", "AUTOLOAD='false' keeps it out"),
+        ("", "AUTOLOAD='' keeps it out"),
+    ],
+)
 def test_device_backend_that_loads_is_well(doctor: Doctor, backend, monkeypatch, autoload: str, text: str):
     backend("def load(): pass\n")
     monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", autoload)
     code, rows = doctor("--only", "device-backends")
     assert (code, rows["device backend toy"]["text"].endswith(text)) == (0, True)
+
+
+def test_device_backend_is_loaded_where_nothing_is_set(doctor: Doctor, backend, monkeypatch):
+    backend("def load(): pass\n")
+    monkeypatch.delenv("TORCH_DEVICE_BACKEND_AUTOLOAD", raising=False)
+    assert doctor("--only", "device-backends")[1]["device backend toy"]["text"].endswith("by `import torch`")
 
 
 # Other plugins

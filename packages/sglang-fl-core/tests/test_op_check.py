@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from sglang_fl.dispatch import op_check
 from sglang_fl.dispatch.live_check import LiveCheck
-from sglang_fl.dispatch.op_check import OpCheck, Violation
+from sglang_fl.dispatch.op_check import NamedRows, OpCheck, Violation
 from sglang_fl.ops import OPS, Kernel
 
 SILU, NORM = OPS["silu_and_mul"], OPS["rms_norm"]
@@ -248,7 +248,7 @@ def test_of_a_large_pool_the_rows_that_a_call_names_are_enough(op_name: str, mon
     (case,) = (case for case in op.cases if case.name == named)
     given = case.arguments(torch.float32)
     for name, of in op.writes_rows.items():
-        kept = op_check.of_named_rows(op, given)
+        kept = NamedRows(op, given).of(given)
         assert len(kept[name]) == len(op.written_rows(name, given)) < len(given[name])
         assert ((kept[of] < 0) == (given[of] < 0)).all()
     found, kernel = found_by(op.reference, op_name)
@@ -263,3 +263,25 @@ def test_of_a_large_pool_the_rows_that_a_call_names_are_enough(op_name: str, mon
     found, kernel = found_by(elsewhere, op_name)
     kernel(**case.arguments(torch.float32))
     assert found
+
+
+@pytest.mark.parametrize("of", ["cache_loc", "conv_state_indices"])
+def test_a_kernel_that_shifts_the_indices_of_a_large_pool_is_told_of(of: str, monkeypatch):
+    """All of them by one name the same rows by their order, but others of the pool."""
+    monkeypatch.setattr(op_check, "LARGE", 1)
+    name, case_name = {
+        "cache_loc": ("rotary_embedding", "kv-cache-partial"),
+        "conv_state_indices": ("causal_conv1d_update", "padding"),
+    }[of]
+    op = OPS[name]
+    (case,) = (case for case in op.cases if case.name == case_name)
+
+    def shifting(**given: Any) -> Any:
+        result = op.reference(**given)
+        given[of] += given[of] >= 0
+        return result
+
+    shifting.__signature__ = op.signature  # type: ignore[attr-defined]
+    found, kernel = found_by(shifting, name)
+    kernel(**case.arguments(torch.float32))
+    assert [v.what for v in found] == [f"it wrote {of}, which the contract does not allow"]

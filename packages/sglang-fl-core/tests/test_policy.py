@@ -2,7 +2,7 @@
 
 import pytest
 
-from sglang_fl.errors import SettingsError, choices
+from sglang_fl.errors import SettingsError, choices, nearest
 from sglang_fl.ops import OPS
 from sglang_fl.settings.policy import Policy, Token, parse_order, parse_orders
 from sglang_fl.vendor import BackendKind, OpImpl
@@ -180,6 +180,24 @@ def test_vendor_is_denied_with_the_reason(policy: Policy, reason: str | None):
 )
 def test_the_nearest_name_is_found_in_whatever_case_it_is_written(text: str, near: str):
     assert choices(text, ["vendor", "rms_norm", "SiluAndMul"]).endswith(f" Nearest: {near}.")
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("moe", "fused_moe"),
+        ("silu", "silu_and_mul"),
+        ("softmax", "topk_softmax"),
+        ("rope", "mrope"),
+        ("norm", None),
+        ("nope", None),
+        ("gating", None),
+        ("x", None),
+        ("", None),
+    ],
+)
+def test_a_whole_word_is_the_name_that_alone_begins_or_ends_with_it(text: str, near: str | None):
+    assert nearest(text, OPS) == near
 
 
 @pytest.mark.parametrize(

@@ -104,13 +104,14 @@ class ServerError(SglangFlError):
 def nearest(text: str, valid: Iterable[str]) -> str | None:
     """Return the valid name that a text is most like, in whatever case it is written, or None.
 
-    That is the one name of which it is a whole word (``moe``: ``fused_moe``), or the one that is spelt most
-    like it.
+    That is the one name that begins or ends with it, if it is a whole word of it (``moe``: ``fused_moe``), or
+    the one that is spelt most like it. Of several that begin or end with it no one is meant: ``rope`` is not
+    ``qk_norm_rope``, because there is ``mrope``.
     """
     by_lower = {name.lower(): name for name in valid}
     wanted = text.lower().replace("-", "_")
-    near = [name for name in by_lower if wanted in name.split("_")]
-    if len(near) != 1:
+    near = [name for name in by_lower if name.startswith(wanted) or name.endswith(wanted)]
+    if len(near) != 1 or wanted not in near[0].split("_"):
         near = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=_ALIKE)
     return by_lower[near[0]] if near else None
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils import _pytree as tree
 
 from sglang_fl.dispatch.faults import is_out_of_memory
+from sglang_fl.errors import few
 from sglang_fl.ops.compare import error_in_units
 from sglang_fl.vendor import AtenKernel
 
-__all__ = ["AtenFault", "CallBook", "compare"]
+__all__ = ["AtenFault", "CallBook", "FarRowsError", "compare"]
 
 #: Calls of one op that are kept, of different shapes and dtypes, and bytes of all.
 MOST_CALLS, MOST_BYTES = 24, 1 << 28
@@ -59,6 +60,10 @@ class AtenFault:
         )
 
 
+class FarRowsError(MemoryError):
+    """A call was compared, but there is no memory to make it again with rows past element 2^31."""
+
+
 class CallBook:
     """Keeps copies of the arguments of calls, one for each combination of shapes and dtypes.
 
@@ -72,7 +77,7 @@ class CallBook:
         self._calls: dict[str, dict[object, tuple[str, tuple[Any, Any]]]] = {}
         self._too_large: set[str] = set()
         self._too_many: set[str] = set()
-        self._not_compared: dict[str, str] = {}
+        self._not_compared: dict[str, list[str]] = {}
         self._bytes = 0
 
     @property
@@ -82,15 +87,16 @@ class CallBook:
 
     @property
     def unjudged(self) -> dict[str, str]:
-        """What calls were not kept, or could not be repeated, and why."""
+        """What calls were not kept, or could not be repeated, and why: all the reasons of an op."""
         room = f"what was left of the {MOST_BYTES >> 20} MiB in which all calls are kept"
-        large = {
-            f"part of aten::{name}" if self._calls[name] else f"aten::{name}": f"too large: more than {room}"
-            for name in sorted(self._too_large)
-        }
         kinds = f"it was called with more than {MOST_CALLS} combinations of shapes and dtypes"
-        many = {f"part of aten::{name}": kinds for name in sorted(self._too_many - self._too_large)}
-        return {**large, **many, **self._not_compared}
+        found: dict[str, list[str]] = {}
+        for name in sorted(self._too_large | self._too_many | self._not_compared.keys()):
+            what = f"part of aten::{name}" if self._calls[name] else f"aten::{name}"
+            large = [f"too large: more than {room}"] if name in self._too_large else []
+            many = [kinds] if name in self._too_many else []
+            found[what] = [*large, *many, *self._not_compared.get(name, ())]
+        return {what: "; ".join(few(reasons)) for what, reasons in found.items()}
 
     def keeping(self, kernel: AtenKernel) -> AtenKernel:
         """Return the kernel, which now keeps its arguments."""
@@ -125,11 +131,17 @@ class CallBook:
             try:
                 for fault in compare(kernel, call):
                     yield replace(fault, where=where)
+            except FarRowsError:
+                self._leave_out(kernel, "not tried with rows past 2^31: no memory")
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = f"too large: no memory to repeat a call of shapes {_shapes(call)}"
-                self._not_compared.setdefault(f"part of aten::{kernel.overload}", reason)
+                self._leave_out(kernel, f"too large: no memory to repeat a call of shapes {_shapes(call)}")
+
+    def _leave_out(self, kernel: AtenKernel, reason: str) -> None:
+        reasons = self._not_compared.setdefault(kernel.overload, [])
+        if reason not in reasons:
+            reasons.append(reason)
 
 
 def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
@@ -146,6 +158,7 @@ def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
     Raises
     ------
     RuntimeError, MemoryError : there is no memory to repeat the call
+    FarRowsError : the call was repeated, and there is no memory for rows past element 2^31
     """
     own = _overload(kernel.overload)
     if torch.Tag.nondeterministic_seeded in own.tags or "empty" in kernel.overload:
@@ -156,8 +169,14 @@ def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
     if beyond is not None:
         yield from _compare(kernel, own, beyond, " (integers from 2^24 on)")
     by_last_row = _by_last_row(call) if torch.Tag.pointwise not in own.tags else None
-    if by_last_row is not None:
+    if by_last_row is None:
+        return
+    try:
         yield from _compare(kernel, own, by_last_row, " (rows from element 2^31 on)", is_far=True)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FarRowsError("no memory for rows past element 2^31") from error
 
 
 def _overload(name: str) -> torch._ops.OpOverload:
@@ -183,6 +202,12 @@ def _copy(tensor: Tensor) -> Tensor:
 def _compare(
     kernel: AtenKernel, own: torch._ops.OpOverload, call: tuple[Any, Any], note: str, is_far: bool = False
 ) -> Iterator[AtenFault]:
+    """Run a call by both, and once more if it is not one with far rows.
+
+    Raises
+    ------
+    RuntimeError, MemoryError : there is no memory for it
+    """
     theirs, exact = _copied(call), _as_float64(_copied(call))
     try:
         wanted, truth = own(*theirs[0], **theirs[1]), own(*exact[0], **exact[1])
@@ -219,6 +244,12 @@ def _compare(
 
 
 def _run(kernel: AtenKernel, call: tuple[Any, Any]) -> Any:
+    """Return what a kernel returns, or the exception that it raises.
+
+    Raises
+    ------
+    RuntimeError, MemoryError : there is no memory for it
+    """
     try:
         return kernel.function(*call[0], **call[1])
     except Exception as error:

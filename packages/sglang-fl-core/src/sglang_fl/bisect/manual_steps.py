@@ -181,14 +181,14 @@ def _left_out(configuration: Configuration) -> dict[int, str]:
         found[1] = f"SGLang has no platform for {vendor.device_type} without the plugin"
     if not _kernels(configuration):
         reason = f"vendor {vendor} has no kernel here but the references"
-        found |= {4: f"step 3 runs the same, because {reason}", 5: reason}
+        found |= {4: f"step 3 runs no kernel whose place a reference could take: {reason}", 5: reason}
     if vendor.aten is None or vendor.aten.missing:
         found |= dict.fromkeys((6, 7), f"vendor {vendor} has no ATen kernels here (layer 1)")
     return found
 
 
 def _wrong(step: ManualStep, left_out: dict[int, str]) -> str:
-    """Return what to do after wrong answers; where step 3 runs the references, what follows from step 4."""
+    """Return what to do after wrong answers; where step 3 runs references alone, what follows from step 4."""
     return STEPS[3].wrong if step.number == 3 and 4 in left_out else step.wrong
 
 

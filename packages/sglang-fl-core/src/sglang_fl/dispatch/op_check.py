@@ -16,7 +16,7 @@ from sglang_fl.ops.compare import error_in_units
 
 T = TypeVar("T")
 
-__all__ = ["LARGE", "MARGIN", "Given", "OpCheck", "Violation", "of_named_rows", "violations"]
+__all__ = ["LARGE", "MARGIN", "Given", "NamedRows", "OpCheck", "Violation", "violations"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,11 +100,11 @@ class OpCheck:
             if not self.is_due(calls):
                 return kernel(*args, **kwargs)
             arguments = op.signature.bind(*args, **kwargs).arguments
-            before = self.attempt(op.name, lambda: Given(op, of_named_rows(op, arguments)))
+            rows = self.attempt(op.name, lambda: NamedRows(op, arguments))
+            before = rows and self.attempt(op.name, lambda: Given(op, rows.of(arguments)))
             results = kernel(*args, **kwargs)
-            if before is not None:
-                after = functools.partial(of_named_rows, op, arguments)
-                self.attempt(op.name, lambda: self._examine(op, layer(), before, results, after()))
+            if rows and before:
+                self.attempt(op.name, lambda: self._examine(op, layer(), before, results, rows.of(arguments)))
             return results
 
         checked.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
@@ -138,25 +138,37 @@ class OpCheck:
             return None
 
 
-def of_named_rows(op: Op, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the call with nothing of a large pool but the rows that it names: a KV cache fills the memory.
+class NamedRows:
+    """The rows of large pools that a call names, as it names them before it: a KV cache fills the memory.
+
+    What a kernel writes into other rows of such a pool is not looked at.
 
     Parameters
     ----------
     op : the op
-    arguments : bound to its signature
+    arguments : bound to its signature, before the call
     """
-    pools = {name: of for name, of in op.writes_rows.items() if arguments.get(name) is not None}
-    if not any(_is_large(arguments[name]) for name in pools):
-        return arguments
-    changed = dict(arguments)
-    for of in set(pools.values()):
-        named, numbers = torch.unique(arguments[of], return_inverse=True)
-        negative = int((named < 0).sum())  # these name no row, and stay negative
-        changed[of] = (numbers - negative).to(arguments[of].dtype)
-        rows = named[negative:].long()
-        changed |= {name: arguments[name][rows] for name in pools if pools[name] == of}
-    return changed
+
+    def __init__(self, op: Op, arguments: Mapping[str, Any]) -> None:
+        pools = {name: of for name, of in op.writes_rows.items() if arguments.get(name) is not None}
+        is_large = any(_is_large(arguments[name]) for name in pools)
+        self._pools = pools if is_large else {}
+        self._indices = {of: arguments[of].clone() for of in set(self._pools.values())}
+        self._rows, self._numbers = {}, {}
+        for of, indices in self._indices.items():
+            named, numbers = torch.unique(indices, return_inverse=True)
+            negative = int((named < 0).sum())  # these name no row, and stay negative
+            self._rows[of] = named[negative:].long()
+            self._numbers[of] = (numbers - negative).to(indices.dtype)
+
+    def of(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a call, before or after it is made, with these rows alone and their numbers among them.
+
+        An index that has changed differs here, too.
+        """
+        pools = {name: arguments[name][self._rows[of]] for name, of in self._pools.items()}
+        indices = {of: numbers + (arguments[of] - self._indices[of]) for of, numbers in self._numbers.items()}
+        return {**arguments, **pools, **indices}
 
 
 class Given:

@@ -30,6 +30,7 @@ NETWORK = (
 #: Where servers of databases listen.
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 _OTHER_FOLDER = "FLAGGEMS_CACHE_DIR=FOLDER names another one, on a local disk and for this server alone"
+_ESCAPES = "in a user's name or a password write / as %2F, # as %23, ? as %3F, [ as %5B, ] as %5D"
 
 
 def flag_gems_database(launch: Launch) -> Iterator[Finding]:
@@ -37,7 +38,10 @@ def flag_gems_database(launch: Launch) -> Iterator[Finding]:
     configuration = configured()
     if configuration is None or not may_run_flag_gems(configuration):
         return
-    url = urlsplit(variable(URL) or "")
+    url = _url(variable(URL) or "")
+    if url is None:
+        yield unknown(WHAT, f"{URL} cannot be read as a URL", _ESCAPES)
+        return
     if url.scheme and not url.scheme.startswith("sqlite"):
         yield _of_server(url)
         return
@@ -56,6 +60,17 @@ def flag_gems_database(launch: Launch) -> Iterator[Finding]:
         yield _of_file(file)
     if not files:
         yield ok(WHAT, f"none in {_folder()} yet: the first start tunes its kernels")
+
+
+def _url(text: str) -> SplitResult | None:
+    """Return the parts of a URL; None where a password, which an error would show, was taken for another."""
+    try:
+        url = urlsplit(text)
+        url.port  # noqa: B018 - it is read here, and raises where it is no number
+    except ValueError:
+        return None
+    is_cut = "@" not in url.netloc and "@" in f"{url.path}{url.query}{url.fragment}"
+    return None if url.netloc and is_cut else url
 
 
 def _folder() -> Path:

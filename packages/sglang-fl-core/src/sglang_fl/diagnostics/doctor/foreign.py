@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from sglang_fl.logs.redaction import HIDDEN, is_secret
 
-__all__ = ["child_environment", "variable", "variables"]
+__all__ = ["as_set", "child_environment", "variable", "variables"]
 
 #: Written by a server, and looked at by a check of their own: a child that only tries an import keeps off.
 _OUTPUTS = (
@@ -22,6 +22,11 @@ _OUTPUTS = (
 def variable(name: str) -> str | None:
     """Return another library's variable; an empty one counts as unset."""
     return os.environ.get(name) or None
+
+
+def as_set(name: str, default: str) -> str:
+    """Return another library's variable where an empty one is not an unset one."""
+    return os.environ.get(name, default)
 
 
 def variables(prefixes: tuple[str, ...]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A request ends the server, or wrong numbers: does PyTorch's attention take fewer key than query heads?"""
 
+import re
 from collections.abc import Iterator
 
 from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
@@ -12,7 +13,8 @@ __all__ = ["grouped_heads"]
 
 SECONDS = 120
 WHAT = "grouped heads"
-ERROR = "error "
+#: The line of the child that tells how far the call is from the formula begins with it.
+DISTANCE = "distance"
 CALL = "scaled_dot_product_attention(enable_gqa=True)"
 
 #: One call as SGLang's torch_native makes it, beside the formula in float64, with key heads expanded.
@@ -26,7 +28,7 @@ given = [torch.randn(1, heads, 3, 16, dtype=torch.bfloat16) for heads in (4, 2, 
 found = scaled_dot_product_attention(*(x.to(device) for x in given), enable_gqa=True)
 query, key, value = (x.double().repeat_interleave(4 // x.shape[1], dim=1) for x in given)
 true = (query @ key.mT / 4).softmax(-1) @ value
-print("{ERROR}", float((found.cpu().double() - true).abs().max()))
+print("\\n{DISTANCE}", float((found.cpu().double() - true).abs().max()))
 """
 #: Results are below 4, where rounding to bfloat16 is off by 2**-7 at most; this is four times as much.
 MOST = 2**-5
@@ -42,7 +44,10 @@ def grouped_heads(launch: Launch) -> Iterator[Finding]:
 def _judged(child: Child, vendor: Vendor) -> Finding:
     if child.code is None:
         return unknown(WHAT, f"{CALL} is not done after {SECONDS} s", "see where it waits: py-spy dump")
-    text = _fault(child)
+    distance = re.search(rf"^{DISTANCE} (\S+)$", child.output, re.MULTILINE)
+    if not child.code and distance is None:
+        return unknown(WHAT, f"{CALL} was tried, but its process did not say what came of it")
+    text = _fault(child, float(distance[1]) if distance else 0.0)
     if text is None:
         return ok(WHAT, f"PyTorch's attention takes them on {vendor.device_type}")
     if vendor.platform is None and vendor.device_type != "cpu":
@@ -55,9 +60,10 @@ def _judged(child: Child, vendor: Vendor) -> Finding:
     return problem(WHAT, f"a model with fewer key than query heads: {text}", remedy)
 
 
-def _fault(child: Child) -> str | None:
+def _fault(child: Child, distance: float) -> str | None:
     """Say what is wrong with the call, or None."""
     if child.code:
         return f"{CALL} fails: {last_line(child.errors)}"
-    error = float(last_line(child.output).removeprefix(ERROR))
-    return None if error <= MOST else f"{CALL} is off by {error:.2g}, where rounding makes at most {MOST:.2g}"
+    if distance <= MOST:
+        return None
+    return f"{CALL} is off by {distance:.2g}, where rounding makes at most {MOST:.2g}"

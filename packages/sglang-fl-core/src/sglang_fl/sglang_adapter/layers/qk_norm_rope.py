@@ -22,7 +22,7 @@ import torch
 
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS, UnsupportedError
-from sglang_fl.ops import OPS, Kernel, lacking
+from sglang_fl.ops import KV_CACHE, OPS, Kernel, lacking
 from sglang_fl.sglang_adapter.layers import rms_norm, rotary_embedding
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, by_layer_class, covering
 
@@ -56,7 +56,7 @@ def _cache_options(layer: Any, kernel: Kernel) -> Callable[[Any, Any, Any], dict
     """Return what finds the options by which a call writes the KV cache; none where attention has to."""
     from sglang.srt.models import utils
 
-    is_able = not lacking(kernel, rotary_embedding.KV_CACHE)
+    is_able = not lacking(kernel, KV_CACHE)
 
     def options(layer: Any, v: Any, forward_batch: Any) -> dict[str, Any]:
         attention = layer.attn

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops import check_kv_cache
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 from sglang_fl_nvidia.flagos.rotation import Layout
 
@@ -57,6 +58,7 @@ class KVCache(NamedTuple):
 
 
 def kv_cache(
+    op: str,
     tokens: int,
     key: Tensor,
     value: Tensor | None,
@@ -68,30 +70,22 @@ def kv_cache(
 
     Parameters
     ----------
-    tokens : T
-    key, value, k_buffer, v_buffer, cache_loc : see ``sglang_fl.ops.rotary_embedding``
+    op, tokens, key, value, k_buffer, v_buffer, cache_loc : see ``sglang_fl.ops.check_kv_cache``
 
     Raises
     ------
-    ContractError : some but not all are given, or they do not fit
+    ContractError : as the check says
     UnsupportedError : the elements of a slot do not lie side by side
     """
+    check_kv_cache(op, tokens, key, value, k_buffer, v_buffer, cache_loc)
     if value is None or k_buffer is None or v_buffer is None or cache_loc is None:
-        if value is k_buffer is v_buffer is cache_loc:
-            return None
-        raise ContractError("to write the KV cache it needs value, k_buffer, v_buffer and cache_loc")
-    if value.dim() != 2 or value.stride(1) != 1:
-        value = value.reshape(tokens, value.numel() // tokens).contiguous()
-    for rows, pool in ((key, k_buffer), (value, v_buffer)):
+        return None
+    for pool in (k_buffer, v_buffer):
         shape, stride = pool.shape, pool.stride()
-        if rows.dtype is not pool.dtype or rows.numel() != tokens * shape[1:].numel():
-            raise ContractError(
-                f"{tokens} slots of {tuple(shape)} {pool.dtype} do not hold {tuple(rows.shape)} {rows.dtype}"
-            )
         if stride[-1] != 1 or (len(shape) == 3 and shape[1] > 1 and stride[1] != shape[2]) or len(shape) > 3:
             raise UnsupportedError(f"it writes slots that are dense, not with strides {stride}")
-    if cache_loc.shape != (tokens,):
-        raise ContractError(f"cache_loc {tuple(cache_loc.shape)} has not a slot for each of {tokens} tokens")
+    if value.dim() != 2 or value.stride(1) != 1:
+        value = value.flatten(1).contiguous()
     return KVCache(
         value, k_buffer, v_buffer, cache_loc if cache_loc.stride(0) == 1 else cache_loc.contiguous()
     )

@@ -36,6 +36,7 @@ def qk_norm_rope(
     """
     _check(positions, q_weight, k_weight, cos_sin_cache, head_size)
     tokens = positions.shape[0]
+    cache = kv_cache("qk_norm_rope", tokens, key, value, k_buffer, v_buffer, cache_loc)
     outs = query.new_empty(query.shape), key.new_empty(key.shape)
     if tokens == 0:
         return outs
@@ -48,7 +49,6 @@ def qk_norm_rope(
     layouts = (lies, key_lies, _densely(lies[2], head_size), _densely(key_lies[2], head_size))
     norms = Norms(_dense(q_weight), _dense(k_weight), eps, 1.0 if add_unit_offset else 0.0)
     where, table = _dense(positions), _dense(cos_sin_cache)
-    cache = kv_cache(tokens, key, value, k_buffer, v_buffer, cache_loc)
     turn_heads(query, key, outs, layouts, norms, where, table, head_size, is_neox_style, cache)
     return outs
 

@@ -43,8 +43,8 @@ def rotary_embedding(
     UnsupportedError : another dtype than float16, bfloat16 and float32, or slots that are not dense
     """
     tokens = positions.numel()
-    cache = kv_cache(tokens, key, value, k_buffer, v_buffer, cache_loc) if tokens else None
-    if cache is None:
+    cache = kv_cache("rotary_embedding", tokens, key, value, k_buffer, v_buffer, cache_loc)
+    if cache is None or not tokens:
         return rotation_alone(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
     positions, offsets = _in_a_row(positions, offsets)
     if offsets is not None:

@@ -376,6 +376,18 @@ def test_a_part_of_a_kv_cache_is_refused_without_tokens_too(op: str):
             computes(**arguments)
 
 
+@pytest.mark.parametrize("name", ["q_weight", "k_weight"])
+def test_a_strided_weight_of_a_norm_with_rotation_is_refused(name: str):
+    """A copy of it could still be on its way when the kernel loads it."""
+    case = next(case for case in OPS["qk_norm_rope"].cases if case.name == "kv-cache-neox")
+    arguments = case.arguments(torch.float32, DEVICE)
+    arguments[name] = arguments[name].repeat_interleave(2)[::2]
+    pool = arguments["k_buffer"].clone()
+    with pytest.raises(UnsupportedError, match="weights that are dense"):
+        kernel("qk_norm_rope")(**arguments)
+    assert torch.equal(arguments["k_buffer"], pool)
+
+
 def test_a_kernel_that_only_rotates_leaves_what_it_does_not_rotate():
     """In place, so the rest of a head is neither written nor lost."""
     case = next(case for case in OPS["rotary_embedding"].cases if case.name == "kv-cache-partial")

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sglang_fl.errors import ContractError
+from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import Outputs
 from sglang_fl_nvidia.flagos.heads import Norms, kv_cache, turn_heads
 from sglang_fl_nvidia.flagos.rotation import Layout, dense_heads, layout_of
@@ -27,12 +27,15 @@ def qk_norm_rope(
     v_buffer: Tensor | None = None,
     cache_loc: Tensor | None = None,
 ) -> Outputs:
-    """See ``sglang_fl.ops.qk_norm_rope``. The results are new: so no argument must be held against another.
+    """See ``sglang_fl.ops.qk_norm_rope``.
+
+    The results are new, so arguments need not be checked for shared memory.
 
     Raises
     ------
     ContractError : as the contract says
-    UnsupportedError : another dtype than float16, bfloat16 and float32
+    UnsupportedError : another dtype than float16, bfloat16 and float32, weights or slots that are not dense,
+        tensors on the CPU or on several devices
     """
     _check(positions, q_weight, k_weight, cos_sin_cache, head_size)
     tokens = positions.shape[0]
@@ -47,7 +50,7 @@ def qk_norm_rope(
     if lies[2] + key_lies[2] == 0:
         return outs
     layouts = (lies, key_lies, _densely(lies[2], head_size), _densely(key_lies[2], head_size))
-    norms = Norms(_dense(q_weight), _dense(k_weight), eps, 1.0 if add_unit_offset else 0.0)
+    norms = Norms(q_weight, k_weight, eps, 1.0 if add_unit_offset else 0.0)
     where, table = _dense(positions), _dense(cos_sin_cache)
     turn_heads(query, key, outs, layouts, norms, where, table, head_size, is_neox_style, cache)
     return outs
@@ -74,3 +77,7 @@ def _check(
         raise ContractError(f"qk_norm_rope: weights {shapes} are no rows of a head of {head_size}")
     if positions.dim() != 1:
         raise ContractError(f"qk_norm_rope: positions {tuple(positions.shape)} are not one for each token")
+    # The kernel loads weights before it waits for its predecessor, which the copy of a strided one would be.
+    if not (q_weight.is_contiguous() and k_weight.is_contiguous()):
+        strides = f"{q_weight.stride()} and {k_weight.stride()}"
+        raise UnsupportedError(f"it takes weights that are dense, not with strides {strides}")

@@ -354,7 +354,7 @@ def test_a_kv_cache_that_does_not_fit_is_refused_before_anything_is_written(op: 
         ({"v_buffer": torch.zeros(9, 8, device=DEVICE)}, ContractError, "9 slots of v_buffer .* do not hold"),
         ({"value": twice}, ContractError, f"{op}: value .* a row for each of 9 tokens"),
         ({"value": twice.flatten()}, ContractError, f"{op}: value .* a row for each of 9 tokens"),
-        ({"key": twice}, ContractError, "is not 9 rows of heads"),
+        ({"key": twice}, ContractError, f"{op}: .* is not 9 rows of heads"),
         ({"k_buffer": torch.zeros(13, 64, 2, device=DEVICE).mT}, UnsupportedError, "slots that are dense"),
     ):
         arguments = case.arguments(torch.float32, DEVICE) | changed

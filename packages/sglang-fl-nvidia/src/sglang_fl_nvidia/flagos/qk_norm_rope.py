@@ -45,7 +45,7 @@ def qk_norm_rope(
         return outs
     lies, key_lies = layout_of(query, tokens, head_size), layout_of(key, tokens, head_size)
     if lies is None or key_lies is None:
-        query, key = dense_heads(query, tokens, head_size), dense_heads(key, tokens, head_size)
+        query, key = (dense_heads("qk_norm_rope", x, tokens, head_size) for x in (query, key))
         lies, key_lies = _densely(query.shape[1], head_size), _densely(key.shape[1], head_size)
     if lies[2] + key_lies[2] == 0:
         return outs

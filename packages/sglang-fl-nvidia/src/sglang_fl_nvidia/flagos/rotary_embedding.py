@@ -63,7 +63,8 @@ def rotation_alone(
 ) -> Outputs:
     """See ``rotary_embedding``, without the KV cache: calls that write it stay SGLang's by this one."""
     positions, offsets = _in_a_row(positions, offsets)
-    return rotate_heads(positions, offsets, None, query, key, cos_sin_cache, head_size, is_neox_style)
+    heads = query, key, cos_sin_cache, head_size, is_neox_style
+    return rotate_heads("rotary_embedding", positions, offsets, None, *heads)
 
 
 def _in_a_row(positions: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -90,11 +91,11 @@ def _rotate_and_write(
     cache: KVCache,
 ) -> Outputs:
     """Rotate in place, and write keys and values into the KV cache."""
-    check_rotation(query, key, cos_sin_cache, head_size)
+    check_rotation("rotary_embedding", query, key, cos_sin_cache, head_size)
     tokens = positions.shape[0]
     lies, key_lies = layout_of(query, tokens, head_size), layout_of(key, tokens, head_size)
     if lies is None or key_lies is None:
-        dense, dense_key = dense_heads(query, tokens, head_size), dense_heads(key, tokens, head_size)
+        dense, dense_key = (dense_heads("rotary_embedding", x, tokens, head_size) for x in (query, key))
         rest = cos_sin_cache, head_size, is_neox_style, cache
         turned = _rotate_and_write(positions, dense, dense_key, *rest)
         return turned[0].view(query.shape), turned[1].view(key.shape)

@@ -14,15 +14,10 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import check_kv_cache
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
-from sglang_fl_nvidia.flagos.rotation import Layout
+from sglang_fl_nvidia.flagos.pairs import load_pair, store_pair
+from sglang_fl_nvidia.flagos.rotation import FEW_TILE, MANY, MANY_TILE, Layout
 
 __all__ = ["KVCache", "Norms", "kv_cache", "turn_heads"]
-
-#: Elements from which on programs are bound by the memory, not by their latency.
-MANY = 800_000
-#: Elements that a program turns, and its warps, for a few elements and for many: those of ``rotation``, which
-#: counts pairs.
-FEW_TILE, MANY_TILE = (1024, 4), (2048, 4)
 
 
 class Norms(NamedTuple):
@@ -92,53 +87,6 @@ def kv_cache(
 
 
 @triton.jit
-def _load_pair(
-    start,
-    inside,
-    HALF: tl.constexpr,
-    LANES: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    IS_NEOX: tl.constexpr,
-):
-    """Load both elements of the pairs of heads."""
-    if IS_NEOX:
-        lane = tl.arange(0, LANES)[None, None, :]
-        in_half = inside & (lane < HALF)
-        left = tl.load(start + lane, mask=in_half, other=0.0).to(tl.float32)
-        right = tl.load(start + HALF + lane, mask=in_half, other=0.0).to(tl.float32)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        whole = tl.load(start + element, mask=inside & (element < 2 * HALF), other=0.0).to(tl.float32)
-        left, right = tl.split(tl.reshape(whole, (TOKENS, HEADS, LANES, 2)))
-    return left, right
-
-
-@triton.jit
-def _store_pair(
-    start,
-    left,
-    right,
-    inside,
-    HALF: tl.constexpr,
-    LANES: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    IS_NEOX: tl.constexpr,
-):
-    """Store both elements of the pairs of heads."""
-    if IS_NEOX:
-        lane = tl.arange(0, LANES)[None, None, :]
-        in_half = inside & (lane < HALF)
-        tl.store(start + lane, left, mask=in_half)
-        tl.store(start + HALF + lane, right, mask=in_half)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        whole = tl.reshape(tl.join(left, right), (TOKENS, HEADS, 2 * LANES))
-        tl.store(start + element, whole, mask=inside & (element < 2 * HALF))
-
-
-@triton.jit
 def _turn(
     x_ptr,
     weight_ptr,
@@ -176,7 +124,7 @@ def _turn(
     HAS_REST: tl.constexpr = 2 * HALF < SIZE
     if HAS_NORM:
         always = tl.full((1, 1, 1), 1, tl.int1)
-        weight_left, weight_right = _load_pair(weight_ptr, always, HALF, LANES, 1, 1, IS_NEOX)
+        weight_left, weight_right = load_pair(weight_ptr, always, HALF, LANES, 1, 1, IS_NEOX)
         if HAS_REST:
             weight_rest = tl.load(weight_ptr + rest, mask=rest < SIZE, other=0.0).to(tl.float32)
     overlap(OVERLAP)
@@ -186,7 +134,7 @@ def _turn(
     position = tl.load(positions_ptr + token, mask=known, other=0).to(tl.int64)
     start = x_ptr + token * STRIDE + head.to(tl.int64) * HEAD_STRIDE
     # The heads are asked for before the cosines, which must wait for the positions.
-    left, right = _load_pair(start, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+    left, right = load_pair(start, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
     if HAS_REST:
         others = tl.load(start + rest, mask=in_rest, other=0.0).to(tl.float32)
     at = cache_ptr + position * (2 * HALF) + lane
@@ -203,13 +151,13 @@ def _turn(
             others = others * scale * (weight_rest + SHIFT)
     turned_left, turned_right = left * cos - right * sin, right * cos + left * sin
     out = out_ptr + token * OUT_STRIDE + head.to(tl.int64) * OUT_HEAD_STRIDE
-    _store_pair(out, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+    store_pair(out, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
     if HAS_REST and HAS_NORM:  # without a norm a result takes the place of its argument
         tl.store(out + rest, others, mask=in_rest)
     if HAS_BUFFER:
         slot = tl.load(loc_ptr + token, mask=known, other=0).to(tl.int64)
         kept = buffer_ptr + slot * SLOT_STRIDE + head * SIZE
-        _store_pair(kept, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+        store_pair(kept, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
         if HAS_REST:
             tl.store(kept + rest, others, mask=in_rest)
 
@@ -439,7 +387,8 @@ def _compiled(
     of_head = triton.next_power_of_2(size)
 
     def turning(is_many: bool) -> _Turning:
-        elements, warps = MANY_TILE if is_many else FEW_TILE
+        pairs, warps = MANY_TILE if is_many else FEW_TILE
+        elements = 2 * pairs
         # Blocks of the query have as many heads as the key's, so that these are not half empty.
         most = min(filter(None, heads), default=1)
         each = min(triton.next_power_of_2(most), max(1, elements // of_head))
@@ -463,4 +412,4 @@ def _compiled(
         return launch, tokens_each, blocks
 
     width = max(1, sum(heads) * size + values)
-    return turning(False), turning(True), MANY // width
+    return turning(False), turning(True), 2 * MANY // width

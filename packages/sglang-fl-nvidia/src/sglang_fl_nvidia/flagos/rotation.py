@@ -10,8 +10,12 @@ from torch import Tensor
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import unshared
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
+from sglang_fl_nvidia.flagos.pairs import load_pair, store_pair
 
 __all__ = [
+    "FEW_TILE",
+    "MANY",
+    "MANY_TILE",
     "Layout",
     "are_apart",
     "check_rotation",
@@ -74,25 +78,12 @@ def rotation_kernel(
     start = tl.where(head < QUERY_HEADS, of_query, of_key)
     inside = (token < tokens) & (head < QUERY_HEADS + KEY_HEADS)
     # The heads are asked for before the cosines, which must wait for the positions.
-    if IS_NEOX:
-        in_half = inside & (lane < HALF)
-        left = tl.load(start + lane, mask=in_half, other=0.0).to(tl.float32)
-        right = tl.load(start + HALF + lane, mask=in_half, other=0.0).to(tl.float32)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        in_whole = inside & (element < 2 * HALF)
-        whole = tl.load(start + element, mask=in_whole, other=0.0).to(tl.float32)
-        left, right = tl.split(tl.reshape(whole, (TOKENS, HEADS, LANES, 2)))
+    left, right = load_pair(start, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
     at = cache_ptr + position * (2 * HALF) + lane
     cos = tl.load(at, mask=known, other=0.0).to(tl.float32)
     sin = tl.load(at + HALF, mask=known, other=0.0).to(tl.float32)
     turned_left, turned_right = left * cos - right * sin, right * cos + left * sin
-    if IS_NEOX:
-        tl.store(start + lane, turned_left, mask=in_half)
-        tl.store(start + HALF + lane, turned_right, mask=in_half)
-    else:
-        turned = tl.reshape(tl.join(turned_left, turned_right), (TOKENS, HEADS, 2 * LANES))
-        tl.store(start + element, turned, mask=in_whole)
+    store_pair(start, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
 
 
 #: How the heads of a tensor lie: stride of a token and of a head in elements, number of heads.

@@ -5,19 +5,19 @@ key, which they also write into the cache, and some copy values there. A head is
 stored, so a result may take the place of its argument.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
-from sglang_fl.ops import check_kv_cache
+from sglang_fl_nvidia.flagos.kv_cache import KVCache
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 from sglang_fl_nvidia.flagos.pairs import load_pair, store_pair
 from sglang_fl_nvidia.flagos.rotation import FEW_TILE, MANY, MANY_TILE, Layout
 
-__all__ = ["KVCache", "Norms", "kv_cache", "turn_heads"]
+__all__ = ["Heads", "Norms", "turn_heads"]
 
 
 class Norms(NamedTuple):
@@ -36,54 +36,33 @@ class Norms(NamedTuple):
     shift: float
 
 
-class KVCache(NamedTuple):
-    """What is written into the KV cache.
+class Heads(NamedTuple):
+    """What is turned, by what, and where the results go.
 
     Parameters
     ----------
-    value : Tensor, (T, n), rows dense
-    k_buffer, v_buffer : Tensors, (S, ...): slots that are dense in themselves
-    cache_loc : Tensor, (T,), dense
+    query, key : Tensors over T tokens, one at least; float16, bfloat16 or float32
+    query_out, key_out : Tensors of the same dtypes for the results: without norms ``query`` and ``key``
+        themselves, with them memory that no argument lies in
+    layouts : how the heads of these four lie
+    norms : None: the heads are not normed
+    positions : Tensor, (T,), int32 or int64, dense
+    cos_sin_cache : Tensor, (P, rotary_dim), dense
+    head_size, is_neox_style : see ``sglang_fl.ops.qk_norm_rope``
+    cache : None: nothing is written there
     """
 
-    value: Tensor
-    k_buffer: Tensor
-    v_buffer: Tensor
-    cache_loc: Tensor
-
-
-def kv_cache(
-    op: str,
-    tokens: int,
-    key: Tensor,
-    value: Tensor | None,
-    k_buffer: Tensor | None,
-    v_buffer: Tensor | None,
-    cache_loc: Tensor | None,
-) -> KVCache | None:
-    """Return what is to be written into the KV cache, as the kernel takes it; None: nothing.
-
-    Parameters
-    ----------
-    op, tokens, key, value, k_buffer, v_buffer, cache_loc : see ``sglang_fl.ops.check_kv_cache``
-
-    Raises
-    ------
-    ContractError : as the check says
-    UnsupportedError : the elements of a slot do not lie side by side
-    """
-    check_kv_cache(op, tokens, key, value, k_buffer, v_buffer, cache_loc)
-    if value is None or k_buffer is None or v_buffer is None or cache_loc is None:
-        return None
-    for pool in (k_buffer, v_buffer):
-        shape, stride = pool.shape, pool.stride()
-        if stride[-1] != 1 or (len(shape) == 3 and shape[1] > 1 and stride[1] != shape[2]) or len(shape) > 3:
-            raise UnsupportedError(f"it writes slots that are dense, not with strides {stride}")
-    if value.dim() != 2 or value.stride(1) != 1:
-        value = value.flatten(1).contiguous()
-    return KVCache(
-        value, k_buffer, v_buffer, cache_loc if cache_loc.stride(0) == 1 else cache_loc.contiguous()
-    )
+    query: Tensor
+    key: Tensor
+    query_out: Tensor
+    key_out: Tensor
+    layouts: tuple[Layout, Layout, Layout, Layout]
+    norms: Norms | None
+    positions: Tensor
+    cos_sin_cache: Tensor
+    head_size: int
+    is_neox_style: bool
+    cache: KVCache | None
 
 
 @triton.jit
@@ -293,71 +272,47 @@ _Turning = tuple[Launch, int, int]
 _launches: dict[tuple[object, ...], tuple[_Turning, _Turning, int]] = {}
 
 
-def turn_heads(
-    query: Tensor,
-    key: Tensor,
-    outs: tuple[Tensor, Tensor],
-    layouts: tuple[Layout, ...],
-    norms: Norms | None,
-    positions: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    cache: KVCache | None,
-) -> None:
+def turn_heads(heads: Heads) -> None:
     """Norm each head if asked to, rotate its first elements, and write the KV cache if asked to.
-
-    Parameters
-    ----------
-    query, key : Tensors over T tokens, one at least; float16, bfloat16 or float32
-    outs : where the results go, of the same dtypes: without norms ``query`` and ``key`` themselves, with them
-        memory that no argument lies in
-    layouts : how the heads of ``query``, ``key`` and the two ``outs`` lie
-    norms, cache : None: neither normed nor written
-    positions : Tensor, (T,), int32 or int64, dense
-    cos_sin_cache : Tensor, (P, rotary_dim), dense
-    head_size, is_neox_style : see ``sglang_fl.ops.qk_norm_rope``
 
     Raises
     ------
-    UnsupportedError : another dtype
+    UnsupportedError : another dtype, tensors on the CPU or on several devices
     """
-    tokens, eps = positions.shape[0], 0.0
-    tensors = [query, key, query, key, *outs, positions, cos_sin_cache]
-    if norms is not None:
-        tensors[2], tensors[3], eps = norms.q_weight, norms.k_weight, norms.eps
-    strides: tuple[int, ...] = (0, 0, 0, 0)
-    if cache is None:
-        tensors += [key, key, key, positions]
-    else:
-        tensors += cache
-        # The stride of a single row is any number.
-        row = cache.value.stride(0) if tokens > 1 else 0
-        strides = (cache.k_buffer.stride(0), row, cache.v_buffer.stride(0), cache.value.shape[1])
+    tensors, norms = _tensors(heads), heads.norms
     start = 0
     for tensor in tensors:
         start |= tensor.data_ptr()
     is_aligned = start % 16 == 0
+    strides = _strides(heads)
     signature = (
-        *(layouts, strides, head_size, is_neox_style, is_aligned, cache is None, cos_sin_cache.shape[1]),
-        *((None, 0.0) if norms is None else (True, norms.shift)),
+        *(strides, heads.head_size, heads.is_neox_style, is_aligned, heads.cache is None),
+        *(heads.cos_sin_cache.shape[1], None if norms is None else norms.shift),
         *((tensor.dtype, tensor.device) for tensor in tensors),
     )
     found = _launches.get(signature)
     if found is None:
-        constants = {
-            **dict(zip(_STRIDES, _strides(layouts, strides), strict=True)),
-            "SIZE": head_size,
-            "HALF": cos_sin_cache.shape[1] // 2,
-            "HAS_NORM": norms is not None,
-            "SHIFT": 0.0 if norms is None else norms.shift,
-            "HAS_CACHE": cache is not None,
-            "IS_NEOX": is_neox_style,
-        }
-        found = _launches[signature] = _compiled(tensors, layouts, constants, is_aligned)
+        found = _launches[signature] = _compiled(heads, tensors, strides, is_aligned)
     few, many, most = found
+    tokens = heads.positions.shape[0]
     launch, tokens_each, blocks = many if tokens > most else few
-    launch(-(-tokens // tokens_each) * blocks, *map(address, tensors), tokens, eps)
+    launch(
+        -(-tokens // tokens_each) * blocks,
+        *map(address, tensors),
+        tokens,
+        0.0 if norms is None else norms.eps,
+    )
+
+
+def _tensors(heads: Heads) -> tuple[Tensor, ...]:
+    """Return the tensors of the kernel in its order; others stand in for those that it does not read."""
+    query, key, positions = heads.query, heads.key, heads.positions
+    weights = (query, key) if heads.norms is None else heads.norms[:2]
+    written = (key, key, key, positions) if heads.cache is None else heads.cache
+    return (
+        *(query, key, *weights, heads.query_out, heads.key_out),
+        *(positions, heads.cos_sin_cache, *written),
+    )
 
 
 #: The constants of the kernel that say how its arguments lie, in its order.
@@ -368,29 +323,32 @@ _STRIDES = (
 )
 
 
-def _strides(layouts: tuple[Layout, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    query, key, query_out, key_out = layouts
-    return (*query, *key, *query_out[:2], *key_out[:2], *strides)
+def _strides(heads: Heads) -> tuple[int, ...]:
+    (query, key, query_out, key_out), cache = heads.layouts, heads.cache
+    strides = (*query, *key, *query_out[:2], *key_out[:2])
+    if cache is None:
+        return (*strides, 0, 0, 0, 0)
+    # The stride of a single row is any number.
+    row = cache.value.stride(0) if heads.positions.shape[0] > 1 else 0
+    return (*strides, cache.k_buffer.stride(0), row, cache.v_buffer.stride(0), cache.value.shape[1])
 
 
 def _compiled(
-    tensors: list[Tensor], layouts: tuple[Layout, ...], constants: dict[str, Any], is_aligned: bool
+    heads: Heads, tensors: tuple[Tensor, ...], strides: tuple[int, ...], is_aligned: bool
 ) -> tuple[_Turning, _Turning, int]:
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     if not dtypes <= set(DTYPES):
         named = ", ".join(sorted(map(str, dtypes)))
         raise UnsupportedError(f"it turns heads of float16, bfloat16 and float32, not of {named}")
-    size, half = constants["SIZE"], constants["HALF"]
-    heads, values = (layouts[0][2], layouts[1][2]), constants["VALUES"]
-    lanes = triton.next_power_of_2(half)
-    rest_lanes = triton.next_power_of_2(max(1, size - 2 * half))
+    size, half = heads.head_size, heads.cos_sin_cache.shape[1] // 2
+    counts, values = (heads.layouts[0][2], heads.layouts[1][2]), strides[-1]
     of_head = triton.next_power_of_2(size)
 
     def turning(is_many: bool) -> _Turning:
         pairs, warps = MANY_TILE if is_many else FEW_TILE
         elements = 2 * pairs
         # Blocks of the query have as many heads as the key's, so that these are not half empty.
-        most = min(filter(None, heads), default=1)
+        most = min(filter(None, counts), default=1)
         each = min(triton.next_power_of_2(most), max(1, elements // of_head))
         tokens_each = max(1, elements // (each * of_head)) if is_many else 1
         value_block = max(1, min(triton.next_power_of_2(max(1, values)), elements // tokens_each))
@@ -399,17 +357,21 @@ def _compiled(
             *(*tensors, 1, 1e-6),
             is_aligned=is_aligned,
             num_warps=max(1, min(warps, tokens_each * each * of_head // (elements // warps))),
-            **{name: constants[name] for name in _STRIDES},
-            **{name: constants[name] for name in ("SIZE", "HALF")},
-            LANES=lanes,
-            REST_LANES=rest_lanes,
+            **dict(zip(_STRIDES, strides, strict=True)),
+            SIZE=size,
+            HALF=half,
+            LANES=triton.next_power_of_2(half),
+            REST_LANES=triton.next_power_of_2(max(1, size - 2 * half)),
             TOKENS=tokens_each,
             HEADS=each,
             VALUE_BLOCK=value_block,
-            **{name: constants[name] for name in ("HAS_NORM", "SHIFT", "HAS_CACHE", "IS_NEOX")},
+            HAS_NORM=heads.norms is not None,
+            SHIFT=0.0 if heads.norms is None else heads.norms.shift,
+            HAS_CACHE=heads.cache is not None,
+            IS_NEOX=heads.is_neox_style,
         )
-        blocks = sum(triton.cdiv(count, each) for count in heads) + triton.cdiv(values, value_block)
+        blocks = sum(triton.cdiv(count, each) for count in counts) + triton.cdiv(values, value_block)
         return launch, tokens_each, blocks
 
-    width = max(1, sum(heads) * size + values)
+    width = max(1, sum(counts) * size + values)
     return turning(False), turning(True), 2 * MANY // width

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import Outputs
-from sglang_fl_nvidia.flagos.heads import Norms, kv_cache, turn_heads
+from sglang_fl_nvidia.flagos.heads import Heads, Norms, turn_heads
+from sglang_fl_nvidia.flagos.kv_cache import kv_cache
 from sglang_fl_nvidia.flagos.rotation import Layout, dense_heads, layout_of
 
 __all__ = ["qk_norm_rope"]
@@ -51,8 +52,21 @@ def qk_norm_rope(
         return outs
     layouts = (lies, key_lies, _densely(lies[2], head_size), _densely(key_lies[2], head_size))
     norms = Norms(q_weight, k_weight, eps, 1.0 if add_unit_offset else 0.0)
-    where, table = _dense(positions), _dense(cos_sin_cache)
-    turn_heads(query, key, outs, layouts, norms, where, table, head_size, is_neox_style, cache)
+    turn_heads(
+        Heads(
+            query,
+            key,
+            outs[0],
+            outs[1],
+            layouts,
+            norms,
+            _dense(positions),
+            _dense(cos_sin_cache),
+            head_size,
+            is_neox_style,
+            cache,
+        )
+    )
     return outs
 
 

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops import Outputs, shares_memory, unshared
-from sglang_fl_nvidia.flagos.heads import KVCache, kv_cache, turn_heads
+from sglang_fl_nvidia.flagos.heads import Heads, turn_heads
+from sglang_fl_nvidia.flagos.kv_cache import KVCache, kv_cache
 from sglang_fl_nvidia.flagos.rotation import (
     Layout,
     are_apart,
@@ -110,8 +111,21 @@ def _rotate_and_write(
         )
     if lies[2] + key_lies[2]:
         layouts = (lies, key_lies, lies, key_lies)
-        facts = positions, cos_sin_cache, head_size, is_neox_style, cache
-        turn_heads(query, key, (query, key), layouts, None, *facts)
+        turn_heads(
+            Heads(
+                query,
+                key,
+                query,
+                key,
+                layouts,
+                None,
+                positions,
+                cos_sin_cache,
+                head_size,
+                is_neox_style,
+                cache,
+            )
+        )
     return query, key
 
 

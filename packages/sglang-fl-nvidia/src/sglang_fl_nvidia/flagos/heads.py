@@ -328,9 +328,10 @@ def _strides(heads: Heads) -> tuple[int, ...]:
     strides = (*query, *key, *query_out[:2], *key_out[:2])
     if cache is None:
         return (*strides, 0, 0, 0, 0)
-    # The stride of a single row is any number.
-    row = cache.value.stride(0) if heads.positions.shape[0] > 1 else 0
-    return (*strides, cache.k_buffer.stride(0), row, cache.v_buffer.stride(0), cache.value.shape[1])
+    width = cache.value.shape[1]
+    # The stride of a single row is any number; that of dense rows is what many tokens mostly have.
+    row = cache.value.stride(0) if heads.positions.shape[0] > 1 else width
+    return (*strides, cache.k_buffer.stride(0), row, cache.v_buffer.stride(0), width)
 
 
 def _compiled(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.workloads import Attention
+from sglang_fl.ops import KV_CACHE
 
 __all__ = ["Step"]
 
@@ -102,4 +103,4 @@ class Step:
 
     def cache_options(self, v: torch.Tensor, slots: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the options of our ops by which a call writes the KV cache."""
-        return dict(zip(("value", "k_buffer", "v_buffer", "cache_loc"), (v, *self.pools, slots), strict=True))
+        return dict(zip(KV_CACHE, (v, *self.pools, slots), strict=True))

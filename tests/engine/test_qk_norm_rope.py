@@ -16,9 +16,11 @@ from sglang.srt.plugins import load_plugins
 from sglang_fl.dispatch.life import is_ours
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, lacking
+from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.sglang_adapter.layers.qk_norm_rope import bind_qwen3, bind_qwen3_moe
+from sglang_fl.sglang_adapter.switchable_layers import SwitchableLayers
 from sglang_fl.startup import configure
 
 HEADS, KEY_HEADS, SIZE, HIDDEN = 4, 2, 64, 32
@@ -297,6 +299,19 @@ class Pool:
 
     def get_value_buffer(self, layer_id: int) -> torch.Tensor:
         return self.pools[1]
+
+
+def test_bisect_can_switch_each_layer_by_its_name(monkeypatch):
+    monkeypatch.setenv("SGLANG_FL_PER_OP", "qk_norm_rope=reference")
+    resolutions = configure.__wrapped__().resolutions  # not what this process was configured with
+    hooks = (LayerHook(resolutions, DispatchLog(None)) for _ in range(2))
+    layers = SwitchableLayers(*hooks, seams.seam_of(seams.installed_version()))
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList(attention_layer(cls) for cls in (qwen3.Qwen3Attention,) * 2)
+    layers.find(model)
+    assert layers.ops["qk_norm_rope"] == ["layers.0.forward", "layers.1.forward"]
+    layers.switch(["qk_norm_rope"], ["layers.1.forward"])
+    assert [is_ours(layer.forward) for layer in model.layers] == [False, True]
 
 
 @pytest.fixture

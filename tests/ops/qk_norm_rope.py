@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sglang_fl.ops import Outputs
+from sglang_fl.ops import KV_CACHE, Outputs
 from sglang_fl.ops.qk_norm_rope import qk_norm_rope
 from sglang_fl.ops.rms_norm import rms_norm
 from sglang_fl.ops.rotary_embedding import rotary_embedding
-from sglang_fl.ops.shared.kv_cache import KV_CACHE
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.shared.kv_cache import cache_write, draw_cache_write, wrong_writes
 from tests.ops.shared.rotation import cache, heads, pairs

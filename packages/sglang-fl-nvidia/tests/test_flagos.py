@@ -346,17 +346,46 @@ def test_every_tile_of_norms_with_rotation(
 @pytest.mark.parametrize("op", ["qk_norm_rope", "rotary_embedding"])
 def test_a_kv_cache_that_does_not_fit_is_refused_before_anything_is_written(op: str):
     case = next(case for case in OPS[op].cases if case.name == "kv-cache-neox")
+    width = case.arguments(torch.float32, DEVICE)["value"].shape[1]
+    twice = torch.zeros(18, width // 2, device=DEVICE)
     for changed, error, match in (
-        ({"cache_loc": None}, ContractError, "it needs value, k_buffer, v_buffer and cache_loc"),
-        ({"cache_loc": torch.arange(4, device=DEVICE)}, ContractError, "a slot for each of 9 tokens"),
-        ({"v_buffer": torch.zeros(9, 8, device=DEVICE)}, ContractError, "do not hold"),
+        ({"cache_loc": None}, ContractError, f"{op}: to write the KV cache it needs cache_loc too"),
+        ({"cache_loc": torch.arange(4, device=DEVICE)}, ContractError, "for each of 9 tokens"),
+        ({"v_buffer": torch.zeros(9, 8, device=DEVICE)}, ContractError, "9 slots of v_buffer .* do not hold"),
+        ({"value": twice}, ContractError, f"{op}: value .* a row for each of 9 tokens"),
+        ({"value": twice.flatten()}, ContractError, f"{op}: value .* a row for each of 9 tokens"),
+        ({"key": twice}, ContractError, f"{op}: .* is not 9 rows of heads"),
         ({"k_buffer": torch.zeros(13, 64, 2, device=DEVICE).mT}, UnsupportedError, "slots that are dense"),
     ):
         arguments = case.arguments(torch.float32, DEVICE) | changed
         before = {name: value.clone() for name, value in arguments.items() if isinstance(value, Tensor)}
         with pytest.raises(error, match=match):
             kernel(op)(**arguments)
+        if error is ContractError:
+            with pytest.raises(error, match=match):
+                OPS[op].reference(**arguments)
         assert all(torch.equal(arguments[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("op", ["qk_norm_rope", "rotary_embedding"])
+def test_a_part_of_a_kv_cache_is_refused_without_tokens_too(op: str):
+    case = next(case for case in OPS[op].cases if case.name == "kv-cache-empty")
+    arguments = case.arguments(torch.float32, DEVICE) | {"k_buffer": None}
+    for computes in (kernel(op), OPS[op].reference):
+        with pytest.raises(ContractError, match="it needs k_buffer too"):
+            computes(**arguments)
+
+
+@pytest.mark.parametrize("name", ["q_weight", "k_weight"])
+def test_a_strided_weight_of_a_norm_with_rotation_is_refused(name: str):
+    """A copy of it could still be on its way when the kernel loads it."""
+    case = next(case for case in OPS["qk_norm_rope"].cases if case.name == "kv-cache-neox")
+    arguments = case.arguments(torch.float32, DEVICE)
+    arguments[name] = arguments[name].repeat_interleave(2)[::2]
+    pool = arguments["k_buffer"].clone()
+    with pytest.raises(UnsupportedError, match="weights that are dense"):
+        kernel("qk_norm_rope")(**arguments)
+    assert torch.equal(arguments["k_buffer"], pool)
 
 
 def test_a_kernel_that_only_rotates_leaves_what_it_does_not_rotate():

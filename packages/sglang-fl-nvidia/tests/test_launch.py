@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.vendor import load_target
+from sglang_fl_nvidia.flagos import heads, layer_norm, root_mean_square, rotation, routing
 from sglang_fl_nvidia.flagos import launch as launching
-from sglang_fl_nvidia.flagos import layer_norm, root_mean_square, rotation, routing
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -69,7 +69,7 @@ CALLS = [
 
 @pytest.fixture(autouse=True)
 def fresh_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (root_mean_square, layer_norm, rotation, routing):
+    for module in (heads, root_mean_square, layer_norm, rotation, routing):
         monkeypatch.setattr(module, "_launches", {})
 
 
@@ -95,6 +95,20 @@ def test_rows_of_one_are_launched_alike_whatever_their_stride():
         kernel("rotary_embedding")(positions, x, added, cache, 64, True)
         kernel("topk_softmax")(x, 4, True)
     assert [len(module._launches) for module in (root_mean_square, layer_norm, rotation, routing)] == [1] * 4
+
+
+@pytest.mark.parametrize("op", ["rotary_embedding", "qk_norm_rope"])
+def test_one_token_compiles_nothing_after_many_dense_ones(op: str):
+    pools = [torch.zeros(9, 2, 64, device=DEVICE) for _ in range(2)]
+    for tokens in (5, 1):
+        positions = torch.arange(tokens, device=DEVICE)
+        given = {"query": ones(tokens, 256), "key": ones(tokens, 128), "value": ones(tokens, 128)}
+        given |= {"positions": positions, "cache_loc": positions, "cos_sin_cache": ones(8, 64)}
+        given |= {"head_size": 64, "is_neox_style": True, "k_buffer": pools[0], "v_buffer": pools[1]}
+        if op == "qk_norm_rope":
+            given |= {"q_weight": ones(64), "k_weight": ones(64), "eps": 1e-6}
+        kernel(op)(**given)
+    assert len(heads._launches) == 1
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["before-it-is-compiled", "after"])

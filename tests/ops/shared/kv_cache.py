@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sglang_fl.ops import Kernel, Outputs
-from sglang_fl.ops.shared.kv_cache import KV_CACHE
+from sglang_fl.ops import KV_CACHE, Kernel, Outputs
 from tests.ops.shared.drawing import Source
 from tests.ops.subject import Array, like
 

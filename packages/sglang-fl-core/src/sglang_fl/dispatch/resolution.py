@@ -10,8 +10,8 @@ Dispatch order of an op, highest first:
    skipped, with the reason;
 5. where the step ``sglang`` comes before all candidates, or the first candidate was measured to cost more
    than what SGLang runs itself and the user did not ask for it, the op is SGLang's; so is one that stands
-   for several layers (``PARTS``) where it has but a reference, or where a part has an order of its own;
-   what comes after the step ``sglang`` is not tried;
+   for several layers (``PARTS``) where the reference is its first candidate, or where a part has an order of
+   its own; what comes after the step ``sglang`` is not tried;
 6. among the rest the first call decides (``life``).
 """
 

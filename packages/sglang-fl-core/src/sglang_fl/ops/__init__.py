@@ -12,16 +12,19 @@ from sglang_fl.ops.catalogue import Catalogue
 
 if TYPE_CHECKING:
     from sglang_fl.ops.op import Bound, Case, Kernel, Op, Outputs, lacking, with_options
+    from sglang_fl.ops.shared.kv_cache import KV_CACHE, check_kv_cache
     from sglang_fl.ops.shared.overlap import shares_memory, unshared
     from sglang_fl.ops.shared.routing import renormalized
 
 __all__ = [
+    "KV_CACHE",
     "OPS",
     "Bound",
     "Case",
     "Kernel",
     "Op",
     "Outputs",
+    "check_kv_cache",
     "lacking",
     "renormalized",
     "shares_memory",
@@ -34,6 +37,8 @@ OPS: Mapping[str, "Op"] = Catalogue(__name__, __path__)
 
 #: Where the names lie that are not in ``op``.
 _ELSEWHERE = {
+    "KV_CACHE": "shared.kv_cache",
+    "check_kv_cache": "shared.kv_cache",
     "renormalized": "shared.routing",
     "shares_memory": "shared.overlap",
     "unshared": "shared.overlap",

@@ -64,7 +64,7 @@ def qk_norm_rope(
         is odd or wider than a head; some but not all of the last four options are given, or they do not fit
     """
     rows = _rows(query, key, q_weight, k_weight, positions, cos_sin_cache, head_size)
-    writes_cache = check_kv_cache("qk_norm_rope", key, value, k_buffer, v_buffer, cache_loc)
+    writes_cache = check_kv_cache("qk_norm_rope", len(rows), key, value, k_buffer, v_buffer, cache_loc)
     normed_query = _normed(query, q_weight, eps, len(rows), head_size, add_unit_offset)
     normed_key = _normed(key, k_weight, eps, len(rows), head_size, add_unit_offset)
     rotated = rotate("qk_norm_rope", normed_query, normed_key, rows, head_size, is_neox_style)

@@ -73,7 +73,7 @@ def rotary_embedding(
     if offsets is not None:
         positions = positions + offsets
     rows = cos_sin_cache.index_select(0, positions.flatten())
-    writes_cache = check_kv_cache("rotary_embedding", key, value, k_buffer, v_buffer, cache_loc)
+    writes_cache = check_kv_cache("rotary_embedding", len(rows), key, value, k_buffer, v_buffer, cache_loc)
     rotated = rotate("rotary_embedding", query, key, rows, head_size, is_neox_style)
     if writes_cache:
         write_kv_cache(rotated[1], value, k_buffer, v_buffer, cache_loc)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ class _Switchable:
 
     Parameters
     ----------
-    name : in the model; of a method its title
+    name : in the model; of a method of a layer that and the method's, of one of a backend its title
     own : SGLang's own forward of it
     ours : what would run it instead
     reference : the op's reference in its place
@@ -76,9 +76,11 @@ class SwitchableLayers:
                 own = layer._forward_method or getattr(layer, self._seam.method)()
                 put = partial(setattr, layer, "_forward_method")
                 self._add(name, own, put, *(hook.take_over(layer, own) for hook in hooks))
-        for method in (*methods_of_model(model), *methods_of(backend)):
+        methods = [(f"{self.name_of(each.kernel)}.{each.name}", each) for each in methods_of_model(model)]
+        methods += [(each.title, each) for each in methods_of(backend)]
+        for name, method in methods:
             taken = (hook.take_over_method(method) for hook in hooks)
-            self._add(method.title, method.current, method.put, *taken)
+            self._add(name, method.current, method.put, *taken)
 
     def _add(
         self,

@@ -5,23 +5,19 @@ key, which they also write into the cache, and some copy values there. A head is
 stored, so a result may take the place of its argument.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.errors import UnsupportedError
+from sglang_fl_nvidia.flagos.kv_cache import KVCache
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
-from sglang_fl_nvidia.flagos.rotation import Layout
+from sglang_fl_nvidia.flagos.pairs import load_pair, store_pair
+from sglang_fl_nvidia.flagos.rotation import FEW_TILE, MANY, MANY_TILE, Layout
 
-__all__ = ["KVCache", "Norms", "kv_cache", "turn_heads"]
-
-#: Elements from which on programs are bound by the memory, not by their latency.
-MANY = 800_000
-#: Elements that a program turns, and its warps, for a few elements and for many: those of ``rotation``, which
-#: counts pairs.
-FEW_TILE, MANY_TILE = (1024, 4), (2048, 4)
+__all__ = ["Heads", "Norms", "turn_heads"]
 
 
 class Norms(NamedTuple):
@@ -40,108 +36,33 @@ class Norms(NamedTuple):
     shift: float
 
 
-class KVCache(NamedTuple):
-    """What is written into the KV cache.
+class Heads(NamedTuple):
+    """What is turned, by what, and where the results go.
 
     Parameters
     ----------
-    value : Tensor, (T, n), rows dense
-    k_buffer, v_buffer : Tensors, (S, ...): slots that are dense in themselves
-    cache_loc : Tensor, (T,), dense
+    query, key : Tensors over T tokens, one at least; float16, bfloat16 or float32
+    query_out, key_out : Tensors of the same dtypes for the results: without norms ``query`` and ``key``
+        themselves, with them memory that no argument lies in
+    layouts : how the heads of these four lie
+    norms : None: the heads are not normed
+    positions : Tensor, (T,), int32 or int64, dense
+    cos_sin_cache : Tensor, (P, rotary_dim), dense
+    head_size, is_neox_style : see ``sglang_fl.ops.qk_norm_rope``
+    cache : None: nothing is written there
     """
 
-    value: Tensor
-    k_buffer: Tensor
-    v_buffer: Tensor
-    cache_loc: Tensor
-
-
-def kv_cache(
-    tokens: int,
-    key: Tensor,
-    value: Tensor | None,
-    k_buffer: Tensor | None,
-    v_buffer: Tensor | None,
-    cache_loc: Tensor | None,
-) -> KVCache | None:
-    """Return what is to be written into the KV cache, as the kernel takes it; None: nothing.
-
-    Parameters
-    ----------
-    tokens : T
-    key, value, k_buffer, v_buffer, cache_loc : see ``sglang_fl.ops.rotary_embedding``
-
-    Raises
-    ------
-    ContractError : some but not all are given, or they do not fit
-    UnsupportedError : the elements of a slot do not lie side by side
-    """
-    if value is None or k_buffer is None or v_buffer is None or cache_loc is None:
-        if value is k_buffer is v_buffer is cache_loc:
-            return None
-        raise ContractError("to write the KV cache it needs value, k_buffer, v_buffer and cache_loc")
-    if value.dim() != 2 or value.stride(1) != 1:
-        value = value.reshape(tokens, value.numel() // tokens).contiguous()
-    for rows, pool in ((key, k_buffer), (value, v_buffer)):
-        shape, stride = pool.shape, pool.stride()
-        if rows.dtype is not pool.dtype or rows.numel() != tokens * shape[1:].numel():
-            raise ContractError(
-                f"{tokens} slots of {tuple(shape)} {pool.dtype} do not hold {tuple(rows.shape)} {rows.dtype}"
-            )
-        if stride[-1] != 1 or (len(shape) == 3 and shape[1] > 1 and stride[1] != shape[2]) or len(shape) > 3:
-            raise UnsupportedError(f"it writes slots that are dense, not with strides {stride}")
-    if cache_loc.shape != (tokens,):
-        raise ContractError(f"cache_loc {tuple(cache_loc.shape)} has not a slot for each of {tokens} tokens")
-    return KVCache(
-        value, k_buffer, v_buffer, cache_loc if cache_loc.stride(0) == 1 else cache_loc.contiguous()
-    )
-
-
-@triton.jit
-def _load_pair(
-    start,
-    inside,
-    HALF: tl.constexpr,
-    LANES: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    IS_NEOX: tl.constexpr,
-):
-    """Load both elements of the pairs of heads."""
-    if IS_NEOX:
-        lane = tl.arange(0, LANES)[None, None, :]
-        in_half = inside & (lane < HALF)
-        left = tl.load(start + lane, mask=in_half, other=0.0).to(tl.float32)
-        right = tl.load(start + HALF + lane, mask=in_half, other=0.0).to(tl.float32)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        whole = tl.load(start + element, mask=inside & (element < 2 * HALF), other=0.0).to(tl.float32)
-        left, right = tl.split(tl.reshape(whole, (TOKENS, HEADS, LANES, 2)))
-    return left, right
-
-
-@triton.jit
-def _store_pair(
-    start,
-    left,
-    right,
-    inside,
-    HALF: tl.constexpr,
-    LANES: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    IS_NEOX: tl.constexpr,
-):
-    """Store both elements of the pairs of heads."""
-    if IS_NEOX:
-        lane = tl.arange(0, LANES)[None, None, :]
-        in_half = inside & (lane < HALF)
-        tl.store(start + lane, left, mask=in_half)
-        tl.store(start + HALF + lane, right, mask=in_half)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        whole = tl.reshape(tl.join(left, right), (TOKENS, HEADS, 2 * LANES))
-        tl.store(start + element, whole, mask=inside & (element < 2 * HALF))
+    query: Tensor
+    key: Tensor
+    query_out: Tensor
+    key_out: Tensor
+    layouts: tuple[Layout, Layout, Layout, Layout]
+    norms: Norms | None
+    positions: Tensor
+    cos_sin_cache: Tensor
+    head_size: int
+    is_neox_style: bool
+    cache: KVCache | None
 
 
 @triton.jit
@@ -182,7 +103,7 @@ def _turn(
     HAS_REST: tl.constexpr = 2 * HALF < SIZE
     if HAS_NORM:
         always = tl.full((1, 1, 1), 1, tl.int1)
-        weight_left, weight_right = _load_pair(weight_ptr, always, HALF, LANES, 1, 1, IS_NEOX)
+        weight_left, weight_right = load_pair(weight_ptr, always, HALF, LANES, 1, 1, IS_NEOX)
         if HAS_REST:
             weight_rest = tl.load(weight_ptr + rest, mask=rest < SIZE, other=0.0).to(tl.float32)
     overlap(OVERLAP)
@@ -192,7 +113,7 @@ def _turn(
     position = tl.load(positions_ptr + token, mask=known, other=0).to(tl.int64)
     start = x_ptr + token * STRIDE + head.to(tl.int64) * HEAD_STRIDE
     # The heads are asked for before the cosines, which must wait for the positions.
-    left, right = _load_pair(start, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+    left, right = load_pair(start, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
     if HAS_REST:
         others = tl.load(start + rest, mask=in_rest, other=0.0).to(tl.float32)
     at = cache_ptr + position * (2 * HALF) + lane
@@ -209,13 +130,13 @@ def _turn(
             others = others * scale * (weight_rest + SHIFT)
     turned_left, turned_right = left * cos - right * sin, right * cos + left * sin
     out = out_ptr + token * OUT_STRIDE + head.to(tl.int64) * OUT_HEAD_STRIDE
-    _store_pair(out, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+    store_pair(out, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
     if HAS_REST and HAS_NORM:  # without a norm a result takes the place of its argument
         tl.store(out + rest, others, mask=in_rest)
     if HAS_BUFFER:
         slot = tl.load(loc_ptr + token, mask=known, other=0).to(tl.int64)
         kept = buffer_ptr + slot * SLOT_STRIDE + head * SIZE
-        _store_pair(kept, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+        store_pair(kept, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
         if HAS_REST:
             tl.store(kept + rest, others, mask=in_rest)
 
@@ -351,71 +272,47 @@ _Turning = tuple[Launch, int, int]
 _launches: dict[tuple[object, ...], tuple[_Turning, _Turning, int]] = {}
 
 
-def turn_heads(
-    query: Tensor,
-    key: Tensor,
-    outs: tuple[Tensor, Tensor],
-    layouts: tuple[Layout, ...],
-    norms: Norms | None,
-    positions: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    cache: KVCache | None,
-) -> None:
+def turn_heads(heads: Heads) -> None:
     """Norm each head if asked to, rotate its first elements, and write the KV cache if asked to.
-
-    Parameters
-    ----------
-    query, key : Tensors over T tokens, one at least; float16, bfloat16 or float32
-    outs : where the results go, of the same dtypes: without norms ``query`` and ``key`` themselves, with them
-        memory that no argument lies in
-    layouts : how the heads of ``query``, ``key`` and the two ``outs`` lie
-    norms, cache : None: neither normed nor written
-    positions : Tensor, (T,), int32 or int64, dense
-    cos_sin_cache : Tensor, (P, rotary_dim), dense
-    head_size, is_neox_style : see ``sglang_fl.ops.qk_norm_rope``
 
     Raises
     ------
-    UnsupportedError : another dtype
+    UnsupportedError : another dtype, tensors on the CPU or on several devices
     """
-    tokens, eps = positions.shape[0], 0.0
-    tensors = [query, key, query, key, *outs, positions, cos_sin_cache]
-    if norms is not None:
-        tensors[2], tensors[3], eps = norms.q_weight, norms.k_weight, norms.eps
-    strides: tuple[int, ...] = (0, 0, 0, 0)
-    if cache is None:
-        tensors += [key, key, key, positions]
-    else:
-        tensors += cache
-        # The stride of a single row is any number.
-        row = cache.value.stride(0) if tokens > 1 else 0
-        strides = (cache.k_buffer.stride(0), row, cache.v_buffer.stride(0), cache.value.shape[1])
+    tensors, norms = _tensors(heads), heads.norms
     start = 0
     for tensor in tensors:
         start |= tensor.data_ptr()
     is_aligned = start % 16 == 0
+    strides = _strides(heads)
     signature = (
-        *(layouts, strides, head_size, is_neox_style, is_aligned, cache is None, cos_sin_cache.shape[1]),
-        *((None, 0.0) if norms is None else (True, norms.shift)),
+        *(strides, heads.head_size, heads.is_neox_style, is_aligned, heads.cache is None),
+        *(heads.cos_sin_cache.shape[1], None if norms is None else norms.shift),
         *((tensor.dtype, tensor.device) for tensor in tensors),
     )
     found = _launches.get(signature)
     if found is None:
-        constants = {
-            **dict(zip(_STRIDES, _strides(layouts, strides), strict=True)),
-            "SIZE": head_size,
-            "HALF": cos_sin_cache.shape[1] // 2,
-            "HAS_NORM": norms is not None,
-            "SHIFT": 0.0 if norms is None else norms.shift,
-            "HAS_CACHE": cache is not None,
-            "IS_NEOX": is_neox_style,
-        }
-        found = _launches[signature] = _compiled(tensors, layouts, constants, is_aligned)
+        found = _launches[signature] = _compiled(heads, tensors, strides, is_aligned)
     few, many, most = found
+    tokens = heads.positions.shape[0]
     launch, tokens_each, blocks = many if tokens > most else few
-    launch(-(-tokens // tokens_each) * blocks, *map(address, tensors), tokens, eps)
+    launch(
+        -(-tokens // tokens_each) * blocks,
+        *map(address, tensors),
+        tokens,
+        0.0 if norms is None else norms.eps,
+    )
+
+
+def _tensors(heads: Heads) -> tuple[Tensor, ...]:
+    """Return the tensors of the kernel in its order; others stand in for those that it does not read."""
+    query, key, positions = heads.query, heads.key, heads.positions
+    weights = (query, key) if heads.norms is None else heads.norms[:2]
+    written = (key, key, key, positions) if heads.cache is None else heads.cache
+    return (
+        *(query, key, *weights, heads.query_out, heads.key_out),
+        *(positions, heads.cos_sin_cache, *written),
+    )
 
 
 #: The constants of the kernel that say how its arguments lie, in its order.
@@ -426,28 +323,33 @@ _STRIDES = (
 )
 
 
-def _strides(layouts: tuple[Layout, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    query, key, query_out, key_out = layouts
-    return (*query, *key, *query_out[:2], *key_out[:2], *strides)
+def _strides(heads: Heads) -> tuple[int, ...]:
+    (query, key, query_out, key_out), cache = heads.layouts, heads.cache
+    strides = (*query, *key, *query_out[:2], *key_out[:2])
+    if cache is None:
+        return (*strides, 0, 0, 0, 0)
+    width = cache.value.shape[1]
+    # The stride of a single row is any number; that of dense rows is what many tokens mostly have.
+    row = cache.value.stride(0) if heads.positions.shape[0] > 1 else width
+    return (*strides, cache.k_buffer.stride(0), row, cache.v_buffer.stride(0), width)
 
 
 def _compiled(
-    tensors: list[Tensor], layouts: tuple[Layout, ...], constants: dict[str, Any], is_aligned: bool
+    heads: Heads, tensors: tuple[Tensor, ...], strides: tuple[int, ...], is_aligned: bool
 ) -> tuple[_Turning, _Turning, int]:
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     if not dtypes <= set(DTYPES):
         named = ", ".join(sorted(map(str, dtypes)))
         raise UnsupportedError(f"it turns heads of float16, bfloat16 and float32, not of {named}")
-    size, half = constants["SIZE"], constants["HALF"]
-    heads, values = (layouts[0][2], layouts[1][2]), constants["VALUES"]
-    lanes = triton.next_power_of_2(half)
-    rest_lanes = triton.next_power_of_2(max(1, size - 2 * half))
+    size, half = heads.head_size, heads.cos_sin_cache.shape[1] // 2
+    counts, values = (heads.layouts[0][2], heads.layouts[1][2]), strides[-1]
     of_head = triton.next_power_of_2(size)
 
     def turning(is_many: bool) -> _Turning:
-        elements, warps = MANY_TILE if is_many else FEW_TILE
+        pairs, warps = MANY_TILE if is_many else FEW_TILE
+        elements = 2 * pairs
         # Blocks of the query have as many heads as the key's, so that these are not half empty.
-        most = min(filter(None, heads), default=1)
+        most = min(filter(None, counts), default=1)
         each = min(triton.next_power_of_2(most), max(1, elements // of_head))
         tokens_each = max(1, elements // (each * of_head)) if is_many else 1
         value_block = max(1, min(triton.next_power_of_2(max(1, values)), elements // tokens_each))
@@ -456,17 +358,21 @@ def _compiled(
             *(*tensors, 1, 1e-6),
             is_aligned=is_aligned,
             num_warps=max(1, min(warps, tokens_each * each * of_head // (elements // warps))),
-            **{name: constants[name] for name in _STRIDES},
-            **{name: constants[name] for name in ("SIZE", "HALF")},
-            LANES=lanes,
-            REST_LANES=rest_lanes,
+            **dict(zip(_STRIDES, strides, strict=True)),
+            SIZE=size,
+            HALF=half,
+            LANES=triton.next_power_of_2(half),
+            REST_LANES=triton.next_power_of_2(max(1, size - 2 * half)),
             TOKENS=tokens_each,
             HEADS=each,
             VALUE_BLOCK=value_block,
-            **{name: constants[name] for name in ("HAS_NORM", "SHIFT", "HAS_CACHE", "IS_NEOX")},
+            HAS_NORM=heads.norms is not None,
+            SHIFT=0.0 if heads.norms is None else heads.norms.shift,
+            HAS_CACHE=heads.cache is not None,
+            IS_NEOX=heads.is_neox_style,
         )
-        blocks = sum(triton.cdiv(count, each) for count in heads) + triton.cdiv(values, value_block)
+        blocks = sum(triton.cdiv(count, each) for count in counts) + triton.cdiv(values, value_block)
         return launch, tokens_each, blocks
 
-    width = max(1, sum(heads) * size + values)
-    return turning(False), turning(True), MANY // width
+    width = max(1, sum(counts) * size + values)
+    return turning(False), turning(True), 2 * MANY // width

@@ -47,7 +47,7 @@ def mrope(
     axes = None
     if positions.dim() == 2:
         axes = _axes(section, mrope_interleaved, mrope_interleaved_glm, positions.device)
-    return rotate_heads(positions, None, axes, query, key, cos_sin_cache, head_size, is_neox_style)
+    return rotate_heads("mrope", positions, None, axes, query, key, cos_sin_cache, head_size, is_neox_style)
 
 
 @functools.cache

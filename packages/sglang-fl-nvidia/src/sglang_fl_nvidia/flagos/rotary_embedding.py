@@ -4,7 +4,8 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops import Outputs, shares_memory, unshared
-from sglang_fl_nvidia.flagos.heads import KVCache, kv_cache, turn_heads
+from sglang_fl_nvidia.flagos.heads import Heads, turn_heads
+from sglang_fl_nvidia.flagos.kv_cache import KVCache, kv_cache
 from sglang_fl_nvidia.flagos.rotation import (
     Layout,
     are_apart,
@@ -43,8 +44,8 @@ def rotary_embedding(
     UnsupportedError : another dtype than float16, bfloat16 and float32, or slots that are not dense
     """
     tokens = positions.numel()
-    cache = kv_cache(tokens, key, value, k_buffer, v_buffer, cache_loc) if tokens else None
-    if cache is None:
+    cache = kv_cache("rotary_embedding", tokens, key, value, k_buffer, v_buffer, cache_loc)
+    if cache is None or not tokens:
         return rotation_alone(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
     positions, offsets = _in_a_row(positions, offsets)
     if offsets is not None:
@@ -63,7 +64,8 @@ def rotation_alone(
 ) -> Outputs:
     """See ``rotary_embedding``, without the KV cache: calls that write it stay SGLang's by this one."""
     positions, offsets = _in_a_row(positions, offsets)
-    return rotate_heads(positions, offsets, None, query, key, cos_sin_cache, head_size, is_neox_style)
+    heads = query, key, cos_sin_cache, head_size, is_neox_style
+    return rotate_heads("rotary_embedding", positions, offsets, None, *heads)
 
 
 def _in_a_row(positions: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -90,11 +92,11 @@ def _rotate_and_write(
     cache: KVCache,
 ) -> Outputs:
     """Rotate in place, and write keys and values into the KV cache."""
-    check_rotation(query, key, cos_sin_cache, head_size)
+    check_rotation("rotary_embedding", query, key, cos_sin_cache, head_size)
     tokens = positions.shape[0]
     lies, key_lies = layout_of(query, tokens, head_size), layout_of(key, tokens, head_size)
     if lies is None or key_lies is None:
-        dense, dense_key = dense_heads(query, tokens, head_size), dense_heads(key, tokens, head_size)
+        dense, dense_key = (dense_heads("rotary_embedding", x, tokens, head_size) for x in (query, key))
         rest = cos_sin_cache, head_size, is_neox_style, cache
         turned = _rotate_and_write(positions, dense, dense_key, *rest)
         return turned[0].view(query.shape), turned[1].view(key.shape)
@@ -109,8 +111,21 @@ def _rotate_and_write(
         )
     if lies[2] + key_lies[2]:
         layouts = (lies, key_lies, lies, key_lies)
-        facts = positions, cos_sin_cache, head_size, is_neox_style, cache
-        turn_heads(query, key, (query, key), layouts, None, *facts)
+        turn_heads(
+            Heads(
+                query,
+                key,
+                query,
+                key,
+                layouts,
+                None,
+                positions,
+                cos_sin_cache,
+                head_size,
+                is_neox_style,
+                cache,
+            )
+        )
     return query, key
 
 

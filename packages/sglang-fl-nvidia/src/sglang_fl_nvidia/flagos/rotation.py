@@ -10,8 +10,12 @@ from torch import Tensor
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import unshared
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
+from sglang_fl_nvidia.flagos.pairs import load_pair, store_pair
 
 __all__ = [
+    "FEW_TILE",
+    "MANY",
+    "MANY_TILE",
     "Layout",
     "are_apart",
     "check_rotation",
@@ -74,25 +78,12 @@ def rotation_kernel(
     start = tl.where(head < QUERY_HEADS, of_query, of_key)
     inside = (token < tokens) & (head < QUERY_HEADS + KEY_HEADS)
     # The heads are asked for before the cosines, which must wait for the positions.
-    if IS_NEOX:
-        in_half = inside & (lane < HALF)
-        left = tl.load(start + lane, mask=in_half, other=0.0).to(tl.float32)
-        right = tl.load(start + HALF + lane, mask=in_half, other=0.0).to(tl.float32)
-    else:
-        element = tl.arange(0, 2 * LANES)[None, None, :]
-        in_whole = inside & (element < 2 * HALF)
-        whole = tl.load(start + element, mask=in_whole, other=0.0).to(tl.float32)
-        left, right = tl.split(tl.reshape(whole, (TOKENS, HEADS, LANES, 2)))
+    left, right = load_pair(start, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
     at = cache_ptr + position * (2 * HALF) + lane
     cos = tl.load(at, mask=known, other=0.0).to(tl.float32)
     sin = tl.load(at + HALF, mask=known, other=0.0).to(tl.float32)
     turned_left, turned_right = left * cos - right * sin, right * cos + left * sin
-    if IS_NEOX:
-        tl.store(start + lane, turned_left, mask=in_half)
-        tl.store(start + HALF + lane, turned_right, mask=in_half)
-    else:
-        turned = tl.reshape(tl.join(turned_left, turned_right), (TOKENS, HEADS, 2 * LANES))
-        tl.store(start + element, turned, mask=in_whole)
+    store_pair(start, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
 
 
 #: How the heads of a tensor lie: stride of a token and of a head in elements, number of heads.
@@ -109,6 +100,7 @@ _launches: dict[tuple[object, ...], tuple[_Rotation, _Rotation, int]] = {}
 
 
 def rotate_heads(
+    op: str,
     positions: Tensor,
     offsets: Tensor | None,
     axes: Tensor | None,
@@ -122,6 +114,7 @@ def rotate_heads(
 
     Parameters
     ----------
+    op : for error messages
     positions : Tensor, int32 or int64: (T,), or (3, T) if ``axes`` is given; rows dense
     offsets : Tensor, like ``positions``, or None; added to them
     axes : Tensor, (rotary_dim / 2,), int32: the row of ``positions`` that turns each pair; or None
@@ -147,10 +140,9 @@ def rotate_heads(
     if not cos_sin_cache.is_contiguous():
         cos_sin_cache = cos_sin_cache.contiguous()
     if lies is None or key_lies is None:
-        dense, dense_key = dense_heads(query, tokens, head_size), dense_heads(key, tokens, head_size)
-        turned = rotate_heads(
-            positions, offsets, axes, dense, dense_key, cos_sin_cache, head_size, is_neox_style
-        )
+        dense, dense_key = (dense_heads(op, x, tokens, head_size) for x in (query, key))
+        rest = cos_sin_cache, head_size, is_neox_style
+        turned = rotate_heads(op, positions, offsets, axes, dense, dense_key, *rest)
         return turned[0].view(query.shape), turned[1].view(key.shape)
     if lies[2] + key_lies[2] == 0:
         return query, key
@@ -162,10 +154,10 @@ def rotate_heads(
             layout_of(key, tokens, head_size) or key_lies,
         )
     if query.dtype != key.dtype:  # a program turns heads of one dtype
-        check_rotation(query, key, cos_sin_cache, head_size)
+        check_rotation(op, query, key, cos_sin_cache, head_size)
         rest = cos_sin_cache, head_size, is_neox_style
-        rotate_heads(positions, offsets, axes, query, query.new_empty((tokens, 0)), *rest)
-        rotate_heads(positions, offsets, axes, key.new_empty((tokens, 0)), key, *rest)
+        rotate_heads(op, positions, offsets, axes, query, query.new_empty((tokens, 0)), *rest)
+        rotate_heads(op, positions, offsets, axes, key.new_empty((tokens, 0)), key, *rest)
         return query, key
     start = positions.data_ptr() | (0 if offsets is None else offsets.data_ptr())
     start |= query.data_ptr() | key.data_ptr() | cos_sin_cache.data_ptr()
@@ -176,6 +168,7 @@ def rotate_heads(
     )
     found = _launches.get(signature)
     if found is None:
+        check_rotation(op, query, key, cos_sin_cache, head_size)
         found = _launches[signature] = _compiled(
             *(positions, offsets, axes, query, key, cos_sin_cache),
             *(lies, key_lies, head_size, is_neox_style, start % 16 == 0),
@@ -259,14 +252,12 @@ def spans(lies: Layout, tokens: int, head_size: int, item: int) -> Span:
     return stride * item, width * item, ((tokens - 1) * stride + width) * item
 
 
-def dense_heads(x: Tensor, tokens: int, head_size: int) -> Tensor:
+def dense_heads(op: str, x: Tensor, tokens: int, head_size: int) -> Tensor:
     """Return ``x`` as (tokens, heads, head_size)."""
     shape = x.shape
     is_whole = len(shape) > 1 and shape[-1] % head_size == 0 and shape[:-1].numel() == tokens
     if not is_whole and (len(shape) < 2 or shape[-1] != head_size or shape[:-2].numel() != tokens):
-        raise ContractError(
-            f"a rotary embedding: {tuple(x.shape)} is not {tokens} rows of heads of {head_size}"
-        )
+        raise ContractError(f"{op}: {tuple(x.shape)} is not {tokens} rows of heads of {head_size}")
     return x.reshape(tokens, x.numel() // (tokens * head_size), head_size).contiguous()
 
 
@@ -291,7 +282,6 @@ def _compiled(
     is_neox_style: bool,
     is_aligned: bool,
 ) -> tuple[_Rotation, _Rotation, int]:
-    check_rotation(query, key, cos_sin_cache, head_size)
     half = cos_sin_cache.shape[1] // 2
     lanes, heads = triton.next_power_of_2(half), lies[2] + key_lies[2]
 
@@ -319,13 +309,11 @@ def _compiled(
     return rotation(False), rotation(True), MANY // (heads * lanes)
 
 
-def check_rotation(query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:
+def check_rotation(op: str, query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int) -> None:
     """Raise ``ContractError`` or ``UnsupportedError`` unless the kernels take such tensors."""
     rotary_dim = cos_sin_cache.shape[1]
     if rotary_dim % 2 or rotary_dim > head_size:
-        raise ContractError(
-            f"a rotary embedding: rotary_dim {rotary_dim} must be even and at most head_size {head_size}"
-        )
+        raise ContractError(f"{op}: rotary_dim {rotary_dim} must be even and at most head_size {head_size}")
     dtypes = {query.dtype, key.dtype, cos_sin_cache.dtype}
     if not dtypes <= set(DTYPES):
         raise UnsupportedError(

@@ -15,6 +15,7 @@ KV_CACHE = ("value", "k_buffer", "v_buffer", "cache_loc")
 
 def check_kv_cache(
     op: str,
+    tokens: int,
     key: Tensor,
     value: Tensor | None,
     k_buffer: Tensor | None,
@@ -26,21 +27,28 @@ def check_kv_cache(
     Parameters
     ----------
     op : for error messages
-    key, value, k_buffer, v_buffer, cache_loc : see ``rotary_embedding``
+    tokens : T
+    key : its elements are counted; that it is T rows of heads is checked where it is rotated
+    value, k_buffer, v_buffer, cache_loc : see ``rotary_embedding``
 
     Raises
     ------
-    ContractError : only some of the options are given, they do not fit, or slots share memory
+    ContractError : only some of the options are given, they are not a row or a slot for each token, they do
+        not fit each other, or slots share memory
     """
+    if value is k_buffer is v_buffer is cache_loc is None:
+        return False
     given = dict(zip(KV_CACHE, (value, k_buffer, v_buffer, cache_loc), strict=True))
     missing = [name for name, tensor in given.items() if tensor is None]
-    if len(missing) == len(given):
-        return False
     if value is None or k_buffer is None or v_buffer is None or cache_loc is None:
         raise ContractError(f"{op}: to write the KV cache it needs {' and '.join(missing)} too")
-    if cache_loc.dim() != 1 or cache_loc.dtype not in (torch.int32, torch.int64):
-        raise ContractError(f"{op}: cache_loc {tuple(cache_loc.shape)} {cache_loc.dtype} is no row of slots")
-    tokens = len(cache_loc)
+    if cache_loc.shape != (tokens,) or cache_loc.dtype not in (torch.int32, torch.int64):
+        raise ContractError(
+            f"{op}: cache_loc {tuple(cache_loc.shape)} {cache_loc.dtype} is not a slot in int32 or int64 for "
+            f"each of {tokens} tokens"
+        )
+    if value.dim() < 2 or value.shape[0] != tokens:
+        raise ContractError(f"{op}: value {tuple(value.shape)} is not a row for each of {tokens} tokens")
     for name, rows, pool in (("k_buffer", key, k_buffer), ("v_buffer", value, v_buffer)):
         width = pool.shape[1:].numel()
         if rows.numel() != tokens * width or rows.dtype is not pool.dtype:

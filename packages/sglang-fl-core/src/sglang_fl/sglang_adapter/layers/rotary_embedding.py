@@ -14,15 +14,12 @@ from typing import Any
 from sglang_fl.dispatch.own_path import OwnPath
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
-from sglang_fl.ops import OPS, Kernel, lacking
+from sglang_fl.ops import KV_CACHE, OPS, Kernel, lacking
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
 
-__all__ = ["ADAPTERS", "IN_PLACE", "KV_CACHE", "ROTATION", "cache_options", "store"]
+__all__ = ["ADAPTERS", "IN_PLACE", "ROTATION", "cache_options", "store"]
 
 ROTATION = "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding"
-
-#: The options of the contract by which a call writes the KV cache, and the fields of SGLang's argument.
-KV_CACHE = ("value", "k_buffer", "v_buffer", "cache_loc")
 
 #: The paths on which SGLang rotates query and key where they lie. ``models/llama4.py`` takes no notice of
 #: what is returned, so in their place we must write there too.
@@ -38,7 +35,7 @@ def store(rotated: Any, query: Any, key: Any) -> Any:
 
 
 def cache_options(argument: Any) -> dict[str, Any] | None:
-    """Return the options for a call that writes the KV cache.
+    """Return the options for a call that writes the KV cache; SGLang's fields have their names.
 
     Parameters
     ----------

@@ -38,9 +38,9 @@ def check_kv_cache(
     """
     if value is k_buffer is v_buffer is cache_loc is None:
         return False
-    given = dict(zip(KV_CACHE, (value, k_buffer, v_buffer, cache_loc), strict=True))
-    missing = [name for name, tensor in given.items() if tensor is None]
     if value is None or k_buffer is None or v_buffer is None or cache_loc is None:
+        given = zip(KV_CACHE, (value, k_buffer, v_buffer, cache_loc), strict=True)
+        missing = [name for name, tensor in given if tensor is None]
         raise ContractError(f"{op}: to write the KV cache it needs {' and '.join(missing)} too")
     if cache_loc.shape != (tokens,) or cache_loc.dtype not in (torch.int32, torch.int64):
         raise ContractError(

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     help="Which implementation runs each op of SGLang on this machine, and why.",
 )
@@ -46,11 +45,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    if context.invoked_subcommand is None:
+        from sglang_fl.diagnostics.first_step import first_step
+
+        typer.echo(context.get_help())
+        with exit_on_error():
+            say(first_step())
 
 
 @app.command()

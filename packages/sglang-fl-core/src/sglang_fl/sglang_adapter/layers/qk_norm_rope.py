@@ -31,8 +31,9 @@ __all__ = ["ADAPTERS"]
 _NORM = "sglang.srt.layers.layernorm:RMSNorm"
 _ROTATIONS = by_layer_class(rotary_embedding.ADAPTERS)
 
-#: ``turn(layer, positions, q, k, options)`` returns query and key.
-Turn = Callable[[Any, Any, Any, Any, dict[str, Any]], Any]
+#: ``turn(layer, positions, qkv, forward_batch, may_write=True)`` returns query, key and value, and whether
+#: the last two have been written into the KV cache.
+Turn = Callable[..., tuple[Any, Any, Any, bool]]
 
 
 def _turn_by(layer: Any, kernel: Kernel) -> Turn:
@@ -41,13 +42,18 @@ def _turn_by(layer: Any, kernel: Kernel) -> Turn:
     head_size: int = layer.rotary_emb.head_size
     is_neox_style: bool = layer.rotary_emb.is_neox_style
 
-    def turn(layer: Any, positions: Any, q: Any, k: Any, options: dict[str, Any]) -> Any:
+    cache_options = _cache_options(layer, kernel)
+
+    def turn(layer: Any, positions: Any, qkv: Any, forward_batch: Any, may_write: bool = True) -> Any:
         rotation = layer.rotary_emb
         if "sin_cos_cache" in rotation.__dict__:
             raise UnsupportedError("its rotation has rows picked beforehand")
+        q, k, v = qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
+        options = cache_options(layer, v, forward_batch) if may_write else {}
         weights = layer.q_norm.weight, layer.k_norm.weight
         facts = rotation.cos_sin_cache, head_size, is_neox_style
-        return kernel(q, k, *weights, eps, positions, *facts, **options)
+        q, k = kernel(q, k, *weights, eps, positions, *facts, **options)
+        return q, k, v, bool(options)
 
     return turn
 
@@ -73,20 +79,18 @@ def _cache_options(layer: Any, kernel: Kernel) -> Callable[[Any, Any, Any], dict
 
 def bind_qwen3(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``forward``, in which attention is told whether the KV cache has been written."""
-    turn, cache_options = _turn_by(layer, kernel), _cache_options(layer, kernel)
+    turn = _turn_by(layer, kernel)
 
     def forward(layer: Any, positions: Any, hidden_states: Any, forward_batch: Any) -> Any:
         if torch.compiler.is_compiling():
             return own(layer, positions, hidden_states, forward_batch)
         qkv, _ = layer.qkv_proj(hidden_states)
-        q, k, v = qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
         try:
-            options = cache_options(layer, v, forward_batch)
-            q, k = turn(layer, positions, q, k, options)
+            q, k, v, is_written = turn(layer, positions, qkv, forward_batch)
         except REFUSALS as refusal:
             own.because(refusal)
             return own(layer, positions, hidden_states, forward_batch)
-        attended = layer.attn(q, k, v, forward_batch, save_kv_cache=not options)
+        attended = layer.attn(q, k, v, forward_batch, save_kv_cache=not is_written)
         output, _ = layer.o_proj(attended)
         return output
 
@@ -95,21 +99,20 @@ def bind_qwen3(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
 def bind_qwen3_moe(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``apply_qk_norm_rope``, after which SGLang itself knows that the KV cache has been written."""
-    turn, cache_options = _turn_by(layer, kernel), _cache_options(layer, kernel)
+    turn = _turn_by(layer, kernel)
 
     def apply_qk_norm_rope(layer: Any, qkv: Any, positions: Any, forward_batch: Any) -> Any:
         if torch.compiler.is_compiling():
             return own(layer, qkv, positions, forward_batch)
-        q, k, v = qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
+        may_write = layer.compatible_with_fused_kv_buffer
         try:
-            options = cache_options(layer, v, forward_batch) if layer.compatible_with_fused_kv_buffer else {}
-            q, k = turn(layer, positions, q, k, options)
+            q, k, v, is_written = turn(layer, positions, qkv, forward_batch, may_write)
         except REFUSALS as refusal:
             own.because(refusal)
             return own(layer, qkv, positions, forward_batch)
         # By this SGLang's forward_core saves keys and values that are not in the cache yet. It is set only
         # where it changes, because to set an attribute of a module takes 2.8 µs, to read it 0.1.
-        must_save = not options
+        must_save = not is_written
         if layer._used_fused_qk_norm_rope_last_call is not must_save:
             layer._used_fused_qk_norm_rope_last_call = must_save
         return q, k, v
@@ -119,21 +122,19 @@ def bind_qwen3_moe(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
 def bind_glm4_moe(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``forward_prepare``; what it returns last are the arguments of the call of attention."""
-    turn, cache_options = _turn_by(layer, kernel), _cache_options(layer, kernel)
+    turn = _turn_by(layer, kernel)
 
     def forward_prepare(layer: Any, positions: Any, hidden_states: Any, forward_batch: Any) -> Any:
         is_quantised = isinstance(hidden_states, tuple)
         if torch.compiler.is_compiling() or not len(hidden_states[0] if is_quantised else hidden_states):
             return own(layer, positions, hidden_states, forward_batch)
         qkv, _ = layer.qkv_proj(hidden_states)
-        q, k, v = qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
         try:
-            options = cache_options(layer, v, forward_batch)
-            q, k = turn(layer, positions, q, k, options)
+            q, k, v, is_written = turn(layer, positions, qkv, forward_batch)
         except REFUSALS as refusal:
             own.because(refusal)
             return own(layer, positions, hidden_states, forward_batch)
-        return None, forward_batch, (q, k, v, forward_batch, not options)
+        return None, forward_batch, (q, k, v, forward_batch, not is_written)
 
     return forward_prepare
 

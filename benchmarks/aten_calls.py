@@ -15,7 +15,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.bench_engine import CONFIGS, GPU, SIDES, about
+from benchmarks.bench_engine import GPU, SIDES, about
+from benchmarks.engine_models import CONFIGS
 from benchmarks.tables import write_table
 
 STEPS = 32

@@ -1,17 +1,17 @@
 """SGLang's engine with the plugin beside the same engine without it: throughput and start-up.
 
-    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B] [--sides vanilla,layer2] [--rounds 3]
-        [--workload NAME] [--csv FILE]
+    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B,Qwen3-8B-18L] [--sides vanilla,layer2]
+        [--rounds 3] [--workload NAME] [--csv 'results/{model}.csv']
 
 Random weights (``load_format=dummy``) under a model's real configuration. In each round one engine a side is
-started, all at the same time, and every workload runs on them in turn, one at a time and in a random order,
-with fresh random tokens and no prefix cache; the next round starts engines anew, because figures vary between
-starts by more than between repetitions in one. Each side has a home of its own for what it caches, empty
-before the first round: that start is the cold one, the others are warm. Throughput is that of a whole batch
-of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over all repetitions, and the
-least and greatest of the medians of the rounds. The ratio to the first side is that of two figures of one
-turn, because a shared host's speed changes by half from one second to another: the median over all turns, its
-standard error, and the least and greatest of the medians of the rounds.
+started, all at the same time (those of several models too), and every workload runs on them in turn, one at a
+time and in a random order, with fresh random tokens and no prefix cache; the next round starts engines anew,
+because figures vary between starts by more than between repetitions in one. Each side has a home of its own
+for what it caches, empty before the first round: that start is the cold one, the others are warm. Throughput
+is that of a whole batch of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over
+all repetitions, and the least and greatest of the medians of the rounds. The ratio to the first side is that
+of two figures of one turn, because a shared host's speed changes by half from one second to another: the
+median over all turns, its standard error, and the least and greatest of the medians of the rounds.
 
 Sides: ``vanilla`` (``SGLANG_PLUGINS=__none__``), ``layer2`` (``USE_FLAGGEMS=0``), ``layers12`` (defaults),
 and ``control``, which is vanilla once more: how far its ratio is from 1 says what the others' are worth. What
@@ -24,17 +24,20 @@ import math
 import os
 import platform
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine_models import ARGUMENTS, CONFIGS
 from benchmarks.tables import write_table
 
 SIDES = {
@@ -53,40 +56,6 @@ CACHES = (
     "FLASHINFER_WORKSPACE_BASE",
     "XDG_CACHE_HOME",
 )
-QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
-LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
-QWEN3_MOE = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "tie_word_embeddings": False,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "attention_bias": False,
-}
-COMMON = {"hidden_act": "silu", "max_position_embeddings": 8192, "torch_dtype": "bfloat16"}
-
-
-def config(base: dict, *sizes: int, theta: float, eps: float) -> dict:
-    """What ``config.json`` of the checkpoint says, as far as it shapes the model."""
-    names = (
-        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-        *("num_key_value_heads", "vocab_size"),
-    )
-    return base | COMMON | dict(zip(names, sizes, strict=True)) | {"rope_theta": theta, "rms_norm_eps": eps}
-
-
-CONFIGS = {
-    "tiny": config(QWEN2, 128, 256, 2, 4, 2, 512, theta=1e4, eps=1e-6),
-    "Qwen2.5-0.5B": config(QWEN2, 896, 4864, 24, 14, 2, 151936, theta=1e6, eps=1e-6),
-    "Llama-3-8B": config(LLAMA, 4096, 14336, 32, 32, 8, 128256, theta=5e5, eps=1e-5),
-    # With 10 of its 48 layers, so that the engines of several sides fit beside each other.
-    "Qwen3-30B-A3B-10L": config(QWEN3_MOE, 2048, 6144, 10, 32, 4, 151936, theta=1e6, eps=1e-6),
-}
 
 
 @dataclass(frozen=True)
@@ -122,6 +91,8 @@ WARM_UPS = 2
 COLD, START_UP, FIRST = "cold start-up (s)", "start-up (s)", "first generation (s)"
 #: Figures of one start: seconds, and tokens a second of each repetition of a workload.
 Figures = dict[str, list[float]]
+#: Of one model in one round, by side.
+Round = dict[str, Figures]
 
 
 def serve_one(model: str, arguments: dict) -> None:
@@ -132,6 +103,7 @@ def serve_one(model: str, arguments: dict) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(shape))
         begun = time.perf_counter()
+        arguments = arguments | ARGUMENTS.get(model, {})
         engine = sglang.Engine(model_path=folder, load_format="dummy", **arguments)
         print(ANSWER, time.perf_counter() - begun, flush=True)
         draw = random.Random(7)
@@ -178,32 +150,38 @@ def generate(engine: Any, load: Workload, draw: random.Random, vocabulary: int) 
 ANSWER = "BENCH"
 
 
+class EngineEndedError(Exception):
+    """An engine has ended and left a question unanswered."""
+
+
 class Side:
     """An engine in a process of its own, which runs what it is told.
 
     Parameters
     ----------
+    model : of ``CONFIGS``
     name : of ``SIDES``, with or without orders of ops behind a colon
     homes : folder that holds each side's home
     options : of the command line
     """
 
-    def __init__(self, name: str, homes: Path, options: argparse.Namespace) -> None:
-        home = homes / name
-        home.mkdir(exist_ok=True)
+    def __init__(self, model: str, name: str, homes: Path, options: argparse.Namespace) -> None:
         kind, _, per_op = name.partition(":")
+        file = f"{model}_{kind}" + "".join(f"_{letters}" for letters in re.findall(r"\w+", per_op))
+        home = homes / file
+        home.mkdir(exist_ok=True)
         environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith((*OURS, *CACHES))},
             **SIDES[kind],
             **({"SGLANG_FL_PER_OP": per_op} if per_op else {}),
             "HOME": str(home),
             "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor"),
-            "SGLANG_FL_DISPATCH_LOG": f"{options.logs}/{name}.dispatch.log",
+            "SGLANG_FL_DISPATCH_LOG": f"{options.logs}/{file}.dispatch.log",
         }
-        command = [sys.executable, "-m", "benchmarks.bench_engine", "--one", "--model", options.model]
+        command = [sys.executable, "-m", "benchmarks.bench_engine", "--one", "--model", model]
         command += ["--arguments", options.arguments]
         self.name = name
-        self._log = Path(options.logs, f"{name}.log")
+        self._log = Path(options.logs, f"{file}.log")
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
@@ -214,21 +192,28 @@ class Side:
 
         Raises
         ------
-        SystemExit : the engine has ended without one
+        EngineEndedError : without one
         """
         for line in self._process.stdout:
             if line.startswith(ANSWER):
                 return float(line.removeprefix(ANSWER))
-        raise SystemExit(f"{self.name}: the engine ended with code {self._process.wait()}; see {self._log}")
+        raise EngineEndedError(
+            f"{self.name}: the engine ended with code {self._process.wait()}; see {self._log}"
+        )
 
     def run(self, load: Workload) -> float:
         """Run a workload once; return tokens a second."""
-        print(WORKLOADS.index(load), file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # answer() says what became of it
+            print(WORKLOADS.index(load), file=self._process.stdin, flush=True)
         return self.answer()
 
-    def stop(self) -> None:
-        """Let the engine shut down; kill it if it does not."""
-        self._process.stdin.close()
+    def end_input(self) -> None:
+        """Let the engine shut down."""
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Wait until it has; kill it if it does not."""
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -237,8 +222,10 @@ class Side:
 
 def run_round(
     options: argparse.Namespace, loads: Sequence[Workload], homes: Path, start_up: str, draw: random.Random
-) -> dict[str, Figures]:
-    """Start an engine for each side, run the workloads on all of them in turn, return the figures by side.
+) -> dict[str, Round]:
+    """Start an engine for each model and side, run the workloads, return the figures by model.
+
+    A model one of whose engines ends before its time is told, and left out.
 
     Parameters
     ----------
@@ -246,24 +233,55 @@ def run_round(
     start_up : what the start-up is called in the table
     draw : draws the order of the sides in each turn
     """
-    sides = [Side(name, homes, options) for name in options.sides.split(",")]
+    names = options.sides.split(",")
+    sides = {model: [Side(model, name, homes, options) for name in names] for model in options.model}
+    started: dict[str, Round] = {}
+    figures: dict[str, Round] = {}
     try:
-        figures = {side.name: {start_up: [side.answer()]} for side in sides}
-        for side in sides:
-            figures[side.name][FIRST] = [loads[0].tokens() / side.run(loads[0])]
-        for load in loads:
-            for turn in range(WARM_UPS + max(1, round(load.repetitions * options.share))):
-                for side in draw.sample(sides, len(sides)):  # after which other one makes a difference too
-                    figure = side.run(load)
-                    if turn >= WARM_UPS:
-                        figures[side.name].setdefault(load.name, []).append(figure)
+        for model in sides:
+            with telling(model):
+                started[model] = {side.name: {start_up: [side.answer()]} for side in sides[model]}
+        for model in started:
+            with telling(model):
+                run_loads(options, loads, sides[model], started[model], draw)
+                figures[model] = started[model]
         return figures
     finally:
-        for side in sides:
-            side.stop()
+        for side in chain.from_iterable(sides.values()):
+            side.end_input()
+        for side in chain.from_iterable(sides.values()):
+            side.wait()
 
 
-def table(rounds: Sequence[dict[str, Figures]]) -> list[list]:
+@contextmanager
+def telling(model: str) -> Iterator[None]:
+    try:
+        yield
+    except EngineEndedError as ended:
+        print(f"{model} is left out: {ended}", flush=True)
+
+
+def run_loads(
+    options: argparse.Namespace,
+    loads: Sequence[Workload],
+    sides: Sequence[Side],
+    figures: Round,
+    draw: random.Random,
+) -> None:
+    """Run the workloads on all sides of a model in turn; add their figures, and print each one's median."""
+    for side in sides:
+        figures[side.name][FIRST] = [loads[0].tokens() / side.run(loads[0])]
+    for load in loads:
+        for turn in range(WARM_UPS + max(1, round(load.repetitions * options.share))):
+            for side in draw.sample(sides, len(sides)):  # after which other one makes a difference too
+                figure = side.run(load)
+                if turn >= WARM_UPS:
+                    figures[side.name].setdefault(load.name, []).append(figure)
+        for row in table([{name: {load.name: of[load.name]} for name, of in figures.items()}]):
+            print(*row, sep="  ", flush=True)
+
+
+def table(rounds: Sequence[Round]) -> list[list]:
     """Return a row for each figure and side: median and spread, ratio to the first side and its spread."""
     rows = []
     first, *_ = rounds[0]
@@ -328,7 +346,9 @@ GPU = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="Qwen2.5-0.5B", choices=CONFIGS)
+    parser.add_argument(
+        "--model", default="Qwen2.5-0.5B", type=models, help=f"in turn, of {', '.join(CONFIGS)}"
+    )
     parser.add_argument("--sides", default="vanilla,layer2", help=f"in turn, of {', '.join(SIDES)}")
     parser.add_argument("--rounds", type=int, default=3, help="starts of each side")
     names = [load.name for load in WORKLOADS]
@@ -337,36 +357,54 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1, help="of the workloads' repetitions")
     parser.add_argument("--arguments", default=json.dumps(GPU), help="of the engine, as JSON")
     parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for the engines' logs")
-    parser.add_argument("--csv", type=Path, help="write the table there, every figure to a .json beside")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        help="write the table there, every figure to a .json beside; {model} stands for its name",
+    )
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        serve_one(options.model, json.loads(options.arguments))
+        serve_one(*options.model, json.loads(options.arguments))
         return
-    wanted = options.workload or (names[:1] if options.model == "tiny" else names)
+    if options.csv and len(options.model) > 1 and "{model}" not in options.csv.name:
+        parser.error(f"--csv {options.csv}: with several models their name belongs into it: {{model}}.csv")
+    wanted = options.workload or (names[:1] if options.model == ["tiny"] else names)
     loads = [load for load in WORKLOADS if load.name in wanted]
-    rounds: list[dict[str, Figures]] = []
+    rounds: list[dict[str, Round]] = []
     draw = random.Random(7)
     with tempfile.TemporaryDirectory() as homes:
         for number in range(options.rounds):
             rounds.append(run_round(options, loads, Path(homes), START_UP if number else COLD, draw))
-            for side, figures in rounds[-1].items():
-                medians = {name: round(statistics.median(values), 2) for name, values in figures.items()}
-                print(number, side, medians, flush=True)
-            write(rounds, options)
+            for model in options.model:
+                if of_model := [figures[model] for figures in rounds if model in figures]:
+                    write(model, of_model, options)
+    if any(set(options.model) - set(figures) for figures in rounds):
+        sys.exit("not every model was measured in every round; the lines above say which and where to look")
 
 
-def write(rounds: Sequence[dict[str, Figures]], options: argparse.Namespace) -> None:
+def models(names: str) -> list[str]:
+    """Return the models that the command line names."""
+    unknown = [name for name in names.split(",") if name not in CONFIGS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no shape of {unknown[0]!r}. Known: {', '.join(CONFIGS)}")
+    return names.split(",")
+
+
+def write(model: str, rounds: Sequence[Round], options: argparse.Namespace) -> None:
+    """Print a model's table, and write it with its figures where ``--csv`` says."""
     rows = table(rounds)
-    for row in [HEAD, *rows]:
+    for row in [[model], HEAD, *rows]:
         print(*row, sep="  ", flush=True)
     if options.csv:
-        command = f"--model {options.model} --sides {options.sides} --rounds {options.rounds}"
+        command = f"--model {','.join(options.model)} --sides '{options.sides}' --rounds {options.rounds}"
         command += f" --share {options.share:g}"
         command += "".join(f" --workload {name!r}" for name in options.workload or ())
-        about_it = f"python -m benchmarks.bench_engine {command}; {about(options.model)}; {options.arguments}"
-        write_table(options.csv, about_it, HEAD, rows)
-        options.csv.with_suffix(".json").write_text(json.dumps(rounds) + "\n")
+        arguments = json.dumps(json.loads(options.arguments) | ARGUMENTS.get(model, {}))
+        about_it = f"python -m benchmarks.bench_engine {command}; {about(model)}; {arguments}"
+        file = options.csv.with_name(options.csv.name.replace("{model}", model))
+        write_table(file, about_it, HEAD, rows)
+        file.with_suffix(".json").write_text(json.dumps(rounds) + "\n")
 
 
 if __name__ == "__main__":

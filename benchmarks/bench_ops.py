@@ -233,7 +233,7 @@ def qk_norm_rope(attention: Attention) -> Iterator[Cell]:
 
 def rotary_embedding_with_cache(attention: Attention) -> Iterator[Cell]:
     step = Step.of(attention, POSITIONS, 4 * max(TOKENS))
-    ours = kernel("rotary_embedding", "flagos.kv_cache")
+    ours = kernel("rotary_embedding", "flagos")
     facts = step.rotation.cos_sin_cache, attention.head_size, True
 
     def flagos(qkv: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> object:

@@ -70,8 +70,6 @@ class Mode:
 SHAPE = {"head_dim": 64}
 SHAPES = {"Gemma-3": {**SHAPE, "num_key_value_heads": 1}, "Qwen2-VL": {}}
 
-EXPERTS_OF_SGLANG = (("UnquantizedFusedMoEMethod", "sglang(native)"),)  # no default here: why fused_moe
-
 MODES = (
     Mode("Qwen2", "graphs"),
     Mode("Qwen2", "no-graphs", {"disable_cuda_graph": True}),
@@ -83,31 +81,21 @@ MODES = (
             (name, "sglang(torch.compile)") for name in ("RMSNorm", "RotaryEmbedding", "SiluAndMul")
         ),
     ),
-    Mode("Qwen3", "qk_norm_rope", orders="qk_norm_rope=flagos"),
+    Mode("Qwen3", "graphs"),
+    Mode("Qwen3-MoE", "graphs"),
+    # Its rotation writes the KV cache as well.
     Mode(
         "Qwen3-MoE",
-        "qk_norm_rope",
-        orders="qk_norm_rope=flagos",
-        sglang=EXPERTS_OF_SGLANG,
-        never_ours=frozenset({"UnquantizedFusedMoEMethod"}),
+        "layers",
+        orders="qk_norm_rope=sglang",
+        sglang=(("RMSNorm", "sglang(fused_qk_norm)"),),
     ),
     Mode(
         "Qwen3-MoE",
-        "kv-cache",
-        orders="rotary_embedding=impl:flagos.kv_cache",
-        sglang=(("RMSNorm", "sglang(fused_qk_norm)"), *EXPERTS_OF_SGLANG),
+        "experts-of-sglang",
+        orders="fused_moe=sglang",
+        sglang=(("UnquantizedFusedMoEMethod", "sglang(native)"),),
         never_ours=frozenset({"UnquantizedFusedMoEMethod"}),
-    ),
-    # Its rotation writes the KV cache as well, which ours does where it is asked to.
-    Mode(
-        "Qwen3-MoE",
-        "graphs",
-        sglang=(
-            ("RMSNorm", "sglang(fused_qk_norm)"),
-            ("RotaryEmbedding", "sglang(native)"),
-            *EXPERTS_OF_SGLANG,
-        ),
-        never_ours=frozenset({"RotaryEmbedding", "UnquantizedFusedMoEMethod"}),
     ),
     Mode("Gemma-3", "graphs"),
     Mode("Qwen2-VL", "graphs", never_ours=frozenset({"QuickGELU"})),  # that sees pictures, of which none come
@@ -203,7 +191,7 @@ def test_tokens_are_vanillas(mode: Mode, answers):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_the_dispatch_log_tells_what_ran_each_class(mode: Mode, families, answers):
     _, (_, lines) = answers(mode)
-    is_fused = "qk_norm_rope" in mode.orders
+    is_fused = "qk_norm_rope=sglang" not in mode.orders
     family = families[mode.family][0]
     classes = set(expected_classes(family) if is_fused else family.runs)
     own = {f"[OOT-DISPATCH] {name} → {ran}" for name, ran in mode.sglang}

@@ -39,18 +39,16 @@ def test_every_call_of_sglangs_own_kernels_is_listed():
 
 
 @pytest.mark.parametrize(
-    ("asked", "is_sglangs"),
+    ("asked", "first", "is_sglangs"),
     [
-        (Policy(), True),
-        (Policy(per_op={"fused_moe": parse_order("flagos")}), False),
-        (Policy(prefer_is_users=True), False),
+        (Policy(), ["flagos"], False),
+        (Policy(per_op={"fused_moe": parse_order("impl:flagos.flag_gems")}), ["flagos.flag_gems"], False),
+        (Policy(per_op={"fused_moe": parse_order("sglang")}), [], True),
     ],
-    ids=["nothing", "its-order", "its-kind"],
+    ids=["nothing", "flag_gems", "sglang"],
 )
-def test_experts_are_sglangs_unless_the_user_asks_for_ours(asked: Policy, is_sglangs: bool, monkeypatch):
+def test_experts_are_ours_unless_the_user_asks_for_others(asked, first, is_sglangs: bool, monkeypatch):
     monkeypatch.setattr("sglang_fl.dispatch.resolution.why_not_installed", lambda impl: None)
     resolution = resolve(OPS["fused_moe"], Registry(NVIDIA, ()), asked)
-    assert resolution.candidates[0].id == "flagos"
+    assert [impl.id for impl in resolution.candidates[:1]] == first
     assert (resolution.sglang_first is not None) == is_sglangs
-    if is_sglangs:
-        assert "not measured yet in a served model" in str(resolution.sglang_first)

@@ -17,7 +17,7 @@ from sglang_fl_nvidia.flagos.rotation import (
     take_turns,
 )
 
-__all__ = ["rotary_embedding", "rotation_alone"]
+__all__ = ["rotary_embedding"]
 
 
 def rotary_embedding(
@@ -45,27 +45,13 @@ def rotary_embedding(
     """
     tokens = positions.numel()
     cache = kv_cache("rotary_embedding", tokens, key, value, k_buffer, v_buffer, cache_loc)
-    if cache is None or not tokens:
-        return rotation_alone(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
     positions, offsets = _in_a_row(positions, offsets)
+    if cache is None or not tokens:
+        heads = query, key, cos_sin_cache, head_size, is_neox_style
+        return rotate_heads("rotary_embedding", positions, offsets, None, *heads)
     if offsets is not None:
         positions = positions + offsets
     return _rotate_and_write(positions, query, key, cos_sin_cache, head_size, is_neox_style, cache)
-
-
-def rotation_alone(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    offsets: Tensor | None = None,
-) -> Outputs:
-    """See ``rotary_embedding``, without the KV cache: calls that write it stay SGLang's by this one."""
-    positions, offsets = _in_a_row(positions, offsets)
-    heads = query, key, cos_sin_cache, head_size, is_neox_style
-    return rotate_heads("rotary_embedding", positions, offsets, None, *heads)
 
 
 def _in_a_row(positions: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor | None]:

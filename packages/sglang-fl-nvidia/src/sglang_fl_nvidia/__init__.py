@@ -18,6 +18,10 @@ def _flag_gems_too(op: str) -> OpImpl:
     return flag_gems_impl(op, "flagos.flag_gems")
 
 
+def _not_served(op: str) -> OpChoice:
+    return OpChoice(op, "flagos", is_default=False, reason="not measured yet in a served model")
+
+
 def _vendor_impl(op: str, *requires: str) -> OpImpl:
     target = f"sglang_fl_nvidia.vendor.{op}:{op}"
     return OpImpl(op, BackendKind.VENDOR, "vendor.nvidia", target, requires=requires)
@@ -42,6 +46,7 @@ NVIDIA = Vendor(
         _own_impl("topk_softmax"),
         _own_impl("topk_sigmoid"),
         _own_impl("fused_moe"),
+        _own_impl("fused_recurrent_gated_delta_rule_packed_decode"),
         _flag_gems_too("silu_and_mul"),
         _flag_gems_too("gelu_and_mul"),
         _flag_gems_too("rms_norm"),
@@ -71,7 +76,8 @@ NVIDIA = Vendor(
             reason="0.92 to 0.98 of the speed of SGLang's own in a served model (Qwen3-30B-A3B with 10 and "
             "16 layers, bfloat16, SGLang 0.5.23, FlagGems 5.0.2, triton 3.6, H200)",
         ),
-        OpChoice("qk_norm_rope", "flagos", is_default=False, reason="not measured yet in a served model"),
+        _not_served("qk_norm_rope"),
+        _not_served("fused_recurrent_gated_delta_rule_packed_decode"),
     ),
     quarantine=QUARANTINE,
     aten=flag_gems_aten(measured_choices(), ATEN_QUARANTINE),

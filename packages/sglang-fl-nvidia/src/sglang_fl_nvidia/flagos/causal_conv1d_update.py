@@ -74,7 +74,7 @@ def update_kernel(
         tl.store(out, tl.zeros([BLOCK], out_ptr.dtype.element_ty), mask=exists)
 
 
-#: Launches for few requests and for many, the programs of each request, and after how many requests these begin.
+#: For few requests and for many a launch and the programs of each, and after how many requests these begin.
 _Updates = tuple[tuple[Launch, int], tuple[Launch, int], int]
 
 _launches: dict[tuple[Any, ...], _Updates] = {}

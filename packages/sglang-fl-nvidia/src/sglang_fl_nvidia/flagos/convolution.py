@@ -1,4 +1,4 @@
-"""What the kernels of the causal convolution share: its activation, what they are compiled for, what they take."""
+"""What the kernels of the causal convolution share: its activation, and what they are compiled for."""
 
 from typing import Any
 

@@ -68,6 +68,27 @@ QWEN3_MOE = {
     "mlp_only_layers": [],
     "attention_bias": False,
 }
+QWEN3_NEXT = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "tie_word_embeddings": False,
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "attention_bias": False,
+}
 COMMON = {"hidden_act": "silu", "max_position_embeddings": 8192, "torch_dtype": "bfloat16"}
 
 
@@ -86,6 +107,8 @@ CONFIGS = {
     "Llama-3-8B": config(LLAMA, 4096, 14336, 32, 32, 8, 128256, theta=5e5, eps=1e-5),
     # With 10 of its 48 layers, so that the engines of several sides fit beside each other.
     "Qwen3-30B-A3B-10L": config(QWEN3_MOE, 2048, 6144, 10, 32, 4, 151936, theta=1e6, eps=1e-6),
+    # With 4 of its 48 layers, for the same reason: three of linear attention, then one of full attention.
+    "Qwen3-Next-80B-A3B-4L": config(QWEN3_NEXT, 2048, 5120, 4, 16, 2, 151936, theta=1e7, eps=1e-6),
 }
 
 

@@ -146,8 +146,8 @@ def causal_conv1d_fn(
     if x.stride(0) != 1:
         x = x.t().contiguous().t()
     # Where there is no bias the kernel reads none, but is given an address.
-    tensors = (x, weight, weight if bias is None else bias, conv_states)
-    tensors += (query_start_loc, cache_indices, has_initial_state)
+    bias_or_any = weight if bias is None else bias
+    tensors = (x, weight, bias_or_any, conv_states, query_start_loc, cache_indices, has_initial_state)
     start = 0
     for tensor in tensors:
         start |= tensor.data_ptr()

@@ -14,7 +14,6 @@ import math
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,11 +22,14 @@ from sglang.srt import server_args
 from sglang.version import __version__ as sglang_version
 
 from benchmarks.attention_step import Step
+from benchmarks.cell import Cell, kernel
 from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
+from benchmarks.linear_attention import causal_conv1d_update, fused_recurrent_gated_delta_rule_packed_decode
 from benchmarks.tables import write_table
 from benchmarks.workloads import (
     ATTENTIONS,
     EXPERTS,
+    LINEAR_ATTENTIONS,
     MODELS,
     ROUTERS,
     TOKENS,
@@ -38,38 +40,10 @@ from benchmarks.workloads import (
     Router,
 )
 from sglang_fl import __version__
-from sglang_fl.dispatch.loading import load_kernel
-from sglang_fl.ops import OPS
-from sglang_fl_nvidia import NVIDIA
 
 SIDES = ("flagos", "sglang", "flag_gems", "torch.compile", "liger", "copy")
 DTYPE = torch.bfloat16
 POSITIONS = 32768
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One op at one shape.
-
-    Parameters
-    ----------
-    op, shape, tokens : its place in the table
-    moved : bytes that the op must read and write
-    inputs : makes the arguments of one call
-    sides : by name, functions of these arguments
-    """
-
-    op: str
-    shape: str
-    tokens: int
-    moved: int
-    inputs: Callable[[], tuple]
-    sides: dict[str, Callable]
-
-
-def kernel(op: str, impl_id: str = "flagos") -> Callable:
-    (impl,) = (impl for impl in NVIDIA.impls if (impl.op, impl.id) == (op, impl_id))
-    return load_kernel(OPS[op], impl, strict=True)
 
 
 def set_server_args() -> None:
@@ -327,6 +301,7 @@ OPS_OF = (
     ((qk_norm_rope, rotary_embedding_with_cache), ATTENTIONS),
     ((routing,), ROUTERS),
     ((fused_moe,), EXPERTS),
+    ((fused_recurrent_gated_delta_rule_packed_decode, causal_conv1d_update), LINEAR_ATTENTIONS),
 )
 
 

@@ -25,7 +25,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.bench_ops import DTYPE, POSITIONS, about, kernel, random, set_server_args
+from benchmarks.bench_ops import DTYPE, POSITIONS, about, random, set_server_args
+from benchmarks.cell import kernel
 from benchmarks.cuda_timing import captured
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, Model

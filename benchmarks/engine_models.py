@@ -102,6 +102,27 @@ GPT_OSS = {
         "original_max_position_embeddings": 4096,
     },
 }
+QWEN3_NEXT = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "tie_word_embeddings": False,
+    "head_dim": 256,
+    "partial_rotary_factor": 0.25,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "attention_bias": False,
+}
 COMMON = {"hidden_act": "silu", "max_position_embeddings": 8192, "torch_dtype": "bfloat16"}
 
 
@@ -124,6 +145,8 @@ CONFIGS = {
     "Qwen3-30B-A3B-10L": config(QWEN3_MOE, 2048, 6144, 10, 32, 4, 151936, theta=1e6, eps=1e-6),
     "DeepSeek-V2-Lite-10L": config(DEEPSEEK_V2_LITE, 2048, 10944, 10, 16, 16, 102400, theta=1e4, eps=1e-6),
     "GLM-4.5-Air-4L": config(GLM_4_5_AIR, 4096, 10944, 4, 96, 8, 151552, theta=1e6, eps=1e-5),
+    # Three layers of linear attention, then one of full attention.
+    "Qwen3-Next-80B-A3B-4L": config(QWEN3_NEXT, 2048, 5120, 4, 16, 2, 151936, theta=1e7, eps=1e-6),
     "gpt-oss-20b-8L": config(GPT_OSS, 2880, 2880, 8, 64, 8, 201088, theta=1.5e5, eps=1e-5)
     | {"layer_types": ["sliding_attention", "full_attention"] * 4},
 }

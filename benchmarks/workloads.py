@@ -5,12 +5,16 @@ from dataclasses import dataclass
 __all__ = [
     "ATTENTIONS",
     "EXPERTS",
+    "LINEAR_ATTENTIONS",
     "MODELS",
+    "PROMPTS",
+    "REQUESTS",
     "ROUTERS",
     "TOKENS",
     "TOKENS_OF_EXPERTS",
     "Attention",
     "Experts",
+    "LinearAttention",
     "Model",
     "Router",
 ]
@@ -95,6 +99,31 @@ class Attention:
     rotation_writes_cache: bool = False
 
 
+@dataclass(frozen=True)
+class LinearAttention:
+    """A layer of linear attention by the gated delta rule, as one GPU has it.
+
+    Parameters
+    ----------
+    name : of the checkpoint, and how many GPUs share its heads
+    heads, value_heads : their number; query and key have as many
+    keys, values : elements of a head of query and key, and of a value head
+    taps : of the convolution
+    """
+
+    name: str
+    heads: int
+    value_heads: int
+    keys: int
+    values: int
+    taps: int
+
+    @property
+    def channels(self) -> int:
+        """Elements of query, key and value of a token."""
+        return 2 * self.heads * self.keys + self.value_heads * self.values
+
+
 MODELS = (
     Model("Qwen2.5-0.5B", 896, 4864, 14, 2, 64),
     Model("Llama-3-8B", 4096, 14336, 32, 8, 128),
@@ -119,5 +148,12 @@ EXPERTS = (
     Experts("Mixtral-8x7B", 8, 2, 4096, 14336),
     Experts("gpt-oss-20b", 32, 4, 2880, 2880),
 )
+LINEAR_ATTENTIONS = (
+    LinearAttention("Qwen3-Next-80B-A3B", 16, 32, 128, 128, 4),
+    LinearAttention("Qwen3-Next-80B-A3B tp 4", 4, 8, 128, 128, 4),
+)
+#: Requests of a decode step, and prompts with their tokens.
+REQUESTS = (1, 4, 16, 64, 256)
+PROMPTS = ((1, 512), (1, 4096), (16, 1024))
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 TOKENS_OF_EXPERTS = tuple(2**power for power in range(13))

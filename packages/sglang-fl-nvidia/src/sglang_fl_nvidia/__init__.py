@@ -19,6 +19,10 @@ def _flag_gems_too(op: str) -> OpImpl:
     return flag_gems_impl(op, "flagos.flag_gems")
 
 
+def _not_served(op: str) -> OpChoice:
+    return OpChoice(op, "flagos", is_default=False, reason="not measured yet in a served model")
+
+
 def _vendor_impl(op: str, *requires: str) -> OpImpl:
     target = f"sglang_fl_nvidia.vendor.{op}:{op}"
     return OpImpl(op, BackendKind.VENDOR, "vendor.nvidia", target, requires=requires)
@@ -41,6 +45,10 @@ NVIDIA = Vendor(
         _own_impl("topk_softmax"),
         _own_impl("topk_sigmoid"),
         _own_impl("fused_moe"),
+        _own_impl("causal_conv1d_fn"),
+        _own_impl("causal_conv1d_update"),
+        _own_impl("fused_recurrent_gated_delta_rule_packed_decode"),
+        _own_impl("fused_sigmoid_gating_delta_rule_update"),
         _flag_gems_too("silu_and_mul"),
         _flag_gems_too("gelu_and_mul"),
         _flag_gems_too("rms_norm"),
@@ -60,9 +68,9 @@ NVIDIA = Vendor(
             "fused_moe",
             "flagos",
             is_default=True,
-            reason="1.01 to 1.56 of the speed of SGLang's own in served models, rotation and norms ours as well "
-            "(Qwen3-30B-A3B, DeepSeek-V2-Lite, GLM-4.5-Air and gpt-oss-20b with 4 to 10 layers, bfloat16, "
-            "SGLang 0.5.23, triton 3.6, H200)",
+            reason="1.01 to 1.56 of vanilla in served models, with the other defaults (Qwen3-30B-A3B, "
+            "DeepSeek-V2-Lite, GLM-4.5-Air and gpt-oss-20b with 4 to 10 layers, bfloat16, SGLang 0.5.23, "
+            "triton 3.6, H200)",
         ),
         OpChoice(
             "fused_moe",
@@ -78,6 +86,10 @@ NVIDIA = Vendor(
             reason="1.00 to 1.02 of the speed without it in a served model (Qwen3-30B-A3B with 10 layers, "
             "bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
+        _not_served("causal_conv1d_fn"),
+        _not_served("causal_conv1d_update"),
+        _not_served("fused_recurrent_gated_delta_rule_packed_decode"),
+        _not_served("fused_sigmoid_gating_delta_rule_update"),
     ),
     quarantine=QUARANTINE,
     aten=flag_gems_aten(measured_choices(), ATEN_QUARANTINE),

@@ -10,7 +10,7 @@ from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.convolution import activated, check_convolution, convolved
 from sglang_fl.ops.shared.runs import sequences
 
-__all__ = ["OP", "causal_conv1d_fn"]
+__all__ = ["OP", "causal_conv1d_fn", "check_prompts"]
 
 
 def causal_conv1d_fn(
@@ -55,7 +55,7 @@ def causal_conv1d_fn(
     ------
     ContractError : shapes that do not fit, an activation that is none of these, or states that share memory
     """
-    _check(x, weight, bias, conv_states, query_start_loc, cache_indices, has_initial_state, activation)
+    check_prompts(x, weight, bias, conv_states, query_start_loc, cache_indices, has_initial_state, activation)
     dtype = compute_dtype(x, conv_states)
     y = torch.zeros(x.shape, dtype=dtype, device=x.device)
     runs = sequences(query_start_loc, cache_indices)
@@ -71,7 +71,7 @@ def causal_conv1d_fn(
     return activated(y, activation).to(x.dtype)
 
 
-def _check(
+def check_prompts(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -81,6 +81,7 @@ def _check(
     has_initial_state: Tensor,
     activation: str | None,
 ) -> None:
+    """Raise ``ContractError`` where the arguments do not fit each other, or states share memory."""
     if x.dim() != 2:
         raise ContractError(f"causal_conv1d_fn: x {tuple(x.shape)} needs two axes: channels, tokens")
     check_convolution("causal_conv1d_fn", x.shape[0], weight, bias, conv_states, cache_indices, activation)
@@ -102,7 +103,7 @@ def _like(
     has_initial_state: Tensor,
     activation: str | None,
 ) -> Tensor:
-    _check(x, weight, bias, conv_states, query_start_loc, cache_indices, has_initial_state, activation)
+    check_prompts(x, weight, bias, conv_states, query_start_loc, cache_indices, has_initial_state, activation)
     return torch.empty_like(x)
 
 

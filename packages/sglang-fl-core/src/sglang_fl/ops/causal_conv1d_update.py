@@ -9,7 +9,7 @@ from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.convolution import activated, check_convolution, convolved
 
-__all__ = ["OP", "causal_conv1d_update"]
+__all__ = ["OP", "causal_conv1d_update", "check_update"]
 
 
 def causal_conv1d_update(
@@ -46,7 +46,7 @@ def causal_conv1d_update(
     ------
     ContractError : shapes that do not fit, an activation that is none of these, or states that share memory
     """
-    _check(x, conv_states, weight, bias, activation, conv_state_indices)
+    check_update(x, conv_states, weight, bias, activation, conv_state_indices)
     dtype = compute_dtype(x, conv_states)
     y = torch.zeros(x.shape, dtype=dtype, device=x.device)
     is_row = conv_state_indices >= 0
@@ -58,7 +58,7 @@ def causal_conv1d_update(
     return activated(y, activation).to(x.dtype)
 
 
-def _check(
+def check_update(
     x: Tensor,
     conv_states: Tensor,
     weight: Tensor,
@@ -66,6 +66,7 @@ def _check(
     activation: str | None,
     conv_state_indices: Tensor,
 ) -> None:
+    """Raise ``ContractError`` where the arguments do not fit each other, or states share memory."""
     if x.dim() != 2:
         raise ContractError(f"causal_conv1d_update: x {tuple(x.shape)} needs two axes: requests, channels")
     check_convolution(
@@ -86,7 +87,7 @@ def _like(
     activation: str | None,
     conv_state_indices: Tensor,
 ) -> Tensor:
-    _check(x, conv_states, weight, bias, activation, conv_state_indices)
+    check_update(x, conv_states, weight, bias, activation, conv_state_indices)
     return torch.empty_like(x)
 
 

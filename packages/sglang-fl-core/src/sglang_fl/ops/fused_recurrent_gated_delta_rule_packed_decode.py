@@ -9,6 +9,7 @@ from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.delta_rule import (
     beside_peak,
+    check_gates,
     check_states,
     gates,
     recur,
@@ -16,7 +17,7 @@ from sglang_fl.ops.shared.delta_rule import (
     without_padding,
 )
 
-__all__ = ["OP", "fused_recurrent_gated_delta_rule_packed_decode"]
+__all__ = ["OP", "check_packed_decode", "fused_recurrent_gated_delta_rule_packed_decode"]
 
 
 def fused_recurrent_gated_delta_rule_packed_decode(
@@ -57,7 +58,7 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     ------
     ContractError : shapes that do not fit, or states that share memory
     """
-    _check(mixed_qkv, a, initial_state)
+    check_packed_decode(mixed_qkv, a, b, A_log, dt_bias, initial_state, initial_state_indices)
     heads, values, keys = initial_state.shape[1:]
     mixed = mixed_qkv.shape[1] - heads * values
     dtype = compute_dtype(mixed_qkv, initial_state)
@@ -75,20 +76,37 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     return o.to(mixed_qkv.dtype)
 
 
-def _check(mixed_qkv: Tensor, a: Tensor, initial_state: Tensor) -> None:
-    check_states("fused_recurrent_gated_delta_rule_packed_decode", initial_state)
+def check_packed_decode(
+    mixed_qkv: Tensor,
+    a: Tensor,
+    b: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    initial_state: Tensor,
+    initial_state_indices: Tensor,
+) -> None:
+    """Raise ``ContractError`` where the arguments do not fit each other, or states share memory."""
+    name = "fused_recurrent_gated_delta_rule_packed_decode"
+    check_states(name, initial_state)
     heads, values, keys = initial_state.shape[1:]
-    mixed = mixed_qkv.shape[1] - heads * values
-    if mixed <= 0 or mixed % (2 * keys) or heads % (mixed // 2 // keys) or a.shape != (len(mixed_qkv), heads):
+    requests, width = mixed_qkv.shape
+    mixed = width - heads * values
+    if mixed <= 0 or mixed % (2 * keys) or heads % (mixed // 2 // keys):
         raise ContractError(
-            f"fused_recurrent_gated_delta_rule_packed_decode: mixed_qkv {tuple(mixed_qkv.shape)} and a "
-            f"{tuple(a.shape)} do not fit states {(heads, values, keys)}"
+            f"{name}: mixed_qkv {tuple(mixed_qkv.shape)} does not fit states {(heads, values, keys)}"
+        )
+    check_gates(name, requests, heads, A_log, a, dt_bias, b)
+    if initial_state_indices.shape != (requests,):
+        raise ContractError(
+            f"{name}: initial_state_indices {tuple(initial_state_indices.shape)}, but there are "
+            f"{requests} requests"
         )
 
 
-def _like(*, mixed_qkv: Tensor, a: Tensor, initial_state: Tensor, **others: Any) -> Tensor:
-    _check(mixed_qkv, a, initial_state)
-    return mixed_qkv.new_empty(len(mixed_qkv), *initial_state.shape[1:3])
+def _like(*, scale: float, **tensors: Tensor) -> Tensor:
+    check_packed_decode(**tensors)
+    mixed_qkv = tensors["mixed_qkv"]
+    return mixed_qkv.new_empty(len(mixed_qkv), *tensors["initial_state"].shape[1:3])
 
 
 def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:

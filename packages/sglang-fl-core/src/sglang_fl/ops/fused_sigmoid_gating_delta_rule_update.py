@@ -8,6 +8,7 @@ from torch import Tensor
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.delta_rule import (
     beside_peak,
+    check_gates,
     check_runs,
     gates,
     recur,
@@ -16,7 +17,7 @@ from sglang_fl.ops.shared.delta_rule import (
 )
 from sglang_fl.ops.shared.runs import sequences
 
-__all__ = ["OP", "fused_sigmoid_gating_delta_rule_update"]
+__all__ = ["OP", "check_gated_runs", "fused_sigmoid_gating_delta_rule_update"]
 
 
 def fused_sigmoid_gating_delta_rule_update(
@@ -57,9 +58,7 @@ def fused_sigmoid_gating_delta_rule_update(
     ------
     ContractError : shapes that do not fit, or states that share memory
     """
-    check_runs(
-        "fused_sigmoid_gating_delta_rule_update", q, k, v, initial_state, initial_state_indices, cu_seqlens
-    )
+    check_gated_runs(A_log, a, dt_bias, q, k, v, b, initial_state, initial_state_indices, cu_seqlens)
     tokens, values = k.shape[1], v.shape[2:]
     dtype = compute_dtype(q, initial_state)
     wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))
@@ -77,20 +76,27 @@ def fused_sigmoid_gating_delta_rule_update(
     return o.unsqueeze(0).to(q.dtype)
 
 
-def _like(
-    *,
+def check_gated_runs(
+    A_log: Tensor,
+    a: Tensor,
+    dt_bias: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    b: Tensor,
     initial_state: Tensor,
     initial_state_indices: Tensor,
     cu_seqlens: Tensor,
-    **others: Any,
-) -> Tensor:
-    check_runs(
-        "fused_sigmoid_gating_delta_rule_update", q, k, v, initial_state, initial_state_indices, cu_seqlens
-    )
-    return torch.empty_like(v, dtype=q.dtype)
+) -> None:
+    """Raise ``ContractError`` where the arguments do not fit each other, or states share memory."""
+    name = "fused_sigmoid_gating_delta_rule_update"
+    check_runs(name, q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    check_gates(name, v.shape[1], v.shape[2], A_log, a, dt_bias, b)
+
+
+def _like(*, scale: float, **tensors: Tensor) -> Tensor:
+    check_gated_runs(**tensors)
+    return torch.empty_like(tensors["v"], dtype=tensors["q"].dtype)
 
 
 def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from sglang_fl.ops.shared.runs import sequences
 
 __all__ = [
     "beside_peak",
+    "check_gates",
     "check_runs",
     "check_states",
     "gates",
@@ -50,6 +51,19 @@ def check_runs(
         raise ContractError(
             f"{op}: initial_state {tuple(initial_state.shape)} is not a pool of states {(*values, keys)}, "
             "or there is not one index for each sequence"
+        )
+
+
+def check_gates(
+    op: str, tokens: int, value_heads: int, A_log: Tensor, a: Tensor, dt_bias: Tensor, b: Tensor
+) -> None:
+    """Raise ``ContractError`` where there is not one gate for each value head of each token."""
+    of_token, of_head = (tokens, value_heads), (value_heads,)
+    if (a.shape, b.shape) != (of_token, of_token) or (A_log.shape, dt_bias.shape) != (of_head, of_head):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (A_log, a, dt_bias, b))
+        raise ContractError(
+            f"{op}: A_log, a, dt_bias and b, {shapes}, are not for {value_heads} value heads "
+            f"of {tokens} tokens"
         )
 
 

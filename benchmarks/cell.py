@@ -1,0 +1,35 @@
+"""What ``bench_ops`` measures: an op at one shape, by several sides."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sglang_fl.dispatch.loading import load_kernel
+from sglang_fl.ops import OPS
+from sglang_fl_nvidia import NVIDIA
+
+__all__ = ["Cell", "kernel"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One op at one shape.
+
+    Parameters
+    ----------
+    op, shape, tokens : its place in the table
+    moved : bytes that the op must read and write
+    inputs : makes the arguments of one call
+    sides : by name, functions of these arguments
+    """
+
+    op: str
+    shape: str
+    tokens: int
+    moved: int
+    inputs: Callable[[], tuple]
+    sides: dict[str, Callable]
+
+
+def kernel(op: str, impl_id: str = "flagos") -> Callable:
+    (impl,) = (impl for impl in NVIDIA.impls if (impl.op, impl.id) == (op, impl_id))
+    return load_kernel(OPS[op], impl, strict=True)

@@ -1,0 +1,224 @@
+"""The kernels of linear attention: each of their tiles, what they read where it lies, what they refuse."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.ops import OPS
+from sglang_fl.vendor import load_target
+from sglang_fl_nvidia.flagos import (
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    delta_rule,
+    fused_recurrent_gated_delta_rule_packed_decode,
+    fused_sigmoid_gating_delta_rule_update,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+STEP, RUNS = "fused_recurrent_gated_delta_rule_packed_decode", "fused_sigmoid_gating_delta_rule_update"
+UPDATE, PROMPTS = "causal_conv1d_update", "causal_conv1d_fn"
+OURS = (STEP, RUNS, UPDATE, PROMPTS)
+#: The limits of the small tile lie in the first, compiled kernels in the second.
+MODULES = {
+    STEP: (delta_rule, fused_recurrent_gated_delta_rule_packed_decode),
+    RUNS: (delta_rule, fused_sigmoid_gating_delta_rule_update),
+    UPDATE: (causal_conv1d_update, causal_conv1d_update),
+    PROMPTS: (causal_conv1d_fn, causal_conv1d_fn),
+}
+
+
+def kernel(op: str) -> Callable[..., Any]:
+    return load_target(f"sglang_fl_nvidia.flagos.{op}:{op}")
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE)
+
+
+def numbers(*values: int) -> Tensor:
+    return torch.tensor(values, device=DEVICE, dtype=torch.int32)
+
+
+def of_step(keys: int = 24, values: int = 40) -> dict[str, Any]:
+    """Five requests with 2 heads and 4 value heads; no tile divides the sizes of these."""
+    return {
+        "mixed_qkv": normal(5, 2 * 2 * keys + 4 * values),
+        "a": normal(5, 4),
+        "b": normal(5, 4),
+        "A_log": normal(4),
+        "dt_bias": normal(4),
+        "initial_state": 0.1 * normal(8, 4, values, keys),
+        "initial_state_indices": numbers(7, 0, -1, 3, 4),
+        "scale": keys**-0.5,
+    }
+
+
+def of_runs(keys: int = 24, values: int = 40) -> dict[str, Any]:
+    """Two runs and a padded one, of 7 tokens; heads of query, key and value lie in one row of each token."""
+    step = of_step(keys, values)
+    q, k, v = normal(7, 4 * keys + 4 * values).split([2 * keys, 2 * keys, 4 * values], dim=1)
+    return step | {
+        "a": normal(7, 4),
+        "b": normal(7, 4),
+        "q": q.view(1, 7, 2, keys),
+        "k": k.view(1, 7, 2, keys),
+        "v": v.view(1, 7, 4, values),
+        "initial_state_indices": numbers(6, -1, 2),
+        "cu_seqlens": numbers(0, 3, 5, 7),
+    }
+
+
+def of_update(width: int = 4) -> dict[str, Any]:
+    """Five requests with 300 channels, which no tile divides."""
+    return {
+        "x": normal(5, 300),
+        "conv_states": normal(8, 300, width - 1),
+        "weight": normal(300, width),
+        "bias": normal(300),
+        "activation": "silu",
+        "conv_state_indices": numbers(7, 0, -1, 3, 4),
+    }
+
+
+def of_prompts(sequences: int = 4, longest: int = 20) -> dict[str, Any]:
+    """Sequences of 0 tokens and more; the third is padded."""
+    lengths = torch.arange(sequences) * 7 % (longest + 1)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE, torch.int32)
+    rows = torch.randperm(sequences + 3)[:sequences].to(DEVICE, torch.int32)
+    rows[2] = -1
+    return of_update() | {
+        "x": normal(int(bounds[-1]), 300).t(),
+        "conv_states": normal(sequences + 3, 300, 3),
+        "query_start_loc": bounds,
+        "cache_indices": rows,
+        "has_initial_state": torch.arange(sequences, device=DEVICE) % 3 > 0,
+    }
+
+
+def arguments_of(op: str, **sizes: int) -> dict[str, Any]:
+    made = {STEP: of_step, RUNS: of_runs, UPDATE: of_update, PROMPTS: of_prompts}[op](**sizes)
+    return {name: made[name] for name in OPS[op].signature.parameters}
+
+
+def copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.clone() if isinstance(v, Tensor) else v for name, v in arguments.items()}
+
+
+def results(op: str, computes: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Call with copies; return results and states, without what is left open."""
+    given = copied(arguments)
+    return OPS[op].results(computes(**given), given)
+
+
+def assert_right(op: str, arguments: dict[str, Any]) -> None:
+    exactly = {
+        name: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
+        for name, v in arguments.items()
+    }
+    got, wanted = results(op, kernel(op), arguments), results(op, OPS[op].reference, exactly)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("few", [0, 1 << 30], ids=["many", "few"])
+@pytest.mark.parametrize("op", [STEP, RUNS, UPDATE])
+def test_every_tile(op: str, few: int, monkeypatch: pytest.MonkeyPatch):
+    limits, launches = MODULES[op]
+    monkeypatch.setattr(limits, "MOST_FEW", few)
+    monkeypatch.setattr(launches, "_launches", {})
+    assert_right(op, arguments_of(op))
+
+
+def test_more_sequences_than_are_read_at_a_time():
+    assert_right(PROMPTS, arguments_of(PROMPTS, sequences=causal_conv1d_fn.SEQUENCES + 6, longest=4))
+
+
+@pytest.mark.parametrize("op", OURS)
+def test_two_calls_give_the_same_bits(op: str):
+    arguments = arguments_of(op)
+    one, other = (results(op, kernel(op), arguments) for _ in range(2))
+    assert all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("op", [STEP, RUNS])
+def test_padding_gets_zeros_whatever_its_row_holds(op: str):
+    """A server's later layers read those rows too."""
+    arguments = arguments_of(op)
+    rows = slice(2, 3) if op == STEP else (0, slice(3, 5))
+    for name in ("mixed_qkv", "v"):
+        if name in arguments:
+            arguments[name][rows] = torch.nan
+    assert not kernel(op)(**arguments)[rows].any()
+
+
+@pytest.mark.parametrize("op", OURS)
+def test_weights_are_read_as_they_lie(op: str):
+    arguments = arguments_of(op)
+    for name in ("A_log", "dt_bias", "weight", "bias"):
+        if name in arguments:
+            arguments[name] = torch.stack([arguments[name]] * 3, dim=-1)[..., 1]
+    assert_right(op, arguments)
+
+
+@pytest.mark.parametrize("op", [STEP, RUNS])
+def test_states_far_apart_are_taken_and_states_with_gaps_refused(op: str):
+    arguments = arguments_of(op)
+    pool = arguments["initial_state"]
+    arguments["initial_state"] = torch.cat([pool, pool], dim=1)[:, :4]
+    assert_right(op, arguments)
+    arguments["initial_state"] = torch.cat([pool, pool], dim=3)[..., :24]
+    with pytest.raises(UnsupportedError, match="states that are dense"):
+        kernel(op)(**arguments)
+
+
+@pytest.mark.parametrize(("op", "size"), [(STEP, "keys"), (RUNS, "keys"), (UPDATE, "width")])
+def test_what_does_not_fit_into_a_program_is_refused(op: str, size: str):
+    too_much = {"keys": delta_rule.MOST_KEYS + 1, "width": 17}[size]
+    with pytest.raises(UnsupportedError, match="takes at most"):
+        kernel(op)(**arguments_of(op, **{size: too_much}))
+
+
+#: For each op an argument and the part of it that is too little.
+SHORT = (
+    (STEP, "a", (slice(None), slice(3))),
+    (STEP, "b", (slice(4),)),
+    (STEP, "A_log", (slice(3),)),
+    (STEP, "mixed_qkv", (slice(None), slice(96, None))),
+    (STEP, "initial_state_indices", (slice(4),)),
+    (RUNS, "b", (slice(6),)),
+    (RUNS, "dt_bias", (slice(3),)),
+    (RUNS, "k", (slice(None), slice(6))),
+    (RUNS, "q", (slice(None), slice(None), slice(None), slice(20))),
+    (RUNS, "cu_seqlens", (slice(3),)),
+    (UPDATE, "weight", (slice(200),)),
+    (UPDATE, "bias", (slice(200),)),
+    (UPDATE, "conv_state_indices", (slice(4),)),
+    (PROMPTS, "conv_states", (slice(None), slice(200))),
+    (PROMPTS, "query_start_loc", (slice(4),)),
+    (PROMPTS, "has_initial_state", (slice(3),)),
+)
+
+
+@pytest.mark.parametrize(("op", "name", "part"), SHORT, ids=[f"{op}-{name}" for op, name, _ in SHORT])
+def test_what_does_not_fit_is_refused_after_a_right_call_too(op: str, name: str, part: tuple[slice, ...]):
+    arguments = arguments_of(op)
+    kernel(op)(**copied(arguments))
+    arguments[name] = arguments[name][part]
+    before = copied(arguments)
+    for computes in (kernel(op), OPS[op].reference):
+        with pytest.raises(ContractError, match=op):
+            computes(**arguments)
+    assert all(torch.equal(arguments[n], v) for n, v in before.items() if isinstance(v, Tensor))
+
+
+@pytest.mark.parametrize("op", OURS)
+def test_states_that_share_memory_are_refused(op: str):
+    arguments = arguments_of(op)
+    name = OPS[op].updates[0]
+    arguments[name] = arguments[name][:1].expand_as(arguments[name])
+    with pytest.raises(ContractError, match="share memory"):
+        kernel(op)(**arguments)

@@ -93,36 +93,77 @@ _SERVED = (
     ("Llama-3-8B, SGLang 0.5.23", ("0.5.23_Llama-3-8B",)),
     ("Qwen2.5-0.5B, SGLang 0.5.17", ("0.5.17_Qwen2.5-0.5B",)),
     ("Qwen2.5-0.5B, SGLang 0.5.23", ("0.5.23_Qwen2.5-0.5B", "0.5.23_Qwen2.5-0.5B_control")),
-    ("Qwen3-30B-A3B, 10 layers, 0.5.23", ("0.5.23_Qwen3-30B-A3B-10L", "0.5.23_Qwen3-30B-A3B-10L_2")),
 )
-_SIDES = {"layer2": "ours", "layers12": "both", "control": "control"}
+#: Models of other families, some of their layers left.
+_FAMILIES = (
+    ("Qwen3-8B, 18 layers", ("0.5.23_Qwen3-8B-18L",)),
+    ("Qwen3-30B-A3B, 10 layers", ("0.5.23_Qwen3-30B-A3B-10L_3",)),
+    ("DeepSeek-V2-Lite, 10 layers", ("0.5.23_DeepSeek-V2-Lite-10L",)),
+    ("GLM-4.5-Air, 4 layers", ("0.5.23_GLM-4.5-Air-4L",)),
+    ("gpt-oss-20b, 8 layers", ("0.5.23_gpt-oss-20b-8L",)),
+    ("Qwen3-Next-80B-A3B, 4 layers", ("0.5.23_Qwen3-Next-80B-A3B-4L",)),
+)
+_SIDES = {
+    "layer2": "ours",
+    "layer2:fused_moe=flagos;qk_norm_rope=flagos": "ours",
+    "layer2:fused_moe=flagos;qk_norm_rope=flagos;rotary_embedding=impl:flagos.kv_cache": "ours",
+    "layers12": "both",
+    "control": "control",
+}
 
 
 def engine() -> str:
     """Return the ratio of served models with the plugin to those without it, with error bars and controls."""
-    drawing = Drawing(780, 690, "Served models: tokens a second with the plugin, divided by those without it")
-    drawing.text(
-        (10, 20), "Tokens a second with the plugin / without it (above 1 the plugin is faster)", "title"
-    )
+    drawing = Drawing(780, 485, "Served models: tokens a second with the plugin, divided by those without it")
     entries = [("ours", "layer 2"), ("both", "layers 1 and 2"), ("control", "control: vanilla once more")]
-    _legend(drawing, (14, 42), entries)
-    drawing.text((440, 42), "bar: standard error of the ratio", "small")
-    for i, (title, files) in enumerate(_SERVED):
-        left, top = 125 + 385 * (i % 2), 75 + 205 * (i // 2)
-        _panel(drawing, (left, top), title, [f"bench_engine_h200_sglang-{file}.csv" for file in files])
-    _source(drawing, 668, "bench_engine_h200_sglang-*.csv: NVIDIA H200, torch 2.11.0, triton 3.6.0;")
-    _source(drawing, 683, "2026-11-26, Qwen3-30B-A3B (two rounds on two machines) 2026-11-27", "")
+    _served(drawing, entries, _SERVED, (0.95, 1.0, 1.05))
+    _source(drawing, 463, "bench_engine_h200_sglang-*.csv: NVIDIA H200, torch 2.11.0, triton 3.6.0;")
+    _source(drawing, 478, "2026-11-26", "")
     return str(drawing)
 
 
-def _panel(drawing: Drawing, corner: tuple[float, float], title: str, files: Sequence[str]) -> None:
+def families() -> str:
+    """Return the same of models with experts, with linear attention, and with norms of query and key."""
+    drawing = Drawing(
+        780, 690, "Other families: tokens a second with the plugin, divided by those without it"
+    )
+    entries = [("ours", "layer 2"), ("control", "control: vanilla once more")]
+    _served(drawing, entries, _FAMILIES, (1.0, 1.2, 1.4, 1.6))
+    _source(drawing, 668, "bench_engine_h200_sglang-0.5.23_*.csv: NVIDIA H200, SGLang 0.5.23,")
+    _source(drawing, 683, "torch 2.11.0, triton 3.6.0, one round each, 2026-11-28", "")
+    return str(drawing)
+
+
+def _served(
+    drawing: Drawing,
+    entries: Sequence[tuple[str, str]],
+    panels: Sequence[tuple[str, Sequence[str]]],
+    ratios: Sequence[float],
+) -> None:
+    drawing.text(
+        (10, 20), "Tokens a second with the plugin / without it (above 1 the plugin is faster)", "title"
+    )
+    _legend(drawing, (14, 42), entries)
+    drawing.text((440, 42), "bar: standard error of the ratio", "small")
+    for i, (title, files) in enumerate(panels):
+        left, top = 125 + 385 * (i % 2), 75 + 205 * (i // 2)
+        _panel(
+            drawing, (left, top), title, [f"bench_engine_h200_sglang-{file}.csv" for file in files], ratios
+        )
+
+
+def _panel(
+    drawing: Drawing, corner: tuple[float, float], title: str, files: Sequence[str], ratios: Sequence[float]
+) -> None:
     left, top = corner
+    step = ratios[1] - ratios[0]
+    least, most = ratios[0] - 0.4 * step, ratios[-1] + 0.4 * step
 
     def x(ratio: float) -> float:
-        return left + 250 * (min(max(ratio, 0.94), 1.08) - 0.94) / 0.14
+        return left + 250 * (min(max(ratio, least), most) - least) / (most - least)
 
     drawing.text((left - 110, top - 8), title, "title")
-    for ratio in (0.95, 1.0, 1.05):
+    for ratio in ratios:
         drawing.line([(x(ratio), top), (x(ratio), top + 140)], "goal" if ratio == 1 else "grid")
         drawing.text((x(ratio), top + 156), f"{ratio:.2f}", "small", "middle")
     for number, (figure, name) in enumerate(_WORKLOADS.items()):
@@ -131,6 +172,8 @@ def _panel(drawing: Drawing, corner: tuple[float, float], title: str, files: Seq
         found = [
             row for file in files for row in _read(file) if row["figure"] == figure and row["side"] in _SIDES
         ]
+        if not found:
+            drawing.text((x(1) + 8, y + 4), "not measured", "small")
         for place, row in enumerate(found):
             at = y + 5.5 * (place - (len(found) - 1) / 2)
             ratio, error = float(row["ratio"]), float(row["standard error of the ratio"])
@@ -210,6 +253,7 @@ def _source(drawing: Drawing, y: float, words: str, head: str = "Source: benchma
 PLOTS: dict[str, Callable[[], str]] = {
     "kernels": kernels,
     "engine": engine,
+    "families": families,
     "experts": experts,
     "dispatch": dispatch,
 }

@@ -109,12 +109,12 @@ def put(hook: LayerHook, layer: Any, own: Callable[[Any], Any] = lambda layer: l
     return layer
 
 
-def router(scores: str, *, bias: Tensor | None = None, **options: Any) -> Any:
+def router(scores: str, *, top_k: int = 2, bias: Tensor | None = None, **options: Any) -> Any:
     """Make a ``TopK`` without a server's configuration, which its constructor asks for."""
     layer = topk.TopK.__new__(topk.TopK)
     torch.nn.Module.__init__(layer)
     config = topk.TopKConfig(
-        top_k=2,
+        top_k=top_k,
         scoring_func=scores,
         correction_bias=bias,
         output_format=topk.TopKOutputFormat.STANDARD,

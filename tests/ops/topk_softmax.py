@@ -17,10 +17,11 @@ def formula(
     num_expert_group: int | None = None,
     topk_group: int | None = None,
     routed_scaling_factor: float = 1.0,
+    shared_expert_weight: float | None = None,
 ) -> tuple[Array, ...]:
     powers = np.exp(router_logits)
     scores = powers / powers.sum(axis=-1, keepdims=True)
-    groups = (num_expert_group, topk_group, routed_scaling_factor)
+    groups = (num_expert_group, topk_group, routed_scaling_factor, shared_expert_weight)
     return route(scores, top_k, renormalize, correction_bias, *groups)
 
 

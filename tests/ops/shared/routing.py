@@ -20,6 +20,7 @@ def route(
     num_expert_group: int | None,
     topk_group: int | None,
     routed_scaling_factor: float,
+    shared_expert_weight: float | None,
 ) -> tuple[Array, ...]:
     """Choose token by token, by sorting."""
     weights, ids = np.zeros((len(scores), top_k)), np.zeros((len(scores), top_k), dtype=np.int32)
@@ -34,6 +35,9 @@ def route(
         chosen = np.sort(allowed[np.argsort(choice[allowed])[-top_k:]])
         share = row[chosen] / (row[chosen].sum() + 1e-20 if renormalize else 1.0)
         weights[token], ids[token] = share * routed_scaling_factor, chosen
+    if shared_expert_weight is not None:
+        weights = np.column_stack((weights, np.full(len(scores), shared_expert_weight)))
+        ids = np.column_stack((ids, np.full(len(scores), scores.shape[1], dtype=np.int32)))
     return weights, ids
 
 
@@ -54,6 +58,8 @@ def draw_routing(source: Source) -> Drawn:
         arguments |= {"num_expert_group": groups, "topk_group": kept}
     if source.one_of(False, True):
         arguments["correction_bias"] = 0.3 * source.normal(experts)
+    if source.one_of(False, True):
+        arguments["shared_expert_weight"] = source.one_of(1.0, 0.4)
     return Drawn(arguments)
 
 
@@ -64,10 +70,12 @@ def native_of(scores: str) -> Callable[[Arguments], Any]:
         from sglang.srt.layers.moe import topk
 
         logits, bias = arguments["router_logits"], arguments.get("correction_bias")
-        given = (logits, logits, *((bias,) if bias is not None else ()), arguments["top_k"])
+        shared = arguments.get("shared_expert_weight")
+        columns = arguments["top_k"] + (shared is not None)
+        given = (logits, logits, *((bias,) if bias is not None else ()), columns)
         given = (*given, arguments["renormalize"])
         factor = arguments["routed_scaling_factor"]
-        if not len(logits):
+        if not len(logits) or (shared is not None and not _has_shared_expert(arguments)):
             return None  # it cannot form groups of no tokens
         if "num_expert_group" not in arguments:
             # The order of these two differs from that of the grouped ones.
@@ -79,6 +87,7 @@ def native_of(scores: str) -> Callable[[Arguments], Any]:
             "topk_group": arguments["topk_group"],
             "routed_scaling_factor": factor,
             "apply_routed_scaling_factor_on_output": True,
+            "num_fused_shared_experts": 0 if shared is None else 1,
         }
         if bias is None:
             weights, ids = topk.grouped_topk_gpu(*given, **groups, scoring_func=scores)
@@ -89,6 +98,16 @@ def native_of(scores: str) -> Callable[[Arguments], Any]:
         return weights * (factor if _loses_factor() and not arguments["renormalize"] else 1), ids
 
     return native
+
+
+def _has_shared_expert(arguments: Arguments) -> bool:
+    """Whether SGLang's plain routing has a shared expert with this weight: in groups, not scaled by a sum."""
+    return (
+        "num_expert_group" in arguments
+        and arguments["shared_expert_weight"] == 1.0
+        and arguments["renormalize"]
+        and arguments["top_k"] < arguments["router_logits"].shape[1]
+    )
 
 
 def _loses_factor() -> bool:

@@ -20,6 +20,7 @@ def topk_sigmoid(
     num_expert_group: int | None = None,
     topk_group: int | None = None,
     routed_scaling_factor: float = 1.0,
+    shared_expert_weight: float | None = None,
 ) -> Outputs:
     """Choose the ``top_k`` experts of each token by the sigmoid of its logits.
 
@@ -37,11 +38,14 @@ def topk_sigmoid(
     correction_bias : Tensor, (E,), float32; added to the scores for the choice, not for the weights
     num_expert_group, topk_group : choose among the experts of the best ``topk_group`` of so many groups
     routed_scaling_factor : multiplies the weights
+    shared_expert_weight : adds an expert that each token has, number E behind the chosen ones, with this
+        weight, which neither the sum nor the factor touches
 
     Returns
     -------
-    (weights, ids) : Tensors, (T, top_k), float32 and int32, in any order within a row; of a row with a NaN
-        weights and choice are open, and the ids are distinct experts all the same
+    (weights, ids) : Tensors, (T, top_k), with a shared expert (T, top_k + 1), float32 and int32, in any order
+        within a row, the shared expert last; of a row with a NaN weights and choice are open, and the ids are
+        distinct experts all the same
 
     Raises
     ------
@@ -56,6 +60,7 @@ def topk_sigmoid(
         num_expert_group,
         topk_group,
         routed_scaling_factor,
+        shared_expert_weight,
     )
 
 

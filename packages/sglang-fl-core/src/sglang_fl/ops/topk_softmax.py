@@ -20,6 +20,7 @@ def topk_softmax(
     num_expert_group: int | None = None,
     topk_group: int | None = None,
     routed_scaling_factor: float = 1.0,
+    shared_expert_weight: float | None = None,
 ) -> Outputs:
     """Choose the ``top_k`` experts of each token by the softmax of its logits.
 
@@ -35,13 +36,15 @@ def topk_softmax(
     num_expert_group, topk_group : choose among the experts of the best ``topk_group`` of so many groups of
         equal size; a group counts by its best score, with a bias by the sum of its two best
     routed_scaling_factor : multiplies the weights
+    shared_expert_weight : adds an expert that each token has, number E behind the chosen ones, with this
+        weight, which neither the sum nor the factor touches
 
     Returns
     -------
-    (weights, ids) : Tensors, (T, top_k), float32 and int32, in any order within a row; formed in float32.
-        Which of equal scores is chosen is left open. Where a row's scores are no numbers (a NaN or a positive
-        infinity among its logits, or nothing but negative ones), weights and choice are open; the ids are
-        distinct experts all the same.
+    (weights, ids) : Tensors, (T, top_k), with a shared expert (T, top_k + 1), float32 and int32, in any order
+        within a row, the shared expert last; formed in float32. Which of equal scores is chosen is left open.
+        Where a row's scores are no numbers (a NaN or a positive infinity among its logits, or nothing but
+        negative ones), weights and choice are open; the ids are distinct experts all the same.
 
     Raises
     ------
@@ -57,6 +60,7 @@ def topk_softmax(
         num_expert_group,
         topk_group,
         routed_scaling_factor,
+        shared_expert_weight,
     )
 
 

@@ -76,7 +76,7 @@ def _scores(logits, exists, IS_SOFTMAX: tl.constexpr):
     return scores, highest, total
 
 
-@triton.jit(do_not_specialize=["tokens", "factor"])
+@triton.jit(do_not_specialize=["tokens", "factor", "shared_weight"])
 def routing_kernel(
     logits_ptr,
     bias_ptr,
@@ -84,9 +84,11 @@ def routing_kernel(
     ids_ptr,
     tokens,
     factor,
+    shared_weight,
     STRIDE: tl.constexpr,
     BIAS_STRIDE: tl.constexpr,
     TOP_K: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUPS: tl.constexpr,
     CHOSEN_GROUPS: tl.constexpr,
@@ -99,7 +101,10 @@ def routing_kernel(
     RENORMALIZES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Route a few tokens. Groups and the members of one are padded to powers of two."""
+    """Route a few tokens. Groups and the members of one are padded to powers of two.
+
+    One column more than are chosen is the shared expert's.
+    """
     BLOCK: tl.constexpr = GROUP_BLOCKS * GROUP_BLOCK
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
     number = tl.arange(0, BLOCK)[None, :]
@@ -137,8 +142,13 @@ def routing_kernel(
         weights = tl.exp(chosen_logits - highest) / total if IS_SOFTMAX else tl.sigmoid(chosen_logits)
     if RENORMALIZES:
         weights /= tl.sum(tl.where(place < TOP_K, weights, 0.0), axis=1, keep_dims=True) + TINY
-    tl.store(weights_ptr + token * TOP_K + place, weights * factor, mask=kept)
-    tl.store(ids_ptr + token * TOP_K + place, ids, mask=kept)
+    weights *= factor
+    if COLUMNS > TOP_K:
+        weights = tl.where(place == TOP_K, shared_weight, weights)
+        ids = tl.where(place == TOP_K, GROUPS * GROUP_SIZE, ids)
+    written = (place < COLUMNS) & (token < tokens)
+    tl.store(weights_ptr + token * COLUMNS + place, weights, mask=written)
+    tl.store(ids_ptr + token * COLUMNS + place, ids, mask=written)
 
 
 #: A launch, and the tokens of each program.
@@ -155,6 +165,7 @@ def choose_experts(
     num_expert_group: int | None,
     topk_group: int | None,
     routed_scaling_factor: float,
+    shared_expert_weight: float | None,
     is_softmax: bool,
 ) -> tuple[Tensor, Tensor]:
     """Choose the experts of each token; see ``sglang_fl.ops.topk_softmax``.
@@ -169,8 +180,9 @@ def choose_experts(
     tokens, experts = router_logits.shape
     if router_logits.stride(1) != 1:
         router_logits = router_logits.contiguous()
-    weights = router_logits.new_empty((tokens, top_k), dtype=torch.float32)
-    ids = router_logits.new_empty((tokens, top_k), dtype=torch.int32)
+    columns = top_k if shared_expert_weight is None else top_k + 1
+    weights = router_logits.new_empty((tokens, columns), dtype=torch.float32)
+    ids = router_logits.new_empty((tokens, columns), dtype=torch.int32)
     if tokens == 0:
         return weights, ids
     # Not made contiguous: the kernel loads it before the copy would be known to be done.
@@ -183,6 +195,7 @@ def choose_experts(
             experts,
             stride,
             top_k,
+            columns,
             renormalize,
             correction_bias is None,
             bias.dtype,
@@ -197,16 +210,16 @@ def choose_experts(
         groups = (1, 1) if num_expert_group is None else (num_expert_group, topk_group or 0)
         _check(router_logits, top_k, correction_bias, *groups)
         found = _launches[key] = _compiled(
-            (router_logits, bias, weights, ids, tokens, 1.0),
+            (router_logits, bias, weights, ids, tokens, 1.0, 1.0),
             is_aligned,
-            _constants(experts, stride, bias.stride(-1), top_k, *groups),
+            _constants(experts, stride, bias.stride(-1), top_k, columns, *groups),
             (is_softmax, correction_bias is not None, renormalize),
         )
     launch, tokens_each = found
     launch(
         -(-tokens // tokens_each),
         *(address(router_logits), address(bias), address(weights), address(ids)),
-        *(tokens, float(routed_scaling_factor)),
+        *(tokens, float(routed_scaling_factor), float(shared_expert_weight or 0.0)),
     )
     return weights, ids
 
@@ -228,14 +241,15 @@ def _compiled(
 
 
 def _constants(
-    experts: int, stride: int, bias_stride: int, top_k: int, groups: int, chosen_groups: int
+    experts: int, stride: int, bias_stride: int, top_k: int, columns: int, groups: int, chosen_groups: int
 ) -> dict[str, int]:
     size = experts // groups
     return {
         "STRIDE": stride,
         "BIAS_STRIDE": bias_stride,
         "TOP_K": top_k,
-        "BLOCK_K": triton.next_power_of_2(top_k),
+        "COLUMNS": columns,
+        "BLOCK_K": triton.next_power_of_2(columns),
         "GROUPS": groups,
         "CHOSEN_GROUPS": chosen_groups,
         "GROUP_BLOCKS": triton.next_power_of_2(groups),

@@ -17,6 +17,7 @@ def topk_sigmoid(
     num_expert_group: int | None = None,
     topk_group: int | None = None,
     routed_scaling_factor: float = 1.0,
+    shared_expert_weight: float | None = None,
 ) -> Outputs:
     """See ``sglang_fl.ops.topk_sigmoid``.
 
@@ -27,5 +28,6 @@ def topk_sigmoid(
     return choose_experts(
         *(router_logits, top_k, renormalize, correction_bias, num_expert_group, topk_group),
         routed_scaling_factor,
+        shared_expert_weight,
         is_softmax=False,
     )

@@ -24,6 +24,7 @@ def choose_experts(
     num_expert_group: int | None,
     topk_group: int | None,
     routed_scaling_factor: float,
+    shared_expert_weight: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the ``top_k`` experts of each token; see ``topk_softmax``.
 
@@ -58,7 +59,13 @@ def choose_experts(
     weights = scores.gather(-1, ids)
     if renormalize:
         weights = renormalized(weights)
-    return weights * routed_scaling_factor, ids.to(torch.int32)
+    weights, ids = weights * routed_scaling_factor, ids.to(torch.int32)
+    if shared_expert_weight is not None:
+        weights, ids = (
+            torch.nn.functional.pad(part, (0, 1), value=value)
+            for part, value in ((weights, shared_expert_weight), (ids, experts))
+        )
+    return weights, ids
 
 
 def _within_groups(choice: Tensor, groups: int, chosen: int, best: int) -> Tensor:
@@ -77,7 +84,14 @@ def renormalized(weights: Tensor) -> Tensor:
 
 def why_no_choice(outputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> str | None:
     """Say what is wrong with a choice of experts whatever the logits are: ids of none, or one twice."""
-    ids, experts = outputs[1].long().cpu().sort(-1).values, arguments["router_logits"].shape[-1]
+    ids, experts = outputs[1].long().cpu(), arguments["router_logits"].shape[-1]
+    if not ids.numel():
+        return None
+    if arguments.get("shared_expert_weight") is not None:
+        if (ids[:, -1] != experts).any():
+            return f"the last expert of a token is not the shared one, {experts}"
+        ids = ids[:, :-1]
+    ids = ids.sort(-1).values
     if not ids.numel():
         return None
     least, most = int(ids.min()), int(ids.max())
@@ -132,6 +146,8 @@ def routing_cases(*, is_softmax: bool) -> tuple[Case, ...]:
         _case("scaled", 9, 64, 6, options={"routed_scaling_factor": 2.5}),
         _case("grouped", 9, 64, 6, options=grouped),
         _case("biased", 9, 64, 6, bias=bias),
+        _case("shared-expert", 9, 64, 6, options={"shared_expert_weight": 0.4, "routed_scaling_factor": 2.5}),
+        _case("shared-expert-as-scored", 5, 64, 8, renormalize=False, options={"shared_expert_weight": 1.0}),
         _underflowing("underflowing", 5, 8, 2, is_softmax),
         _underflowing("underflowing-grouped", 5, 64, 6, is_softmax, grouped),
     ]
@@ -143,6 +159,12 @@ def routing_cases(*, is_softmax: bool) -> tuple[Case, ...]:
                 *(9, 256, 8),
                 bias=bias,
                 options={**grouped, "routed_scaling_factor": 2.5},
+            ),
+            _case(
+                "grouped-biased-shared-expert",
+                *(37, 256, 8),
+                bias=bias,
+                options={**grouped, "routed_scaling_factor": 2.5, "shared_expert_weight": 1.0},
             ),
         ]
     return tuple(cases)

@@ -3,14 +3,16 @@
 SGLang: ``forward(hidden_states, router_logits, *, num_token_non_padded=None,
 expert_location_dispatch_info=None, ...)`` returns a ``TopKOutput``. Contract: ``topk_softmax(router_logits,
 top_k, renormalize, *, correction_bias=None, num_expert_group=None, topk_group=None,
-routed_scaling_factor=1.0)`` and the same of ``topk_sigmoid``, which return weights and ids.
+routed_scaling_factor=1.0, shared_expert_weight=None)`` and the same of ``topk_sigmoid``, which return weights
+and ids.
 
 Only the choice of the experts is ours. What SGLang does with it (padded tokens, moved experts, recording)
 stays SGLang's: its own forward runs, on a twin of the layer whose ``custom_routing_function`` is the kernel.
 
-Falls through: layers with a routing function of their own, fused shared experts, an output format that
-leaves the routing to the experts' kernel, other scoring functions; calls with a bias for each token or with
-partial logits; to 0.5.16 calls with padded tokens, which a routing function excludes there.
+Falls through: layers with a routing function of their own, fused shared experts other than one behind groups
+(DeepSeek-V3, GLM-4-MoE), an output format that leaves the routing to the experts' kernel, other scoring
+functions; calls with a bias for each token or with partial logits; to 0.5.16 calls with padded tokens, which
+a routing function excludes there.
 """
 
 import copy
@@ -22,7 +24,7 @@ from typing import Any
 
 from sglang_fl.dispatch.own_path import OwnPath
 from sglang_fl.dispatch.plan import Forward
-from sglang_fl.errors import REFUSALS
+from sglang_fl.errors import REFUSALS, UnsupportedError
 from sglang_fl.ops import OPS, Kernel, with_options
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
@@ -42,9 +44,13 @@ class _Twin:
     def __init__(self, layer: Any, kernel: Kernel) -> None:
         config = layer.topk_config
         run = with_options(kernel, _options(config))
+        slots = _shared_slots(config)
 
         def route(hidden_states: Any, gating_output: Any, topk: int, renormalize: bool) -> Any:
-            return run(gating_output, topk, renormalize)
+            if topk != config.top_k:
+                # With their weight by the factor that the twin does not have.
+                raise UnsupportedError("each rank adds slots of its own for shared experts")
+            return run(gating_output, topk - slots, renormalize)
 
         self.layer = copy.copy(layer)
         self._config = config
@@ -111,6 +117,10 @@ def _options(config: Any) -> dict[str, Any]:
         options |= {"num_expert_group": config.num_expert_group, "topk_group": config.topk_group}
     if config.apply_routed_scaling_factor_on_output:
         options["routed_scaling_factor"] = config.routed_scaling_factor
+    if _shared_slots(config):
+        # What follows multiplies all by the factor that the weights do not hold yet.
+        is_scaled = config.apply_routed_scaling_factor_on_output
+        options["shared_expert_weight"] = 1.0 if is_scaled else 1 / config.routed_scaling_factor
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -120,7 +130,7 @@ def why_not(layer: Any) -> str | None:
     reasons = {
         "ep_dispatch_algorithm='fake'": _dispatch_algorithm() == "fake",
         "custom_routing_function": config.custom_routing_function is not None,
-        "fused shared experts": bool(_shared_slots(config)),
+        "fused shared experts": not _can_share(config),
         "waterfill": any(
             getattr(layer, name, False) for name in ("enable_waterfill", "enable_deepep_waterfill")
         ),
@@ -149,6 +159,13 @@ def _shared_slots(config: Any) -> int:
         if slots is not None:
             return int(slots)
     return 0
+
+
+def _can_share(config: Any) -> bool:
+    """Whether the shared experts are none, or one as SGLang's grouped routings weigh it."""
+    slots = _shared_slots(config)
+    is_grouped = config.use_grouped_topk and config.renormalize and bool(config.routed_scaling_factor)
+    return slots == 0 or (slots == 1 and is_grouped)
 
 
 def _is_standard(output_format: Any) -> bool:

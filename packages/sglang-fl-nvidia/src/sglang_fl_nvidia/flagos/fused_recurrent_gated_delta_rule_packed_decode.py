@@ -49,21 +49,24 @@ def packed_decode_kernel(
     log_rate = tl.load(log_rate_ptr + head * LOG_RATE_STRIDE).to(tl.float32)
     bias = tl.load(bias_ptr + head * BIAS_STRIDE).to(tl.float32)
     overlap(OVERLAP)
-    # All that does not need the index is asked for before it comes.
-    slot = tl.load(index_ptr + request * INDEX_STRIDE).to(tl.int64)
     mixed = mixed_ptr + request * MIXED_STRIDE
-    at = mixed + head // (VALUE_HEADS // HEADS) * KEYS + lane
-    q = tl.load(at, mask=lane < KEYS, other=0.0).to(tl.float32)
-    k = tl.load(at + HEADS * KEYS, mask=lane < KEYS, other=0.0).to(tl.float32)
-    v = tl.load(mixed + 2 * HEADS * KEYS + head * VALUES + row, mask=row < VALUES, other=0.0).to(tl.float32)
-    a = tl.load(a_ptr + request * A_STRIDE + head).to(tl.float32)
-    b = tl.load(b_ptr + request * B_STRIDE + head).to(tl.float32)
+    slot = tl.load(index_ptr + request * INDEX_STRIDE).to(tl.int64)
     out = out_ptr + (request * VALUE_HEADS + head) * VALUES + row
     if slot >= 0:
         inside = (row < VALUES)[:, None] & (lane < KEYS)
         start = state_ptr + slot * SLOT_STRIDE + head.to(tl.int64) * (VALUES * KEYS)
         held = start + row[:, None] * KEYS + lane
         state = tl.load(held, mask=inside, other=0.0).to(tl.float32)
+        v_at = mixed + 2 * HEADS * KEYS + head * VALUES + row
+        v = tl.load(v_at, mask=row < VALUES, other=0.0).to(tl.float32)
+        # All rows are on their way before anything is computed with one. Without this the assembler saves
+        # registers: it asks for the last rows when the first have been summed.
+        tl.debug_barrier()
+        at = mixed + head // (VALUE_HEADS // HEADS) * KEYS + lane
+        q = tl.load(at, mask=lane < KEYS, other=0.0).to(tl.float32)
+        k = tl.load(at + HEADS * KEYS, mask=lane < KEYS, other=0.0).to(tl.float32)
+        a = tl.load(a_ptr + request * A_STRIDE + head).to(tl.float32)
+        b = tl.load(b_ptr + request * B_STRIDE + head).to(tl.float32)
         decay, rate = decay_and_rate(a, b, log_rate, bias)
         state, result = step(state, unit(q) * scale, unit(k), v, decay, rate)
         tl.store(held, state.to(state_ptr.dtype.element_ty), mask=inside)

@@ -18,8 +18,8 @@ def _flag_gems_too(op: str) -> OpImpl:
     return flag_gems_impl(op, "flagos.flag_gems")
 
 
-def _not_served(op: str) -> OpChoice:
-    return OpChoice(op, "flagos", is_default=False, reason="not measured yet in a served model")
+def _not_served(op: str, reason: str = "not measured yet in a served model") -> OpChoice:
+    return OpChoice(op, "flagos", is_default=False, reason=reason)
 
 
 def _vendor_impl(op: str, *requires: str) -> OpImpl:
@@ -80,8 +80,8 @@ NVIDIA = Vendor(
             "16 layers, bfloat16, SGLang 0.5.23, FlagGems 5.0.2, triton 3.6, H200)",
         ),
         _not_served("qk_norm_rope"),
-        _not_served("causal_conv1d_fn"),
-        _not_served("causal_conv1d_update"),
+        _not_served("causal_conv1d_fn", "where Triton runs SGLang calls its own function, not the op"),
+        _not_served("causal_conv1d_update", "where Triton runs SGLang calls its own function, not the op"),
         _not_served("fused_recurrent_gated_delta_rule_packed_decode"),
         _not_served("fused_sigmoid_gating_delta_rule_update"),
     ),

@@ -24,7 +24,12 @@ from sglang.version import __version__ as sglang_version
 from benchmarks.attention_step import Step
 from benchmarks.cell import Cell, kernel
 from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
-from benchmarks.linear_attention import causal_conv1d_update, fused_recurrent_gated_delta_rule_packed_decode
+from benchmarks.linear_attention import (
+    causal_conv1d_fn,
+    causal_conv1d_update,
+    fused_recurrent_gated_delta_rule_packed_decode,
+    fused_sigmoid_gating_delta_rule_update,
+)
 from benchmarks.tables import write_table
 from benchmarks.workloads import (
     ATTENTIONS,
@@ -302,6 +307,7 @@ OPS_OF = (
     ((routing,), ROUTERS),
     ((fused_moe,), EXPERTS),
     ((fused_recurrent_gated_delta_rule_packed_decode, causal_conv1d_update), LINEAR_ATTENTIONS),
+    ((fused_sigmoid_gating_delta_rule_update, causal_conv1d_fn), LINEAR_ATTENTIONS),
 )
 
 

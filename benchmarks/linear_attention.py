@@ -6,10 +6,16 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.cell import Cell, kernel
-from benchmarks.workloads import REQUESTS, LinearAttention
+from benchmarks.workloads import PROMPTS, REQUESTS, LinearAttention
 from sglang_fl.ops import Kernel
 
-__all__ = ["Layer", "causal_conv1d_update", "fused_recurrent_gated_delta_rule_packed_decode"]
+__all__ = [
+    "Layer",
+    "causal_conv1d_fn",
+    "causal_conv1d_update",
+    "fused_recurrent_gated_delta_rule_packed_decode",
+    "fused_sigmoid_gating_delta_rule_update",
+]
 
 DTYPE = torch.bfloat16
 #: Slots of the pools: a graph's calls find states in other slots, so not in the L2 cache.
@@ -191,9 +197,26 @@ def fused_recurrent_gated_delta_rule_packed_decode(shape: LinearAttention) -> It
         yield Cell(op, layer.name, requests, layer.step_moved(requests), inputs, sides)
 
 
+def fused_sigmoid_gating_delta_rule_update(shape: LinearAttention) -> Iterator[Cell]:
+    op, layer = "fused_sigmoid_gating_delta_rule_update", Layer.of(shape)
+    sides = {"flagos": layer.runs(kernel(op)), "sglang": layer.sglang_runs()}
+    for requests in REQUESTS:
+        inputs = lambda requests=requests: layer.run_inputs(requests)  # noqa: E731
+        yield Cell(op, layer.name, requests, layer.step_moved(requests), inputs, sides)
+
+
 def causal_conv1d_update(shape: LinearAttention) -> Iterator[Cell]:
     op, layer = "causal_conv1d_update", Layer.of(shape)
     sides = {"flagos": layer.convolution(kernel(op)), "sglang": layer.sglang_convolution()}
     for requests in REQUESTS:
         inputs = lambda requests=requests: layer.convolution_inputs(requests)  # noqa: E731
         yield Cell(op, layer.name, requests, layer.convolution_moved(requests), inputs, sides)
+
+
+def causal_conv1d_fn(shape: LinearAttention) -> Iterator[Cell]:
+    op, layer = "causal_conv1d_fn", Layer.of(shape)
+    sides = {"flagos": layer.prompts(kernel(op)), "sglang": layer.sglang_prompts()}
+    for prompts, length in PROMPTS:
+        inputs = lambda prompts=prompts, length=length: layer.prompt_inputs(prompts, length)  # noqa: E731
+        name, tokens = f"{layer.name}, {prompts} x {length}", prompts * length
+        yield Cell(op, name, tokens, 4 * shape.channels * tokens, inputs, sides)

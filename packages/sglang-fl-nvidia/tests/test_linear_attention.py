@@ -72,27 +72,27 @@ def of_runs(keys: int = 24, values: int = 40) -> dict[str, Any]:
     }
 
 
-def of_update(width: int = 4) -> dict[str, Any]:
-    """Five requests with 300 channels, which no tile divides."""
+def of_update(width: int = 4, channels: int = 300) -> dict[str, Any]:
+    """Five requests, with channels that no tile divides."""
     return {
-        "x": normal(5, 300),
-        "conv_states": normal(8, 300, width - 1),
-        "weight": normal(300, width),
-        "bias": normal(300),
+        "x": normal(5, channels),
+        "conv_states": normal(8, channels, width - 1),
+        "weight": normal(channels, width),
+        "bias": normal(channels),
         "activation": "silu",
         "conv_state_indices": numbers(7, 0, -1, 3, 4),
     }
 
 
-def of_prompts(sequences: int = 4, longest: int = 20) -> dict[str, Any]:
+def of_prompts(sequences: int = 4, longest: int = 20, channels: int = 300) -> dict[str, Any]:
     """Sequences of 0 tokens and more; the third is padded."""
     lengths = torch.arange(sequences) * 7 % (longest + 1)
     bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE, torch.int32)
     rows = torch.randperm(sequences + 3)[:sequences].to(DEVICE, torch.int32)
     rows[2] = -1
-    return of_update() | {
-        "x": normal(int(bounds[-1]), 300).t(),
-        "conv_states": normal(sequences + 3, 300, 3),
+    return of_update(channels=channels) | {
+        "x": normal(int(bounds[-1]), channels).t(),
+        "conv_states": normal(sequences + 3, channels, 3),
         "query_start_loc": bounds,
         "cache_indices": rows,
         "has_initial_state": torch.arange(sequences, device=DEVICE) % 3 > 0,
@@ -134,7 +134,8 @@ def test_every_tile(op: str, few: int, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_more_sequences_than_are_read_at_a_time():
-    assert_right(PROMPTS, arguments_of(PROMPTS, sequences=causal_conv1d_fn.SEQUENCES + 6, longest=4))
+    many = causal_conv1d_fn.SEQUENCES + 6
+    assert_right(PROMPTS, arguments_of(PROMPTS, sequences=many, longest=4, channels=40))
 
 
 @pytest.mark.parametrize("op", OURS)

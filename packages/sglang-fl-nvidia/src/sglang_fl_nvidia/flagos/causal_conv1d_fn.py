@@ -149,7 +149,7 @@ def causal_conv1d_fn(
     bias_or_any = weight if bias is None else bias
     tensors = (x, weight, bias_or_any, conv_states, query_start_loc, cache_indices, has_initial_state)
     start = 0
-    for tensor in tensors:
+    for tensor in tensors[:-2]:  # the others are read number by number, wherever they begin
         start |= tensor.data_ptr()
     sequences, tokens = cache_indices.shape[0], x.shape[-1]
     key = (

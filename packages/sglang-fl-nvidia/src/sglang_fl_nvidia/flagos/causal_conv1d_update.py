@@ -101,7 +101,7 @@ def causal_conv1d_update(
     # Where there is no bias the kernel reads none, but is given an address.
     tensors = (x, conv_states, weight, weight if bias is None else bias, conv_state_indices)
     start = 0
-    for tensor in tensors:
+    for tensor in tensors[:-1]:  # an index is one number, wherever it lies
         start |= tensor.data_ptr()
     key = (
         *(start % 16 == 0, bias is None, activation),

@@ -16,11 +16,11 @@ from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, compiled, multiproces
 
 __all__ = ["Pool", "Tiled", "decay_and_rate", "step", "tiled", "unit"]
 
-#: Elements of a state that a program has, and its warps: with few states, so that one request is on all
-#: multiprocessors, and with many, where less is loaded beside the states and fewer programs are begun. One
-#: warp has all keys of a row: it sums over them without waiting for another warp. With them its states fill
-#: 32 and 128 registers of each thread.
-FEW_TILE, MANY_TILE = (1024, 1), (4096, 1)
+#: Elements of a state that a program has, and its warps: with few states, so that those of one request are on
+#: all multiprocessors (512 programs in Qwen3-Next), and with many, where less is loaded beside the states and
+#: fewer programs are begun. One warp has all keys of a row: it sums over them without waiting for another.
+#: The elements fill 32 and 64 registers of each thread; with 128 it would need all that it can have.
+FEW_TILE, MANY_TILE = (1024, 1), (2048, 1)
 #: Programs of the small tile for each multiprocessor up to which there are few: as many run at a time.
 MOST_FEW = 24
 #: The keys of a row must fit into a program.

@@ -49,21 +49,24 @@ def packed_decode_kernel(
     log_rate = tl.load(log_rate_ptr + head * LOG_RATE_STRIDE).to(tl.float32)
     bias = tl.load(bias_ptr + head * BIAS_STRIDE).to(tl.float32)
     overlap(OVERLAP)
-    # All that does not need the index is asked for before it comes.
-    slot = tl.load(index_ptr + request * INDEX_STRIDE).to(tl.int64)
     mixed = mixed_ptr + request * MIXED_STRIDE
-    at = mixed + head // (VALUE_HEADS // HEADS) * KEYS + lane
-    q = tl.load(at, mask=lane < KEYS, other=0.0).to(tl.float32)
-    k = tl.load(at + HEADS * KEYS, mask=lane < KEYS, other=0.0).to(tl.float32)
-    v = tl.load(mixed + 2 * HEADS * KEYS + head * VALUES + row, mask=row < VALUES, other=0.0).to(tl.float32)
-    a = tl.load(a_ptr + request * A_STRIDE + head).to(tl.float32)
-    b = tl.load(b_ptr + request * B_STRIDE + head).to(tl.float32)
+    slot = tl.load(index_ptr + request * INDEX_STRIDE).to(tl.int64)
     out = out_ptr + (request * VALUE_HEADS + head) * VALUES + row
     if slot >= 0:
         inside = (row < VALUES)[:, None] & (lane < KEYS)
         start = state_ptr + slot * SLOT_STRIDE + head.to(tl.int64) * (VALUES * KEYS)
         held = start + row[:, None] * KEYS + lane
         state = tl.load(held, mask=inside, other=0.0).to(tl.float32)
+        v_at = mixed + 2 * HEADS * KEYS + head * VALUES + row
+        v = tl.load(v_at, mask=row < VALUES, other=0.0).to(tl.float32)
+        # All rows are on their way before anything is computed with one. Without this the assembler saves
+        # registers: it asks for the last rows when the first have been summed.
+        tl.debug_barrier()
+        at = mixed + head // (VALUE_HEADS // HEADS) * KEYS + lane
+        q = tl.load(at, mask=lane < KEYS, other=0.0).to(tl.float32)
+        k = tl.load(at + HEADS * KEYS, mask=lane < KEYS, other=0.0).to(tl.float32)
+        a = tl.load(a_ptr + request * A_STRIDE + head).to(tl.float32)
+        b = tl.load(b_ptr + request * B_STRIDE + head).to(tl.float32)
         decay, rate = decay_and_rate(a, b, log_rate, bias)
         state, result = step(state, unit(q) * scale, unit(k), v, decay, rate)
         tl.store(held, state.to(state_ptr.dtype.element_ty), mask=inside)
@@ -95,12 +98,11 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     """
     mixed_qkv, a, b = (x if x.stride(1) == 1 else x.contiguous() for x in (mixed_qkv, a, b))
     tensors = (mixed_qkv, a, b, A_log, dt_bias, initial_state, initial_state_indices)
-    start = 0
-    for tensor in tensors:
-        start |= tensor.data_ptr()
+    # All else is read number by number, wherever it begins.
+    is_aligned = (mixed_qkv.data_ptr() | initial_state.data_ptr()) % 16 == 0
     requests = mixed_qkv.shape[0]
     key = (
-        start % 16 == 0,
+        is_aligned,
         initial_state.shape,
         *((tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors),
         *(mixed_qkv.shape[1], A_log.shape, dt_bias.shape),
@@ -110,7 +112,7 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     found = _launches.get(key)
     if found is None:
         check_packed_decode(*tensors)
-        found = _launches[key] = _compiled(tensors, start % 16 == 0)
+        found = _launches[key] = _compiled(tensors, is_aligned)
     out = mixed_qkv.new_empty((requests, *initial_state.shape[1:3]))
     if out.numel():
         found.launch(requests, *map(address, tensors), address(out), scale)

@@ -115,7 +115,9 @@ class Settings(BaseModel):
         description="layer 1 (ATen ops) master switch; `1` by default where the vendor offers ATen kernels",
     )
     flagos_whitelist: AtenNames = Field(
-        default=NameList(), description="replace only these ATen ops (layer 1): `mul,aten::div.Tensor`"
+        default=NameList(),
+        description="replace only these ATen ops (layer 1): `mul,aten::div.Tensor`; `all`: each that the vendor "
+        "has a kernel for",
     )
     flagos_blacklist: AtenNames = Field(
         default=NameList(), description="ATen ops that are left to PyTorch (layer 1)"

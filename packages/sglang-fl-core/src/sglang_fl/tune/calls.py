@@ -1,10 +1,10 @@
 """The calls that the model has made of each op, as ``SGLANG_FL_KEEP_CALLS`` has kept them."""
 
+import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,12 +24,14 @@ class RecordedCall:
     Parameters
     ----------
     op : its op
+    layer : the class of the layer that made it
     path : of the file
     shapes : of its tensors, for people
     size : elements of its tensors
     """
 
     op: str
+    layer: str
     path: Path
     shapes: str
     size: int
@@ -66,17 +68,11 @@ def _read(path: Path) -> RecordedCall:
     try:
         found = torch.load(path, weights_only=True, mmap=True)
         tensors = {name: tuple(v["size"]) for name, v in found["arguments"].items() if isinstance(v, dict)}
-        return RecordedCall(found["op"], path, _shown(tensors), sum(map(_elements, tensors.values())))
+        size = sum(math.prod(size) for size in tensors.values())
+        return RecordedCall(found["op"], found["layer"], path, _shown(tensors), size)
     except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise SglangFlError(f"{path}: no kept call: {type(error).__name__}: {error}") from None
 
 
 def _shown(tensors: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, size)) or 'a number'}" for name, size in tensors.items())
-
-
-def _elements(size: tuple[int, ...]) -> int:
-    elements: Any = 1
-    for length in size:
-        elements *= length
-    return int(elements)

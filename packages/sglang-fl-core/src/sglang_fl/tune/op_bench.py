@@ -196,7 +196,8 @@ def _captured(calls: Sequence[Callable[[], Any]]) -> Any:
 
 
 def _by_events(side: _Side, device: torch.device) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    event: Any = torch.cuda.Event
+    start, end = (event(enable_timing=True) for _ in range(2))
     start.record()
     side.run()
     end.record()

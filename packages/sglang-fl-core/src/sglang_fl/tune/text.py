@@ -157,7 +157,7 @@ def as_package_data(report: Report) -> str:
     lines = ["choices=("]
     for op, (impl, found) in report.beside_sglang.items():
         is_slower = any(ratio.is_slower for ratio in found.ratios.values())
-        reason = f"{found} of the speed of SGLang's own in a served model ({where})"
+        reason = f"{found} times the speed of SGLang's own in a served model ({where})"
         lines += _entry(op, impl, not is_slower, reason)
     lines.append("),")
     for verdict in report.verdicts:

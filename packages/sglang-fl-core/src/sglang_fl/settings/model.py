@@ -116,8 +116,8 @@ class Settings(BaseModel):
     )
     flagos_whitelist: AtenNames = Field(
         default=NameList(),
-        description="replace only these ATen ops (layer 1): `mul,aten::div.Tensor`; `all`: each that the vendor "
-        "has a kernel for",
+        description="replace only these ATen ops (layer 1): `mul,aten::div.Tensor`; `all`: each that the "
+        "vendor has a kernel for",
     )
     flagos_blacklist: AtenNames = Field(
         default=NameList(), description="ATen ops that are left to PyTorch (layer 1)"

@@ -121,14 +121,19 @@ def decide_op(found: Measured) -> OpVerdict:
     others = {impl: str(judged) for impl, judged in found.judged.items() if impl not in exact}
     timed = [impl for impl in exact if found.timed and all(impl in call.times for call in found.timed)]
     if not timed:
-        reason = found.trouble or ("no implementation is exact" if not exact else "no time was measured")
-        return OpVerdict(found.op, found.present, None, None, reason, others)
+        return OpVerdict(found.op, found.present, None, None, _why_no_times(found, exact), others)
     if found.present == SGLANG:
         return _beside_sglang(found, timed, others)
     if found.present not in timed:
         reason = f"{found.present}, which runs at present, is not exact: {others.get(found.present, '')}"
         return OpVerdict(found.op, found.present, None, None, reason, others)
     return _beside_present(found, timed, others)
+
+
+def _why_no_times(found: Measured, exact: Sequence[str]) -> str:
+    if found.trouble or not exact:
+        return found.trouble or "no implementation is exact"
+    return "no other implementation is exact" if exact == [found.present] else "no time was measured"
 
 
 def _beside_sglang(found: Measured, timed: Sequence[str], others: dict[str, str]) -> OpVerdict:

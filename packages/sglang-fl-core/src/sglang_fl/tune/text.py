@@ -103,8 +103,8 @@ def _head(report: Report) -> Iterator[str]:
 def _measurement(report: Report, verdict: OpVerdict) -> str:
     calls = report.calls.get(verdict.op, 0)
     parts = [report.reason(verdict)]
-    parts += [f"{impl} {why}" for impl, why in verdict.others.items()]
-    return "; ".join(parts) + (f" ({calls} calls of the model)" if calls else "")
+    parts += [f"{impl}: {why}" for impl, why in verdict.others.items()]
+    return "; ".join(parts) + (f" (recorded calls: {calls})" if calls else "")
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -90,6 +90,11 @@ def test_of_two_that_are_alike_the_first_in_the_vendors_order_is_proposed():
     assert decide_op(found).best == "first"
 
 
+def test_the_reference_is_proposed_only_where_no_kernel_is_faster():
+    assert decide_op(measured("slow", slow=100.0, kernel=50.0, reference=10.0)).best == "kernel"
+    assert decide_op(measured("slow", slow=100.0, kernel=100.0, reference=10.0)).best == "reference"
+
+
 def test_a_wrong_kernel_that_runs_at_present_is_told_and_replaced_by_nothing():
     verdict = decide_op(measured("wrong", wrong="wrong", fast=10.0))
     assert verdict.best is None

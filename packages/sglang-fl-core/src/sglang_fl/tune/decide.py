@@ -1,8 +1,8 @@
 """From measurements to choices, each with its reason. Nothing here runs anything.
 
 1. An implementation that is not exact at every call of the model is never chosen.
-2. Of the exact ones the fastest is proposed, if it is faster than what runs at present by more than its
-   error. Where SGLang's own path runs at present, which is no kernel and has no time of its own, the fastest
+2. Of the exact ones the fastest kernel is proposed, if it is faster than what runs at present by more than
+   its error; core's reference only where no kernel is. Where SGLang's own path runs at present, which is no kernel and has no time of its own, the fastest
    is proposed for the engine to decide.
 3. The engine decides: what is proposed must be faster in one workload by more than its error, and slower in
    none. Otherwise all stays as it is.
@@ -163,10 +163,14 @@ def _beside_present(found: Measured, timed: Sequence[str], others: dict[str, str
 
 
 def _first_of_the_best(gains: Mapping[str, Ratio]) -> str | None:
-    """Return the first in the vendor's order that is faster and not told apart from the fastest, or None."""
-    most = max((gain.value for gain in gains.values()), default=0.0)
-    good = (impl for impl, gain in gains.items() if gain.is_faster and gain.value + gain.error >= most)
-    return next(good, None)
+    """Return the first in the vendor's order that is faster and not told apart from the fastest, or None.
+
+    The reference is there to be exact: it is proposed only where no kernel is faster.
+    """
+    kernels = {impl: gain for impl, gain in gains.items() if impl != REFERENCE and gain.is_faster}
+    good = kernels or {impl: gain for impl, gain in gains.items() if gain.is_faster}
+    most = max((gain.value for gain in good.values()), default=0.0)
+    return next((impl for impl, gain in good.items() if gain.value + gain.error >= most), None)
 
 
 def _gain(found: Measured, own: str, other: str) -> Ratio:

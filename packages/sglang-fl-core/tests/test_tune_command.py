@@ -270,7 +270,7 @@ def test_minutes_that_do_not_suffice_are_kept_and_what_is_left_out_is_named(
 def test_engines_for_which_there_is_no_time_are_named(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(procedure, "BESIDE_START", 8.0)
     output = tune("--rounds", "2", "--minutes", "1", "--op", "silu_and_mul")
-    assert "not measured: engine silu_and_mul=vendor.toy.fast;silu_and_mul=sglang" in output
+    assert "not measured: engine silu_and_mul=sglang: the minutes do not suffice" in output
 
 
 def test_a_file_that_exists_is_kept(pretended: Machine):
@@ -339,7 +339,9 @@ def test_the_result_as_json(pretended: Machine):
     tune("--kernels-only", "--json", "result.json")
     found = json.loads(Path("result.json").read_text())
     assert found["op_backends"] == {"silu_and_mul": "impl:vendor.toy.fast|sglang"}
-    assert found["engines"]["silu_and_mul=vendor.toy.fast"]["decode"]["ratio"] == pytest.approx(1.5)
+    assert found["engines"]["silu_and_mul=vendor.toy.fast, beside present"]["decode"][
+        "ratio"
+    ] == pytest.approx(1.5)
     assert {row["op"]: row["chosen"] for row in found["ops"]} == {
         "rms_norm": "vendor.toy",
         "silu_and_mul": "vendor.toy.fast",

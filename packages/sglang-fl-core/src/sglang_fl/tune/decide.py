@@ -2,8 +2,8 @@
 
 1. An implementation that is not exact at every call of the model is never chosen.
 2. Of the exact ones the fastest kernel is proposed, if it is faster than what runs at present by more than
-   its error; core's reference only where no kernel is. Where SGLang's own path runs at present, which is no kernel and has no time of its own, the fastest
-   is proposed for the engine to decide.
+   its error; core's reference only where no kernel is. Where SGLang's own path runs at present, which is no
+   kernel and has no time of its own, the fastest kernel is proposed for the engine to decide.
 3. The engine decides: what is proposed must be faster in one workload by more than its error, and slower in
    none. Otherwise all stays as it is.
 """
@@ -16,6 +16,7 @@ from sglang_fl.settings.policy import SGLANG
 from sglang_fl.tune.figures import Ratio, of_starts, of_times, together
 
 __all__ = [
+    "REFERENCE",
     "RIGHT",
     "Compared",
     "Judged",
@@ -120,6 +121,7 @@ def decide_op(found: Measured) -> OpVerdict:
     exact = [impl for impl, judged in found.judged.items() if judged.state == RIGHT]
     others = {impl: str(judged) for impl, judged in found.judged.items() if impl not in exact}
     timed = [impl for impl in exact if found.timed and all(impl in call.times for call in found.timed)]
+    others |= {impl: "exact, and not timed" for impl in exact if impl not in timed and found.timed}
     if not timed:
         return OpVerdict(found.op, found.present, None, None, _why_no_times(found, exact), others)
     if found.present == SGLANG:
@@ -200,7 +202,7 @@ class Compared:
     def is_confirmed(self) -> bool:
         """Whether it is faster in one workload by more than the error, and slower in none."""
         found = self.ratios.values()
-        return any(ratio.is_faster for ratio in found) and not any(ratio.is_slower for ratio in found)
+        return any(ratio.is_faster for ratio in found) and not any(ratio.may_be_slower for ratio in found)
 
     def __str__(self) -> str:
         return ", ".join(f"{workload} {ratio}" for workload, ratio in self.ratios.items())

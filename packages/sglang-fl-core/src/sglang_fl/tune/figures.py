@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 __all__ = ["Ratio", "error_of_median", "of_starts", "of_times", "together"]
 
+#: What a ratio may be below 1 where its error is so large that it does not tell.
+TOLERATED = 0.03
 #: Standard errors that make up the error of a ratio: what is within it may be chance.
 WIDTH = 2.0
 
@@ -34,8 +36,17 @@ class Ratio:
         """Whether it is below 1 by more than its error."""
         return 1 - self.value > self.error
 
+    @property
+    def may_be_slower(self) -> bool:
+        """Whether it is below 1 by more than its error, or than is tolerated whatever the error is."""
+        return 1 - self.value > min(self.error, TOLERATED)
+
     def __str__(self) -> str:
-        return f"{self.value:.3g} ± {self.error:.2g}"
+        return f"{_short(self.value)} ± {_short(self.error, 2)}"
+
+
+def _short(number: float, digits: int = 3) -> str:
+    return f"{number:.0f}" if 100 <= number < math.inf else f"{number:.{digits}g}"
 
 
 def error_of_median(figures: Sequence[float]) -> float:

@@ -33,7 +33,7 @@ ROUNDS, FEWEST = 15, 5
 #: Seconds that one time should take, and that all times of one call may take.
 SAMPLE, PATIENCE = 0.002, 8.0
 #: Calls in a graph.
-CAPTURED = 20
+CAPTURED = 50
 #: Bytes of inputs that are taken in turn on a GPU, so that they leave its cache before they come round again.
 FOOTPRINT, MOST_SETS = 160e6, 8
 

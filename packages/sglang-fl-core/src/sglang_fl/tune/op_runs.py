@@ -8,7 +8,7 @@ from typing import Any
 from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
 from sglang_fl.tune.budget import Budget
 from sglang_fl.tune.calls import RecordedCall
-from sglang_fl.tune.decide import RIGHT, Judged, Measured, Timed
+from sglang_fl.tune.decide import REFERENCE, RIGHT, Judged, Measured, Timed
 from sglang_fl.tune.subject import Subject
 
 __all__ = ["measure_op"]
@@ -31,6 +31,10 @@ def measure_op(subject: Subject, calls: Sequence[RecordedCall], budget: Budget, 
     """
     judged = _judge(subject, calls, budget)
     exact = {i: target for i, target in subject.targets.items() if judged[i].state == RIGHT}
+    if is_cuda and subject.present != REFERENCE:
+        exact.pop(
+            REFERENCE, None
+        )  # it is not made for graphs, and a capture that fails takes the others along
     if len(exact) < (1 if subject.present not in subject.targets else 2):
         return Measured(subject.op, subject.present, judged)
     timed, trouble = _time(subject.op, exact, calls, budget, is_cuda)

@@ -157,18 +157,17 @@ class Tuning:
         outcome = decide_engines(run, starts)
         report = replace(
             report,
-            engines=outcome.compared,
+            engines={str(side): outcome.compared[side.name] for side in run if side.name in outcome.compared},
             control=outcome.control,
             reasons=_reasons(run, outcome, report.verdicts),
             beside_sglang=_beside_sglang(run, starts, report.verdicts),
         )
-        if outcome.orders and outcome.confirmed is None:
+        if outcome.orders and outcome.whole is None:
             return self._whole(report, trials, outcome)
-        if outcome.confirmed is None:
+        if outcome.whole is None:
             nothing = "The engine confirms nothing that is faster: all stays as it is."
             return replace(report, conclusion=nothing)
-        found = outcome.compared[outcome.confirmed]
-        return replace(report, orders=outcome.orders, conclusion=_confirmed(found))
+        return replace(report, orders=outcome.orders, conclusion=_confirmed(outcome.whole))
 
     def _whole(self, report: Report, trials: Trials, outcome: Outcome) -> Report:
         """Measure a choice that was confirmed in parts, as the whole that it is."""
@@ -180,11 +179,12 @@ class Tuning:
             parts = "What was confirmed in parts was not measured together: all stays as it is."
             return replace(report, conclusion=parts)
         again = decide_engines([side], starts)
-        report = replace(report, engines={**report.engines, **again.compared}, control=again.control)
-        if again.confirmed is None:
+        compared = {str(side): found for found in again.compared.values()}
+        report = replace(report, engines={**report.engines, **compared}, control=again.control)
+        if again.whole is None:
             whole = "The engine does not confirm the choice as a whole: all stays as it is."
             return replace(report, conclusion=whole)
-        return replace(report, orders=outcome.orders, conclusion=_confirmed(again.compared[WHOLE]))
+        return replace(report, orders=outcome.orders, conclusion=_confirmed(again.whole))
 
 
 def _confirmed(found: Compared) -> str:

@@ -33,6 +33,9 @@ class Alternative:
     beside: str = PRESENT
     op: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name}, beside {self.beside}"
+
 
 def order_of(impl: str) -> str:
     """Return the order by which an implementation runs, and SGLang's own where it refuses a call."""
@@ -58,8 +61,7 @@ def alternatives(verdicts: Sequence[OpVerdict], with_sglang: bool) -> tuple[Alte
         other = _without_time(verdict, with_sglang)
         if other is not None:
             orders = {**faster, verdict.op: order_of(other)}
-            name = f"{verdict.op}={other}" if base == PRESENT else f"{base};{verdict.op}={other}"
-            found.append(Alternative(name, _with_wholes(orders, presents), base, verdict.op))
+            found.append(Alternative(_name(orders), _with_wholes(orders, presents), base, verdict.op))
     return tuple(found)
 
 
@@ -91,14 +93,14 @@ class Outcome:
     Parameters
     ----------
     orders : the choice that is worth writing; empty where all stays as it is
-    confirmed : the alternative that has measured this very choice beside the present one, or None
-    compared : what was found, by alternative
+    compared : what was found, by the alternative's name
+    whole : this very choice beside the present one, where that is confirmed; else None
     control : the present choice beside itself
     """
 
     orders: Orders
-    confirmed: str | None
     compared: Mapping[str, Compared]
+    whole: Compared | None
     control: Compared
 
 
@@ -118,9 +120,9 @@ def decide_engines(tried: Sequence[Alternative], starts: Mapping[str, Starts]) -
     }
     orders = _confirmed(tried, compared)
     same = [side.name for side in tried if orders and side.orders == orders and starts.get(side.name)]
-    whole = {name: compare_engines(*_paired(starts[PRESENT], starts[name]), control) for name in same}
-    confirmed = next((name for name, found in whole.items() if found.is_confirmed), None)
-    return Outcome(orders, confirmed, {**compared, **whole}, compare_engines(*_paired(*control)))
+    wholes = (compare_engines(*_paired(starts[PRESENT], starts[name]), control) for name in same)
+    whole = next((found for found in wholes if found.is_confirmed), None)
+    return Outcome(orders, compared, whole, compare_engines(*_paired(*control)))
 
 
 def _confirmed(tried: Sequence[Alternative], compared: Mapping[str, Compared]) -> Orders:

@@ -110,9 +110,8 @@ def _measurement(report: Report, verdict: OpVerdict) -> str:
 def _comment(text: str, indent: str) -> list[str]:
     begin = f"{indent}# "
     plain = " ".join(text.split())  # a line break would end the comment
-    return textwrap.wrap(plain, WIDTH, initial_indent=begin, subsequent_indent=f"{begin}  ") or [
-        begin.rstrip()
-    ]
+    wrap = textwrap.TextWrapper(WIDTH, begin, f"{begin}  ", break_on_hyphens=False, break_long_words=False)
+    return wrap.wrap(plain) or [begin.rstrip()]
 
 
 def as_rows(report: Report) -> list[dict[str, Any]]:

@@ -90,11 +90,13 @@ class Machine:
             impl = OpImpl(name, BackendKind.REFERENCE, "reference", op.target)
             keeper.wrap(op, impl, type(layer, (), {})(), op.reference)(*arguments)
 
-    def measure(self, subject: Any, calls: object, budget: Budget, is_cuda: bool) -> Measured:
+    def measure(self, subject: Any, calls: list[Any], budget: Budget, is_cuda: bool) -> Measured:
         self.measured.append(subject.op)
         judged = {i: Judged("right") if i in TIMES else Judged("wrong", "by far") for i in subject.targets}
         times = {i: [TIMES[i] * f for f in STEADY] for i in judged if i in TIMES}
-        return Measured(subject.op, subject.present, judged, (Timed("x 2x4", "clock", times),))
+        return Measured(
+            subject.op, subject.present, judged, (Timed("x 2x4", "clock", times),), "", len(calls)
+        )
 
 
 class Throughput:

@@ -78,6 +78,7 @@ class Measured:
     judged : by implementation
     timed : the calls
     trouble : why something is missing; empty where nothing is
+    calls : at how many they were judged
     """
 
     op: str
@@ -85,6 +86,7 @@ class Measured:
     judged: Mapping[str, Judged]
     timed: Sequence[Timed] = ()
     trouble: str = ""
+    calls: int = 0
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ def measure_op(subject: Subject, calls: Sequence[RecordedCall], budget: Budget, 
             REFERENCE, None
         )  # it is not made for graphs, and a capture that fails takes the others along
     if len(exact) < (1 if subject.present not in subject.targets else 2):
-        return Measured(subject.op, subject.present, judged)
+        return Measured(subject.op, subject.present, judged, calls=len(calls))
     timed, trouble = _time(subject.op, exact, calls, budget, is_cuda)
     if trouble and is_cuda:  # a failed capture spoils its process
         timed, trouble = _time(subject.op, exact, calls, budget, False)
-    return Measured(subject.op, subject.present, judged, timed, trouble)
+    return Measured(subject.op, subject.present, judged, timed, trouble, len(calls))
 
 
 def _judge(subject: Subject, calls: Sequence[RecordedCall], budget: Budget) -> dict[str, Judged]:

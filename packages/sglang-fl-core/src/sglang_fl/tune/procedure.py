@@ -4,14 +4,15 @@ Each step keeps what it has measured in the state before the next begins. What t
 is left out and named.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang_fl.settings.policy import SGLANG
 from sglang_fl.tune.budget import Budget, OutOfTimeError
-from sglang_fl.tune.calls import RecordedCall, spread
-from sglang_fl.tune.decide import Compared, OpVerdict, Starts, compare_engines, decide_op
+from sglang_fl.tune.calls import spread
+from sglang_fl.tune.decide import Compared, Measured, OpVerdict, Starts, compare_engines, decide_op
 from sglang_fl.tune.engines import Launch, Load
 from sglang_fl.tune.op_runs import measure_op
 from sglang_fl.tune.recording import Recording
@@ -85,11 +86,12 @@ class Tuning:
         """
         recording = Recording(self.launch, self.options.loads, self.state, self.budget, self._tell)
         self._unmeasured += recording.record(self._ops)
-        recorded = recording.calls(self._ops)
-        calls = {op: spread(found) for op, found in recorded.items()}
-        verdicts = [self._verdict(subject, calls.get(subject.op, [])) for subject in self.subjects]
-        report = Report({}, verdicts, {op: len(found) for op, found in calls.items()}, kept=self.kept)
-        report = self._decided(report, {op: {call.layer for call in found} for op, found in recorded.items()})
+        found = {subject.op: self._measured(subject, recording) for subject in self.subjects}
+        verdicts = [self._verdict(subject, found[subject.op]) for subject in self.subjects]
+        if all(self.state.measured(op) for op in self.state.layers):
+            shutil.rmtree(self.state.calls, ignore_errors=True)  # they are large, and of no more use
+        counts = {op: measured.calls for op, measured in found.items() if measured}
+        report = self._decided(Report({}, verdicts, counts, kept=self.kept))
         return replace(report, unmeasured=tuple(self._unmeasured))
 
     @property
@@ -104,28 +106,33 @@ class Tuning:
         known = [self.state.recorded(group) or 0.0 for group in passes(self._ops)]
         return START_FACTOR * max(known, default=0.0) + BESIDE_START
 
-    def _verdict(self, subject: Subject, calls: Sequence[RecordedCall]) -> OpVerdict:
+    def _measured(self, subject: Subject, recording: Recording) -> Measured | None:
+        """Return what is known of an op's calls, measured if it was not; None where nothing can be."""
         found = self.state.measured(subject.op)
-        if found is None and not calls:
-            reason = "no call of the model was recorded: it makes none, or one is larger than what is kept"
-            return OpVerdict(subject.op, subject.present, None, None, reason, dict(subject.skipped))
-        if found is None:
-            budget = self.budget.less(LEFT_FOR * self._seconds_of_an_engine)
-            if not budget.left:
-                self._unmeasured.append(f"{subject.op}: {OVER}")
-                return OpVerdict(subject.op, subject.present, None, None, "not measured", subject.skipped)
-            self._tell(
-                f"measuring {subject.op}: {len(subject.targets)} implementations at {len(calls)} calls"
-            )
+        if found is not None or subject.op not in self.state.layers:
+            return found
+        budget = self.budget.less(LEFT_FOR * self._seconds_of_an_engine)
+        if budget.left:
+            calls = spread(recording.calls(self._ops, subject.op))
+            many = f"{len(subject.targets)} implementations at {len(calls)} calls"
+            self._tell(f"measuring {subject.op}: {many}")
             found = measure_op(subject, calls, budget, self.options.is_cuda)
-            if budget.left:
-                self.state.keep_measured(found)
-            else:
-                self._unmeasured.append(f"{subject.op}: {OVER}")
-        verdict = decide_op(found)
-        return replace(verdict, others={**verdict.others, **subject.skipped})
+        if budget.left and found is not None:
+            self.state.keep_measured(found)
+        else:
+            self._unmeasured.append(f"{subject.op}: {OVER}")
+        return found
 
-    def _decided(self, report: Report, layers: Mapping[str, set[str]]) -> Report:
+    def _verdict(self, subject: Subject, found: Measured | None) -> OpVerdict:
+        if found is not None:
+            verdict = decide_op(found)
+            return replace(verdict, others={**verdict.others, **subject.skipped})
+        reason = "not measured: the minutes were over"
+        if subject.op not in self.state.layers:
+            reason = "no call of the model was recorded: it makes none, or one is larger than what is kept"
+        return OpVerdict(subject.op, subject.present, None, None, reason, dict(subject.skipped))
+
+    def _decided(self, report: Report) -> Report:
         called = [verdict for verdict in report.verdicts if report.calls.get(verdict.op)]
         tried = alternatives(called, self.options.with_sglang)
         if not tried:
@@ -136,7 +143,7 @@ class Tuning:
             self.options.repetitions,
             self.options.rounds,
             self._seconds_of_an_engine,
-            layers,
+            self.state.layers,
             self.kept,
             self.state,
             self.budget,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sglang_fl.settings import ROOM
 from sglang_fl.tune.budget import Budget, OutOfTimeError
 from sglang_fl.tune.calls import RecordedCall, recorded_calls
 from sglang_fl.tune.engines import Launch, Load, started
@@ -17,6 +18,8 @@ __all__ = ["Recording"]
 FLAGS = ("--disable-cuda-graph", "--disable-radix-cache", "--skip-server-warmup")
 #: New tokens of the requests that are recorded.
 MOST_TOKENS = 3
+#: MiB of kept calls: the weights of all experts of a layer are part of a call of theirs.
+MOST_MIB = 16384
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,19 @@ class Recording:
                 continue
             self.tell(f"recording the calls of {', '.join(group)}")
             try:
-                self.state.keep_recorded(group, self._record(group, self._folder(number)))
+                folder = self._folder(number)
+                seconds = self._record(group, folder)
+                found = {op: calls for op, calls in recorded_calls(folder).items() if op in group}
+                layers = {op: sorted({call.layer for call in calls}) for op, calls in found.items()}
+                self.state.keep_recorded(group, seconds, layers)
             except OutOfTimeError:
                 return [f"the calls of {', '.join(group)}: the minutes were over"]
         return []
 
-    def calls(self, ops: Sequence[str]) -> dict[str, list[RecordedCall]]:
-        """Return what has been recorded of each op."""
-        found: dict[str, list[RecordedCall]] = {}
-        for number, group in enumerate(passes(ops)):
-            recorded = recorded_calls(self._folder(number))
-            found |= {op: calls for op, calls in recorded.items() if op in group}
-        return found
+    def calls(self, ops: Sequence[str], op: str) -> list[RecordedCall]:
+        """Return what has been recorded of one of the ops."""
+        number = next(number for number, group in enumerate(passes(ops)) if op in group)
+        return recorded_calls(self._folder(number)).get(op, [])
 
     def _folder(self, number: int) -> Path:
         return self.state.calls / str(number)
@@ -73,6 +77,9 @@ class Recording:
         settings = {
             "SGLANG_FL_PER_OP": ";".join(f"{op}=reference" for op in group),
             "SGLANG_FL_KEEP_CALLS": str(folder.resolve()),
+            ROOM: str(
+                min(MOST_MIB, shutil.disk_usage(self.state.calls).free >> 21)
+            ),  # half of the disk at most
             "USE_FLAGGEMS": "0",  # the references must be exact
         }
         log = self.state.folder / "recording.log"

@@ -37,12 +37,21 @@ class State:
 
     def recorded(self, group: Sequence[str]) -> float | None:
         """Return how many seconds the engine took to start that recorded these ops, or None."""
-        found: float | None = self._data["recorded"].get(",".join(group))
-        return found
+        found = self._data["recorded"].get(",".join(group))
+        return float(found["seconds"]) if found else None
 
-    def keep_recorded(self, group: Sequence[str], seconds: float) -> None:
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """The layer classes that call each op, of those that the model calls."""
+        return {
+            op: names for found in self._data["recorded"].values() for op, names in found["layers"].items()
+        }
+
+    def keep_recorded(
+        self, group: Sequence[str], seconds: float, layers: Mapping[str, Sequence[str]]
+    ) -> None:
         """Keep that the calls of these ops are recorded."""
-        self._data["recorded"][",".join(group)] = seconds
+        self._data["recorded"][",".join(group)] = {"seconds": seconds, "layers": layers}
         self._save()
 
     def measured(self, op: str) -> Measured | None:
@@ -52,7 +61,7 @@ class State:
             return None
         judged = {impl: Judged(**said) for impl, said in found["judged"].items()}
         timed = tuple(Timed(**said) for said in found["timed"])
-        return Measured(op, found["present"], judged, timed, found["trouble"])
+        return Measured(op, found["present"], judged, timed, found["trouble"], found["calls"])
 
     def keep_measured(self, found: Measured) -> None:
         """Keep what was measured of an op."""

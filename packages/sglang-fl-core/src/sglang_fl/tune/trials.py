@@ -43,7 +43,7 @@ class Trials:
     repetitions: int
     rounds: int
     seconds: float
-    layers: Mapping[str, set[str]]
+    layers: Mapping[str, Sequence[str]]
     kept: Mapping[str, Any]
     state: State
     budget: Budget
@@ -127,7 +127,7 @@ class Trials:
         self.unmeasured.append(f"engine {side.name}: {reason}")
 
 
-def _why_not_run(side: Alternative, log: Path, layers: Mapping[str, set[str]]) -> str:
+def _why_not_run(side: Alternative, log: Path, layers: Mapping[str, Sequence[str]]) -> str:
     """Say which implementation an engine should have run by its log and has not; empty if there is none."""
     lines = log.read_text().splitlines() if log.exists() else []
     for op, order in side.orders.items():

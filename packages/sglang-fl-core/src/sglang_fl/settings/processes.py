@@ -8,7 +8,7 @@ __all__ = ["BENCH", "LAUNCHER", "ROOM", "ask_for_bench", "bench_folder", "is_lau
 
 #: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
 BENCH = "SGLANG_FL_BISECT"
-#: What ``sglang-fl tune`` sets for the engine that records: MiB of kept calls; one may take a quarter of that.
+#: What ``sglang-fl tune`` sets for the engine that records: MiB of kept calls; one may take a quarter.
 ROOM = "SGLANG_FL_KEEP_CALLS_MIB"
 #: The process that a user has started: SGLang's others inherit it.
 LAUNCHER = "SGLANG_FL_LAUNCHER"

@@ -230,5 +230,7 @@ def compare_engines(own: Starts, other: Starts, control: tuple[Starts, Starts] |
 
 
 def _controlled(found: Ratio, control: Ratio | None) -> Ratio:
-    """Return a ratio with an error of at least what the control is away from 1."""
-    return found if control is None else Ratio(found.value, max(found.error, abs(control.value - 1)))
+    """Return a ratio with an error of at least what the control is away from 1, as a part of it."""
+    if control is None:
+        return found
+    return Ratio(found.value, max(found.error, found.value * abs(control.value - 1)))

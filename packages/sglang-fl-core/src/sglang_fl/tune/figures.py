@@ -29,17 +29,22 @@ class Ratio:
     @property
     def is_faster(self) -> bool:
         """Whether it is above 1 by more than its error."""
-        return self.value - 1 > self.error
+        return math.log(self.value) > self.relative_error
 
     @property
     def is_slower(self) -> bool:
         """Whether it is below 1 by more than its error."""
-        return 1 - self.value > self.error
+        return -math.log(self.value) > self.relative_error
 
     @property
     def may_be_slower(self) -> bool:
         """Whether it is below 1 by more than its error, or than is tolerated whatever the error is."""
-        return 1 - self.value > min(self.error, TOLERATED)
+        return -math.log(self.value) > min(self.relative_error, TOLERATED)
+
+    @property
+    def relative_error(self) -> float:
+        """The error as a part of the value: twice as fast and half as fast are equally far from 1."""
+        return self.error / self.value
 
     def __str__(self) -> str:
         return f"{_short(self.value)} ± {_short(self.error, 2)}"
@@ -70,7 +75,7 @@ def of_times(own: Sequence[float], other: Sequence[float]) -> Ratio:
 def together(ratios: Sequence[Ratio]) -> Ratio:
     """Return the geometric mean of ratios; each counts alike."""
     value = math.exp(statistics.fmean(math.log(ratio.value) for ratio in ratios))
-    relative = math.sqrt(sum((ratio.error / ratio.value) ** 2 for ratio in ratios)) / len(ratios)
+    relative = math.hypot(*(ratio.relative_error for ratio in ratios)) / len(ratios)
     return Ratio(value, value * relative)
 
 

@@ -205,7 +205,8 @@ def _reasons(run: Sequence[Alternative], outcome: Outcome, verdicts: Sequence[Op
         if side.op and side.name in outcome.compared:
             order = side.orders[side.op].partition("|")[0].removeprefix("impl:")
             verdict = next(verdict for verdict in verdicts if verdict.op == side.op)
-            told = f"in the engine {order} has {outcome.compared[side.name]} times its speed"
+            own = verdict.best if verdict.gain is not None else verdict.present
+            told = f"in the engine {order} has {outcome.compared[side.name]} times the speed of {own}"
             reasons[side.op] = f"{verdict.reason}; {told}"
     return reasons
 

@@ -332,8 +332,8 @@ def test_a_vendor_package_gets_its_entries(pretended: Machine):
     assert (
         "# quarantine, once a reproduction is written: silu_and_mul vendor.toy.wrong wrong: by far" in output
     )
-    begin, end = output.index("choices=("), output.index("),\n# quarantine")
-    entries = eval(output[begin:end].removeprefix("choices=") + ")", {"OpChoice": lambda *a, **k: (a, k)})
+    begin, end = output.index("choices = ("), output.index("# quarantine")
+    entries = eval(output[begin:end].removeprefix("choices = "), {"OpChoice": lambda *a, **k: (a, k)})
     assert [a for a, k in entries] == [("rms_norm", "vendor.toy"), ("silu_and_mul", "vendor.toy.fast")]
 
 

@@ -92,8 +92,9 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
     launch = Launch(asked.model, asked.arguments, vocabulary)
     options = _options(asked, registry.vendor.device_type)
     say(f"tune: {len(subjects)} ops; what is measured is kept in {state.folder}")
+    about = _about(asked, configuration)  # to ask the chip takes some of the minutes
     report = Tuning(launch, subjects, state, budget, options, _kept(configuration), say).run()
-    report = replace(report, about=_about(asked, configuration))
+    report = replace(report, about=about)
     _write(asked.out, redacted(as_yaml(report)))
     return report
 

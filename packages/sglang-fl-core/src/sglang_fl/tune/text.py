@@ -153,12 +153,12 @@ def as_package_data(report: Report) -> str:
     was measured beside that path has one. What is not exact is named: it belongs in the quarantine.
     """
     where = ", ".join(report.about[name] for name in ("model", "chip", "versions") if name in report.about)
-    lines = ["choices=("]
+    lines = ["choices = ("]
     for op, (impl, found) in report.beside_sglang.items():
         is_slower = any(ratio.is_slower for ratio in found.ratios.values())
         reason = f"{found} times the speed of SGLang's own in a served model ({where})"
         lines += _entry(op, impl, not is_slower, reason)
-    lines.append("),")
+    lines.append(")")
     for verdict in report.verdicts:
         for impl, why in verdict.others.items():
             if why.startswith(("wrong", "raised", "hangs", "ends its process")):

@@ -18,7 +18,7 @@ from sglang_fl.cli import app
 from sglang_fl.dispatch.kept_calls import KeptCalls
 from sglang_fl.ops import OPS
 from sglang_fl.startup import configure
-from sglang_fl.tune import machine, procedure, recording, trials
+from sglang_fl.tune import command, machine, procedure, recording, trials
 from sglang_fl.tune.budget import Budget, OutOfTimeError
 from sglang_fl.tune.decide import Judged, Measured, Timed
 from sglang_fl.tune.engines import EngineEndedError, Launch, Load
@@ -61,9 +61,11 @@ class Machine:
         if self.ends_at is not None and len(self.started) >= self.ends_at:
             raise KeyboardInterrupt
         file = settings.get("SGLANG_FL_CONFIG")
-        orders = (yaml.safe_load(Path(file).read_text()) or {}).get("op_backends", {}) if file else {}
+        content = (yaml.safe_load(Path(file).read_text()) or {}) if file else {}
+        orders = content.get("op_backends", {})
         written = ["|".join(order) if isinstance(order, list) else order for order in orders.values()]
         named = [order.partition("|")[0].removeprefix("impl:") for order in written]
+        named += ["layer 1 is off"] if content.get("use_flaggems") == "0" else []
         self.started.append(",".join(named) or settings.get("SGLANG_FL_PER_OP", "present"))
         if self.fails and self.fails in named:
             raise EngineEndedError("the engine ended with code -11")
@@ -348,6 +350,16 @@ def test_the_result_as_json(pretended: Machine):
         "rms_norm": "vendor.toy",
         "silu_and_mul": "vendor.toy.fast",
     }
+
+
+def test_layer_1_is_left_off_where_the_engine_is_faster_without_it(
+    pretended: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(command, "_has_layer_1", lambda configuration: True)
+    pretended.speeds["layer 1 is off"] = 1.3
+    tune("--rounds", "1", "--op", "rms_norm")
+    assert written() == {"use_flaggems": "0"}
+    assert "engine use_flaggems=0, beside present: decode 1.3 ±" in Path("sglang-fl-tuned.yaml").read_text()
 
 
 def test_an_op_of_sglangs_gets_an_engine_of_its_own(pretended: Machine, monkeypatch: pytest.MonkeyPatch):

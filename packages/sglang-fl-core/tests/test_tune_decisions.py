@@ -3,10 +3,12 @@
 import math
 
 import pytest
+import yaml
 
 from sglang_fl.tune.decide import Compared, Judged, Measured, OpVerdict, Timed, compare_engines, decide_op
 from sglang_fl.tune.figures import Ratio, of_starts, of_times, together
 from sglang_fl.tune.sides import CONTROL, PRESENT, Alternative, alternatives, decide_engines, order_of
+from sglang_fl.tune.text import Report, as_yaml
 
 RIGHT = Judged("right")
 #: Throughputs of one start: repetitions that differ by a thousandth.
@@ -144,6 +146,14 @@ def test_kernels_are_tried_together_and_sglangs_own_path_op_by_op():
 def test_a_kernel_in_the_place_of_sglangs_own_path_has_an_engine_of_its_own():
     (side,) = alternatives([proposed("fused_moe", "sglang", "flagos")], with_sglang=False)
     assert side == Alternative("fused_moe=flagos", {"fused_moe": "impl:flagos|sglang"}, PRESENT, "fused_moe")
+
+
+def test_layer_1_is_tried_as_a_whole_on_top_of_the_kernels():
+    *_, side = alternatives([SILU], with_sglang=False, with_layer_1=True)
+    assert side.orders == {"silu_and_mul": "impl:fast|sglang", "use_flaggems": "0"}
+    assert (side.beside, side.op) == ("silu_and_mul=fast", "use_flaggems")
+    written = yaml.safe_load(as_yaml(Report({}, (), {}, orders=side.orders, kept={"use_flaggems": "1"})))
+    assert written == {"use_flaggems": "0", "op_backends": {"silu_and_mul": "impl:fast|sglang"}}
 
 
 def test_an_op_that_stands_for_others_stays_on_where_one_of_these_is_named():

@@ -29,7 +29,11 @@ def tune(
     op: Annotated[list[str] | None, typer.Option(help="Only this op; may be given more than once.")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=10, help="Starts of each engine.")] = 2,
     kernels_only: Annotated[
-        bool, typer.Option("--kernels-only", help="Do not try SGLang's own path of each op, an engine each.")
+        bool,
+        typer.Option(
+            "--kernels-only",
+            help="Do not try SGLang's own path of each op, and no ATen kernels: an engine each.",
+        ),
     ] = False,
     folder: Annotated[Path, typer.Option(help="What was measured is kept in it, to go on from.")] = Path(
         "sglang-fl-tune"

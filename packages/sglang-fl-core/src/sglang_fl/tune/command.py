@@ -90,7 +90,7 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
     key = _key(asked, configuration)
     state = open_state(asked.folder, key, machine.versions(registry), asked.is_fresh)
     launch = Launch(asked.model, asked.arguments, vocabulary)
-    options = _options(asked, registry.vendor.device_type)
+    options = _options(asked, configuration)
     say(f"tune: {len(subjects)} ops; what is measured is kept in {state.folder}")
     about = _about(asked, configuration)  # to ask the chip takes some of the minutes
     report = Tuning(launch, subjects, state, budget, options, _kept(configuration), say).run()
@@ -163,25 +163,31 @@ def _about(asked: Asked, configuration: "Configuration") -> dict[str, str]:
     return found
 
 
-def _options(asked: Asked, device: str) -> "Options":
+def _options(asked: Asked, configuration: "Configuration") -> "Options":
     from sglang_fl.tune.engines import Load
     from sglang_fl.tune.procedure import Options
 
+    device = configuration.registry.vendor.device_type
     longest = _context(asked)
-    small = device == "cpu" or _is_simulated()
+    small = device == "cpu" or configuration.settings.simulated is not None
     decode = Load("decode", 4, 16, 16) if small else Load("decode", 16, 128, 128)
     prefill = Load("prefill", 1, 128, 1) if small else Load("prefill", 4, 1024, 1)
     loads = tuple(
         replace(load, prompt=max(1, min(load.prompt, longest - load.new - 1))) for load in (decode, prefill)
     )
     repetitions = 5 if small else 10
-    return Options(asked.rounds, repetitions, asked.with_sglang, loads, device == "cuda" and not small)
+    layer_1 = asked.with_sglang and _has_layer_1(configuration)
+    is_cuda = device == "cuda" and not small
+    return Options(asked.rounds, repetitions, asked.with_sglang, layer_1, loads, is_cuda)
 
 
-def _is_simulated() -> bool:
-    from sglang_fl.startup import configure
+def _has_layer_1(configuration: "Configuration") -> bool:
+    """Whether ATen ops are replaced at present, and the file can say that they are not."""
+    from sglang_fl.aten import plan_layer_1
 
-    return configure().settings.simulated is not None
+    plan = plan_layer_1(configuration)
+    is_free = configuration.settings.source("use_flaggems") != "environment"
+    return plan is not None and bool(plan.replaced) and is_free
 
 
 def _context(asked: Asked) -> int:

@@ -16,7 +16,7 @@ from sglang_fl.tune.decide import Compared, Measured, OpVerdict, Starts, compare
 from sglang_fl.tune.engines import Launch, Load
 from sglang_fl.tune.op_runs import measure_op
 from sglang_fl.tune.recording import Recording
-from sglang_fl.tune.sides import CONTROL, PRESENT, Alternative, Outcome, alternatives, decide_engines
+from sglang_fl.tune.sides import CONTROL, LAYER_1, PRESENT, Alternative, Outcome, alternatives, decide_engines
 from sglang_fl.tune.state import State
 from sglang_fl.tune.subject import Subject, passes
 from sglang_fl.tune.text import Report
@@ -42,6 +42,7 @@ class Options:
     rounds : starts of each engine
     repetitions : of each workload in one start
     with_sglang : whether SGLang's own path is tried in the place of each of our kernels
+    with_layer_1 : whether the ATen ops that are replaced at present are tried as PyTorch's
     loads : the workloads, decode-heavy ones and prefills
     is_cuda : whether calls can be timed in CUDA graphs
     """
@@ -49,6 +50,7 @@ class Options:
     rounds: int
     repetitions: int
     with_sglang: bool
+    with_layer_1: bool
     loads: tuple[Load, ...]
     is_cuda: bool
 
@@ -134,7 +136,7 @@ class Tuning:
 
     def _decided(self, report: Report) -> Report:
         called = [verdict for verdict in report.verdicts if report.calls.get(verdict.op)]
-        tried = alternatives(called, self.options.with_sglang)
+        tried = alternatives(called, self.options.with_sglang, self.options.with_layer_1)
         if not tried:
             return replace(report, conclusion="Nothing is faster by more than its error: all stays as it is.")
         trials = Trials(
@@ -202,7 +204,7 @@ def _reasons(run: Sequence[Alternative], outcome: Outcome, verdicts: Sequence[Op
     """Say of each op that an engine of its own has decided, what that has shown."""
     reasons = {}
     for side in run:
-        if side.op and side.name in outcome.compared:
+        if side.op not in ("", LAYER_1) and side.name in outcome.compared:
             order = side.orders[side.op].partition("|")[0].removeprefix("impl:")
             verdict = next(verdict for verdict in verdicts if verdict.op == side.op)
             own = verdict.best if verdict.gain is not None else verdict.present

@@ -7,10 +7,21 @@ from sglang_fl.ops.catalogue import PARTS
 from sglang_fl.settings.policy import SGLANG
 from sglang_fl.tune.decide import Compared, OpVerdict, Starts, compare_engines
 
-__all__ = ["CONTROL", "PRESENT", "Alternative", "Outcome", "alternatives", "decide_engines", "order_of"]
+__all__ = [
+    "CONTROL",
+    "LAYER_1",
+    "PRESENT",
+    "Alternative",
+    "Outcome",
+    "alternatives",
+    "decide_engines",
+    "order_of",
+]
 
 #: The engines of the present choice, and the same once more.
 PRESENT, CONTROL = "present", "control"
+#: The setting that switches the vendor's ATen kernels; its "0" stands among the orders of ops.
+LAYER_1 = "use_flaggems"
 
 #: Orders by op, as the file writes them.
 Orders = Mapping[str, str]
@@ -42,13 +53,16 @@ def order_of(impl: str) -> str:
     return SGLANG if impl == SGLANG else f"impl:{impl}|{SGLANG}"
 
 
-def alternatives(verdicts: Sequence[OpVerdict], with_sglang: bool) -> tuple[Alternative, ...]:
+def alternatives(
+    verdicts: Sequence[OpVerdict], with_sglang: bool, with_layer_1: bool = False
+) -> tuple[Alternative, ...]:
     """Return the engines to try: all proposed kernels together, and what has no time of its own one by one.
 
     Parameters
     ----------
     verdicts : of the ops that the model calls
     with_sglang : whether SGLang's own path is tried in the place of each of our kernels
+    with_layer_1 : whether the ATen ops that are replaced at present are tried as PyTorch's, all of them
     """
     presents = {verdict.op: verdict.present for verdict in verdicts}
     faster = {v.op: order_of(v.best) for v in verdicts if v.best is not None and v.gain is not None}
@@ -62,6 +76,9 @@ def alternatives(verdicts: Sequence[OpVerdict], with_sglang: bool) -> tuple[Alte
         if other is not None:
             orders = {**faster, verdict.op: order_of(other)}
             found.append(Alternative(_name(orders), _with_wholes(orders, presents), base, verdict.op))
+    if with_layer_1:
+        orders = {**faster, LAYER_1: "0"}
+        found.append(Alternative(_name(orders), _with_wholes(orders, presents), base, LAYER_1))
     return tuple(found)
 
 

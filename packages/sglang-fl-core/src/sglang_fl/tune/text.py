@@ -8,6 +8,7 @@ from typing import Any
 
 from sglang_fl.settings.policy import SGLANG
 from sglang_fl.tune.decide import Compared, OpVerdict
+from sglang_fl.tune.sides import LAYER_1
 
 __all__ = ["Report", "as_data", "as_package_data", "as_rows", "as_yaml"]
 
@@ -69,9 +70,13 @@ class Report:
 def as_yaml(report: Report) -> str:
     """Return the file for ``SGLANG_FL_CONFIG``."""
     lines = [*_head(report), ""]
-    lines += [f"{key}: {json.dumps(value)}" for key, value in report.kept.items() if key != "op_backends"]
+    chosen = {op: order for op, order in report.orders.items() if op != LAYER_1}
+    settings = {key: value for key, value in report.kept.items() if key != "op_backends"}
+    if LAYER_1 in report.orders:
+        settings[LAYER_1] = report.orders[LAYER_1]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
     before = report.kept.get("op_backends") or {}
-    orders = {**{op: order for op, order in before.items() if op not in report.orders}, **report.orders}
+    orders = {**{op: order for op, order in before.items() if op not in chosen}, **chosen}
     if orders:
         lines.append("op_backends:")
     verdicts = {verdict.op: verdict for verdict in report.verdicts}
@@ -138,7 +143,8 @@ def as_data(report: Report) -> dict[str, Any]:
     return {
         "about": dict(report.about),
         "conclusion": report.conclusion,
-        "op_backends": dict(report.orders),
+        "op_backends": {op: order for op, order in report.orders.items() if op != LAYER_1},
+        "layer_1": "off" if LAYER_1 in report.orders else "as it is",
         "ops": as_rows(report),
         "engines": {name: ratios(found) for name, found in report.engines.items()},
         "control": ratios(report.control) if report.control else {},

@@ -188,3 +188,23 @@ def test_kernels_are_loaded_in_the_vendors_environment(chip: Chip, monkeypatch: 
 
     assert (os.environ.pop("TOY_CHIP"), os.environ["TOY_KEPT"]) == ("toy", "the user's")
     assert load_kernels(CPU) == ()
+
+
+def test_all_in_a_white_list_is_every_op_but_those_in_quarantine(chip: Chip, monkeypatch: pytest.MonkeyPatch):
+    made = plan(chip(quarantine=(WRONG,)), monkeypatch, SGLANG_FL_FLAGOS_WHITELIST="all")
+    assert [op.name for op in made.replaced] == ["mul", "add", "sub", "pow"]
+    assert told(made)["pow"] == (True, "SGLANG_FL_FLAGOS_WHITELIST names all")
+    assert told(made)["lt"][1].startswith("in quarantine: it compares in float32")
+    assert made.complaints == ()
+
+
+def test_all_beside_a_lift_takes_that_op_too(chip: Chip, monkeypatch: pytest.MonkeyPatch):
+    made = plan(chip(quarantine=(WRONG,)), monkeypatch, SGLANG_FL_FLAGOS_WHITELIST="all,!lt")
+    assert [op.name for op in made.replaced] == ["mul", "add", "sub", "pow", "lt"]
+
+
+def test_all_beside_other_names_is_refused(chip: Chip, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(
+        SettingsError, match=r"FLAGOS_WHITELIST='all,mul': 'all' stands for every ATen op.*Write aten::all"
+    ):
+        plan(chip(), monkeypatch, SGLANG_FL_FLAGOS_WHITELIST="all,mul")

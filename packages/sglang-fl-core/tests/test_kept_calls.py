@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from sglang_fl.cli import app
 from sglang_fl.diagnostics.doctor.child import Child
 from sglang_fl.diagnostics.replay import command, replay
-from sglang_fl.dispatch import kept_calls
 from sglang_fl.dispatch.kept_calls import KeptCalls, kept_files, packed, unpacked
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
@@ -67,9 +66,9 @@ def kept(tmp_path: Path, monkeypatch) -> Any:
     return keep
 
 
-def toy(kernel: Any, folder: Path, each: bool = False) -> Any:
+def toy(kernel: Any, folder: Path, each: bool = False, **room: int) -> Any:
     impl = OpImpl("silu_and_mul", BackendKind.VENDOR, "vendor.toy", "toy:kernel")
-    return KeptCalls(folder, each).wrap(SILU, impl, torch.nn.SiLU(), kernel)
+    return KeptCalls(folder, each, **room).wrap(SILU, impl, torch.nn.SiLU(), kernel)
 
 
 def test_a_call_is_on_disk_before_its_kernel_runs_and_says_afterwards_that_it_came_back(tmp_path: Path):
@@ -130,13 +129,11 @@ def test_memory_comes_back_with_its_strides_and_alignment(tensor: torch.Tensor):
     assert (back.storage_offset() - tensor.storage_offset()) % 64 == 0
 
 
-def test_what_is_too_large_or_too_much_is_not_kept_and_said_once(tmp_path: Path, monkeypatch, caplog):
-    monkeypatch.setattr(kept_calls, "MOST_OF_A_CALL", 1024)
-    monkeypatch.setattr(kept_calls, "MOST", 2048)
-    kernel = toy(SILU.reference, tmp_path / "calls")
-    for rows in (33, 34, 30, 31, 29, 28):  # 32 bytes each
+def test_what_is_too_large_or_too_much_is_not_kept_and_said_once(tmp_path: Path, caplog):
+    kernel = toy(SILU.reference, tmp_path / "calls", most=4096)  # a call may take 1024 of them
+    for rows in (33, 34, 30, 31, 29, 28, 27, 26):  # 32 bytes each
         kernel(torch.ones(rows, 8))
-    assert len(kept_files(tmp_path / "calls")) == 2
+    assert len(kept_files(tmp_path / "calls")) == 4
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
         "too large",
         "full, no further calls are kept",

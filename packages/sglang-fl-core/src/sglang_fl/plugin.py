@@ -36,6 +36,7 @@ from sglang_fl.settings import (
     bench_folder,
     is_launcher,
     prepare_environment,
+    room_for_calls,
 )
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
@@ -350,7 +351,9 @@ def _open_kept_calls(settings: Settings) -> KeptCalls | None:
     if settings.keep_calls is None:
         return None
     try:
-        return KeptCalls(settings.keep_calls, settings.keep_calls_each)
+        room = room_for_calls()
+        most = {} if room is None else {"most": room << 20}
+        return KeptCalls(settings.keep_calls, settings.keep_calls_each, **most)
     except OSError as error:
         raise SettingsError(
             f"{settings.quoted('keep_calls')}: no folder that can be written ({error.strerror}). Valid: a "

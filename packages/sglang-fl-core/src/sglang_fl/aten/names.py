@@ -7,6 +7,8 @@
 ``aten::mul``         all overloads of ``mul``
 ``mul``               what FlagGems' function ``mul`` replaces; where no function is called so, as
                       ``aten::mul``
+``all``               alone in a white list: every op that the vendor has a kernel for; the op of this
+                      name is ``aten::all``
 ====================  ===========================================================================
 """
 
@@ -15,8 +17,10 @@ from collections.abc import Iterable, Sequence
 from sglang_fl.errors import SettingsError, nearest, quoted
 from sglang_fl.vendor import AtenOp
 
-__all__ = ["find", "find_all"]
+__all__ = ["ALL", "find", "find_all", "find_white"]
 
+#: In a white list: every op.
+ALL = "all"
 _NAMESPACE = "aten::"
 
 
@@ -57,6 +61,23 @@ def find_all(names: Iterable[str], ops: Sequence[AtenOp], title: str) -> dict[st
                 f"`sglang-fl ops --aten` lists them."
             )
     return found
+
+
+def find_white(names: Sequence[str], ops: Sequence[AtenOp], title: str) -> dict[str, tuple[AtenOp, ...]]:
+    """Return what each name of a white list means; as ``find_all``, and ``all`` stands for every op.
+
+    Raises
+    ------
+    SettingsError : as ``find_all``; ``all`` beside other names, which may mean every op or that of this name
+    """
+    if tuple(names) == (ALL,):
+        return {ALL: tuple(ops)}
+    if ALL in names:
+        raise SettingsError(
+            f"{title}: 'all' stands for every ATen op, and must stand alone. Write aten::all for the op of "
+            "this name."
+        )
+    return find_all(names, ops, title)
 
 
 def _nearest(name: str, ops: Sequence[AtenOp]) -> str:

@@ -3,7 +3,7 @@
 The first that says something about an op decides:
 
 1. the vendor's quarantine, unless the user has lifted it by ``!op``;
-2. the user's white list: what stands on it is replaced, and nothing else;
+2. the user's white list: what stands on it is replaced, and nothing else; ``all`` stands for every op;
 3. the user's black list;
 4. the vendor's list of measured ops;
 5. else the op is not replaced: nobody has measured it.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sglang_fl.aten.names import find, find_all
+from sglang_fl.aten.names import ALL, find, find_all, find_white
 from sglang_fl.errors import VendorError
 from sglang_fl.registry import is_in_force
 from sglang_fl.settings import Settings, prepare_environment
@@ -202,7 +202,7 @@ class _Lists:
         self.white_title = settings.title("flagos_whitelist")
         self.black_title = settings.title("flagos_blacklist")
         quoted_white, quoted_black = settings.quoted("flagos_whitelist"), settings.quoted("flagos_blacklist")
-        self.white = find_all(white.names, ops, quoted_white)
+        self.white = find_white(white.names, ops, quoted_white)
         self.black = find_all(black.names, ops, quoted_black)
         self.lifted = find_all(white.lifted, ops, quoted_white) | find_all(black.lifted, ops, quoted_black)
 
@@ -255,7 +255,7 @@ def _complaints(
 ) -> Iterable[str]:
     for decision in decisions:
         name = _naming(decision.op, lists.white)
-        if name and not decision.is_replaced:
+        if name and name != ALL and not decision.is_replaced:
             yield f"{lists.white_title}: {name} ({decision.op}) is not replaced: {decision.reason}"
     for name, meant in lists.lifted.items():
         lifted = [entry for entry in in_force if set(meant) & _ops_of(entry, ops)]

@@ -15,6 +15,7 @@ import typer
 
 from sglang_fl import __version__
 from sglang_fl.cli.printing import exit_on_error, named, print_json, print_rows, say
+from sglang_fl.cli.tune import tune
 from sglang_fl.compare.command import compare
 from sglang_fl.errors import SettingsError, choices
 
@@ -206,6 +207,7 @@ def bisect(
 
 
 app.command()(compare)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(tune)
 
 
 def _print_verdict(verdict: "Verdict") -> None:

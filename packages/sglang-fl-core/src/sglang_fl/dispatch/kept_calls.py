@@ -27,8 +27,8 @@ __all__ = ["RUNNING", "KeptCalls", "kept_files", "packed", "unpacked"]
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of one call, and of all that one process keeps, and how many files it makes.
-MOST_OF_A_CALL, MOST, MOST_FILES = 1 << 28, 1 << 30, 4096
+#: Bytes of all that one process keeps, of which one call may take a quarter, and how many files it makes.
+MOST, MOST_FILES = 1 << 30, 4096
 RUNNING = ".running.pt"
 #: Elements after which memory is aligned as before.
 _ALIGNED = 64
@@ -41,16 +41,18 @@ class KeptCalls:
     ----------
     folder : where; made if it is missing, for its owner alone
     each : whether each call is kept, in the place of the one before of its shape
+    most : bytes of all that is kept, of which one call may take a quarter
 
     Raises
     ------
     OSError : the folder cannot be made or written
     """
 
-    def __init__(self, folder: Path, each: bool = False) -> None:
+    def __init__(self, folder: Path, each: bool = False, most: int = MOST) -> None:
         self._folder = folder / f"process-{os.getpid()}"
         self._each = each
         self._files: dict[tuple[object, ...], Path] = {}
+        self._most = most
         self._bytes = 0
         self._said: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,10 +99,10 @@ class KeptCalls:
         return path
 
     def _has_room(self, op: Op, size: int) -> bool:
-        if size > MOST_OF_A_CALL:
+        if size > self._most // 4:
             self._say_once(op.name, f"calls of {op} with {size >> 20} MiB are not kept: too large")
             return False
-        if self._bytes + size > MOST or len(self._files) >= MOST_FILES:
+        if self._bytes + size > self._most or len(self._files) >= MOST_FILES:
             self._say_once("", f"{self._folder}: full, no further calls are kept")
             return False
         return True

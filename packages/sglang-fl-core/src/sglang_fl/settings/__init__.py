@@ -10,11 +10,12 @@ from sglang_fl.settings.model import (
     prepare_environment,
     unknown_variables,
 )
-from sglang_fl.settings.processes import ask_for_bench, bench_folder, is_launcher
+from sglang_fl.settings.processes import ROOM, ask_for_bench, bench_folder, is_launcher, room_for_calls
 from sglang_fl.settings.sglang import SglangSettings
 
 __all__ = [
     "ATTENTION",
+    "ROOM",
     "Setting",
     "Settings",
     "SglangSettings",
@@ -25,5 +26,6 @@ __all__ = [
     "is_launcher",
     "markdown_table",
     "prepare_environment",
+    "room_for_calls",
     "unknown_variables",
 ]

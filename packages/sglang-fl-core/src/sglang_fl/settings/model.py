@@ -36,7 +36,7 @@ from sglang_fl.settings.names import (
     parse_vendor_names,
 )
 from sglang_fl.settings.policy import PREFERABLE, SGLANG, Order, Policy, Prefer, parse_orders
-from sglang_fl.settings.processes import BENCH, LAUNCHER
+from sglang_fl.settings.processes import BENCH, LAUNCHER, ROOM
 from sglang_fl.settings.sources import Given, as_text, collect, file_key, variable
 from sglang_fl.vendor import BackendKind, Vendor
 
@@ -115,7 +115,9 @@ class Settings(BaseModel):
         description="layer 1 (ATen ops) master switch; `1` by default where the vendor offers ATen kernels",
     )
     flagos_whitelist: AtenNames = Field(
-        default=NameList(), description="replace only these ATen ops (layer 1): `mul,aten::div.Tensor`"
+        default=NameList(),
+        description="replace only these ATen ops (layer 1): `mul,aten::div.Tensor`; `all`: each that the "
+        "vendor has a kernel for",
     )
     flagos_blacklist: AtenNames = Field(
         default=NameList(), description="ATen ops that are left to PyTorch (layer 1)"
@@ -308,7 +310,7 @@ def _written(value: Any) -> str:
 
 def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes, or of another plugin of FlagOS, that it does nothing."""
-    known = {API_KEY, BENCH, LAUNCHER, *map(variable, Settings.model_fields)}
+    known = {API_KEY, BENCH, LAUNCHER, ROOM, *map(variable, Settings.model_fields)}
     unknown = [
         name
         for name in sorted(os.environ)

@@ -4,10 +4,12 @@ import multiprocessing
 import os
 from pathlib import Path
 
-__all__ = ["BENCH", "LAUNCHER", "ask_for_bench", "bench_folder", "is_launcher"]
+__all__ = ["BENCH", "LAUNCHER", "ROOM", "ask_for_bench", "bench_folder", "is_launcher", "room_for_calls"]
 
 #: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
 BENCH = "SGLANG_FL_BISECT"
+#: What ``sglang-fl tune`` sets for the engine that records: MiB of kept calls; one may take a quarter.
+ROOM = "SGLANG_FL_KEEP_CALLS_MIB"
 #: The process that a user has started: SGLang's others inherit it.
 LAUNCHER = "SGLANG_FL_LAUNCHER"
 
@@ -16,6 +18,12 @@ def bench_folder() -> Path | None:
     """Return the folder where ``sglang-fl bisect`` awaits answers, if it has started this process."""
     text = os.environ.get(BENCH)
     return Path(text) if text else None
+
+
+def room_for_calls() -> int | None:
+    """Return how many MiB of calls this process may keep, if ``sglang-fl tune`` has started it."""
+    text = os.environ.get(ROOM)
+    return int(text) if text else None
 
 
 def ask_for_bench(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sglang_fl.errors import SettingsError
 
-__all__ = ["OfflineEngine", "offline_engine"]
+__all__ = ["FLAGS", "OfflineEngine", "launched", "offline_engine"]
 
 #: Graphs replay what was captured, and a cached prefix is not computed again: neither can be switched.
 FLAGS = ("--disable-cuda-graph", "--disable-radix-cache", "--skip-server-warmup")
@@ -93,6 +93,22 @@ def offline_engine(arguments: Sequence[str], folder: Path) -> Iterator[OfflineEn
     arguments : as of ``python -m sglang.launch_server``
     folder : where ranks answer
     """
+    with launched([*arguments, *FLAGS]) as engine:
+        yield OfflineEngine(engine, folder)
+
+
+@contextmanager
+def launched(arguments: Sequence[str]) -> Iterator[Any]:
+    """Start ``sglang.Engine`` with SGLang's own launch arguments; it is gone at the end, whatever happens.
+
+    Parameters
+    ----------
+    arguments : as of ``python -m sglang.launch_server``
+
+    Raises
+    ------
+    SettingsError : there would be several replicas, of which one alone can be asked
+    """
     import sglang
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
@@ -101,13 +117,13 @@ def offline_engine(arguments: Sequence[str], folder: Path) -> Iterator[OfflineEn
     load_plugins()  # before the arguments are parsed, as the server does
     engine = None
     try:
-        parsed = prepare_server_args([*arguments, *FLAGS])
+        parsed = prepare_server_args(list(arguments))
         if parsed.dp_size > 1:  # SGLang gives these schedulers no socket for remote calls
             raise SettingsError(
-                f"--dp-size {parsed.dp_size}: only one replica can be bisected. Use --dp-size 1."
+                f"--dp-size {parsed.dp_size}: only one replica can be bisected or tuned. Use --dp-size 1."
             )
         engine = sglang.Engine(server_args=parsed)
-        yield OfflineEngine(engine, folder)
+        yield engine
     finally:
         try:
             if engine is not None:

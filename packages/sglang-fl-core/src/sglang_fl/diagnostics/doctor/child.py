@@ -47,7 +47,11 @@ def run_python(code: str, seconds: float, extra: Mapping[str, str] | None = None
 
 
 def start(
-    arguments: Sequence[str], extra: Mapping[str, str] | None, output: int | IO[str], errors: int | IO[str]
+    arguments: Sequence[str],
+    extra: Mapping[str, str] | None,
+    output: int | IO[str],
+    errors: int | IO[str],
+    commands: int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[str]":
     """Start Python as the leader of a session of its own, which Ctrl-C does not reach; the caller ends it.
 
@@ -55,7 +59,7 @@ def start(
     ----------
     arguments : of Python
     extra : more of the environment, for it alone
-    output, errors : as ``subprocess`` takes ``stdout`` and ``stderr``
+    output, errors, commands : as ``subprocess`` takes ``stdout``, ``stderr`` and ``stdin``
     """
     pressed: list[int] = []
     # In the middle of Popen an interrupt would leave a process that nobody knows and nobody ends. Only the
@@ -68,7 +72,7 @@ def start(
         process = subprocess.Popen(
             [sys.executable, *arguments],
             env=child_environment(extra),
-            stdin=subprocess.DEVNULL,
+            stdin=commands,
             stdout=output,
             stderr=errors,
             text=True,

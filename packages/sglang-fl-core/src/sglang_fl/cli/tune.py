@@ -1,0 +1,105 @@
+"""``sglang-fl tune`` on the command line."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sglang_fl.cli.printing import exit_on_error, named, print_rows, say
+from sglang_fl.logs.redaction import redacted
+from sglang_fl.logs.shared_file import write_text
+
+if TYPE_CHECKING:
+    from sglang_fl.tune.text import Report
+
+__all__ = ["tune"]
+
+
+def tune(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
+    out: Annotated[Path, typer.Option(help="The file to write, for SGLANG_FL_CONFIG.")] = Path(
+        "sglang-fl-tuned.yaml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    minutes: Annotated[
+        float, typer.Option(min=1, max=1440, help="What is not measured by then is named.")
+    ] = 30,
+    op: Annotated[list[str] | None, typer.Option(help="Only this op; may be given more than once.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=10, help="Starts of each engine.")] = 2,
+    kernels_only: Annotated[
+        bool,
+        typer.Option(
+            "--kernels-only",
+            help="Do not try SGLang's own path of each op, and no ATen kernels: an engine each.",
+        ),
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="What was measured is kept in it, to go on from.")] = Path(
+        "sglang-fl-tune"
+    ),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure anew what an earlier run has measured.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there, too.")] = None,
+    as_package_data: Annotated[
+        bool, typer.Option("--as-package-data", help="Print the choices of a vendor package, too.")
+    ] = False,
+) -> None:
+    """Measure what a model calls on this machine, and write what is exact and faster as a settings file.
+
+    The model runs once on exact references, and its calls are kept. Each implementation is held against
+    float64 at these calls, and timed if it is right. What is faster is tried in the engine, beside what runs
+    at present and that once more as a control: decode-heavy requests and prefills. What the engine does not
+    confirm stays as it is. A run that was interrupted goes on when the same command is given again.
+
+    What follows is passed on to SGLang's launch line: sglang-fl tune --model MODEL --minutes 60 --tp 2. Exit
+    code 0: the file is written; it may say that all stays as it is. 1: so it is, and an op runs on a wrong
+    kernel at present. 2: set-up broken. 3: the minutes did not suffice to decide, or the model calls nothing
+    that has a choice; the file says so.
+    """
+    from sglang_fl.cli import end_on_sigterm
+    from sglang_fl.tune.command import Asked, exit_code
+    from sglang_fl.tune.command import tune as run
+
+    end_on_sigterm()
+    with exit_on_error():
+        asked = Asked(
+            model=model and str(named(Path(model))),
+            arguments=tuple(context.args),
+            out=named(out),
+            minutes=minutes,
+            folder=named(folder),
+            ops=tuple(op or ()),
+            rounds=rounds,
+            with_sglang=not kernels_only,
+            is_forced=force,
+            is_fresh=fresh,
+        )
+        report = run(asked, lambda step: say(step, err=True))
+        if json_file is not None:
+            _write_json(report, named(json_file))
+    _print(report, asked.out, as_package_data)
+    raise typer.Exit(exit_code(report))
+
+
+def _write_json(report: "Report", path: Path) -> None:
+    from sglang_fl.errors import SettingsError
+    from sglang_fl.tune.text import as_data
+
+    try:
+        write_text(path, json.dumps(redacted(as_data(report)), indent=2) + "\n")
+    except OSError as error:
+        raise SettingsError(f"--json {str(path)!r}: {error.strerror or error}") from None
+
+
+def _print(report: "Report", out: Path, as_package_data: bool) -> None:
+    from sglang_fl.tune import text
+
+    print_rows(text.as_rows(report), False, "Ops", ("others",), labels=1)
+    for line in report.unmeasured:
+        say(f"not measured: {line}")
+    say(report.conclusion)
+    if as_package_data:
+        say(text.as_package_data(report))
+    say(f"{out} is written. To serve with it: SGLANG_FL_CONFIG={out} python -m sglang.launch_server ...")

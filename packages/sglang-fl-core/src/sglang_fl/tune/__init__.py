@@ -1,0 +1,1 @@
+"""``sglang-fl tune``: measures what a model calls on this machine, and writes what is exact and faster."""

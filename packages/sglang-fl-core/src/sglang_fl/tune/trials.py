@@ -1,0 +1,138 @@
+"""Engines with other choices beside those of the present one: started in turn, told the same workloads."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sglang_fl.settings.policy import SGLANG
+from sglang_fl.tune.budget import Budget, OutOfTimeError
+from sglang_fl.tune.engines import EngineEndedError, Launch, Load, started
+from sglang_fl.tune.sides import CONTROL, PRESENT, Alternative
+from sglang_fl.tune.state import State
+from sglang_fl.tune.text import Report, as_yaml
+
+__all__ = ["Trials"]
+
+FLAGS = ("--skip-server-warmup",)
+WARM_UPS = 1
+
+
+@dataclass
+class Trials:
+    """Starts engines and keeps what they do.
+
+    Parameters
+    ----------
+    launch : the model and its launch line
+    loads : the workloads
+    repetitions : of each workload in one start
+    rounds : starts of each engine
+    seconds : that one start is expected to take, with its workloads
+    layers : of each op, the layer classes that call it
+    kept : what stood in the user's file before, by key
+    state : where it is kept
+    budget : what it may take
+    tell : called with each step
+    unmeasured : filled with what was left out, and why
+    """
+
+    launch: Launch
+    loads: Sequence[Load]
+    repetitions: int
+    rounds: int
+    seconds: float
+    layers: Mapping[str, Sequence[str]]
+    kept: Mapping[str, Any]
+    state: State
+    budget: Budget
+    tell: Callable[[str], None]
+    unmeasured: list[str]
+    _failed: set[str] = field(default_factory=set)
+
+    def affordable(self, tried: Sequence[Alternative]) -> list[Alternative]:
+        """Return the alternatives for which there is time, the first of them in any case."""
+        names = [PRESENT, CONTROL, *(side.name for side in tried)]
+        needed = {name: self.seconds * (self.rounds - len(self.state.starts(name))) for name in names}
+        left = self.budget.left - needed[PRESENT] - needed[CONTROL]
+        run: list[Alternative] = []
+        for side in tried:
+            left -= needed[side.name]
+            if left < 0 and run:
+                self.unmeasured.append(f"engine {side.name}: the minutes do not suffice")
+            else:
+                run.append(side)
+        return run
+
+    def starts(self, run: Sequence[Alternative], suffix: str = "") -> dict[str, list[dict[str, list[float]]]]:
+        """Start every engine so many times, in a random order in each round; return what was measured.
+
+        Parameters
+        ----------
+        run : the alternatives; the present choice and its control are started beside them
+        suffix : tells these starts from others of the same names
+
+        Raises
+        ------
+        OutOfTimeError : not even one round of the present choice, its control and an alternative is complete
+        EngineEndedError : the engine of the present choice does not start
+        """
+        sides = [Alternative(PRESENT, {}), Alternative(CONTROL, {}), *run]
+        draw = random.Random(7)
+        try:
+            for number in range(self.rounds):
+                for side in draw.sample(sides, len(sides)):
+                    is_due = len(self.state.starts(side.name + suffix)) <= number
+                    if is_due and side.name not in self._failed:
+                        self._start(side, suffix)
+        except OutOfTimeError:
+            self.unmeasured.append("further starts of the engines: the minutes were over")
+        found = {side.name: self.state.starts(side.name + suffix) for side in sides}
+        failed = {*found} <= {PRESENT, CONTROL, *self._failed}
+        if not (found[PRESENT] and found[CONTROL] and (failed or any(found[side.name] for side in run))):
+            raise OutOfTimeError("the minutes are over")
+        return found
+
+    def _start(self, side: Alternative, suffix: str) -> None:
+        self.tell(f"the engine of {side.name}{', as a whole' if suffix else ''}")
+        self.budget.require(self.seconds / 2)
+        log, ran = self.state.folder / "engines.log", self.state.folder / "dispatch.log"
+        ran.unlink(missing_ok=True)
+        settings = {"SGLANG_FL_DISPATCH_LOG": str(ran.resolve())}
+        if side.orders:
+            file = self.state.folder / "tried.yaml"
+            file.write_text(as_yaml(Report({}, (), {}, orders=side.orders, kept=self.kept)))
+            settings["SGLANG_FL_CONFIG"] = str(file.resolve())
+        try:
+            with started(self.launch, FLAGS, settings, log, self.budget) as engine:
+                figures = {
+                    load.name: [engine.throughput(load) for _ in range(WARM_UPS + self.repetitions)]
+                    for load in self.loads
+                }
+        except EngineEndedError as error:
+            if side.name in (PRESENT, CONTROL):
+                raise
+            self._fail(side, str(error))
+            return
+        missing = _why_not_run(side, ran, self.layers)
+        if missing:
+            self._fail(side, missing)
+        else:
+            kept = {name: values[WARM_UPS:] for name, values in figures.items()}
+            self.state.keep_start(side.name + suffix, kept)
+
+    def _fail(self, side: Alternative, reason: str) -> None:
+        self._failed.add(side.name)
+        self.unmeasured.append(f"engine {side.name}: {reason}")
+
+
+def _why_not_run(side: Alternative, log: Path, layers: Mapping[str, Sequence[str]]) -> str:
+    """Say which implementation an engine should have run by its log and has not; empty if there is none."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    for op, order in side.orders.items():
+        impl = order.partition("|")[0].removeprefix("impl:")
+        of_op = [line for line in lines if any(f" {layer} " in line for layer in layers.get(op, ()))]
+        if impl != SGLANG and layers.get(op) and not any(f"({impl})" in line for line in of_op):
+            return f"{op} did not run on {impl}, which failed or refused a call: see engines.log"
+    return ""

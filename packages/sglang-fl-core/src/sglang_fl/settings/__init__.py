@@ -10,7 +10,13 @@ from sglang_fl.settings.model import (
     prepare_environment,
     unknown_variables,
 )
-from sglang_fl.settings.processes import ask_for_bench, bench_folder, is_launcher
+from sglang_fl.settings.processes import (
+    ask_for_bench,
+    ask_for_profile,
+    bench_folder,
+    is_launcher,
+    profile_folder,
+)
 from sglang_fl.settings.sglang import SglangSettings
 
 __all__ = [
@@ -20,10 +26,12 @@ __all__ = [
     "SglangSettings",
     "api_key",
     "ask_for_bench",
+    "ask_for_profile",
     "bench_folder",
     "explain",
     "is_launcher",
     "markdown_table",
     "prepare_environment",
+    "profile_folder",
     "unknown_variables",
 ]

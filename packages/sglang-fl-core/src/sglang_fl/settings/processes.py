@@ -4,10 +4,21 @@ import multiprocessing
 import os
 from pathlib import Path
 
-__all__ = ["BENCH", "LAUNCHER", "ask_for_bench", "bench_folder", "is_launcher"]
+__all__ = [
+    "BENCH",
+    "LAUNCHER",
+    "PROFILE",
+    "ask_for_bench",
+    "ask_for_profile",
+    "bench_folder",
+    "is_launcher",
+    "profile_folder",
+]
 
 #: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
 BENCH = "SGLANG_FL_BISECT"
+#: What ``sglang-fl profile`` sets for them, likewise.
+PROFILE = "SGLANG_FL_PROFILE"
 #: The process that a user has started: SGLang's others inherit it.
 LAUNCHER = "SGLANG_FL_LAUNCHER"
 
@@ -21,6 +32,17 @@ def bench_folder() -> Path | None:
 def ask_for_bench(folder: Path) -> None:
     """Have the processes that are started from now on load the plugin for ``sglang-fl bisect``."""
     os.environ[BENCH] = str(folder)
+
+
+def profile_folder() -> Path | None:
+    """Return the folder where ``sglang-fl profile`` awaits traces, if it has started this process."""
+    text = os.environ.get(PROFILE)
+    return Path(text) if text else None
+
+
+def ask_for_profile(folder: Path) -> None:
+    """Have the processes that are started from now on mark what they run, for ``sglang-fl profile``."""
+    os.environ[PROFILE] = str(folder)
 
 
 def is_launcher() -> bool:

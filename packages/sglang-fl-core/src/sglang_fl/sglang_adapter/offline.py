@@ -104,7 +104,7 @@ def offline_engine(arguments: Sequence[str], folder: Path) -> Iterator[OfflineEn
         parsed = prepare_server_args([*arguments, *FLAGS])
         if parsed.dp_size > 1:  # SGLang gives these schedulers no socket for remote calls
             raise SettingsError(
-                f"--dp-size {parsed.dp_size}: only one replica can be bisected. Use --dp-size 1."
+                f"--dp-size {parsed.dp_size}: only one replica can be looked into. Use --dp-size 1."
             )
         engine = sglang.Engine(server_args=parsed)
         yield OfflineEngine(engine, folder)

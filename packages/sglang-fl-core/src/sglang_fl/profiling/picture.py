@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from html import escape
 
 from sglang_fl.profiling.labels import DECODE
-from sglang_fl.profiling.pieces import Piece, Who, piece_of
+from sglang_fl.profiling.pieces import OURS, Piece, Who, piece_of
 from sglang_fl.profiling.profile import Profile
 from sglang_fl.profiling.shares import Phase
-from sglang_fl.profiling.table import percents, span
+from sglang_fl.profiling.table import named, span
 
 __all__ = ["as_page"]
 
@@ -32,7 +32,8 @@ _STYLE = """
 body { margin: 24px auto; max-width: 960px; padding: 0 16px; background: var(--page); color: var(--text);
   font: 14px/1.5 system-ui, sans-serif }
 h1 { font-size: 20px } h2 { font-size: 16px; margin: 28px 0 4px } p { margin: 4px 0 }
-svg { display: block; width: 100%; height: auto; margin: 8px 0 }
+svg { display: block; width: 100%; height: auto; margin: 10px 0 }
+rect { shape-rendering: crispEdges }
 text { font: 12px system-ui, sans-serif; fill: var(--text) }
 .quiet { color: var(--quiet); fill: var(--quiet) } .empty { fill: var(--empty) }
 .onbar { fill: var(--page); font-weight: 600 } .end { text-anchor: end } .middle { text-anchor: middle }
@@ -43,7 +44,9 @@ text { font: 12px system-ui, sans-serif; fill: var(--text) }
 WIDTH = 928
 #: Pieces of a phase that have a bar of their own.
 MOST_PIECES = 16
-_ROW, _BARS, _LONGEST_BAR = 22, 330, 500
+#: Characters that fit beside the bars.
+LONGEST_NAME = 50
+_ROW, _BARS, _LONGEST_BAR = 22, 340, 460
 
 
 def as_page(profile: Profile) -> str:
@@ -65,7 +68,7 @@ def as_page(profile: Profile) -> str:
 
 
 def _phase(profile: Profile, phase: Phase) -> Iterator[str]:
-    title = f"{phase.name.capitalize()}: {100 * phase.ours:.1f} % on ours"
+    title = f"{phase.name.capitalize()}: {phase.percent_of(*OURS):.1f} % on ours"
     yield f"<h2>{escape(title)}</h2>"
     tokens = "" if phase.name == DECODE else f", {phase.tokens:g} tokens"
     size = f"{phase.requests:g} requests{tokens}; a step takes {span(phase.step_us)}."
@@ -79,15 +82,16 @@ def _next(profile: Profile, phase: Phase) -> str:
     found = profile.left(phase)[:3]
     if not found:
         return ""
-    named = ", ".join(f"{each.what} ({100 * each.share:.1f} %)" for each in found)
+    named = ", ".join(f"{each.what} ({each.percent:.1f} %)" for each in found)
     return f" To port next: {named}."
 
 
 def _caveat(profile: Profile) -> str:
     unit = "kernels on the device" if profile.is_device else "ops on the CPU"
+    blind = f" The profiler saw no {profile.device_type} device: this is the host's time." * profile.is_blind
     return (
-        f"Shares are of the time of {unit}, run eagerly and without graphs. Gaps in the picture of a step are "
-        f"as measured: watching makes them longer, graphs shorter."
+        f"Shares are of the time of {unit}, run eagerly and without graphs. Gaps in the picture of a step "
+        f"are as measured: watching makes them longer, graphs shorter.{blind}"
     )
 
 
@@ -106,14 +110,10 @@ def _text(at: tuple[float, float], words: str, kind: str = "") -> str:
     return f'<text x="{at[0]:.1f}" y="{at[1]:g}" class="{kind}">{escape(words)}</text>'
 
 
-def _kind(who: Who) -> str:
-    return who.value.partition(" ")[0]
-
-
 def _legend() -> str:
     parts, x = [], 0.0
     for who, name in _NAMES.items():
-        parts += [_rect((x, 4), (12, 12), _kind(who)), _text((x + 17, 14), name)]
+        parts += [_rect((x, 4), (12, 12), who.value), _text((x + 17, 14), name)]
         x += 34 + 6.6 * len(name)
     parts += [_rect((x, 4), (12, 12), "empty"), _text((x + 17, 14), "gap")]
     return _svg(20, "Colours", parts)
@@ -121,19 +121,18 @@ def _legend() -> str:
 
 def _stacked(phase: Phase) -> str:
     """Draw one bar: what ran, by who ran it."""
-    present = [who for who in _NAMES if phase.share_of(who) > 0]
-    shown = percents([phase.share_of(who) for who in present])
+    shown = {who: phase.percent_of(who) for who in _NAMES if phase.percent_of(who) > 0}
     parts, x = [], 0.0
-    for who, percent in zip(present, shown, strict=True):
-        width = WIDTH * phase.share_of(who)
-        parts.append(_rect((x, 0), (width, 30), _kind(who), f"{_NAMES[who]}: {percent:.1f} %"))
+    for who, percent in shown.items():
+        width = WIDTH * percent / 100
+        parts.append(_rect((x, 0), (width, 30), who.value, f"{_NAMES[who]}: {percent:.1f} %"))
         label = next(
             (text for text in (f"{_NAMES[who]} {percent:.1f} %", f"{percent:.0f} %") if _fits(text, width)),
             "",
         )
         parts.append(_text((x + width / 2, 20), label, "onbar middle"))
         x += width
-    told = ", ".join(f"{_NAMES[who]} {percent:.1f} %" for who, percent in zip(present, shown, strict=True))
+    told = ", ".join(f"{_NAMES[who]} {percent:.1f} %" for who, percent in shown.items())
     return _svg(30, f"{phase.name}: {told}", parts)
 
 
@@ -149,7 +148,7 @@ def _one_step(phase: Phase) -> str:
     for start, end, piece in _merged(phase):
         left, right = WIDTH * (start - step.start) / length, WIDTH * (end - step.start) / length
         parts.append(
-            _rect((left, 0), (right - left, 26), _kind(piece.who), f"{piece.what}: {span(end - start)}")
+            _rect((left, 0), (right - left, 26), piece.who.value, f"{piece.what}: {span(end - start)}")
         )
     parts.append(_text((0, 42), f"one step, {span(length)}", "quiet"))
     idle = f"{100 * step.idle / length:.1f} % gaps"
@@ -176,21 +175,19 @@ def _merged(phase: Phase) -> Iterator[tuple[float, float, Piece]]:
 
 def _bars(phase: Phase) -> str:
     """Draw a bar for each of the largest pieces, and one for the rest."""
-    rows = [(share.piece.what, _kind(share.piece.who), share.share, share.us) for share in phase.shares]
-    rest = rows[MOST_PIECES:]
-    if len(rest) > 1:
-        rows = rows[:MOST_PIECES]
-        rows.append(
-            (f"{len(rest)} smaller pieces", "unknown", sum(r[2] for r in rest), sum(r[3] for r in rest))
-        )
-    longest = max(row[2] for row in rows)
+    groups = [[share] for share in phase.shares[:MOST_PIECES]]
+    groups += [list(phase.shares[MOST_PIECES:])] if len(phase.shares) > MOST_PIECES else []
+    longest = max(sum(share.us for share in group) for group in groups)
     parts = []
-    for number, ((what, kind, share, us), percent) in enumerate(
-        zip(rows, percents([row[2] for row in rows]), strict=True)
-    ):
-        y = number * _ROW
-        parts.append(_text((_BARS - 8, y + 15), what, "end"))
-        width = (_LONGEST_BAR - 4) * share / longest
-        parts.append(_rect((_BARS, y + 3), (max(width, 1), _ROW - 6), kind))
-        parts.append(_text((_BARS + width + 6, y + 15), f"{percent:.1f} %  {span(us)}", "quiet"))
-    return _svg(len(rows) * _ROW + 4, f"{phase.name}: the largest pieces", parts)
+    for number, group in enumerate(groups):
+        y, us = number * _ROW, sum(share.us for share in group)
+        name = named(group[0], LONGEST_NAME) if number < MOST_PIECES else f"{len(group)} smaller pieces"
+        kind = group[0].piece.who.value if number < MOST_PIECES else "unknown"
+        width = max(1.0, _LONGEST_BAR * us / longest)
+        told = f"{sum(share.percent for share in group):.1f} %, {span(us)}"
+        parts += [
+            _text((_BARS - 8, y + 15), name, "end"),
+            _rect((_BARS, y + 3), (width, _ROW - 6), kind),
+            _text((_BARS + width + 6, y + 15), told, "quiet"),
+        ]
+    return _svg(len(groups) * _ROW + 4, f"{phase.name}: the largest pieces", parts)

@@ -4,15 +4,16 @@ import enum
 import re
 from dataclasses import dataclass
 
-from sglang_fl.profiling.labels import ATEN, ATTENTION, LAYER, OURS, SHORTCUT
+from sglang_fl.profiling.labels import ATEN, ATTENTION, LAYER, SHORTCUT
+from sglang_fl.profiling.labels import OURS as KERNEL
 from sglang_fl.profiling.trace import Node
 
-__all__ = ["OUTSIDE", "Piece", "Who", "op_of", "piece_of"]
+__all__ = ["OURS", "OUTSIDE", "Piece", "Who", "op_of", "piece_of"]
 
 #: What runs in a step and in no layer: the model's own lines, and what SGLang does before and after it.
 OUTSIDE = "outside of layers"
 _COLLECTIVES = re.compile(
-    r"nccl|hccl|cncl|c10d::|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all",
+    r"nccl|hccl|cncl|c10d::|cross_device_reduce|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all",
     re.IGNORECASE,
 )
 
@@ -24,7 +25,7 @@ class Who(enum.Enum):
     VENDOR = "vendor"
     REFERENCE = "reference"
     #: SGLang's and our lines around a kernel of ours, in a layer that is ours.
-    AROUND = "around ours"
+    AROUND = "around"
     SGLANG = "sglang"
     COLLECTIVE = "collective"
     COPY = "copy"
@@ -34,7 +35,10 @@ class Who(enum.Enum):
     @property
     def is_ours(self) -> bool:
         """Whether it is an implementation of layer 1 or 2."""
-        return self in (Who.FLAGOS, Who.VENDOR, Who.REFERENCE)
+        return self in OURS
+
+
+OURS = (Who.FLAGOS, Who.VENDOR, Who.REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def piece_of(node: Node | None, name: str = "", kind: str = "kernel") -> Piece:
     if node is None:
         return Piece(Who.UNKNOWN, "launched from nowhere that the trace tells")
     for outer in node.outwards():
-        if outer.label is not None and outer.label.kind in (OURS, ATEN):
+        if outer.label is not None and outer.label.kind in (KERNEL, ATEN):
             what, who = outer.label.words[:2]
             return Piece(Who(who), what)
     if _is_collective(node, name):

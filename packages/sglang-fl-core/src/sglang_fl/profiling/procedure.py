@@ -99,6 +99,7 @@ def _profile(
             "sglang-fl-core": metadata.version("sglang-fl-core"),
         },
         device=about["device"],
+        device_type=about["device_type"],
         ranks=len(ranks),
         is_device=any(rank.is_device for rank in ranks),
         phases=phases_of(ranks),

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sglang_fl.profiling.labels import DECODE
 from sglang_fl.profiling.shares import Candidate, Phase, left
 
 __all__ = ["Profile", "Request"]
@@ -36,6 +35,7 @@ class Profile:
     request : what the engine was asked for
     software : the version of each package
     device : its name
+    device_type : PyTorch's string
     ranks : processes that ran the model
     is_device : whether times are a device's; else they are of ops on the CPU
     phases : decode first
@@ -48,6 +48,7 @@ class Profile:
     request: Request
     software: Mapping[str, str]
     device: str
+    device_type: str
     ranks: int
     is_device: bool
     phases: tuple[Phase, ...]
@@ -55,9 +56,9 @@ class Profile:
     our_ops: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def main(self) -> Phase:
-        """The phase by which a server is judged: decode, where there are such steps."""
-        return next((phase for phase in self.phases if phase.name == DECODE), self.phases[0])
+    def is_blind(self) -> bool:
+        """Whether there is a device that the profiler of this PyTorch does not see."""
+        return self.device_type != "cpu" and not self.is_device
 
     def left(self, phase: Phase) -> list[Candidate]:
         """Return what passes us by in a phase, the largest first."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
+from sglang_fl.aten.record_log import Recording
 from sglang_fl.dispatch import layer_2_calls
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.profiling.labels import ATEN, ATTENTION, DECODE, LAYER, OURS, PREFILL, SHORTCUT, STEP, Label
@@ -57,7 +58,7 @@ class AtenRanges:
     record : gets each call, too; or None
     """
 
-    def __init__(self, record: Any = None) -> None:
+    def __init__(self, record: Recording | None = None) -> None:
         self._record = record
 
     def recording(self, kernel: AtenKernel) -> Callable[..., Any]:

@@ -67,7 +67,8 @@ class Recorder:
         self._steps.leave()
         self._profiler.export_chrome_trace(str(self._folder / f"trace.rank{_rank()}.json"))
         self._profiler = None
-        self._answer("about", {"device": self._device(), "torch": str(torch.__version__)})
+        about = {"device": self._device(), "device_type": self._device_type}
+        self._answer("about", {**about, "torch": str(torch.__version__)})
 
     def _device(self) -> str:
         module = getattr(torch, self._device_type, None)

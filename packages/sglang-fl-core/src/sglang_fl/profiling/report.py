@@ -22,6 +22,7 @@ def as_data(profile: Profile) -> dict[str, Any]:
         "request": vars(profile.request),
         "software": dict(profile.software),
         "device": profile.device,
+        "device_type": profile.device_type,
         "clock": "device" if profile.is_device else "host",
         "ranks": profile.ranks,
         "outside_us": round(profile.outside_us, _US),

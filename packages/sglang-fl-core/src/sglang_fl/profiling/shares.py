@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sglang_fl.profiling.labels import DECODE, PREFILL
-from sglang_fl.profiling.pieces import OUTSIDE, Piece, Who, op_of, piece_of
+from sglang_fl.profiling.pieces import Piece, Who, op_of, piece_of
 from sglang_fl.profiling.steps import Slice, Step, Steps
 
-__all__ = ["AtenShare", "Candidate", "Phase", "Share", "aten_shares", "left", "phases_of"]
+__all__ = ["AtenShare", "Candidate", "Phase", "Share", "aten_shares", "left", "percents", "phases_of"]
 
 #: Of a phase's time: smaller pieces are not named as what to port next.
 WORTH_NAMING = 0.01
@@ -24,12 +24,14 @@ class Share:
     piece : who ran what
     us : microseconds in a step, the mean
     share : of all that ran in a step
+    percent : the same in per cent with one decimal; those of a phase add up to 100
     ops : microseconds in a step of each op in it, or of each kernel without an op, the largest first
     """
 
     piece: Piece
     us: float
     share: float
+    percent: float
     ops: Mapping[str, float]
 
     @property
@@ -66,9 +68,9 @@ class Phase:
     shares: tuple[Share, ...]
     middle: Step = field(repr=False, compare=False)
 
-    def share_of(self, who: Who) -> float:
-        """Return what somebody ran, of all that ran."""
-        return sum(share.share for share in self.shares if share.piece.who is who)
+    def percent_of(self, *who: Who) -> float:
+        """Return what these ran, of all that ran, in per cent."""
+        return sum(share.percent for share in self.shares if share.piece.who in who)
 
     @property
     def ours(self) -> float:
@@ -99,13 +101,14 @@ class Candidate:
     Parameters
     ----------
     what : the layer class, the shortcut, or what runs outside of layers
-    share : of all that ran in a step of the phase
+    share, percent : of all that ran in a step of the phase
     largest_op : the op that takes most of it
     our_op : the op of ours for it, or empty
     """
 
     what: str
     share: float
+    percent: float
     largest_op: str
     our_op: str
 
@@ -134,9 +137,11 @@ def _phase(name: str, ranks: list[list[Step]]) -> Phase:
     times, ops = _added(steps)
     busy = sum(times.values())
     gaps = [_gap(one, next_) for rank in ranks for one, next_ in itertools.pairwise(rank)]
+    ordered = times.most_common()
+    shown = percents([us / busy for _, us in ordered])
     shares = tuple(
-        Share(piece, us / number, us / busy, {op: part / number for op, part in ops[piece].most_common()})
-        for piece, us in times.most_common()
+        Share(piece, us / number, us / busy, percent, _means(ops[piece], number))
+        for (piece, us), percent in zip(ordered, shown, strict=True)
     )
     by_length = sorted(steps, key=lambda step: step.end - step.start)
     return Phase(
@@ -151,6 +156,20 @@ def _phase(name: str, ranks: list[list[Step]]) -> Phase:
         shares=shares,
         middle=by_length[number // 2],
     )
+
+
+def _means(times: Counter[str], number: int) -> dict[str, float]:
+    return {op: us / number for op, us in times.most_common()}
+
+
+def percents(parts: Sequence[float]) -> list[float]:
+    """Return shares in per cent with one decimal, so rounded that they add up to what their sum rounds to."""
+    tenths = [int(part * 1000) for part in parts]
+    missing = round(sum(parts) * 1000) - sum(tenths)
+    by_rest = sorted(range(len(parts)), key=lambda index: tenths[index] - parts[index] * 1000)
+    for index in by_rest[:missing]:
+        tenths[index] += 1
+    return [each / 10 for each in tenths]
 
 
 def _gap(step: Step, next_: Step) -> float:
@@ -203,11 +222,20 @@ def left(phase: Phase, our_ops: Mapping[str, str]) -> list[Candidate]:
     our_ops : the op of ours for a layer class
     """
     return [
-        Candidate(share.piece.what, share.share, share.largest_op, our_ops.get(_class_of(share.piece), ""))
+        Candidate(
+            share.piece.what,
+            share.share,
+            share.percent,
+            share.largest_op,
+            _our_op(share.piece, phase, our_ops),
+        )
         for share in phase.shares
         if share.piece.who is Who.SGLANG and share.share >= WORTH_NAMING
     ]
 
 
-def _class_of(piece: Piece) -> str:
-    return "" if piece.what == OUTSIDE else piece.what.partition(" ")[0]
+def _our_op(piece: Piece, phase: Phase, our_ops: Mapping[str, str]) -> str:
+    name = piece.what.partition(" ")[0]
+    if name == "RadixAttention":
+        return "decode_attention" if phase.name == DECODE else "extend_attention"
+    return our_ops.get(name, "")

@@ -4,17 +4,17 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from sglang_fl.profiling.labels import DECODE, PREFILL
-from sglang_fl.profiling.pieces import Piece, Who
+from sglang_fl.profiling.pieces import OURS, Piece, Who
 from sglang_fl.profiling.profile import Profile
 from sglang_fl.profiling.shares import Phase, Share, aten_shares
 
-__all__ = ["WIDTH", "as_lines", "percents", "span"]
+__all__ = ["WIDTH", "as_lines", "named", "span"]
 
 WIDTH = 80
 #: Pieces with a smaller part of every phase are one row.
 SMALL = 0.005
 #: ATen ops and pieces that are named below the table.
-MOST_ATEN, MOST_LEFT = 4, 5
+MOST_ATEN, MOST_LEFT = 3, 3
 _NOTHING = "-"
 
 
@@ -36,16 +36,6 @@ def as_lines(profile: Profile) -> Iterator[str]:
         yield from _wrapped(_ours(phase))
     for phase in profile.phases:
         yield from _wrapped(_left(profile, phase))
-
-
-def percents(parts: Sequence[float]) -> list[float]:
-    """Return shares as per cent with one decimal, so rounded that they add up to what their sum rounds to."""
-    tenths = [int(part * 1000) for part in parts]
-    missing = round(sum(parts) * 1000) - sum(tenths)
-    by_rest = sorted(range(len(parts)), key=lambda index: tenths[index] - parts[index] * 1000)
-    for index in by_rest[:missing]:
-        tenths[index] += 1
-    return [each / 10 for each in tenths]
 
 
 def span(us: float) -> str:
@@ -76,53 +66,66 @@ def _table(phases: Sequence[Phase]) -> Iterator[str]:
     pieces = list(dict.fromkeys(share.piece for phase in shown for share in phase.shares))
     large = [p for p in pieces if any(p in found and found[p].share >= SMALL for found in by_piece)]
     small = [p for p in pieces if p not in large]
+    if len(small) == 1:  # a row of its own takes no more room
+        large, small = [*large, *small], []
     columns = [_column(found, large, small) for found in by_piece]
-    yield "".join(f"{phase.name:>17}" for phase in shown)
-    yield "".join("   share  us/step" for _ in shown) + "  by           what"
+    yield "".join(f"{phase.name:>16}" for phase in shown)
+    yield "".join("   share us/step" for _ in shown) + " by         what"
     for number, piece in enumerate(large):
         cells = "".join(column[number] for column in columns)
-        yield f"{cells}  {piece.who.value:<11}  {_named(piece, by_piece)}"[:WIDTH].rstrip()
+        first = next(found[piece] for found in by_piece if piece in found)
+        yield f"{cells} {piece.who.value:<10} {named(first, WIDTH - len(cells) - 12)}"
     if small:
-        yield f"{''.join(column[-1] for column in columns)}  {'':<11}  {len(small)} smaller pieces"
-    totals = "".join(f"  100.0%{_us(phase.busy_us):>9}" for phase in shown)
-    yield f"{totals}  {'':<11}  all that ran"
+        yield f"{''.join(column[-1] for column in columns)} {'':<10} {len(small)} smaller pieces"
+    totals = "".join(f"  100.0%{_us(phase.busy_us):>8}" for phase in shown)
+    yield f"{totals} {'':<10} all that ran"
 
 
 def _column(found: dict[Piece, Share], large: list[Piece], small: list[Piece]) -> list[str]:
     """Return the cells of one phase, the last one for all small pieces together."""
-    rest = [found[piece] for piece in small if piece in found]
-    parts = [found[piece].share if piece in found else 0.0 for piece in large]
-    times = [found[piece].us if piece in found else 0.0 for piece in large]
-    parts.append(sum(share.share for share in rest))
-    times.append(sum(share.us for share in rest))
-    return [
-        f"{percent:>7.1f}%{_us(us):>9}" if us else f"{_NOTHING:>8}{_NOTHING:>9}"
-        for percent, us in zip(percents(parts), times, strict=True)
-    ]
+    groups = [[found[piece]] if piece in found else [] for piece in large]
+    groups.append([found[piece] for piece in small if piece in found])
+    return [_cells(group) for group in groups]
+
+
+def _cells(shares: list[Share]) -> str:
+    if not shares:
+        return f"{_NOTHING:>8}{_NOTHING:>8}"
+    return f"{sum(share.percent for share in shares):>7.1f}%{_us(sum(share.us for share in shares)):>8}"
 
 
 def _us(us: float) -> str:
     return f"{us:.0f}" if us >= 1000 else f"{us:.1f}"
 
 
-def _named(piece: Piece, by_piece: list[dict[Piece, Share]]) -> str:
-    """Return what a piece is, and of SGLang's own what it mostly runs."""
-    if piece.who is not Who.SGLANG:
-        return piece.what
-    largest = next(found[piece].largest_op for found in by_piece if piece in found)
-    return f"{piece.what}: {largest}" if largest else piece.what
+def named(share: Share, most: int) -> str:
+    """Return what a piece is, in so many characters; of SGLang's own what it mostly runs, where that fits."""
+    name, largest = share.piece.what, share.largest_op.removeprefix("aten::")
+    if largest and share.piece.who is Who.SGLANG and len(f"{name}: {largest}") <= most:
+        return f"{name}: {largest}"
+    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def _what_is_counted(profile: Profile) -> Iterator[str]:
     unit = "kernels on the device" if profile.is_device else "ops on the CPU"
+    if profile.is_blind:
+        yield from _wrapped(
+            f"WARNING: this PyTorch's profiler sees no {profile.device_type} device. These are times of the "
+            f"host, which launches kernels and does not wait for them."
+        )
     yield from _wrapped(
         f"Shares are of the time of {unit}, run eagerly, without graphs; what overlaps is counted once."
     )
-    waits = "the device waits" if profile.is_device else "the CPU runs no op but Python"
-    gaps = ", ".join(
+    waits = "the device waits" if profile.is_device else "Python runs, and no op"
+    gaps = " and ".join(
         f"{100 * phase.idle_us / phase.step_us:.1f} % of a {phase.name} step" for phase in profile.phases
     )
-    yield from _wrapped(f"Gaps: {waits} {gaps}. Watching makes them longer, graphs shorter.")
+    between = "".join(
+        f"; between two {phase.name} steps {span(phase.between_us)}"
+        for phase in profile.phases
+        if phase.between_us
+    )
+    yield from _wrapped(f"Gaps: in {gaps} {waits}{between}. Watching makes them longer, graphs shorter.")
     if profile.outside_us:
         yield from _wrapped(f"Launched in no step, and in no share: {span(profile.outside_us)} in all.")
 
@@ -142,10 +145,8 @@ def _aten(phase: Phase) -> Iterator[str]:
 
 
 def _ours(phase: Phase) -> str:
-    kinds = ", ".join(
-        f"{who.value} {100 * phase.share_of(who):.1f} %" for who in (Who.FLAGOS, Who.VENDOR, Who.REFERENCE)
-    )
-    return f"Ours in {phase.name}: {100 * phase.ours:.1f} % ({kinds})."
+    told = ", ".join(f"{who.value} {phase.percent_of(who):.1f} %" for who in OURS if phase.percent_of(who))
+    return f"On ours in {phase.name}: {phase.percent_of(*OURS):.1f} %{f' ({told})' if told else ''}."
 
 
 def _left(profile: Profile, phase: Phase) -> str:
@@ -154,7 +155,7 @@ def _left(profile: Profile, phase: Phase) -> str:
         return f"Passing us by in {phase.name}: no piece of SGLang's own has 1 %."
     hints = [f" (`sglang-fl why {each.our_op}`)" if each.our_op else "" for each in found]
     named = [
-        f"{number}. {each.what} {100 * each.share:.1f} %{hint}"
+        f"{number}. {each.what} {each.percent:.1f} %{hint}"
         for number, (each, hint) in enumerate(zip(found, hints, strict=True), 1)
     ]
     return f"Passing us by in {phase.name}, the largest first: {'; '.join(named)}."

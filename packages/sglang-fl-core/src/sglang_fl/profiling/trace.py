@@ -32,6 +32,7 @@ class Node:
     start, end : in microseconds
     label : what it says, where it is a range of ours
     is_op : whether it is an op; a range of somebody else's is neither
+    number : by which what the device did may name it, if it has one
     parent : what encloses it on its thread
     ran : the op of ours that computes the layer whose call this is, if any
     """
@@ -41,6 +42,7 @@ class Node:
     end: float
     label: Label | None = None
     is_op: bool = False
+    number: Any = None
     parent: "Node | None" = field(default=None, repr=False)
     ran: str | None = None
 
@@ -97,7 +99,8 @@ def read_trace(path: Path) -> Trace:
     OSError, ValueError : it cannot be read, or is no such file
     """
     with path.open("rb") as file:
-        events = json.load(file).get("traceEvents")
+        read = json.load(file)
+    events = read.get("traceEvents") if isinstance(read, dict) else None
     if not isinstance(events, list):
         raise ValueError(f"{path.name} has no traceEvents")
     return trace_of(events)
@@ -108,7 +111,8 @@ def trace_of(events: Iterable[dict[str, Any]]) -> Trace:
     whole = [event for event in events if event.get("ph") == "X"]
     threads = {key: _nested(nodes) for key, nodes in _by_thread(whole).items()}
     launches = _launches(whole, threads)
-    works = tuple(_work(event, launches) for event in whole if event.get("cat") in _DEVICE)
+    ops = {node.number: node for nodes in threads.values() for node in nodes if node.number is not None}
+    works = tuple(_work(event, launches, ops) for event in whole if event.get("cat") in _DEVICE)
     return Trace(tuple(threads.values()), works)
 
 
@@ -121,7 +125,8 @@ def _by_thread(events: Iterable[dict[str, Any]]) -> dict[_Thread, list[Node]]:
         if event.get("cat") in _HOST:
             start, label = float(event["ts"]), Label.read(event["name"])
             is_op = label is None and event["cat"] == "cpu_op"
-            node = Node(event["name"], start, start + float(event.get("dur", 0)), label, is_op)
+            end, number = start + float(event.get("dur", 0)), _given(event, "External id")
+            node = Node(event["name"], start, end, label, is_op, number)
             found[_thread(event)].append(node)
     return found
 
@@ -160,7 +165,7 @@ def _launches(events: Iterable[dict[str, Any]], threads: dict[_Thread, tuple[Nod
     starts = {thread: [node.start for node in nodes] for thread, nodes in threads.items()}
     found: dict[Any, Node] = {}
     for event in events:
-        number = _correlation(event)
+        number = _given(event, "correlation")
         thread = _thread(event)
         if number is None or thread not in threads or not str(event.get("cat")).endswith(_LAUNCHERS):
             continue
@@ -170,9 +175,8 @@ def _launches(events: Iterable[dict[str, Any]], threads: dict[_Thread, tuple[Nod
     return found
 
 
-def _correlation(event: dict[str, Any]) -> Any:
-    given = event.get("args", {})
-    return given.get("correlation") or None  # 0: none
+def _given(event: dict[str, Any], name: str) -> Any:
+    return event.get("args", {}).get(name) or None  # 0: none
 
 
 def _enclosing(nodes: tuple[Node, ...], starts: list[float], at: float) -> Node | None:
@@ -182,7 +186,9 @@ def _enclosing(nodes: tuple[Node, ...], starts: list[float], at: float) -> Node 
     return next((node for node in nodes[index].outwards() if node.end >= at), None)
 
 
-def _work(event: dict[str, Any], launches: dict[Any, Node]) -> Work:
+def _work(event: dict[str, Any], launches: dict[Any, Node], ops: dict[Any, Node]) -> Work:
+    """Return what a device did, with the place of its launch; without that the op that it names."""
     start = float(event["ts"])
     end = start + float(event.get("dur", 0))
-    return Work(event["name"], _DEVICE[event["cat"]], start, end, launches.get(_correlation(event)))
+    node = launches.get(_given(event, "correlation")) or ops.get(_given(event, "External id"))
+    return Work(event["name"], _DEVICE[event["cat"]], start, end, node)

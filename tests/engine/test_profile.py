@@ -85,7 +85,7 @@ def profiled(model: Path, folder: Path, environment: dict[str, str], *words: str
     command = [*COMMAND, "--model", str(model), *SMALL, *files, *CPU, *words]
     run = finish(command, environment, 300, server_for(environment))
     assert run.code == 0, run.output[-5000:]
-    assert re.search(r"^On ours in decode: \d+\.\d % ", run.output, re.MULTILINE), run.output[-3000:]
+    assert re.search(r"^On ours in decode: \d+\.\d %", run.output, re.MULTILINE), run.output[-3000:]
     assert (folder / "p.html").read_text().count("<svg") == 7
     return json.loads((folder / "p.json").read_text())
 

@@ -90,7 +90,7 @@ def test_a_step_is_traced_by_who_ran_what(tmp_path: Path):
     scheduler.run_batch(batch("idle"))
     do("stop")
     assert json.loads((tmp_path / "step.rank0.json").read_text()) == {"step": "stop", "error": ""}
-    assert json.loads((tmp_path / "about.rank0.json").read_text())["device"] == "cpu"
+    assert json.loads((tmp_path / "device.rank0.json").read_text())["device"] == "cpu"
     expected = {
         ("flagos", "silu_and_mul"),
         ("around", "SiluAndMul around silu_and_mul"),

@@ -2,26 +2,25 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import check_appendable, is_same_file, named_path, write_text
+from sglang_fl.profiling import procedure
+from sglang_fl.profiling.engine import BROKEN, Asked
 from sglang_fl.profiling.profile import Profile, Request
 from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
-from sglang_fl.sglang_adapter.terminal import last_line, teller
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from sglang_fl.sglang_adapter.terminal import teller
 
 __all__ = ["profile"]
 
-BROKEN, NOTHING_MEASURED = 2, 3
+NOTHING_MEASURED = 3
 
 
 def profile(
@@ -56,49 +55,20 @@ def profile(
     try:
         vocabulary = vocabulary_of(model)
         outputs = _outputs({"--json": to_json, "--html": to_html})
+        asked = Asked(model, vocabulary, tuple(context.args), request)
         with _folder(folder) as name:
-            found = _measured(model, vocabulary, context.args, request, Path(name), tell)
+            found = procedure.profile_model(asked, Path(name), tell)
         _write(found, outputs)
     except SglangFlError as error:
-        _print(f"sglang-fl: {error}", err=True)
-        raise typer.Exit(BROKEN) from None
+        _print(f"sglang-fl: {' '.join(str(error).split())}", err=True)
+        is_empty = isinstance(error, procedure.NoStepsError)
+        raise typer.Exit(NOTHING_MEASURED if is_empty else BROKEN) from None
     from sglang_fl.profiling.table import as_lines
 
     for line in as_lines(found):
         _print(line)
     for path in outputs.values():
         _print(f"Written: {path}")
-
-
-def _measured(
-    model: str,
-    vocabulary: int,
-    arguments: "Sequence[str]",
-    request: Request,
-    folder: Path,
-    tell: Callable[[str], None],
-) -> Profile:
-    """Measure, and say in one line what goes wrong where SGLang ends it in whatever way.
-
-    Raises
-    ------
-    typer.Exit : after that line
-    """
-    from sglang_fl.profiling.procedure import LOG, NoStepsError, profile_model
-
-    try:
-        return profile_model(model, vocabulary, arguments, request, folder, tell)
-    except (SglangFlError, KeyboardInterrupt):
-        raise
-    except NoStepsError as error:
-        _print(f"sglang-fl: {error}", err=True)
-        raise typer.Exit(NOTHING_MEASURED) from None
-    except SystemExit as ended:
-        reason = f"SGLang ended it with code {ended.code}: {last_line(folder / LOG)}"
-    except Exception as error:  # noqa: BLE001 - SGLang and its libraries raise anything; it is said
-        reason = f"{type(error).__name__}: {error}"
-    _print(f"sglang-fl: the engine could not be measured: {' '.join(reason.split())}", err=True)
-    raise typer.Exit(BROKEN)
 
 
 def _outputs(given: Mapping[str, Path | None]) -> dict[str, Path]:

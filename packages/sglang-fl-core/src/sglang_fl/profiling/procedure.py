@@ -1,119 +1,135 @@
-"""From a model and launch arguments to a profile: one start of the engine, the same requests twice.
+"""From a model and launch arguments to a profile: a process that runs the engine, and what its traces say."""
 
-The first time nothing is measured: kernels are compiled, and layers decide what runs them.
-"""
-
-import random
-from collections.abc import Callable, Sequence
-from importlib import metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sglang_fl.profiling.profile import Profile, Request
-from sglang_fl.profiling.recorder import METHOD
+from sglang_fl.errors import SglangFlError
+from sglang_fl.profiling.engine import ABOUT, FAILED, Asked
+from sglang_fl.profiling.profile import Profile
 from sglang_fl.profiling.shares import phases_of
 from sglang_fl.profiling.steps import Steps, steps_of
 from sglang_fl.profiling.trace import read_trace
-from sglang_fl.settings import ask_for_profile
-from sglang_fl.sglang_adapter.layers import ADAPTERS
-from sglang_fl.sglang_adapter.offline import OfflineEngine, offline_engine
-from sglang_fl.sglang_adapter.terminal import printing_to
-from sglang_fl.startup import configure
+from sglang_fl.sglang_adapter.terminal import last_error
 
-__all__ = ["LOG", "NoStepsError", "profile_model"]
+__all__ = ["LOG", "EngineError", "NoStepsError", "profile_model", "run_process"]
 
 #: What SGLang prints goes here, in the folder of the traces.
 LOG = "engine.log"
+#: What runs the engine.
+ENGINE = ("-m", "sglang_fl.profiling.engine")
+#: Seconds that the process has to end what it has started.
+PATIENCE = 30.0
 
 
-class NoStepsError(Exception):
+class EngineError(SglangFlError):
+    """The engine did not start, or ended."""
+
+
+class NoStepsError(SglangFlError):
     """The engine ran, and the traces hold no step in which anything ran."""
 
 
-def profile_model(
-    model: str,
-    vocabulary: int,
-    arguments: Sequence[str],
-    request: Request,
-    folder: Path,
-    say: Callable[[str], None],
-) -> Profile:
-    """Start an engine and measure what its steps spend their time on.
+def profile_model(asked: Asked, folder: Path, say: Callable[[str], None]) -> Profile:
+    """Run an engine and measure what its steps spend their time on.
 
     Parameters
     ----------
-    model : a checkpoint's folder
-    vocabulary : its tokens
-    arguments : of SGLang's launch line, beside the model
-    request : what to ask for
+    asked : of which model, and what
     folder : for traces and SGLang's log; an empty one
     say : called with each step
 
     Raises
     ------
-    SettingsError : the settings are wrong, as a start would say
+    EngineError : the settings are wrong, as a start would say; the engine did not start, or ended
     NoStepsError : there is nothing to measure in the traces
-    Exception : what SGLang raises
     """
-    ask_for_profile(folder.resolve())
-    configure()
-    line = ["--model-path", model, *arguments]
-    say("starting the engine")
-    with printing_to(folder / LOG), offline_engine(line, folder) as engine:
-        say("the same requests once before, unmeasured")
-        _ask(engine, vocabulary, request)
-        engine.call(METHOD, "start")
-        say(f"{request.batch} requests of {request.prefill} tokens, {request.decode} decode steps")
-        _ask(engine, vocabulary, request)
-        say("writing the traces")
-        engine.call(METHOD, "stop")
-        (about, *_) = engine.answers("about")
+    asked.write(folder)
+    code = run_process(folder, say)
+    if code:
+        raise EngineError(f"the engine could not be measured: {_reason(folder, code)}")
     say("reading the traces")
-    return _profile(model, tuple(arguments), request, _ranks(folder), about)
-
-
-def _ask(engine: OfflineEngine, vocabulary: int, request: Request) -> None:
-    draw = random.Random(0)
-    prompts = [[draw.randrange(vocabulary) for _ in range(request.prefill)] for _ in range(request.batch)]
-    engine.generate(prompts, request.decode + 1, logprobs=False)  # the first token is the prompt's
-
-
-def _ranks(folder: Path) -> list[Steps]:
-    """Return what the trace of each rank says."""
-    return [steps_of(read_trace(path)) for path in sorted(folder.glob("trace.rank*.json"))]
-
-
-def _profile(
-    model: str, arguments: tuple[str, ...], request: Request, ranks: list[Steps], about: dict[str, Any]
-) -> Profile:
-    ranks = [_where_something_ran(rank) for rank in ranks]
+    try:
+        ranks = [_where_something_ran(steps_of(read_trace(path))) for path in _traces(folder)]
+    except ValueError as error:
+        raise NoStepsError(f"the traces cannot be read: {error}") from error
     if not any(rank.steps for rank in ranks):
         raise NoStepsError("the traces hold no step in which anything ran")
-    return Profile(
-        model,
-        arguments,
-        request,
-        software={
-            "SGLang": metadata.version("sglang"),
-            "torch": about["torch"],
-            "sglang-fl-core": metadata.version("sglang-fl-core"),
-        },
-        device=about["device"],
-        device_type=about["device_type"],
-        ranks=len(ranks),
-        is_device=any(rank.is_device for rank in ranks),
-        phases=phases_of(ranks),
-        outside_us=sum(rank.outside for rank in ranks),
-        our_ops=_our_ops(),
-    )
+    return _profile(asked, ranks, json.loads((folder / ABOUT).read_text()))
+
+
+def run_process(folder: Path, say: Callable[[str], None]) -> int:
+    """Run ``engine`` in a process of its own, and return its exit code; it is gone whatever happens."""
+    reading, writing = os.pipe()
+    command = [sys.executable, *ENGINE, str(folder), str(writing)]
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writing,),
+            start_new_session=True,  # Ctrl-C reaches it once, from here, while it ends its own processes
+        )
+    os.close(writing)
+    with _gone_at_the_end(process), os.fdopen(reading) as steps:
+        for step in steps:
+            say(step.rstrip("\n"))
+        return process.wait()
+
+
+@contextmanager
+def _gone_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process and all of its group, gently first, where it has not ended well by itself."""
+    former = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        raise
+    finally:
+        if process.poll() != 0:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        signal.signal(signal.SIGTERM, former)
+
+
+def _reason(folder: Path, code: int) -> str:
+    """Return why a process has ended: what it has left, or what stands in its log."""
+    failed = folder / FAILED
+    reason = json.loads(failed.read_text())["reason"] if failed.exists() else ""
+    how = f"SGLang ended it by signal {-code}" if code < 0 else f"SGLang ended it with code {code}"
+    return reason or f"{how}: {last_error(folder / LOG)}"
+
+
+def _traces(folder: Path) -> list[Path]:
+    return sorted(folder.glob("trace.rank*.json"))
 
 
 def _where_something_ran(rank: Steps) -> Steps:
     return Steps(tuple(step for step in rank.steps if step.stretches), rank.is_device, rank.outside)
 
 
-def _our_ops() -> dict[str, str]:
-    """Return the op of ours for each layer class that an adapter covers as a whole."""
-    paths = [(adapter.layer_class, adapter.op.name) for group in ADAPTERS.values() for adapter in group]
-    classes = {path.rpartition(":")[2]: op for path, op in paths}
-    return {name: op for name, op in classes.items() if "." not in name}
+def _profile(asked: Asked, ranks: list[Steps], about: dict[str, Any]) -> Profile:
+    return Profile(
+        asked.model,
+        asked.arguments,
+        asked.request,
+        software=about["software"],
+        device=about["device"],
+        device_type=about["device_type"],
+        ranks=len(ranks),
+        is_device=any(rank.is_device for rank in ranks),
+        phases=phases_of(ranks),
+        outside_us=sum(rank.outside for rank in ranks),
+        our_ops=about["our_ops"],
+    )

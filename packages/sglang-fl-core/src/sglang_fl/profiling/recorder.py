@@ -67,8 +67,7 @@ class Recorder:
         self._steps.leave()
         self._profiler.export_chrome_trace(str(self._folder / f"trace.rank{_rank()}.json"))
         self._profiler = None
-        about = {"device": self._device(), "device_type": self._device_type}
-        self._answer("about", {**about, "torch": str(torch.__version__)})
+        self._answer("device", {"device": self._device(), "device_type": self._device_type})
 
     def _device(self) -> str:
         module = getattr(torch, self._device_type, None)

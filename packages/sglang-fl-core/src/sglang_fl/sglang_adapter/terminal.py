@@ -1,6 +1,7 @@
 """The terminal of a command that runs an engine: steps go there, and what the engine prints to its log."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,10 @@ from pathlib import Path
 from sglang_fl.errors import printable
 from sglang_fl.logs.redaction import redacted
 
-__all__ = ["last_line", "printing_to", "teller"]
+__all__ = ["last_error", "last_line", "printing_to", "teller"]
+
+#: How a traceback ends.
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)(?::|$)")
 
 
 def teller(otherwise: Callable[[str], None]) -> Callable[[str], None]:
@@ -54,6 +58,19 @@ def printing_to(log: Path) -> Iterator[None]:
         for stream, copy in kept.items():
             os.dup2(copy, stream)
             os.close(copy)
+
+
+def last_error(log: Path) -> str:
+    """Return the last line of an engine's log that an exception has written, or else the last line.
+
+    Behind it stand what other ranks and processes say of their own end.
+    """
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    raised = (line for line in reversed(lines) if _EXCEPTION.match(line))
+    return next(raised, "")[:500] or last_line(log)
 
 
 def last_line(log: Path) -> str:

@@ -111,6 +111,12 @@ def test_a_device_that_the_profiler_does_not_see_is_told(profile: Profile):
     assert "saw no" not in as_page(profile)
 
 
+def test_a_number_is_not_parted_from_its_unit(profile: Profile):
+    for length in range(40, 60):
+        lines = list(as_lines(replace(profile, model="m" * length)))
+        assert [line for line in lines if re.match(r" *(%|us|ms|s)\b", line)] == []
+
+
 def keys_of(data: Any, path: str = "") -> set[str]:
     """Return the path of each key: ``phases[].pieces[].us``."""
     if isinstance(data, list):

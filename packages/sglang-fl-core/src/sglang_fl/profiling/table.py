@@ -1,5 +1,6 @@
 """A profile for people: lines of at most 80 characters, whose shares add up to a hundred per cent."""
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +17,7 @@ SMALL = 0.005
 #: ATen ops and pieces that are named below the table.
 MOST_ATEN, MOST_LEFT = 3, 3
 _NOTHING = "-"
+_GLUE = "\x1f"
 
 
 def as_lines(profile: Profile) -> Iterator[str]:
@@ -56,7 +58,9 @@ def _size(phase: Phase, is_device: bool) -> str:
 
 
 def _wrapped(text: str) -> Iterator[str]:
-    yield from textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    whole = re.sub(r"(?<=\d) (?=%|(?:us|ms|s)\b)", _GLUE, text)  # a number stays with its unit
+    for line in textwrap.wrap(whole, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
+        yield line.replace(_GLUE, " ")
 
 
 def _table(phases: Sequence[Phase]) -> Iterator[str]:

@@ -207,6 +207,26 @@ def test_whatever_ends_the_command_ends_the_process_and_what_it_has_started(tmp_
     assert gone(tmp_path)
 
 
+def test_a_command_that_is_killed_takes_its_engine_along(tmp_path: Path):
+    Asked("model", 8, (), Request(1, 1, 1)).write(tmp_path)
+    (tmp_path / "engine.py").write_text(
+        "import time; from sglang_fl.profiling import engine\n"
+        "def run(asked, folder, say): say('it runs'); time.sleep(300)\n"
+        "engine.run_engine = run; engine.main()"
+    )
+    code = (
+        "import sys; from pathlib import Path; from sglang_fl.profiling import procedure\n"
+        "procedure.ENGINE = (sys.argv[1] + '/engine.py',)\n"
+        "procedure.run_process(Path(sys.argv[1]), lambda step: print(step, flush=True))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "it runs\n"
+        process.kill()
+    assert gone(tmp_path)
+
+
 def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> None:
     """Run this instead of the module that runs the engine, with the same arguments."""
     script = folder / "engine.py"

@@ -1,13 +1,16 @@
 """The process that runs the engine: SGLang ends it by force where a rank of it fails.
 
 It is given a folder with what to ask, and leaves traces there, or the reason why there are none. What SGLang
-prints goes to its log; steps go to a pipe of whoever has started it.
+prints goes to its log; steps go to a pipe of whoever has started it. It leads a group of its own, and ends
+with the one that has started it, in whichever way that ends.
 """
 
 import json
 import os
 import random
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -63,7 +66,14 @@ def main() -> None:
         pipe.write(f"{step}\n")
         pipe.flush()
 
+    threading.Thread(target=_end_with_starter, daemon=True).start()
     raise SystemExit(_ended(folder, say))
+
+
+def _end_with_starter() -> None:
+    """Wait for the end of standard input, which whoever has started this process holds open."""
+    os.read(0, 1)  # not by ``sys.stdin``, whose lock Python wants at its own end
+    os.killpg(0, signal.SIGKILL)
 
 
 def _ended(folder: Path, say: Callable[[str], None]) -> int:

@@ -71,7 +71,7 @@ def run_process(folder: Path, say: Callable[[str], None]) -> int:
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # open for as long as this process is there
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=(writing,),
@@ -100,6 +100,8 @@ def _gone_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
         signal.signal(signal.SIGTERM, former)
 
 

@@ -76,7 +76,7 @@ def test_lines_fit_a_terminal_and_shares_add_up(profile: Profile):
     decode = [float(row[0]) for row in rows if row and float(row[0]) < 100 and not line_is_prefill(row, rows)]
     assert sum(decode) == pytest.approx(100.0)
     (total,) = (line for line in lines if line.endswith("all that ran"))
-    assert total.split()[:3] == ["100.0%", "1000", "100.0%"]
+    assert total.split()[:5] == ["100.0%", "1000", "100.0%", "2.0", "s"]
 
 
 def line_is_prefill(row: list[str], rows: list[list[str]]) -> bool:

@@ -99,6 +99,8 @@ def _cells(shares: list[Share]) -> str:
 
 
 def _us(us: float) -> str:
+    if us >= 1e6:  # more digits than the column has
+        return f"{us / 1e6:.1f} s"
     return f"{us:.0f}" if us >= 1000 else f"{us:.1f}"
 
 

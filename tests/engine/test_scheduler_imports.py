@@ -43,6 +43,6 @@ def test_a_scheduler_imports_no_kit_no_bisect_no_diagnostics_and_no_scaffold(run
     names = imported.read_text().split()
     assert "sglang.srt.managers.scheduler" in names
     assert "sglang_fl.dispatch.life" in names
-    rooms = ("conformance", "bisect", "compare", "diagnostics", "scaffold", "cli")
+    rooms = ("conformance", "bisect", "compare", "diagnostics", "profiling", "scaffold", "cli")
     ours = [name for name in names if name.startswith("sglang_fl.")]
     assert [name for name in ours if name.split(".")[1] in rooms] == []

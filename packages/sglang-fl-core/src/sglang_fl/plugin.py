@@ -17,7 +17,7 @@ import torch
 
 from sglang_fl.aten import Plan, plan_layer_1
 from sglang_fl.aten.layer_1 import Layer1
-from sglang_fl.aten.record_log import AtenRecord
+from sglang_fl.aten.record_log import AtenRecord, Recording
 from sglang_fl.dispatch.kept_calls import KeptCalls
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck
@@ -36,6 +36,7 @@ from sglang_fl.settings import (
     bench_folder,
     is_launcher,
     prepare_environment,
+    profile_folder,
     room_for_calls,
 )
 from sglang_fl.sglang_adapter.layer_lists import LayerLists, layer_lists, named_ops
@@ -174,7 +175,7 @@ def load_plugin() -> None:
         layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
         _announce(layers)
         _check_logs(configuration.settings)
-        if layers.has_layer_1 or layers.has_layer_2:
+        if layers.has_layer_1 or layers.has_layer_2 or profile_folder() is not None:
             _install(layers)
 
 
@@ -218,7 +219,11 @@ def _install(layers: _Layers) -> None:
         _leave_unsupported(why_unsupported(version), configuration)
         return
     prepare_environment(configuration.registry.vendor)
-    record = _open_record(configuration.settings) if layers.has_layer_1 else None
+    record: Recording | None = _open_record(configuration.settings) if layers.has_layer_1 else None
+    if profile_folder() is not None:
+        from sglang_fl.profiling.ranges import AtenRanges
+
+        record = AtenRanges(record)
     if layers.has_layer_2:
         _install_layer_2(layers, seam, has_record=record is not None)
     _install_in_scheduler(layers, record)
@@ -229,12 +234,15 @@ def _wrap(
 ) -> Callable[[Op, OpImpl, Any, Kernel], Kernel] | None:
     """Return what is put around kernels: a mark for the record of layer 1, what keeps and what checks calls.
 
-    Mostly nothing.
+    Mostly nothing. For ``sglang-fl profile`` a range, next to the kernel.
     """
     if live is None and not has_record and kept is None:
         return None
+    mark = _mark_for_profile()
 
     def wrap(op: Op, impl: OpImpl, layer: Any, kernel: Kernel) -> Kernel:
+        if mark is not None:
+            kernel = mark(op, impl, layer, kernel)
         if has_record:
             kernel = marked(kernel)
         if kept is not None:
@@ -242,6 +250,14 @@ def _wrap(
         return kernel if live is None else live.wrap(op, layer, kernel)
 
     return wrap
+
+
+def _mark_for_profile() -> Callable[[Op, OpImpl, Any, Kernel], Kernel] | None:
+    if profile_folder() is None:
+        return None
+    from sglang_fl.profiling.ranges import mark_kernel
+
+    return mark_kernel
 
 
 def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
@@ -261,7 +277,7 @@ def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
         log_ready.when_log_is_ready(lambda: inform_user(str(live)))
     wrap = _wrap(live, has_record, _open_kept_calls(settings))
     layer_hook = hook.LayerHook(configuration.resolutions, log, layers.lists, wrap)
-    models = loaded_models.LoadedModels(named, log, installed_version())
+    models = loaded_models.LoadedModels(named, log, installed_version(), _shortcut_ranges())
 
     def settle(runner: Any) -> None:
         with _exit_on_error():
@@ -275,13 +291,32 @@ def _install_layer_2(layers: _Layers, seam: Seam, has_record: bool) -> None:
     hook.install(seam, layer_hook, when_applied=lambda: _require_hooked(seam, layer_hook), when_loaded=settle)
 
 
-def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
+def _shortcut_ranges() -> Callable[[str, Callable[..., Any]], Callable[..., Any]] | None:
+    if profile_folder() is None:
+        return None
+    from sglang_fl.profiling.ranges import mark_shortcut
+
+    return mark_shortcut
+
+
+def _recorder(device_type: str) -> Callable[[Any], None] | None:
+    """Return what gives a scheduler the recorder of ``sglang-fl profile``; None where nobody profiles."""
+    folder = profile_folder()
+    if folder is None:
+        return None
+    from sglang_fl.profiling.recorder import Recorder
+
+    return Recorder(folder, device_type).attach
+
+
+def _install_in_scheduler(layers: _Layers, record: Recording | None) -> None:
     """Have layer 1 registered once the weights are loaded, and compilations watched from then on."""
     from sglang_fl.sglang_adapter import scheduler
 
     settings, vendor = layers.configuration.settings, layers.configuration.registry.vendor
     layer_1 = Layer1(settings, vendor, layers.plan, record) if layers.plan else None
     monitor = CompileMonitor(vendor.device_type)
+    record_steps = _recorder(vendor.device_type)
 
     def models_loaded(scheduler: Any) -> None:
         with _exit_on_error():
@@ -290,6 +325,8 @@ def _install_in_scheduler(layers: _Layers, record: AtenRecord | None) -> None:
             monitor.watch()
             if layer_1:
                 layer_1.register()
+            if record_steps is not None:
+                record_steps(scheduler)
 
     scheduler.install(models_loaded, monitor.expect_none, check=_require_hooked)
 

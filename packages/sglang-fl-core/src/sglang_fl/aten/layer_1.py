@@ -3,7 +3,7 @@
 import logging
 
 from sglang_fl.aten.plan import Plan, load_kernels, make_plan
-from sglang_fl.aten.record_log import AtenRecord
+from sglang_fl.aten.record_log import Recording
 from sglang_fl.aten.switchboard import AtenSwitchboard
 from sglang_fl.errors import SettingsError
 from sglang_fl.settings import Settings
@@ -33,7 +33,7 @@ class Layer1:
     """
 
     def __init__(
-        self, settings: Settings, vendor: Vendor, plan: Plan, record: AtenRecord | None = None
+        self, settings: Settings, vendor: Vendor, plan: Plan, record: Recording | None = None
     ) -> None:
         self._settings = settings
         self._vendor = vendor

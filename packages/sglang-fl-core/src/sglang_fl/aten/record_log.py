@@ -12,13 +12,20 @@ log under other names and some not at all, are recorded like all others.
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sglang_fl.dispatch import layer_2_calls
 from sglang_fl.logs.shared_file import SharedFile
 from sglang_fl.vendor import AtenKernel
 
-__all__ = ["AtenRecord"]
+__all__ = ["AtenRecord", "Recording"]
+
+
+class Recording(Protocol):
+    """What is put around the kernels of layer 1."""
+
+    def recording(self, kernel: AtenKernel) -> Callable[..., Any]:
+        """Return the kernel's function, or one that calls it."""
 
 
 class AtenRecord:

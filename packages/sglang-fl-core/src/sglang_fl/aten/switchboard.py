@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sglang_fl.aten.names import find_all
-from sglang_fl.aten.record_log import AtenRecord
+from sglang_fl.aten.record_log import Recording
 from sglang_fl.vendor import AtenKernel
 
 __all__ = ["AtenSwitchboard"]
@@ -35,7 +35,7 @@ class AtenSwitchboard:
     """
 
     def __init__(
-        self, kernels: Sequence[AtenKernel], device_type: str, record: AtenRecord | None = None
+        self, kernels: Sequence[AtenKernel], device_type: str, record: Recording | None = None
     ) -> None:
         self._kernels = tuple(kernels)
         self._dispatch_key: str = torch._C._dispatch_key_for_device(device_type)

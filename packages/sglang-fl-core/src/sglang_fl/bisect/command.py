@@ -1,20 +1,18 @@
 """From a model and launch arguments to a verdict in a folder."""
 
-import os
 import random
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sglang_fl.bisect.bench import CALLS, METHOD
-from sglang_fl.bisect.checkpoint import vocabulary_of
 from sglang_fl.bisect.procedure import Bisection
 from sglang_fl.bisect.reproduction import LOG, with_limit, write_report
 from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.settings import ask_for_bench
+from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
+from sglang_fl.sglang_adapter.terminal import printing_to
 from sglang_fl.startup import configure
 
 __all__ = ["bisect"]
@@ -55,7 +53,7 @@ def bisect(
     say(f"starting the engine; SGLang's log: {log}")
     say(f"if a kernel ends it: sglang-fl replay {folder / CALLS}")
     try:
-        with _printing_to(log), offline_engine(line, folder) as engine:
+        with printing_to(log), offline_engine(line, folder) as engine:
             tokens = [engine.encode(text) for text in prompts] or made_up
             verdict = Bisection(engine, METHOD, tokens, say).run()
         shutil.rmtree(folder / CALLS, ignore_errors=True)  # large, and for a bisection without a verdict
@@ -68,26 +66,6 @@ def bisect(
     except OSError as error:  # what was found counts all the same
         return with_limit(verdict, f"{folder} cannot be written: {error.strerror or error}")
     return verdict
-
-
-@contextmanager
-def _printing_to(log: Path) -> Iterator[None]:
-    """Send what this process and those that it starts print to a file: steps must not drown in it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = {stream: os.dup(stream) for stream in (1, 2)}
-    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for stream in kept:
-        os.dup2(opened, stream)
-    os.close(opened)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for stream, copy in kept.items():
-            os.dup2(copy, stream)
-            os.close(copy)
 
 
 def _made_up(vocabulary: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from sglang_fl.cli.printing import exit_on_error, named, print_json, print_rows,
 from sglang_fl.cli.tune import tune
 from sglang_fl.compare.command import compare
 from sglang_fl.errors import SettingsError, choices
+from sglang_fl.profiling.command import profile
 
 if TYPE_CHECKING:
     from sglang_fl.bisect.verdict import Verdict
@@ -169,7 +170,7 @@ def bisect(
     What follows is passed on to SGLang's launch line (--tp 2 --device cpu ...). Exit code 0: nothing found,
     1: found, 2: set-up broken, 3: cannot decide.
     """
-    from sglang_fl.bisect.checkpoint import vocabulary_of
+    from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 
     if plan:
         from sglang_fl.bisect.manual_steps import manual_steps
@@ -184,7 +185,7 @@ def bisect(
             say("\n".join(map(str, steps)))
         return
     from sglang_fl.bisect.reproduction import broken, make_folder
-    from sglang_fl.bisect.terminal import teller
+    from sglang_fl.sglang_adapter.terminal import teller
 
     run: Path | None = None
     tell = teller(otherwise=lambda step: say(step, err=True))
@@ -208,6 +209,7 @@ def bisect(
 
 app.command()(compare)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(tune)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(profile)
 
 
 def _print_verdict(verdict: "Verdict") -> None:

@@ -10,7 +10,15 @@ from sglang_fl.settings.model import (
     prepare_environment,
     unknown_variables,
 )
-from sglang_fl.settings.processes import ROOM, ask_for_bench, bench_folder, is_launcher, room_for_calls
+from sglang_fl.settings.processes import (
+    ROOM,
+    ask_for_bench,
+    ask_for_profile,
+    bench_folder,
+    is_launcher,
+    profile_folder,
+    room_for_calls,
+)
 from sglang_fl.settings.sglang import SglangSettings
 
 __all__ = [
@@ -21,11 +29,13 @@ __all__ = [
     "SglangSettings",
     "api_key",
     "ask_for_bench",
+    "ask_for_profile",
     "bench_folder",
     "explain",
     "is_launcher",
     "markdown_table",
     "prepare_environment",
+    "profile_folder",
     "room_for_calls",
     "unknown_variables",
 ]

@@ -4,10 +4,23 @@ import multiprocessing
 import os
 from pathlib import Path
 
-__all__ = ["BENCH", "LAUNCHER", "ROOM", "ask_for_bench", "bench_folder", "is_launcher", "room_for_calls"]
+__all__ = [
+    "BENCH",
+    "LAUNCHER",
+    "PROFILE",
+    "ROOM",
+    "ask_for_bench",
+    "ask_for_profile",
+    "bench_folder",
+    "is_launcher",
+    "profile_folder",
+    "room_for_calls",
+]
 
 #: What ``sglang-fl bisect`` sets for the processes that it starts: the folder for their answers.
 BENCH = "SGLANG_FL_BISECT"
+#: What ``sglang-fl profile`` sets for them, likewise.
+PROFILE = "SGLANG_FL_PROFILE"
 #: What ``sglang-fl tune`` sets for the engine that records: MiB of kept calls; one may take a quarter.
 ROOM = "SGLANG_FL_KEEP_CALLS_MIB"
 #: The process that a user has started: SGLang's others inherit it.
@@ -29,6 +42,17 @@ def room_for_calls() -> int | None:
 def ask_for_bench(folder: Path) -> None:
     """Have the processes that are started from now on load the plugin for ``sglang-fl bisect``."""
     os.environ[BENCH] = str(folder)
+
+
+def profile_folder() -> Path | None:
+    """Return the folder where ``sglang-fl profile`` awaits traces, if it has started this process."""
+    text = os.environ.get(PROFILE)
+    return Path(text) if text else None
+
+
+def ask_for_profile(folder: Path) -> None:
+    """Have the processes that are started from now on mark what they run, for ``sglang-fl profile``."""
+    os.environ[PROFILE] = str(folder)
 
 
 def is_launcher() -> bool:

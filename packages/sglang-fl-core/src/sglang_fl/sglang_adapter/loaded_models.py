@@ -7,7 +7,7 @@ without a model, such as the HTTP server, has none of them.
 
 import functools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
 
@@ -38,15 +38,22 @@ class LoadedModels:
     named : the ops whose backend the user named, and how: ``{"rms_norm": "SGLANG_FL_PER_OP"}``
     log : the dispatch log
     version : of SGLang
+    mark : see ``ShortcutHooks``
     """
 
-    def __init__(self, named: Mapping[str, str], log: DispatchLog, version: Version) -> None:
+    def __init__(
+        self,
+        named: Mapping[str, str],
+        log: DispatchLog,
+        version: Version,
+        mark: Callable[[str, Callable[..., Any]], Callable[..., Any]] | None = None,
+    ) -> None:
         self._named = named
         self._log = log
         self._version = version
         self._seen: WeakSet[Any] = WeakSet()
         self._method = (releases.seam_path(version) or "").rpartition(".")[2]
-        self._shortcuts = ShortcutHooks(named, log, version)
+        self._shortcuts = ShortcutHooks(named, log, version, mark)
         self._said_silu_quant = False
 
     def settle(self, model: torch.nn.Module) -> None:

@@ -120,7 +120,7 @@ def launched(arguments: Sequence[str]) -> Iterator[Any]:
         parsed = prepare_server_args(list(arguments))
         if parsed.dp_size > 1:  # SGLang gives these schedulers no socket for remote calls
             raise SettingsError(
-                f"--dp-size {parsed.dp_size}: only one replica can be bisected or tuned. Use --dp-size 1."
+                f"--dp-size {parsed.dp_size}: only one replica can be looked into. Use --dp-size 1."
             )
         engine = sglang.Engine(server_args=parsed)
         yield engine

@@ -32,9 +32,18 @@ class ShortcutHooks:
     named : the ops whose backend the user named, and how: ``{"rms_norm": "SGLANG_FL_PER_OP"}``
     log : the dispatch log
     version : of SGLang
+    mark : ``mark(name, function)`` returns the function of a shortcut that is not turned off as it is to be
+        called from now on; then nothing is watched. None: they are watched
     """
 
-    def __init__(self, named: Mapping[str, str], log: DispatchLog, version: Version) -> None:
+    def __init__(
+        self,
+        named: Mapping[str, str],
+        log: DispatchLog,
+        version: Version,
+        mark: Callable[[str, Hook], Hook] | None = None,
+    ) -> None:
+        self._mark = mark
         self._named = named
         self._log = log
         self._version = version
@@ -62,6 +71,8 @@ class ShortcutHooks:
                 continue
             if shortcut.switches and self._is_off(shortcut):
                 switches.update(self._switches(shortcut))
+            elif self._mark and _current(shortcut.target) is not None:
+                watchers[shortcut.target] = _Marked(shortcut.name, self._mark)
             elif shortcut.watch and _current(shortcut.target) is not None:
                 facts = (shortcut.target, shortcut.name)
                 watchers[shortcut.target] = _Watcher(*facts, shortcut.watch, self._log)
@@ -132,6 +143,20 @@ class ShortcutHooks:
                 self._told.add(shortcut.name)
                 facts = (self._version, shortcut.name, wrong)
                 logger.info("SGLang %s: its kernel %s never runs, because it %s", *facts)
+
+
+class _Marked:
+    """Calls a function of SGLang as somebody wants it called."""
+
+    def __init__(self, name: str, mark: Callable[[str, Hook], Hook]) -> None:
+        self._name = name
+        self._mark = mark
+        self._marked: Hook | None = None
+
+    def __call__(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._marked is None:
+            self._marked = self._mark(self._name, original)
+        return self._marked(*args, **kwargs)
 
 
 class _Watcher:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sglang_fl.bisect.checkpoint import vocabulary_of
 from sglang_fl.errors import SettingsError
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import write_text
+from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 
 if TYPE_CHECKING:
     from sglang_fl.startup import Configuration

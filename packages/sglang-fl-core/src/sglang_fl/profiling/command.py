@@ -1,0 +1,127 @@
+"""The command ``sglang-fl profile``: from a checkpoint to a table. It imports late what takes long."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
+from sglang_fl.logs.redaction import redacted
+from sglang_fl.logs.shared_file import check_appendable, is_same_file, named_path, write_text
+from sglang_fl.profiling import procedure
+from sglang_fl.profiling.engine import BROKEN, Asked
+from sglang_fl.profiling.profile import Profile, Request
+from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
+from sglang_fl.sglang_adapter.terminal import teller
+
+__all__ = ["profile"]
+
+NOTHING_MEASURED = 3
+
+
+def profile(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
+    prefill: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tokens of each prompt.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Requests at a time.")] = 4,
+    decode: Annotated[int, typer.Option(min=1, max=1024, help="Decode steps.")] = 8,
+    to_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON, too.")
+    ] = None,
+    to_html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures, too.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Keep the traces and SGLang's log here; a new or empty folder.")
+    ] = None,
+) -> None:
+    """What do a decode step and a prefill spend their time on, and who ran it?
+
+    Starts the engine, eagerly and without graphs, asks it for a small batch, and traces that: what ran on
+    kernels of ours, by op and kind, what on SGLang's own layers, attention, collectives, copies, and what to
+    port next. What follows is passed on to SGLang's launch line.
+
+    Example: sglang-fl profile --model MODEL --batch 8 --html profile.html --load-format dummy --tp 2
+
+    Exit code 0: there is a profile. 2: wrong arguments or settings, the engine does not start or ends, a file
+    cannot be written. 3: the engine ran, and there was no step to measure.
+    """
+    request = Request(batch, prefill, decode)
+    tell = teller(otherwise=lambda step: _print(step, err=True))
+    try:
+        vocabulary = vocabulary_of(model)
+        outputs = _outputs({"--json": to_json, "--html": to_html})
+        asked = Asked(model, vocabulary, tuple(context.args), request)
+        with _folder(folder) as name:
+            found = procedure.profile_model(asked, Path(name), tell)
+        _write(found, outputs)
+    except SglangFlError as error:
+        _print(f"sglang-fl: {' '.join(str(error).split())}", err=True)
+        is_empty = isinstance(error, procedure.NoStepsError)
+        raise typer.Exit(NOTHING_MEASURED if is_empty else BROKEN) from None
+    from sglang_fl.profiling.table import as_lines
+
+    for line in as_lines(found):
+        _print(line)
+    for path in outputs.values():
+        _print(f"Written: {path}")
+
+
+def _outputs(given: Mapping[str, Path | None]) -> dict[str, Path]:
+    """Return the files that are to be written, by their options."""
+    found = {option: _output(option, path) for option, path in given.items() if path is not None}
+    if len(found) == 2 and is_same_file(*found.values()):
+        raise SettingsError("--json and --html name the same file")
+    return found
+
+
+def _output(option: str, path: Path) -> Path:
+    """Return a file that can be written; asked before an engine is started."""
+    try:
+        named = named_path(str(path))
+        check_appendable(named)
+    except ValueError as error:
+        raise SettingsError(f"{option} {quoted(str(path))}: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"{option} {quoted(str(path))}: {error.strerror or error}") from None
+    return named
+
+
+def _folder(given: Path | None) -> AbstractContextManager[str]:
+    """Return the folder for traces: the user's, or one that is gone at the end."""
+    if given is None:
+        return tempfile.TemporaryDirectory(prefix="sglang-fl-profile-")
+    try:
+        folder = named_path(str(given))
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        is_empty = not any(folder.iterdir())
+    except ValueError as error:
+        raise SettingsError(f"--folder {quoted(str(given))}: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"--folder {quoted(str(given))}: {error.strerror or error}") from None
+    if not is_empty:
+        raise SettingsError(f"--folder {quoted(str(given))}: it is not empty. Name a new folder.")
+    return nullcontext(str(folder))
+
+
+def _write(found: Profile, outputs: dict[str, Path]) -> None:
+    from sglang_fl.profiling.picture import as_page
+    from sglang_fl.profiling.report import as_data
+
+    texts = {
+        "--json": lambda: json.dumps(redacted(as_data(found)), indent=2) + "\n",
+        "--html": lambda: redacted(as_page(found)),
+    }
+    for option, path in outputs.items():
+        try:
+            write_text(path, texts[option]())
+        except OSError as error:
+            raise SettingsError(f"{option} {quoted(str(path))}: {error.strerror or error}") from None
+
+
+def _print(text: str, *, err: bool = False) -> None:
+    typer.echo(printable(redacted(text)), err=err)

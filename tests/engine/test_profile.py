@@ -1,0 +1,162 @@
+"""``sglang-fl profile`` on the real engine: three families, by who ran what; nothing is left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_fl.profiling.pieces import Who
+from tests.engine.fake_vendor import install_vendor
+from tests.engine.models import FAMILIES, make_model
+from tests.programs import finish, processes_with, server_for
+
+pytestmark = pytest.mark.timeout(400)
+
+COMMAND = (sys.executable, str(Path(sys.executable).with_name("sglang-fl")), "profile")
+CPU = ("--device", "cpu", "--max-total-tokens", "2048", "--max-mamba-cache-size", "16")
+SMALL = ("--batch", "2", "--prefill", "24", "--decode", "3")
+#: Of each family: the attention backend, what is ours in decode and prefill, what is left to SGLang.
+RUNS = {
+    "Qwen2": (
+        "torch_native",
+        {"rms_norm", "silu_and_mul", "rotary_embedding"},
+        {"QKVParallelLinear", "RadixAttention (torch_native)", "VocabParallelEmbedding"},
+    ),
+    "Qwen3-MoE": (
+        "sglang_fl",
+        {"rms_norm", "topk_softmax", "fused_moe", "decode_attention"},
+        {"QKVParallelLinear", "ReplicatedLinear"},
+    ),
+    "Qwen3-Next": (
+        "torch_native",
+        {"gemma_rms_norm", "fused_recurrent_gated_delta_rule_packed_decode", "causal_conv1d_update"},
+        {"MergedColumnParallelLinear", "FusedRMSNormGated"},
+    ),
+}
+#: A vendor package with a kernel of layer 2 and one of layer 1.
+VENDOR = """
+from sglang_fl.ops import OPS
+from sglang_fl.vendor import AtenChoice, AtenKernel, AtenOffer, AtenOp, BackendKind, OpImpl, Vendor
+import torch
+
+
+def why_unavailable():
+    return None
+
+
+def silu_and_mul(x):
+    return OPS["silu_and_mul"].reference(x)
+
+
+def argmax(x, dim=None, keepdim=False):
+    return x.max(dim, keepdim).indices
+
+
+def ops():
+    return (AtenOp("argmax", "argmax"),)
+
+
+def kernels():
+    return (AtenKernel("argmax", "argmax", argmax),)
+
+
+VENDOR = Vendor(
+    "profiled", device_type="cpu", core_api=1, probe="profiled_vendor:why_unavailable",
+    platform="sglang_fl.sglang_adapter.cpu_platform.CpuPlatform",
+    impls=(OpImpl("silu_and_mul", BackendKind.FLAGOS, "flagos", "profiled_vendor:silu_and_mul"),),
+    aten=AtenOffer(
+        ops="profiled_vendor:ops", kernels="profiled_vendor:kernels",
+        choices=(AtenChoice(("argmax",), True, "to be seen"),),
+    ),
+)
+"""
+
+
+def profiled(model: Path, folder: Path, environment: dict[str, str], *words: str) -> dict[str, Any]:
+    """Run the command, and return what it wrote as JSON."""
+    files = ("--json", str(folder / "p.json"), "--html", str(folder / "p.html"))
+    command = [*COMMAND, "--model", str(model), *SMALL, *files, *CPU, *words]
+    run = finish(command, environment, 300, server_for(environment))
+    assert run.code == 0, run.output[-5000:]
+    assert re.search(r"^On ours in decode: \d+\.\d %", run.output, re.MULTILINE), run.output[-3000:]
+    assert (folder / "p.html").read_text().count("<svg") == 7
+    return json.loads((folder / "p.json").read_text())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_step_is_told_by_who_ran_it(name: str, environment_of, tmp_path: Path):
+    backend, ours, left = RUNS[name]
+    make_model(next(family for family in FAMILIES if family.name == name), tmp_path / "model")
+    environment = environment_of({})
+    data = profiled(tmp_path / "model", tmp_path, environment, "--attention-backend", backend)
+    decode, prefill = data["phases"]
+    assert (decode["phase"], decode["steps"], decode["requests"]) == ("decode", 3, 2)
+    assert (prefill["phase"], prefill["steps"] * prefill["tokens"]) == ("prefill", 48)
+    assert (data["clock"], data["ranks"], data["outside_us"]) == ("host", 1, 0)
+    named = {(piece["who"], piece["what"]) for piece in decode["pieces"]}
+    assert {("reference", op) for op in ours} <= named
+    assert {("sglang", what) for what in left} <= named
+    for phase in data["phases"]:
+        assert sum(piece["share"] for piece in phase["pieces"]) == pytest.approx(1, abs=1e-4)
+        assert {piece["who"] for piece in phase["pieces"]} <= {who.value for who in Who}
+        assert 0 < phase["ours"] < 1
+    assert processes_with(str(tmp_path / "model")) == []
+
+
+def test_kernels_of_a_vendor_are_told_by_their_kind_in_both_layers(
+    tiny_model: Path, environment_of, tmp_path: Path
+):
+    package = install_vendor(tmp_path / "package", "profiled", VENDOR)
+    settings = {"PYTHONPATH": str(package), "SGLANG_FL_PLATFORM": "profiled", "USE_FLAGGEMS": "1"}
+    data = profiled(tiny_model, tmp_path, environment_of(settings), "--attention-backend", "torch_native")
+    named = {(piece["who"], piece["what"]) for piece in data["phases"][0]["pieces"]}
+    assert {("flagos", "silu_and_mul"), ("flagos", "aten::argmax"), ("reference", "rms_norm")} <= named
+
+
+def test_with_all_layers_off_it_is_all_sglangs(tiny_model: Path, environment_of, tmp_path: Path):
+    environment = environment_of({"SGLANG_FL_OOT_ENABLED": "0", "USE_FLAGGEMS": "0"})
+    data = profiled(tiny_model, tmp_path, environment, "--load-format", "dummy")
+    assert [phase["ours"] for phase in data["phases"]] == [0, 0]
+    assert "RMSNorm" in {each["what"] for each in data["phases"][0]["left"]}
+
+
+def test_a_model_that_sglang_does_not_know_is_code_2(environment_of, tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"architectures": ["NoSuchModel"], "model_type": "qwen2", "vocab_size": 8}
+    (model / "config.json").write_text(json.dumps(config))
+    run = finish([*COMMAND, "--model", str(model), *CPU], environment_of({}), 200, server_for({}))
+    assert run.code == 2, run.output[-3000:]
+    assert "sglang-fl: the engine could not be measured: " in run.output
+
+
+def test_ctrl_c_leaves_no_process(tiny_model: Path, environment_of, tmp_path: Path):
+    with (tmp_path / "output.log").open("wb") as output:
+        process = subprocess.Popen(  # really started: signals find the processes that a user has
+            [*COMMAND, "--model", str(tiny_model), *CPU, "--decode", "300", "--prefill", "8"],
+            env=environment_of({"PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # A shell that runs the tests in the background has them ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    deadline = time.monotonic() + 200
+    while "unmeasured" not in (tmp_path / "output.log").read_text(errors="replace"):
+        assert process.poll() is None, (tmp_path / "output.log").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "output.log").read_text()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(60) == 130
+    deadline = time.monotonic() + 30  # the tracker of shared memory ends by itself
+    while processes_with(str(tiny_model)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_with(str(tiny_model)) == []
+    assert list(tmp_path.glob("sglang-fl-profile-*")) == []

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from sglang_fl import __version__
@@ -90,6 +91,14 @@ def line_with(text: str, output: str) -> str:
 def test_version_is_told():
     result = run("--version")
     assert (result.exit_code, result.stdout) == (0, f"sglang-fl-core {__version__}\n")
+
+
+@pytest.mark.parametrize("command", sorted(get_command(app).commands))
+def test_each_commands_help_has_an_example_and_its_exit_codes(command: str):
+    text = " ".join(run(command, "--help").stdout.split())
+    assert f"sglang-fl {command}" in text.partition("Example: ")[2]
+    assert "Exit code 0:" in text
+    assert " 2: " in text.partition("Exit code 0:")[2]
 
 
 def test_help_names_every_command():

@@ -68,7 +68,12 @@ def env(
         bool, typer.Option("--markdown", help="Print the table of docs/configure.md instead.")
     ] = False,
 ) -> None:
-    """Each setting, its value, and where it came from."""
+    """Each setting, its value, and where it came from.
+
+    Example: SGLANG_FL_CONFIG=serve.yaml sglang-fl env
+
+    Exit code 0: printed. 2: a setting is wrong; one line says which.
+    """
     if markdown:
         from sglang_fl.settings import markdown_table
 
@@ -82,7 +87,12 @@ def env(
 
 @app.command()
 def vendors(as_json: Json = False) -> None:
-    """The installed vendor packages; for those that are not available, the reason."""
+    """The installed vendor packages; for those that are not available, the reason.
+
+    Example: sglang-fl vendors --json
+
+    Exit code 0: printed. 2: a setting, or a package itself, is wrong; one line says which.
+    """
     from sglang_fl.diagnostics import report
 
     with exit_on_error():
@@ -96,7 +106,12 @@ def ops(
         bool, typer.Option("--aten", help="PyTorch's ATen ops (layer 1) instead of the fused ones.")
     ] = False,
 ) -> None:
-    """What would run each op here, and what would follow if that failed."""
+    """What would run each op here, and what would follow if that failed.
+
+    Example: SGLANG_FL_PREFER=vendor sglang-fl ops
+
+    Exit code 0: printed. 2: a setting or a package is wrong; one line says which.
+    """
     from sglang_fl.diagnostics import report
 
     with exit_on_error():
@@ -110,7 +125,12 @@ def ops(
 
 @app.command()
 def why(op: str, as_json: Json = False) -> None:
-    """Which implementations of OP would be tried, in order, and why the others are not."""
+    """Which implementations of OP would be tried, in order, and why the others are not.
+
+    Example: sglang-fl why rms_norm
+
+    Exit code 0: printed. 2: there is no such op, or a setting or a package is wrong.
+    """
     from sglang_fl.diagnostics import report
 
     with exit_on_error():
@@ -133,7 +153,12 @@ def why(op: str, as_json: Json = False) -> None:
 
 @app.command()
 def coverage(as_json: Json = False) -> None:
-    """Which of the installed SGLang's fused layers are dispatched, and its own paths past them."""
+    """Which of the installed SGLang's fused layers are dispatched, and its own paths past them.
+
+    Example: sglang-fl coverage --json
+
+    Exit code 0: printed. 2: SGLang cannot be read, or a setting or a package is wrong.
+    """
     from sglang_fl.diagnostics import report
 
     with exit_on_error():
@@ -167,8 +192,11 @@ def bisect(
 ) -> None:
     """Find the layer, op or ATen op that makes a model's numbers differ, in one start of the engine.
 
-    What follows is passed on to SGLang's launch line (--tp 2 --device cpu ...). Exit code 0: nothing found,
-    1: found, 2: set-up broken, 3: cannot decide.
+    What follows is passed on to SGLang's launch line.
+
+    Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --tp 2
+
+    Exit code 0: nothing found. 1: found. 2: set-up broken. 3: cannot decide.
     """
     from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 
@@ -252,8 +280,11 @@ def replay(
 ) -> None:
     """Run kept calls of kernels again, each in a process of its own, and hold them against float64.
 
-    Start the server with SGLANG_FL_KEEP_CALLS=DIR: a kernel that ends its process leaves its call there. Exit
-    code 0: all are right, 1: one is wrong, raises, hangs or ends its process, 2: cannot be read, 3: none
+    Start the server with SGLANG_FL_KEEP_CALLS=DIR: a kernel that ends its process leaves its call there.
+
+    Example: sglang-fl replay DIR --op rms_norm
+
+    Exit code 0: all are right. 1: one is wrong, raises, hangs or ends its process. 2: cannot be read. 3: none
     was judged.
     """
     from sglang_fl.diagnostics.replay import replay as run_again
@@ -287,6 +318,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """What is wrong on this machine, and what to do.
+
+    Example: sglang-fl doctor --model MODEL --tp 2
 
     Exit code 0: all is well. 1: a problem. 2: something could not be told, or was not looked at; also wrong
     arguments.
@@ -348,6 +381,10 @@ def report_logs(
     """What ran where, from dispatch logs and records of ATen ops; what differs between ranks and runs.
 
     With --issue FILE: versions, settings, vendors, ops, doctor and the ends of the logs as one file.
+
+    Example: sglang-fl report --dispatch dispatch.log --aten aten.log
+
+    Exit code 0: printed or written. 2: a file cannot be read or written, or is no such log.
     """
     if issue is not None:
         if against_dispatch or against_aten or as_json:
@@ -422,6 +459,8 @@ def verify(
     contract, the same call twice, calls in a graph. "graphs" is how many calls were captured in a graph and
     replayed. "host us" is the time of a small call on the host, in microseconds.
 
+    Example: sglang-fl verify rms_norm --certificate chip.json
+
     Exit code 0: all that is installed was looked at and passes. 1: an implementation fails. 2: wrong settings
     or arguments. 3: nothing fails, but an installed vendor was not looked at, because its chip is not here;
     it is named above the table.
@@ -457,6 +496,10 @@ def new_vendor(
     """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is.
 
     On the simulated chip, as long as there is none: SGLANG_FL_SIMULATED=NAME sglang-fl verify.
+
+    Example: sglang-fl new-vendor acme --device-type npu
+
+    Exit code 0: written. 2: the name or the device cannot be one, or the folder exists or cannot be written.
     """
     from sglang_fl.scaffold import write_package
 

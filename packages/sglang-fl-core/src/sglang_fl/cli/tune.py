@@ -53,10 +53,13 @@ def tune(
     at present and that once more as a control: decode-heavy requests and prefills. What the engine does not
     confirm stays as it is. A run that was interrupted goes on when the same command is given again.
 
-    What follows is passed on to SGLang's launch line: sglang-fl tune --model MODEL --minutes 60 --tp 2. Exit
-    code 0: the file is written; it may say that all stays as it is. 1: so it is, and an op runs on a wrong
-    kernel at present. 2: set-up broken. 3: the minutes did not suffice to decide, or the model calls nothing
-    that has a choice; the file says so.
+    What follows is passed on to SGLang's launch line.
+
+    Example: sglang-fl tune --model MODEL --minutes 60 --tp 2
+
+    Exit code 0: the file is written; it may say that all stays as it is. 1: so it is, and an op runs on a
+    wrong kernel at present. 2: set-up broken. 3: the minutes did not suffice to decide, or the model calls
+    nothing that has a choice; the file says so.
     """
     from sglang_fl.cli import end_on_sigterm
     from sglang_fl.tune.command import Asked, exit_code

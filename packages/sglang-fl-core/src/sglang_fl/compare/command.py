@@ -47,7 +47,11 @@ def compare(
     bfloat16, 0.125 in float16, 0.001 in float32, 2 where quantised; "auto" counts as bfloat16), or its mean
     above a quarter of that; where a side differs from itself, above three times that as well.
 
-    One request at a time; nothing is changed on a server. Exit code 0: the same. 1: they differ. 2: one
+    One request at a time; nothing is changed on a server.
+
+    Example: sglang-fl compare http://new-chip:30000 http://gpu:30000
+
+    Exit code 0: the same. 1: they differ. 2: one
     cannot be reached, refuses, is no SGLang server, or serves another model. 3: cannot decide.
     """
     progress = Progress("compare")

@@ -1,4 +1,7 @@
-"""``sglang-fl profile`` on the real engine: three families, by who ran what; nothing is left behind."""
+"""``sglang-fl profile`` on the real engine: three families, by who ran what; nothing is left behind.
+
+The engine is a program that is forked with SGLang loaded; Ctrl-C meets the real process.
+"""
 
 import json
 import os
@@ -7,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from sglang_fl.cli import app
+from sglang_fl.profiling import procedure
 from sglang_fl.profiling.pieces import Who
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.models import FAMILIES, make_model
-from tests.programs import finish, processes_with, server_for
+from tests.programs import ROOT, processes_with, server_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -79,23 +86,51 @@ VENDOR = Vendor(
 """
 
 
-def profiled(model: Path, folder: Path, environment: dict[str, str], *words: str) -> dict[str, Any]:
+_ENGINE = """
+import os, sys
+os.dup2(os.pipe()[0], 0)  # whose end would end it
+sys.argv = ["engine", {folder!r}, str(os.open({pipe!r}, os.O_WRONLY))]
+from sglang_fl.profiling.engine import main
+main()
+"""
+
+
+def run_forked(environment: dict[str, str]) -> Callable[[Path, Callable[[str], None]], int]:
+    """Return what runs the engine's process under these settings, forked with SGLang loaded."""
+
+    def run(folder: Path, say: Callable[[str], None]) -> int:
+        pipe = folder / "steps"
+        os.mkfifo(pipe)
+        command = ["python", "-c", _ENGINE.format(folder=str(folder), pipe=str(pipe))]
+        with (folder / procedure.LOG).open("wb") as log:
+            program = server_for(environment).start(command, log.fileno(), environment, ROOT)
+        with pipe.open() as steps:
+            for step in steps:
+                say(step.rstrip("\n"))
+        return program.wait()
+
+    return run
+
+
+def profiled(
+    model: Path, folder: Path, environment: dict[str, str], patch: pytest.MonkeyPatch, *words: str
+) -> dict[str, Any]:
     """Run the command, and return what it wrote as JSON."""
+    patch.setattr(procedure, "run_process", run_forked(environment))
     files = ("--json", str(folder / "p.json"), "--html", str(folder / "p.html"))
-    command = [*COMMAND, "--model", str(model), *SMALL, *files, *CPU, *words]
-    run = finish(command, environment, 300, server_for(environment))
-    assert run.code == 0, run.output[-5000:]
+    run = CliRunner().invoke(app, ["profile", "--model", str(model), *SMALL, *files, *CPU, *words])
+    assert run.exit_code == 0, run.output[-5000:]
     assert re.search(r"^On ours in decode: \d+\.\d %", run.output, re.MULTILINE), run.output[-3000:]
     assert (folder / "p.html").read_text().count("<svg") == 7
     return json.loads((folder / "p.json").read_text())
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_each_step_is_told_by_who_ran_it(name: str, environment_of, tmp_path: Path):
+def test_each_step_is_told_by_who_ran_it(name: str, environment_of, tmp_path: Path, monkeypatch):
     backend, ours, left = RUNS[name]
     make_model(next(family for family in FAMILIES if family.name == name), tmp_path / "model")
-    environment = environment_of({})
-    data = profiled(tmp_path / "model", tmp_path, environment, "--attention-backend", backend)
+    words = ("--attention-backend", backend)
+    data = profiled(tmp_path / "model", tmp_path, environment_of({}), monkeypatch, *words)
     decode, prefill = data["phases"]
     assert (decode["phase"], decode["steps"], decode["requests"]) == ("decode", 3, 2)
     assert (prefill["phase"], prefill["steps"] * prefill["tokens"]) == ("prefill", 48)
@@ -111,29 +146,33 @@ def test_each_step_is_told_by_who_ran_it(name: str, environment_of, tmp_path: Pa
 
 
 def test_kernels_of_a_vendor_are_told_by_their_kind_in_both_layers(
-    tiny_model: Path, environment_of, tmp_path: Path
+    tiny_model: Path, environment_of, tmp_path: Path, monkeypatch
 ):
     package = install_vendor(tmp_path / "package", "profiled", VENDOR)
     settings = {"PYTHONPATH": str(package), "SGLANG_FL_PLATFORM": "profiled", "USE_FLAGGEMS": "1"}
-    data = profiled(tiny_model, tmp_path, environment_of(settings), "--attention-backend", "torch_native")
+    words = ("--attention-backend", "torch_native")
+    data = profiled(tiny_model, tmp_path, environment_of(settings), monkeypatch, *words)
     named = {(piece["who"], piece["what"]) for piece in data["phases"][0]["pieces"]}
     assert {("flagos", "silu_and_mul"), ("flagos", "aten::argmax"), ("reference", "rms_norm")} <= named
 
 
-def test_with_all_layers_off_it_is_all_sglangs(tiny_model: Path, environment_of, tmp_path: Path):
+def test_with_all_layers_off_it_is_all_sglangs(tiny_model: Path, environment_of, tmp_path: Path, monkeypatch):
     environment = environment_of({"SGLANG_FL_OOT_ENABLED": "0", "USE_FLAGGEMS": "0"})
-    data = profiled(tiny_model, tmp_path, environment, "--load-format", "dummy")
+    data = profiled(tiny_model, tmp_path, environment, monkeypatch, "--load-format", "dummy")
     assert [phase["ours"] for phase in data["phases"]] == [0, 0]
-    assert "RMSNorm" in {each["what"] for each in data["phases"][0]["left"]}
+    named = {(piece["who"], piece["what"]) for piece in data["phases"][0]["pieces"]}
+    assert ("sglang", "RMSNorm") in named
+    assert "reference" not in {who for who, _ in named}
 
 
-def test_a_model_that_sglang_does_not_know_is_code_2(environment_of, tmp_path: Path):
+def test_a_model_that_sglang_does_not_know_is_code_2(environment_of, tmp_path: Path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     config = {"architectures": ["NoSuchModel"], "model_type": "qwen2", "vocab_size": 8}
     (model / "config.json").write_text(json.dumps(config))
-    run = finish([*COMMAND, "--model", str(model), *CPU], environment_of({}), 200, server_for({}))
-    assert run.code == 2, run.output[-3000:]
+    monkeypatch.setattr(procedure, "run_process", run_forked(environment_of({})))
+    run = CliRunner().invoke(app, ["profile", "--model", str(model), *CPU])
+    assert run.exit_code == 2, run.output[-3000:]
     assert "sglang-fl: the engine could not be measured: " in run.output
 
 

@@ -15,6 +15,7 @@ _SETUP = re.compile(r"(?:^|(?<=prompts-)|(?<=followers-))(?!prompts|followers).+
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(\.post\d+)?")
 #: Files that are dealt out in parts, and what in a test's parameters names its part.
 PARTS = {
+    "packages/sglang-fl-nvidia/tests/test_edges.py": re.compile(r"\w+"),
     "packages/sglang-fl-nvidia/tests/test_flagos.py": re.compile(r"\w+"),
     "tests/engine/test_models.py": re.compile(".+"),
     "tests/install/test_scaffold.py": re.compile("toychip|cpu"),

@@ -32,9 +32,8 @@ def measure_op(subject: Subject, calls: Sequence[RecordedCall], budget: Budget, 
     judged = _judge(subject, calls, budget)
     exact = {i: target for i, target in subject.targets.items() if judged[i].state == RIGHT}
     if is_cuda and subject.present != REFERENCE:
-        exact.pop(
-            REFERENCE, None
-        )  # it is not made for graphs, and a capture that fails takes the others along
+        # It is not made for graphs, and a capture that fails takes the others along.
+        exact.pop(REFERENCE, None)
     if len(exact) < (1 if subject.present not in subject.targets else 2):
         return Measured(subject.op, subject.present, judged, calls=len(calls))
     timed, trouble = _time(subject.op, exact, calls, budget, is_cuda)

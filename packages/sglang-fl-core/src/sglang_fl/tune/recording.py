@@ -74,12 +74,11 @@ class Recording:
         """Run the model on the references of some ops; return the seconds that its engine took to start."""
         shutil.rmtree(folder, ignore_errors=True)  # half of a run that was interrupted
         self.state.calls.mkdir(exist_ok=True, mode=0o700)
+        half_of_the_disk = shutil.disk_usage(self.state.calls).free >> 21
         settings = {
             "SGLANG_FL_PER_OP": ";".join(f"{op}=reference" for op in group),
             "SGLANG_FL_KEEP_CALLS": str(folder.resolve()),
-            ROOM: str(
-                min(MOST_MIB, shutil.disk_usage(self.state.calls).free >> 21)
-            ),  # half of the disk at most
+            ROOM: str(min(MOST_MIB, half_of_the_disk)),
             "USE_FLAGGEMS": "0",  # the references must be exact
         }
         log = self.state.folder / "recording.log"

@@ -1,5 +1,6 @@
 """``sglang-fl bisect`` on the real engine: each sort of fault is found by name, right kernels are not."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
-from tests.programs import finish, processes_with, server_for
+from tests.programs import ROOT, finish, processes_with, server_for
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -90,6 +92,23 @@ def test_no_process_is_left(bisected: Bisected, tiny_model: Path):
     assert processes_with(str(tiny_model)) == []
 
 
+def test_ranks_that_die_while_they_are_asked_end_the_command(tiny_model, environment_of, tmp_path: Path):
+    environment = environment_of({"PYTHONUNBUFFERED": "1"})
+    words = ("--max-total-tokens", "2048", "--grammar-backend", "none", "--folder", str(tmp_path / "out"))
+    command = [*BISECT, "--model", str(tiny_model), *CPU, *words]
+    with (tmp_path / "output.log").open("wb") as output:
+        program = server_for(environment).start(command, output.fileno(), environment, ROOT)
+    deadline = time.monotonic() + 200
+    while "the same batch twice" not in (tmp_path / "output.log").read_text(errors="replace"):
+        assert time.monotonic() < deadline, (tmp_path / "output.log").read_text()
+        time.sleep(0.1)
+    for child in psutil.Process(program.pid).children(recursive=True):
+        child.kill()
+    assert program.wait(60) == 2, (tmp_path / "output.log").read_text()
+    assert "SGLang ended with code 1: " in (tmp_path / "output.log").read_text()
+    assert processes_with(str(tiny_model)) == []
+
+
 @pytest.mark.parametrize("moment", ["starting the engine", "the same batch twice"])
 def test_ctrl_c_leaves_no_process_and_is_no_verdict(moment: str, tiny_model, environment_of, tmp_path: Path):
     folder = tmp_path / "report"
@@ -145,6 +164,19 @@ def test_a_set_up_that_is_broken_is_no_verdict(environment_of, tmp_path: Path):
     run = finish(command, environment_of({}), 200, server_for({}))
     assert run.code == 2, run.output[-3000:]
     assert '"set_up_broken"' in run.output
+
+
+def test_a_rank_that_fails_ends_the_command_with_a_verdict_that_there_is_none(environment_of, tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"architectures": ["NoSuchModel"], "model_type": "qwen2", "vocab_size": 8}
+    (model / "config.json").write_text(json.dumps(config))
+    command = [*BISECT, "--model", str(model), "--folder", str(tmp_path / "out"), "--json", "--device", "cpu"]
+    run = finish(command, environment_of({}), 200, server_for({}))
+    assert run.code == 2, run.output[-3000:]
+    (verdict,) = (tmp_path / "out").glob("*/verdict.json")
+    summary = json.loads(verdict.read_text())["summary"]
+    assert "SGLang ended with code 1: " in summary
 
 
 def test_a_model_that_is_not_there_is_refused_before_an_engine_starts(environment_of, tmp_path: Path):

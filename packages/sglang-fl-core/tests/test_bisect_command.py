@@ -123,7 +123,7 @@ def test_a_start_that_sglang_refuses_is_told_by_its_own_words(tmp_path, model, e
     code, verdict = bisect("--model", model, "--folder", tmp_path / "out")
     words = "launch_server: error: argument --tp: invalid int value"
     assert (code, verdict["outcome"]) == (2, "set_up_broken")
-    assert verdict["summary"] == f"SGLang ended the start with code 2: {words}"
+    assert verdict["summary"] == f"SGLang ended with code 2: {words}"
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "x" * 300, "pipe"])

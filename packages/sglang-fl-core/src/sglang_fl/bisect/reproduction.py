@@ -12,7 +12,7 @@ from pathlib import Path
 from sglang_fl.bisect.verdict import ATTENTION, Culprit, Outcome, Verdict
 from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.logs.redaction import redacted
-from sglang_fl.sglang_adapter.terminal import last_line
+from sglang_fl.sglang_adapter.terminal import last_error
 
 __all__ = ["LOG", "broken", "make_folder", "with_limit", "write_report"]
 
@@ -124,7 +124,7 @@ def broken(error: BaseException, folder: Path | None) -> Verdict:
     """Return the verdict that there is none: the set-up is broken. The folder, if any, says by what."""
     summary = str(error) if isinstance(error, SglangFlError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SystemExit) and folder is not None:
-        summary = f"SGLang ended the start with code {error.code}: {last_line(folder / LOG)}"
+        summary = f"SGLang ended with code {error.code}: {last_error(folder / LOG)}"
     verdict = Verdict(Outcome.SET_UP_BROKEN, summary, folder=str(folder or ""))
     if folder is None:
         return verdict

@@ -7,21 +7,20 @@ import logging
 import shlex
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sglang_fl import __version__
-from sglang_fl.cli.printing import exit_on_error, named, print_json, print_rows, say
+from sglang_fl.cli.bisect import bisect
+from sglang_fl.cli.printing import Json, exit_on_error, named, print_json, print_rows, say
 from sglang_fl.cli.tune import tune
 from sglang_fl.compare.command import compare
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.profiling.command import profile
 
 if TYPE_CHECKING:
-    from sglang_fl.bisect.verdict import Verdict
     from sglang_fl.diagnostics.doctor import Row
 
 __all__ = ["app"]
@@ -35,8 +34,6 @@ app = typer.Typer(
 #: The dtypes of SGLang's launch line.
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 MOST_SECONDS = 86400
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def _version(wanted: bool) -> None:
@@ -179,79 +176,10 @@ def coverage(as_json: Json = False) -> None:
         )
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bisect(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="A text; several may be given.")] = None,
-    folder: Annotated[Path, typer.Option(help="A new folder is made in it, for each run.")] = Path(
-        "sglang-fl-bisect"
-    ),
-    plan: Annotated[bool, typer.Option("--plan", help="Print the steps by hand instead.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Find the layer, op or ATen op that makes a model's numbers differ, in one start of the engine.
-
-    What follows is passed on to SGLang's launch line.
-
-    Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --tp 2
-
-    Exit code 0: nothing found. 1: found. 2: set-up broken. 3: cannot decide.
-    """
-    from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
-
-    if plan:
-        from sglang_fl.bisect.manual_steps import manual_steps
-
-        with exit_on_error():
-            checkpoint = model and str(named(Path(model)))
-            vocabulary_of(checkpoint)
-            steps = manual_steps(checkpoint, context.args)
-        if as_json:
-            print_json([asdict(step) for step in steps])
-        else:
-            say("\n".join(map(str, steps)))
-        return
-    from sglang_fl.bisect.reproduction import broken, make_folder
-    from sglang_fl.sglang_adapter.terminal import teller
-
-    run: Path | None = None
-    tell = teller(otherwise=lambda step: say(step, err=True))
-    try:
-        checkpoint = model and str(named(Path(model)))
-        vocabulary_of(checkpoint)
-        run = make_folder(named(folder))
-        from sglang_fl.bisect import command  # what is mistyped is said before it imports SGLang
-
-        verdict = command.bisect(checkpoint, prompt or [], context.args, run, tell)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = broken(error, run)
-    if as_json:
-        print_json(verdict.as_json())
-    else:
-        _print_verdict(verdict)
-    raise typer.Exit(int(verdict.outcome))
-
-
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bisect)
 app.command()(compare)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(tune)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(profile)
-
-
-def _print_verdict(verdict: "Verdict") -> None:
-    say(f"{verdict.outcome.name.lower().replace('_', ' ')}: {verdict.summary}")
-    for culprit in verdict.culprits:
-        rows = [{"": name.replace("_", " "), "what": value} for name, value in vars(culprit).items() if value]
-        print_rows(rows, False, culprit.name)
-    for limit in verdict.limits:
-        say(limit)
-    if verdict.uncalled:
-        say(f"never called with these prompts, so not judged: {', '.join(verdict.uncalled)}")
-    numbers = ", ".join(f"{name} {value:.3g}" for name, value in verdict.numbers.items())
-    if verdict.folder:
-        say(f"{numbers + '. ' if numbers else ''}Inputs, versions and scripts: {verdict.folder}")
 
 
 def end_on_sigterm() -> None:

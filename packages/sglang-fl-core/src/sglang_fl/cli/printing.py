@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,8 +15,10 @@ from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import named_path
 
-__all__ = ["exit_on_error", "named", "print_json", "print_rows", "say"]
+__all__ = ["Json", "exit_on_error", "named", "print_json", "print_rows", "say"]
 
+#: The option of all commands that can answer programs.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 #: Columns of a table that is piped.
 WIDE = 8192
 

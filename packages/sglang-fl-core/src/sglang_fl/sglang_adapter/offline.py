@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.errors import SettingsError
+from sglang_fl.sglang_adapter.failed_ranks import (
+    close_sockets,
+    end_no_more,
+    end_while_running,
+    end_while_starting,
+)
 
 __all__ = ["FLAGS", "OfflineEngine", "launched", "offline_engine"]
 
@@ -108,6 +114,7 @@ def launched(arguments: Sequence[str]) -> Iterator[Any]:
     Raises
     ------
     SettingsError : there would be several replicas, of which one alone can be asked
+    SystemExit : a process of SGLang has failed; its log says why
     """
     import sglang
     from sglang.srt.plugins import load_plugins
@@ -116,17 +123,26 @@ def launched(arguments: Sequence[str]) -> Iterator[Any]:
 
     load_plugins()  # before the arguments are parsed, as the server does
     engine = None
+    is_failed = False
     try:
         parsed = prepare_server_args(list(arguments))
         if parsed.dp_size > 1:  # SGLang gives these schedulers no socket for remote calls
             raise SettingsError(
                 f"--dp-size {parsed.dp_size}: only one replica can be looked into. Use --dp-size 1."
             )
+        end_while_starting(parsed)
         engine = sglang.Engine(server_args=parsed)
+        end_while_running(engine)
         yield engine
+    except SystemExit:
+        is_failed = True
+        raise
     finally:
+        end_no_more()
         try:
-            if engine is not None:
+            if engine is not None and not is_failed:
                 engine.shutdown()
         finally:
             kill_process_tree(os.getpid(), include_parent=False)
+            if is_failed:
+                close_sockets()

@@ -66,10 +66,10 @@ def _stack(session: nox.Session) -> Path:
         # virtualenv came with nox; the venv of some distributions is a package of its own.
         session.run(sys.executable, "-m", "virtualenv", "-q", "--clear", str(STACK), external=True)
         session.run(str(python), "-m", "pip", "install", "--no-compile", *REQUIREMENTS, external=True)
-        # pip would compile all 35,000 files; those that a server imports take 20 s on one core. If a release
-        # tried by the weekly run has others, hence the code 1, they are compiled when first imported.
-        served = "import sglang.srt.entrypoints.http_server, sglang.srt.managers.scheduler"
-        session.run(str(python), "-c", served, external=True, silent=True, success_codes=[0, 1])
+        # pip would compile on one core, and where PYTHONDONTWRITEBYTECODE is set each process anew what it
+        # imports. Templates in some packages are no Python, hence the code 1.
+        compileall = ("-m", "compileall", "-q", "-j", "0", str(_site_packages(python)))
+        session.run(str(python), *compileall, external=True, silent=True, success_codes=[0, 1])
         stamp.write_text(wanted)  # last, so that an interrupted installation is started again
     return _site_packages(python)
 

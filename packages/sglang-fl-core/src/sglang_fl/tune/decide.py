@@ -215,9 +215,12 @@ def compare_engines(own: Starts, other: Starts, control: tuple[Starts, Starts] |
 
     Parameters
     ----------
-    own, other : their starts; those at one place were made one after the other
+    own, other : their starts; those at one place were made one after the other, and what one has more is left
+        out
     control : two engines of the present choice
     """
+    count = min(len(own), len(other))
+    own, other = own[:count], other[:count]
     return Compared(
         {
             workload: _controlled(

@@ -225,8 +225,7 @@ def _beside_sglang(
         own, other = starts[side.beside], starts[side.name]
         if side.orders[side.op] == SGLANG:
             own, other = other, own
-        count = min(len(own), len(other))
         control = (starts[PRESENT], starts[CONTROL])
         impl = verdict.best or verdict.present
-        found[side.op] = (impl, compare_engines(own[:count], other[:count], control))
+        found[side.op] = (impl, compare_engines(own, other, control))
     return found

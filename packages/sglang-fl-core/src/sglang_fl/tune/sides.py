@@ -131,15 +131,15 @@ def decide_engines(tried: Sequence[Alternative], starts: Mapping[str, Starts]) -
     """
     control = (starts[PRESENT], starts[CONTROL])
     compared = {
-        side.name: compare_engines(*_paired(starts[side.beside], starts[side.name]), control)
+        side.name: compare_engines(starts[side.beside], starts[side.name], control)
         for side in tried
         if starts.get(side.name) and starts.get(side.beside)
     }
     orders = _confirmed(tried, compared)
     same = [side.name for side in tried if orders and side.orders == orders and starts.get(side.name)]
-    wholes = (compare_engines(*_paired(starts[PRESENT], starts[name]), control) for name in same)
+    wholes = (compare_engines(starts[PRESENT], starts[name], control) for name in same)
     whole = next((found for found in wholes if found.is_confirmed), None)
-    return Outcome(orders, compared, whole, compare_engines(*_paired(*control)))
+    return Outcome(orders, compared, whole, compare_engines(*control))
 
 
 def _confirmed(tried: Sequence[Alternative], compared: Mapping[str, Compared]) -> Orders:
@@ -151,9 +151,3 @@ def _confirmed(tried: Sequence[Alternative], compared: Mapping[str, Compared]) -
             new = side.orders if not orders else {side.op: side.orders[side.op]}
             orders |= {**new, **{op: order for op, order in side.orders.items() if op not in orders}}
     return orders
-
-
-def _paired(own: Starts, other: Starts) -> tuple[Starts, Starts]:
-    """Return as many starts of each as both have."""
-    count = min(len(own), len(other))
-    return own[:count], other[:count]

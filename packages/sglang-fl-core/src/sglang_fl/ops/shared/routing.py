@@ -85,8 +85,6 @@ def renormalized(weights: Tensor) -> Tensor:
 def why_no_choice(outputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> str | None:
     """Say what is wrong with a choice of experts whatever the logits are: ids of none, or one twice."""
     ids, experts = outputs[1].long().cpu(), arguments["router_logits"].shape[-1]
-    if not ids.numel():
-        return None
     if arguments.get("shared_expert_weight") is not None:
         if (ids[:, -1] != experts).any():
             return f"the last expert of a token is not the shared one, {experts}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sglang_fl.ops.causal_conv1d_fn import check_prompts
 from sglang_fl_nvidia.flagos.convolution import MOST_TAPS, activated, constants
-from sglang_fl_nvidia.flagos.launch import Launch, address, compiled, overlap
+from sglang_fl_nvidia.flagos.launch import Launch, address, compiled, constants_of, overlap
 
 __all__ = ["causal_conv1d_fn"]
 
@@ -187,6 +187,6 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool, known: dict[str, in
         *(prompts_kernel, *tensors, x, 1),
         is_aligned=is_aligned,
         num_warps=WARPS,
-        **{name: known[name] for name in prompts_kernel.arg_names if name in known},
+        **constants_of(prompts_kernel, known),
     )
     return launch, triton.cdiv(known["CHANNELS"], BLOCK)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sglang_fl.ops.causal_conv1d_update import check_update
 from sglang_fl_nvidia.flagos.convolution import activated, constants
-from sglang_fl_nvidia.flagos.launch import Launch, address, compiled, multiprocessors, overlap
+from sglang_fl_nvidia.flagos.launch import Launch, address, compiled, constants_of, multiprocessors, overlap
 
 __all__ = ["causal_conv1d_update"]
 
@@ -133,7 +133,7 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool, known: dict[str, in
             *(update_kernel, *tensors, x),
             is_aligned=is_aligned,
             num_warps=warps,
-            **{name: known[name] for name in update_kernel.arg_names if name in known},
+            **constants_of(update_kernel, known),
         )
         return launch, triton.cdiv(known["CHANNELS"], tile[0])
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, compiled, multiprocessors
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, compiled, constants_of, multiprocessors
 
 __all__ = ["Pool", "Tiled", "decay_and_rate", "step", "tiled", "unit"]
 
@@ -166,7 +166,7 @@ def tiled(kernel: Any, arguments: tuple[Any, ...], pool: Pool, is_aligned: bool,
             *(kernel, *arguments),
             is_aligned=is_aligned,
             num_warps=warps,
-            **{name: known[name] for name in kernel.arg_names if name in known},
+            **constants_of(kernel, known),
         )
         return launch, pool.heads * triton.cdiv(pool.values, rows)
 

@@ -11,7 +11,7 @@ from sglang_fl.ops.fused_moe import check_experts
 from sglang_fl_nvidia.flagos import experts as kernels
 from sglang_fl_nvidia.flagos.expert_assignments import sort_kernel
 from sglang_fl_nvidia.flagos.expert_tiles import FIRST_FEW, SORTED, Tile, fitting, rows_for, second_few
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, shared_memory
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, constants_of, shared_memory
 
 __all__ = ["fused_moe"]
 
@@ -271,7 +271,7 @@ class _Experts:
             is_aligned=self._is_aligned,
             num_warps=num_warps,
             num_stages=num_stages,
-            **{name: known[name] for name in kernel.arg_names if name in known},
+            **constants_of(kernel, known),
         )
 
 

@@ -19,7 +19,7 @@ or its launcher takes other arguments, kernels are launched in the public way, a
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,16 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from sglang_fl.errors import UnsupportedError
 
-__all__ = ["DTYPES", "Launch", "address", "compiled", "multiprocessors", "overlap", "shared_memory"]
+__all__ = [
+    "DTYPES",
+    "Launch",
+    "address",
+    "compiled",
+    "constants_of",
+    "multiprocessors",
+    "overlap",
+    "shared_memory",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +135,11 @@ def shared_memory(device: int) -> int:
 def _unaligned(value: Any) -> Any:
     """Return for a tensor one of its dtype that does not begin at a multiple of 16 bytes."""
     return value.new_empty(2)[1:] if isinstance(value, Tensor) else value
+
+
+def constants_of(kernel: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the known constants that a kernel has, in the order of its signature."""
+    return {name: known[name] for name in kernel.arg_names if name in known}
 
 
 def compiled(

@@ -256,8 +256,11 @@ def test_a_wrong_kernel_that_runs_at_present_is_code_1(pretended: Machine, monke
 
 def test_a_model_that_calls_nothing_is_code_3(pretended: Machine):
     pretended.called = []
-    output = tune("--kernels-only", code=3)
-    assert "no call of the model was recorded" in output
+    output = tune("--kernels-only", "--json", "report.json", code=3)
+    assert "Of these no call of the model was recorded: " in output
+    found = json.loads(Path("report.json").read_text())
+    assert found["ops"] == []
+    assert "rms_norm" in found["not_called"]
     assert written() == {}
 
 

@@ -100,6 +100,8 @@ def _print(report: "Report", out: Path, as_package_data: bool) -> None:
     from sglang_fl.tune import text
 
     print_rows(text.as_rows(report), False, "Ops", ("others",), labels=1)
+    if report.uncalled:
+        say(text.about_uncalled(report))
     for line in report.unmeasured:
         say(f"not measured: {line}")
     say(report.conclusion)

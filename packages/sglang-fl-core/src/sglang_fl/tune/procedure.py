@@ -89,12 +89,24 @@ class Tuning:
         recording = Recording(self.launch, self.options.loads, self.state, self.budget, self._tell)
         self._unmeasured += recording.record(self._ops)
         found = {subject.op: self._measured(subject, recording) for subject in self.subjects}
-        verdicts = [self._verdict(subject, found[subject.op]) for subject in self.subjects]
+        uncalled = self._uncalled()
+        verdicts = [
+            self._verdict(subject, found[subject.op])
+            for subject in self.subjects
+            if subject.op not in uncalled
+        ]
         if all(self.state.measured(op) for op in self.state.layers):
             shutil.rmtree(self.state.calls, ignore_errors=True)  # they are large, and of no more use
         counts = {op: measured.calls for op, measured in found.items() if measured}
         report = self._decided(Report({}, verdicts, counts, kept=self.kept))
-        return replace(report, unmeasured=tuple(self._unmeasured))
+        return replace(report, uncalled=uncalled, unmeasured=tuple(self._unmeasured))
+
+    def _uncalled(self) -> tuple[str, ...]:
+        """Return the ops of which nothing was found though they were recorded."""
+        recorded = (
+            op for group in passes(self._ops) if self.state.recorded(group) is not None for op in group
+        )
+        return tuple(op for op in recorded if op not in self.state.layers)
 
     @property
     def _ops(self) -> list[str]:
@@ -130,8 +142,6 @@ class Tuning:
             verdict = decide_op(found)
             return replace(verdict, others={**verdict.others, **subject.skipped})
         reason = "not measured: the minutes were over"
-        if subject.op not in self.state.layers:
-            reason = "no call of the model was recorded: it makes none, or one is larger than what is kept"
         return OpVerdict(subject.op, subject.present, None, None, reason, dict(subject.skipped))
 
     def _decided(self, report: Report) -> Report:

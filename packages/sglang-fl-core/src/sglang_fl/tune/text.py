@@ -10,7 +10,7 @@ from sglang_fl.settings.policy import SGLANG
 from sglang_fl.tune.decide import Compared, OpVerdict
 from sglang_fl.tune.sides import LAYER_1
 
-__all__ = ["Report", "as_data", "as_package_data", "as_rows", "as_yaml"]
+__all__ = ["Report", "about_uncalled", "as_data", "as_package_data", "as_rows", "as_yaml"]
 
 #: Columns of a comment.
 WIDTH = 118
@@ -23,13 +23,14 @@ class Report:
     Parameters
     ----------
     about : chip, model, command, date and versions, by what they are called
-    verdicts : of each op that has something to choose from, by its calls
+    verdicts : of each op that the model calls and that has something to choose from, by its calls
     calls : how many calls of each were measured
     orders : the choice that is confirmed
     engines : what the engines have shown, by alternative; empty where none was tried
     control : the present choice beside itself; None where none was tried
     conclusion : in one sentence
     reasons : of ops whose choice an engine has decided, how
+    uncalled : the ops of which no call was recorded: the model makes none, or one is larger than what is kept
     unmeasured : what was not measured, and why, one line each
     kept : what stood in the file that the user had before, by key
     beside_sglang : of an implementation, how many times as fast its engine was as SGLang's own path, by op
@@ -43,6 +44,7 @@ class Report:
     control: Compared | None = None
     conclusion: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
+    uncalled: Sequence[str] = ()
     unmeasured: Sequence[str] = ()
     kept: Mapping[str, Any] = field(default_factory=dict)
     beside_sglang: Mapping[str, tuple[str, Compared]] = field(default_factory=dict)
@@ -89,6 +91,8 @@ def as_yaml(report: Report) -> str:
         lines += ["", "# These stay as they are:"]
     for verdict in staying:
         lines += _comment(f"{verdict.op} on {verdict.present}: {_measurement(report, verdict)}", "")
+    if report.uncalled:
+        lines += ["", *_comment(about_uncalled(report), "")]
     return "\n".join(lines) + "\n"
 
 
@@ -117,6 +121,11 @@ def _comment(text: str, indent: str) -> list[str]:
     plain = " ".join(text.split())  # a line break would end the comment
     wrap = textwrap.TextWrapper(WIDTH, begin, f"{begin}  ", break_on_hyphens=False, break_long_words=False)
     return wrap.wrap(plain) or [begin.rstrip()]
+
+
+def about_uncalled(report: Report) -> str:
+    """Name the ops of which no call was recorded."""
+    return f"Of these no call of the model was recorded: {', '.join(report.uncalled)}."
 
 
 def as_rows(report: Report) -> list[dict[str, Any]]:
@@ -148,6 +157,7 @@ def as_data(report: Report) -> dict[str, Any]:
         "ops": as_rows(report),
         "engines": {name: ratios(found) for name, found in report.engines.items()},
         "control": ratios(report.control) if report.control else {},
+        "not_called": list(report.uncalled),
         "not_measured": list(report.unmeasured),
     }
 

@@ -4,10 +4,7 @@ With CUDA graphs, without them, and under ``torch.compile``.
 """
 
 import functools
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,26 +15,13 @@ import pytest
 
 from tests.engine.models import FAMILIES, Family, make_model
 from tests.engine.test_models import expected_classes
+from tests.gpu.served import OURS, VANILLA, Answer, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
-GENERATE = Path(__file__).parents[1] / "engine" / "generate.py"
-#: Of each prompt tokens and log-probabilities; the lines of the dispatch log.
-Answer = tuple[list[dict[str, Any]], set[str]]
 PROMPTS = [[3 + (7 * i + j * j) % 90 for j in range(length)] for i, length in enumerate((5, 40, 200, 331))]
 #: Log-probabilities in nats: kernels round differently in bfloat16.
 LIMIT = 0.15
-GPU: dict[str, Any] = {
-    "attention_backend": "triton",
-    "sampling_backend": "pytorch",
-    "grammar_backend": "none",
-    "skip_tokenizer_init": True,
-    "mem_fraction_static": 0.8,
-    "max_total_tokens": 8192,
-    "cuda_graph_max_bs_decode": 8,
-    "dtype": "bfloat16",
-    "random_seed": 1,
-}
 
 
 @dataclass(frozen=True)
@@ -100,8 +84,6 @@ MODES = (
     Mode("Gemma-3", "graphs"),
     Mode("Qwen2-VL", "graphs", never_ours=frozenset({"QuickGELU"})),  # that sees pictures, of which none come
 )
-VANILLA = {"SGLANG_PLUGINS": "__none__"}
-OURS = {"SGLANG_FL_STRICT": "1", "USE_FLAGGEMS": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -136,44 +118,17 @@ def answers(families, logs) -> Callable[[Mode], tuple[Answer, Answer]]:
         (found,) = (known for known in MODES if str(known) == mode)
         model = families[found.family][1]
         with ThreadPoolExecutor(2) as pool:
-            sides = [pool.submit(run, found, is_ours, model, logs) for is_ours in (False, True)]
+            sides = [pool.submit(run_side, found, is_ours, model, logs) for is_ours in (False, True)]
         return sides[0].result(), sides[1].result()
 
     return lambda mode: both(str(mode))
 
 
-def run(mode: Mode, is_ours: bool, model: Path, logs: Path) -> Answer:
+def run_side(mode: Mode, is_ours: bool, model: Path, logs: Path) -> Answer:
+    orders = {"SGLANG_FL_PER_OP": mode.orders} if mode.orders else {}
+    settings = {**OURS, **orders} if is_ours else VANILLA
     name = f"{mode}.{'ours' if is_ours else 'vanilla'}"
-    questions, dispatch = logs / f"{name}.json", logs / f"{name}.dispatch.log"
-    asked = {"input_ids": PROMPTS, "logprob_start_len": 0}
-    questions.write_text(
-        json.dumps(
-            {
-                "engine": {"model_path": str(model), **GPU, **mode.engine},
-                "prompts": asked,
-                "followers": asked,
-                "mistakes": [],
-                "planted": "",
-            }
-        )
-    )
-    settings = {"SGLANG_FL_DISPATCH_LOG": str(dispatch), **(OURS if is_ours else VANILLA)}
-    if is_ours and mode.orders:
-        settings["SGLANG_FL_PER_OP"] = mode.orders
-    with (logs / f"{name}.log").open("w") as log:
-        done = subprocess.run(
-            [sys.executable, str(GENERATE), str(questions)],
-            env={**os.environ, **settings},
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            timeout=500,
-            start_new_session=True,
-        )
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert results, Path(log.name).read_text(errors="replace")[-3000:]
-    lines = dispatch.read_text().splitlines() if dispatch.exists() else []
-    return json.loads(results[-1].removeprefix("RESULT "))["prompts"], set(lines)
+    return run(name, model, mode.engine, settings, PROMPTS, logs)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)

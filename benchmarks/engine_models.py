@@ -156,4 +156,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "Llama-3-8B-FP8": {"quantization": "fp8"},
     # Its experts' other kernels come with a package that SGLang does not install.
     "gpt-oss-20b-8L": {"moe_runner_backend": "triton"},
+    # Its states would take half of the memory, on each side.
+    "Qwen3-Next-80B-A3B-4L": {"max_mamba_cache_size": 192, "max_running_requests": 64},
 }

@@ -285,3 +285,45 @@ def test_a_kernel_that_shifts_the_indices_of_a_large_pool_is_told_of(of: str, mo
     found, kernel = found_by(shifting, name)
     kernel(**case.arguments(torch.float32))
     assert [v.what for v in found] == [f"it wrote {of}, which the contract does not allow"]
+
+
+ROUTERS = ("topk_softmax", "topk_sigmoid")
+ROUTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "as-scored": {},
+    "grouped": {"num_expert_group": 8, "topk_group": 4},
+    "biased": {"correction_bias": torch.full((64,), 0.1), "num_expert_group": 8, "topk_group": 4},
+    "shared-expert": {"shared_expert_weight": 0.5, "routed_scaling_factor": 2.5},
+}
+
+
+def routed(op: str, routing: str, spread: float, kernel: Callable[..., Any]) -> list[str]:
+    """Return what is found of a router's kernel at logits so far apart."""
+    found, checked = found_by(kernel, op)
+    logits = spread * torch.randn(33, 64, generator=torch.Generator().manual_seed(1))
+    checked(logits, 6, routing != "as-scored", **ROUTINGS[routing])
+    return [violation.what for violation in found]
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("op", ROUTERS)
+def test_which_of_scores_is_chosen_that_only_rounding_tells_apart_is_open(op: str, routing: str):
+    def other(logits: Tensor, *rest: Any, **options: Any) -> Any:
+        return OPS[op].reference(logits.flip(-1), *rest, **options)
+
+    def heavier(*given: Any, **options: Any) -> Any:
+        weights, ids = other(*given, **options)
+        return weights * 1.001, ids
+
+    assert routed(op, routing, 1e-7, other) == []
+    assert routed(op, routing, 1e-7, heavier) != []
+    assert routed(op, routing, 1e-3, other) != []
+
+
+@pytest.mark.parametrize("spread", [1e-7, 1.0])
+@pytest.mark.parametrize("op", ROUTERS)
+def test_experts_of_more_groups_than_may_be_are_no_choice(op: str, spread: float):
+    def of_any_group(logits: Tensor, *rest: Any, **groups: Any) -> Any:
+        return OPS[op].reference(logits, *rest)
+
+    assert routed(op, "grouped", spread, of_any_group) != []

@@ -153,7 +153,7 @@ class Op:
         one that can be compared element by element
     as_good : ``as_good(results, truth, arguments)``: whether results that differ from the truth are as right,
         because the contract leaves a choice open that ``comparable`` cannot take away; both as ``results``
-        gives them. No op of core needs it
+        gives them
     why_invalid : ``why_invalid(outputs, arguments)`` says what is wrong with results whatever the numbers in
         the arguments are, or returns None
     captured : whether servers capture its calls in graphs; where not, a kernel may read from the device

@@ -5,8 +5,15 @@ import functools
 import torch
 from torch import Tensor
 
-from sglang_fl.ops.op import Bound, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.routing import by_expert, choose_experts, routing_cases, why_no_choice
+from sglang_fl.ops.op import Op, Outputs, compute_dtype
+from sglang_fl.ops.shared.routing import (
+    ROUTING_BOUND,
+    by_expert,
+    choose_experts,
+    is_as_good_a_choice,
+    routing_cases,
+    why_no_choice,
+)
 
 __all__ = ["OP", "topk_sigmoid"]
 
@@ -44,8 +51,8 @@ def topk_sigmoid(
     Returns
     -------
     (weights, ids) : Tensors, (T, top_k), with a shared expert (T, top_k + 1), float32 and int32, in any order
-        within a row, the shared expert last; of a row with a NaN weights and choice are open, and the ids are
-        distinct experts all the same
+        within a row, the shared expert last. Of scores that only a kernel's rounding tells apart any may be
+        chosen. Of a row with a NaN weights and choice are open; the ids are distinct experts all the same.
 
     Raises
     ------
@@ -71,9 +78,9 @@ def _scores(router_logits: Tensor) -> Tensor:
 OP = Op(
     topk_sigmoid,
     cases=routing_cases(is_softmax=False),
-    # The weights are float32 for any input; a fast exp rounds its argument, here at most 4.
-    bound=Bound(half=32, single=32),
+    bound=ROUTING_BOUND,
     rows={"router_logits": 0},
     comparable=functools.partial(by_expert, score=_scores),
+    as_good=functools.partial(is_as_good_a_choice, score=_scores),
     why_invalid=why_no_choice,
 )

@@ -7,12 +7,22 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments, Case, Outputs
+from sglang_fl.ops.op import Arguments, Bound, Case, Outputs
 
-__all__ = ["by_expert", "choose_experts", "renormalized", "routing_cases", "why_no_choice"]
+__all__ = [
+    "ROUTING_BOUND",
+    "by_expert",
+    "choose_experts",
+    "is_as_good_a_choice",
+    "renormalized",
+    "routing_cases",
+    "why_no_choice",
+]
 
 #: Keeps the division defined where all chosen scores have underflowed.
 TINY = 1e-20
+#: The weights are float32 for any input; a fast exp rounds its argument, in the cases at most 8.
+ROUTING_BOUND = Bound(half=32, single=32)
 
 
 def choose_experts(
@@ -114,6 +124,71 @@ def by_expert(
     is_open = scores.isnan().any(-1, keepdim=True)
     weights, ids = weights.gather(-1, order), named.gather(-1, order).to(ids.dtype)
     return weights.masked_fill(is_open, 0), ids.masked_fill(is_open, 0)
+
+
+def is_as_good_a_choice(
+    results: tuple[Tensor, ...],
+    truth: tuple[Tensor, ...],
+    arguments: Mapping[str, Any],
+    *,
+    score: Callable[[Tensor], Tensor],
+) -> bool:
+    """Whether experts that differ from the truth's are chosen among scores that only rounding tells apart.
+
+    A model of random weights may give all experts nearly the same score. Which is greater then depends on how
+    a kernel rounds it, and the contract says no more than that it does so in float32.
+
+    Parameters
+    ----------
+    results, truth : as ``by_expert`` gives them
+    score : makes float64 scores of float64 logits
+    """
+    weights, ids = results
+    if weights.shape != truth[0].shape or ids.shape != truth[1].shape:
+        return False
+    numbers = ~score(arguments["router_logits"].float()).isnan().any(-1)
+    weights, ids = weights[numbers], ids[numbers].long()
+    scores = score(arguments["router_logits"][numbers].double())
+    shared = arguments.get("shared_expert_weight")
+    if shared is not None:  # ``why_no_choice`` has looked at its number
+        if (weights[:, -1].double() - shared).abs().gt(_rounding(weights[:, -1])).any():
+            return False
+        weights, ids = weights[:, :-1], ids[:, :-1]
+    expected = scores.gather(-1, ids)
+    if arguments["renormalize"]:
+        expected = renormalized(expected)
+    expected = expected * arguments.get("routed_scaling_factor", 1.0)
+    is_right = (weights.double() - expected).abs() <= _rounding(expected)
+    return bool(is_right.all() and _could_be_chosen(scores, ids, arguments).all())
+
+
+def _rounding(numbers: Tensor) -> Tensor:
+    """Return how far a kernel's float32 may be from such numbers."""
+    info = torch.finfo(torch.float32)
+    return ROUTING_BOUND.single * info.eps * numbers.abs().double() + info.tiny
+
+
+def _could_be_chosen(scores: Tensor, ids: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """Return of each token whether no expert, and no group, that was left out is better beyond rounding."""
+    bias = arguments.get("correction_bias")
+    choice, slack = scores, _rounding(scores)
+    if bias is not None:
+        choice, slack = scores + bias.double(), slack + _rounding(bias) + _rounding(scores + bias)
+    groups, most = arguments.get("num_expert_group") or 1, arguments.get("topk_group") or 1
+    low, high = ((choice + sign * slack).view(len(scores), groups, -1) for sign in (-1, 1))
+    is_chosen = torch.zeros_like(choice, dtype=torch.bool).scatter_(-1, ids, True).view(low.shape)
+    best = min(1 if bias is None else 2, low.shape[-1])
+    worst_case, best_case = (
+        bound.topk(best, dim=-1).values.sum(-1) for bound in (low, high)
+    )  # of each group
+    surely_better = (worst_case.unsqueeze(-2) > best_case.unsqueeze(-1)).sum(-1)  # than this group
+    perhaps_better = (best_case.unsqueeze(-2) >= worst_case.unsqueeze(-1)).sum(-1) - 1
+    is_used = is_chosen.any(-1)
+    groups_fit = (~is_used | (surely_better < most)).all(-1) & (is_used.sum(-1) <= most)
+    is_eligible = (is_used | (perhaps_better < most)).unsqueeze(-1)
+    best_left = low.masked_fill(is_chosen | ~is_eligible, -torch.inf).flatten(-2).amax(-1)
+    worst_chosen = high.masked_fill(~is_chosen, torch.inf).flatten(-2).amin(-1)
+    return groups_fit & (worst_chosen >= best_left)
 
 
 def _first_of_equals(ids: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:

@@ -88,11 +88,12 @@ NVIDIA = Vendor(
         ),
         _not_default("causal_conv1d_fn", "where Triton runs SGLang calls its own function, not the op"),
         _not_default("causal_conv1d_update", "where Triton runs SGLang calls its own function, not the op"),
-        _not_default(
+        OpChoice(
             "fused_recurrent_gated_delta_rule_packed_decode",
-            "1.01 to 2.45 of the speed of SGLang's own alone, 1.00 to 1.02 of layer 2 without it in a served "
-            "model (Qwen3-Next with 4 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200); its cases have not "
-            "been held against float64 on a chip",
+            "flagos",
+            is_default=True,
+            reason="1.01 to 2.45 of the speed of SGLang's own alone, 0.99 to 1.07 of vanilla in a served model, "
+            "with the other defaults (Qwen3-Next with 4 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
         _not_default("fused_sigmoid_gating_delta_rule_update", "not measured yet in a served model"),
     ),

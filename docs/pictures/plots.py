@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from docs.pictures.steps import steps
 from docs.pictures.svg import Drawing
 
 __all__ = ["PLOTS"]
@@ -256,4 +257,5 @@ PLOTS: dict[str, Callable[[], str]] = {
     "families": families,
     "experts": experts,
     "dispatch": dispatch,
+    "steps": steps,
 }

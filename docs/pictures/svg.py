@@ -21,6 +21,7 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 .line { fill: none; stroke-width: 1 }
 .line.ours, .line.both, .line.theirs, .line.control { fill: none; stroke-width: 2 }
 .band { stroke: none; opacity: .18 }
+.band.solid { opacity: .85 }
 .box.ours { fill: #ddf4ff }
 .box.theirs { fill: #fff1e5 }
 @media (prefers-color-scheme: dark) {

@@ -264,14 +264,35 @@ def test_a_model_that_calls_nothing_is_code_3(pretended: Machine):
     assert written() == {}
 
 
-def test_minutes_that_do_not_suffice_are_kept_and_what_is_left_out_is_named(
+def test_ops_are_measured_where_the_minutes_do_not_suffice_for_engines(
     pretended: Machine, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(procedure, "BESIDE_START", 1000.0)
     output = tune("--kernels-only", "--minutes", "1", code=3)
+    assert "silu_and_mul" in pretended.measured
+    assert "No engine could be measured: all stays as it is." in output
+    assert "times the speed of vendor.toy" in " ".join(Path("sglang-fl-tuned.yaml").read_text().split())
+
+
+def test_minutes_that_do_not_suffice_are_kept_and_what_is_left_out_is_named(
+    pretended: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(procedure, "BESIDE_START", 1000.0)
+    monkeypatch.setattr(procedure, "MOST_LEFT", 1.0)
+    output = tune("--kernels-only", "--minutes", "1", code=3)
     assert "not measured: silu_and_mul: the minutes that the engines leave were over" in output
+    assert "Nothing was measured: all stays as it is." in output
     assert pretended.measured == []
     assert "not measured: rms_norm:" in " ".join(Path("sglang-fl-tuned.yaml").read_text().split())
+
+
+def test_a_choice_of_several_parts_leaves_time_to_measure_it_as_a_whole(
+    pretended: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(procedure, "BESIDE_START", 9.0)
+    output = tune("--rounds", "1", "--minutes", "1", "--op", "silu_and_mul")
+    assert "not measured: engine silu_and_mul=sglang: the minutes do not suffice" in output
+    assert "not measured: engine whole" not in output
 
 
 def test_engines_for_which_there_is_no_time_are_named(pretended: Machine, monkeypatch: pytest.MonkeyPatch):

@@ -28,6 +28,8 @@ __all__ = ["Options", "Tuning"]
 START_FACTOR, BESIDE_START = 1.5, 20.0
 #: Engines for which the measuring of ops leaves time: present choice, control, and one other.
 LEFT_FOR = 3
+#: The most that they are left, of all that is left: what is known of the ops is worth something alone.
+MOST_LEFT = 0.5
 #: The name of the choice that is measured once more as a whole.
 WHOLE = "whole"
 OVER = "the minutes that the engines leave were over"
@@ -88,7 +90,9 @@ class Tuning:
         """
         recording = Recording(self.launch, self.options.loads, self.state, self.budget, self._tell)
         self._unmeasured += recording.record(self._ops)
-        found = {subject.op: self._measured(subject, recording) for subject in self.subjects}
+        of_engines = min(LEFT_FOR * self._seconds_of_an_engine, MOST_LEFT * self.budget.left)
+        budget = self.budget.less(of_engines)
+        found = {subject.op: self._measured(subject, recording, budget) for subject in self.subjects}
         uncalled = self._uncalled()
         verdicts = [
             self._verdict(subject, found[subject.op])
@@ -120,12 +124,11 @@ class Tuning:
         known = [self.state.recorded(group) or 0.0 for group in passes(self._ops)]
         return START_FACTOR * max(known, default=0.0) + BESIDE_START
 
-    def _measured(self, subject: Subject, recording: Recording) -> Measured | None:
+    def _measured(self, subject: Subject, recording: Recording, budget: Budget) -> Measured | None:
         """Return what is known of an op's calls, measured if it was not; None where nothing can be."""
         found = self.state.measured(subject.op)
         if found is not None or subject.op not in self.state.layers:
             return found
-        budget = self.budget.less(LEFT_FOR * self._seconds_of_an_engine)
         if budget.left:
             calls = spread(recording.calls(self._ops, subject.op))
             many = f"{len(subject.targets)} implementations at {len(calls)} calls"
@@ -148,7 +151,8 @@ class Tuning:
         called = [verdict for verdict in report.verdicts if report.calls.get(verdict.op)]
         tried = alternatives(called, self.options.with_sglang, self.options.with_layer_1)
         if not tried:
-            return replace(report, conclusion="Nothing is faster by more than its error: all stays as it is.")
+            nothing = "Nothing is faster by more than its error" if called else "Nothing was measured"
+            return replace(report, conclusion=f"{nothing}: all stays as it is.")
         trials = Trials(
             self.launch,
             self.options.loads,

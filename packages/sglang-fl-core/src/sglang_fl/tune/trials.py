@@ -17,6 +17,8 @@ __all__ = ["Trials"]
 
 FLAGS = ("--skip-server-warmup",)
 WARM_UPS = 1
+#: Engines that are started again to measure a choice as a whole: this one, the present one, its control.
+TOGETHER = 3
 
 
 @dataclass
@@ -52,16 +54,20 @@ class Trials:
     _failed: set[str] = field(default_factory=set)
 
     def affordable(self, tried: Sequence[Alternative]) -> list[Alternative]:
-        """Return the alternatives for which there is time, the first of them in any case."""
+        """Return the alternatives for which there is time, the first of them in any case.
+
+        Beside several there must be time to measure their choices once more together.
+        """
         names = [PRESENT, CONTROL, *(side.name for side in tried)]
         needed = {name: self.seconds * (self.rounds - len(self.state.starts(name))) for name in names}
+        together = self.seconds * self.rounds * TOGETHER
         left = self.budget.left - needed[PRESENT] - needed[CONTROL]
         run: list[Alternative] = []
         for side in tried:
-            left -= needed[side.name]
-            if left < 0 and run:
+            if run and left < needed[side.name] + together:
                 self.unmeasured.append(f"engine {side.name}: the minutes do not suffice")
             else:
+                left -= needed[side.name]
                 run.append(side)
         return run
 

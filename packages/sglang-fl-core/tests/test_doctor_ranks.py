@@ -50,6 +50,40 @@ def test_too_few_devices_are_found(doctor: Doctor, install: Install, monkeypatch
     assert "check the driver" in row["remedy"]
 
 
+@pytest.fixture
+def jit(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of the absent chip on which SGLang has compiled nothing; returns where it would keep it."""
+    install("toy", ABSENT)
+    monkeypatch.setenv("SGLANG_JIT_CACHE_DIR", str(tmp_path / "jit"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    return tmp_path / "jit"
+
+
+def all_reduce(doctor: Doctor) -> dict[str, str]:
+    _, rows = doctor("--tp", "2", "--only", "collective-kernels")
+    return rows["kernels of the all-reduce"]
+
+
+def test_no_compiler_for_the_kernels_of_the_all_reduce_is_found(doctor: Doctor, jit: Path):
+    row = all_reduce(doctor)
+    assert row["state"] == "problem"
+    assert f"there is no {jit.parent}/cuda/bin/nvcc" in row["text"]
+    assert "CUDA_HOME" in row["remedy"]
+
+
+def test_a_first_start_that_compiles_the_all_reduce_is_told(doctor: Doctor, jit: Path):
+    compiler = jit.parent / "cuda/bin/nvcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.touch()
+    row = all_reduce(doctor)
+    assert row["state"] == "ok"
+    assert f"the first start compiles them by {compiler} for minutes" in row["text"]
+    built = jit / "cuda_13.0_sm90/cuda_ipc/build-1f/deps-2e/cuda_ipc.so"
+    built.parent.mkdir(parents=True)
+    built.touch()
+    assert all_reduce(doctor)["text"] == f"compiled before, in {jit}"
+
+
 def test_visible_devices_that_are_too_few_are_named(doctor: Doctor, install: Install, monkeypatch):
     install("toy", ABSENT)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "99")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sglang_fl.diagnostics.doctor.attention import attention
 from sglang_fl.diagnostics.doctor.collective import collective
+from sglang_fl.diagnostics.doctor.collective_kernels import collective_kernels
 from sglang_fl.diagnostics.doctor.configured import settings, targets, vendors
 from sglang_fl.diagnostics.doctor.device_backends import device_backends
 from sglang_fl.diagnostics.doctor.devices import devices, numa
@@ -65,6 +66,7 @@ CHECKS: tuple[Check, ...] = (
     rendezvous,
     interfaces,
     variables_of_collectives,
+    collective_kernels,
     collective,
     # Out of memory at start.
     memory,

@@ -165,6 +165,13 @@ def test_the_page_is_whole_and_fetches_nothing(profile: Profile):
     assert "To port next: RadixAttention (&lt;b&gt;triton) (30.0 %), TopK (20.0 %)" in page
 
 
+def test_a_bar_of_the_page_adds_up(profile: Profile):
+    bar = re.search(r"<svg.*?</svg>", as_page(profile), re.DOTALL)
+    assert bar
+    widths = {r.get("class"): float(str(r.get("width"))) for r in ElementTree.fromstring(bar[0])}
+    assert widths == {"flagos": 300, "reference": 100, "sglang": 600}
+
+
 def test_every_colour_of_the_page_is_defined_for_light_and_dark(profile: Profile):
     page = as_page(profile)
     light, dark = re.findall(r":root \{([^}]*)\}", page)

@@ -66,6 +66,26 @@ def test_a_wrong_aten_call_is_told_with_the_layer_that_made_it(bisected: Bisecte
     assert culprit["where"].startswith("model.layers.0.")
 
 
+def test_the_steps_of_a_verdict_lead_to_its_culprit(bisected: Bisected):
+    steps = bisected[0]["fused"]["steps"]
+    assert [step["asks"] for step in steps[:6]] == [
+        *("twice", "attention", "off", "references", "planted", "everything")
+    ]
+    search = [step for step in steps if step["asks"] in ("everything", "some")]
+    guilty = [step for step in search if not step["agrees"]]
+    assert all("silu_and_mul" in step["on"] and step["distance"] > 0.01 for step in guilty)
+    assert [len(step["on"]) for step in guilty] == sorted({len(step["on"]) for step in guilty}, reverse=True)
+    assert guilty[-1]["on"] == ["silu_and_mul"]
+    assert all("silu_and_mul" not in step["on"] for step in search if step["agrees"])
+    assert sum(step["seconds"] for step in steps) <= bisected[0]["fused"]["numbers"]["seconds"] + 0.1
+
+
+def test_the_page_of_a_report_shows_its_steps(bisected: Bisected):
+    page = (bisected[1] / "reports" / "verdict.html").read_text()
+    assert "<h2>Guilty: silu_and_mul</h2>" in page
+    assert page.count('<li class="step') == len(bisected[0]["fused"]["steps"])
+
+
 def test_one_culprit_of_many_takes_few_passes(bisected: Bisected):
     # 8 before the search, two for each of the five halvings of 23 units, one to watch; three for the rest.
     assert bisected[0]["aten"]["numbers"]["passes"] <= 22

@@ -5,6 +5,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sglang_fl.bisect.steps import Step
+
 __all__ = ["ATTENTION", "Culprit", "Outcome", "Verdict"]
 
 #: The name of the culprit where SGLang's attention is wrong, whichever backend runs it.
@@ -62,6 +64,7 @@ class Verdict:
     numbers : noise, threshold, deviation, passes, seconds
     limits : what could not be switched or checked, and why
     uncalled : the ATen ops that these prompts never called, of which the verdict says nothing
+    steps : by which it was reached; where the engine has ended, the last one did not end
     folder : where inputs and script lie
     """
 
@@ -71,6 +74,7 @@ class Verdict:
     numbers: dict[str, float] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     uncalled: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
     folder: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class Verdict:
         return {
             **asdict(self),
             "numbers": numbers,
+            "steps": [step.as_data() for step in self.steps],
             "outcome": self.outcome.name.lower(),
             "exit_code": int(self.outcome),
         }

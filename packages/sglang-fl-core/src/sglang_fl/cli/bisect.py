@@ -22,50 +22,60 @@ def bisect(
         "sglang-fl-bisect"
     ),
     plan: Annotated[bool, typer.Option("--plan", help="Print the steps by hand instead.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write the steps as a page into the run's folder, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find the layer, op or ATen op that makes a model's numbers differ, in one start of the engine.
 
     What follows is passed on to SGLang's launch line.
 
-    Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --tp 2
+    Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --html --tp 2
 
     Exit code 0: nothing found. 1: found. 2: set-up broken. 3: cannot decide.
     """
     from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 
     if plan:
+        if html:
+            raise typer.BadParameter("--html is of a bisection, and --plan makes none")
         from sglang_fl.bisect.manual_steps import manual_steps
 
         with exit_on_error():
             checkpoint = model and str(named(Path(model)))
             vocabulary_of(checkpoint)
-            steps = manual_steps(checkpoint, context.args)
+            planned = manual_steps(checkpoint, context.args)
         if as_json:
-            print_json([asdict(step) for step in steps])
+            print_json([asdict(step) for step in planned])
         else:
-            say("\n".join(map(str, steps)))
+            say("\n".join(map(str, planned)))
         return
-    from sglang_fl.bisect.reproduction import broken, make_folder
+    from sglang_fl.bisect.reproduction import PAGE, broken, make_folder, with_page
+    from sglang_fl.bisect.steps import Steps
     from sglang_fl.sglang_adapter.terminal import teller
 
     run: Path | None = None
-    tell = teller(otherwise=lambda step: say(step, err=True))
+    steps = Steps(teller(otherwise=lambda step: say(step, err=True)))
     try:
         checkpoint = model and str(named(Path(model)))
         vocabulary_of(checkpoint)
         run = make_folder(named(folder))
         from sglang_fl.bisect import command  # what is mistyped is said before it imports SGLang
 
-        verdict = command.bisect(checkpoint, prompt or [], context.args, run, tell)
+        verdict = command.bisect(checkpoint, prompt or [], context.args, run, steps)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = broken(error, run)
+        verdict = broken(error, run, steps)
+    if html and run is not None:
+        verdict = with_page(verdict, run, " ".join([model, *context.args]))
     if as_json:
         print_json(verdict.as_json())
     else:
         _print_verdict(verdict)
+        if html and run is not None:
+            say(f"The steps as a page: {run / PAGE}")
     raise typer.Exit(int(verdict.outcome))
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from docs.pictures.diagrams import DIAGRAMS
 from docs.pictures.plots import PLOTS, RESULTS
+from docs.pictures.runs import RUNS
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
-PICTURES = {**PLOTS, **DIAGRAMS}
+PICTURES = {**PLOTS, **DIAGRAMS, **RUNS}
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -14,6 +14,7 @@ import pytest
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
 from tests.programs import ROOT, finish, processes_with, server_for
+from tests.schemas import assert_fits
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -29,6 +30,7 @@ def bisected(tiny_model: Path, environment_of, tmp_path_factory) -> Bisected:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_by_its_name_and_nothing_else_is(bisected: Bisected, fault: str):
     assert_found(fault, bisected[0][fault])
+    assert_fits("bisect", bisected[0][fault])
 
 
 @pytest.fixture(scope="module")

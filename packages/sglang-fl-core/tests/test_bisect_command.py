@@ -149,7 +149,7 @@ def test_a_mistyped_model_leaves_no_folder_and_imports_no_pytorch(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_page_lies_beside_the_verdict_whatever_that_says(tmp_path, model, engines, monkeypatch):
+def test_a_page_lies_beside_the_verdict_whatever_that_says(tmp_path, model, engines, monkeypatch, fits):
     words = ("--model", model, "--folder", tmp_path / "out", "--html")
     said = CliRunner().invoke(app, ["bisect", *map(str, words), "--dtype", "<half>"])
     assert said.exit_code == 0, said.output
@@ -164,6 +164,7 @@ def test_a_page_lies_beside_the_verdict_whatever_that_says(tmp_path, model, engi
     monkeypatch.setattr(offline, "offline_engine", refused)
     code, verdict = bisect(*words)
     assert (code, [step["asks"] for step in verdict["steps"]]) == (2, ["start"])
+    fits("bisect", verdict)
     text = Path(verdict["folder"], "verdict.html").read_text()
     assert "set up broken: RuntimeError: no &lt;engine&gt;" in text
     assert "it did not end" in text

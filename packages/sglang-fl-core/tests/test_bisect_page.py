@@ -13,6 +13,7 @@ from sglang_fl.bisect.readings import Distance
 from sglang_fl.bisect.reproduction import PAGE, broken, with_page
 from sglang_fl.bisect.steps import Asks, Step, Steps
 from sglang_fl.bisect.verdict import Culprit, Outcome, Verdict
+from sglang_fl.logs.json_text import json_text
 
 UNITS = ("rms_norm", "silu_and_mul", "aten::mul.Tensor", "aten::<b>add")
 EVERYTHING = Step(Asks.EVERYTHING, "everything on", UNITS, (), 0.2, 3, False, "0.2 nats at most", 1.25)
@@ -127,4 +128,6 @@ def test_a_secret_is_not_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_distance_that_is_infinite_is_a_text_in_the_data():
-    assert replace(HALF, distance=float("inf")).as_data()["distance"] == "inf"
+    verdict = replace(FOUND, numbers={"noise": float("inf")}, steps=(replace(HALF, distance=float("inf")),))
+    data = json.loads(json_text(verdict.as_json()), parse_constant=pytest.fail)
+    assert (data["numbers"]["noise"], data["steps"][0]["distance"]) == ("inf", "inf")

@@ -371,9 +371,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_one_class_is_told_with_its_class(serve, name: str):
+def test_a_fault_of_one_class_is_told_with_its_class(serve, name: str, fits):
     said = run(serve(Pretended()), serve(Pretended(spoil=FAULTS[name])), "--json")
     verdict = json.loads(said.stdout)
+    fits("compare", verdict)
     assert (said.exit_code, verdict["exit_code"], verdict["outcome"]) == (1, 1, "differ")
     verdicts = {row["name"]: row["verdict"] for row in verdict["classes"]}
     assert verdicts[name] == "differs"
@@ -385,15 +386,18 @@ def test_a_fault_of_one_class_is_told_with_its_class(serve, name: str):
     assert verdict["worst"][0]["difference"] >= 0.1
 
 
-def test_null_as_a_log_probability_is_told(serve):
+def test_null_as_a_log_probability_is_told(serve, fits):
     def nulled(row: dict[str, Any]) -> dict[str, Any]:
         row["meta_info"]["input_token_logprobs"][-1][0] = None
         return row
 
-    said = run(serve(Pretended()), serve(Pretended(after=nulled)), *SHORT_PROMPTS)
+    servers = serve(Pretended()), serve(Pretended(after=nulled))
+    said = run(*servers, *SHORT_PROMPTS)
     assert said.exit_code == 1
     assert "log-probabilities of B are NaN, infinite or null" in said.stdout
     assert "inf" in said.stdout
+    as_json = run(*servers, *SHORT_PROMPTS, "--json").stdout
+    fits("compare", json.loads(as_json, parse_constant=pytest.fail))
 
 
 def test_a_server_that_generates_nothing_is_told(serve):
@@ -631,9 +635,11 @@ def test_a_password_in_an_address_is_refused_unseen():
     ],
 )
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
-def test_a_line_that_means_nothing_is_refused_before_anything_is_asked(words, message, as_json):
+def test_a_line_that_means_nothing_is_refused_before_anything_is_asked(words, message, as_json, fits):
     said = run(*words, *as_json)
     assert said.exit_code == 2
+    if as_json:
+        fits("compare", json.loads(said.stdout))
     assert message in (json.loads(said.stdout)["summary"] if as_json else said.stderr)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import stat
 import sys
@@ -174,7 +175,7 @@ def test_replay_tells_what_a_call_does_and_how_few_rows_show_it(
     x[-1, 0] = 99
     (row,), code = replay(kept(name, x), None, 20)
     assert code == (now != "right")
-    assert (row["now"], row["came back"], row["fewest rows"]) == (now, "yes", fewest)
+    assert (row["now"], row["came_back"], row["fewest_rows"]) == (now, True, fewest)
     assert what in row["what"]
 
 
@@ -185,8 +186,8 @@ def test_a_kernel_that_kills_its_process_is_told_with_the_signal_and_the_first_t
     path.rename(path.with_name(path.name.replace(".pt", ".running.pt")))
     (killed, right), code = replay(folder, None, 120)
     assert code == 1
-    assert (killed["now"], killed["what"], killed["came back"]) == ("ends its process", "SIGSEGV", "no")
-    assert killed["fewest rows"] == "2 (from 0)"
+    assert (killed["now"], killed["what"], killed["came_back"]) == ("ends its process", "SIGSEGV", False)
+    assert killed["fewest_rows"] == "2 (from 0)"
     assert right["now"] == "right"
 
 
@@ -194,6 +195,14 @@ def test_a_process_that_says_nothing_is_not_judged():
     assert command._answer(Child(None, "", ""), 5).state == "hangs"
     answer = command._answer(Child(1, "", "ImportError: no chip"), 5)
     assert (answer.state, answer.is_bad, answer.text) == ("not judged", False, "ImportError: no chip")
+
+
+def test_replay_answers_programs_as_its_schema_says(kept, in_this_process, fits):
+    kept("wrong_from_five_rows_on", torch.ones(8, 16))
+    done = CliRunner().invoke(app, ["replay", str(kept("right", torch.ones(8, 16))), "--json"])
+    rows = json.loads(done.stdout)
+    assert [row["now"] for row in rows] == ["wrong", "right"]
+    fits("replay", rows)
 
 
 def test_replay_of_one_op_and_of_none(kept, in_this_process, tmp_path: Path):

@@ -14,6 +14,7 @@ from sglang_fl.bisect.picture import as_page
 from sglang_fl.bisect.steps import Step
 from sglang_fl.bisect.verdict import ATTENTION, Culprit, Outcome, Verdict
 from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.sglang_adapter.terminal import last_error
 
@@ -122,7 +123,7 @@ def write_report(verdict: Verdict, folder: Path, device: str) -> None:
 
 def _write_verdict(verdict: Verdict, folder: Path) -> None:
     """Write the verdict alone, without secrets."""
-    (folder / "verdict.json").write_text(json.dumps(redacted(verdict.as_json()), indent=2) + "\n")
+    (folder / "verdict.json").write_text(json_text(verdict.as_json()) + "\n")
 
 
 def broken(error: BaseException, folder: Path | None, steps: Iterable[Step] = ()) -> Verdict:

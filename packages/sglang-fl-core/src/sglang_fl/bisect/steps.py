@@ -1,7 +1,6 @@
 """The steps of a bisection: what each asked, with what on, and what it has shown."""
 
 import enum
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,10 +69,8 @@ class Step:
         return bool(self.text)
 
     def as_data(self) -> dict[str, Any]:
-        """Return it as plain data; a distance that is not finite, which JSON has not, as a text."""
-        is_plain = self.distance is None or math.isfinite(self.distance)
-        distance = self.distance if is_plain else str(self.distance)
-        return {**asdict(self), "asks": self.asks.value, "distance": distance}
+        """Return it as plain data."""
+        return {**asdict(self), "asks": self.asks.value}
 
 
 class StepUnderWay:

@@ -1,7 +1,6 @@
 """What a bisection has found, for people and for machines."""
 
 import enum
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,11 +77,9 @@ class Verdict:
     folder: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the verdict as plain data; numbers that are not finite, which JSON has not, as texts."""
-        numbers = {name: n if math.isfinite(n) else str(n) for name, n in self.numbers.items()}
+        """Return the verdict as plain data."""
         return {
             **asdict(self),
-            "numbers": numbers,
             "steps": [step.as_data() for step in self.steps],
             "outcome": self.outcome.name.lower(),
             "exit_code": int(self.outcome),

@@ -1,6 +1,5 @@
 """What the commands print: tables for people, JSON for programs, and errors as one line."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import named_path
 
@@ -53,7 +53,7 @@ def named(path: Path) -> Path:
 
 def print_json(data: Any) -> None:
     """Print JSON without secrets."""
-    typer.echo(json.dumps(redacted(data), indent=2))
+    typer.echo(json_text(data))
 
 
 def print_rows(

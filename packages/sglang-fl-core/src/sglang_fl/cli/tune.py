@@ -1,13 +1,12 @@
 """``sglang-fl tune`` on the command line."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sglang_fl.cli.printing import exit_on_error, named, print_rows, say
-from sglang_fl.logs.redaction import redacted
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.shared_file import write_text
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def _write_json(report: "Report", path: Path) -> None:
     from sglang_fl.tune.text import as_data
 
     try:
-        write_text(path, json.dumps(redacted(as_data(report)), indent=2) + "\n")
+        write_text(path, json_text(as_data(report)) + "\n")
     except OSError as error:
         raise SettingsError(f"--json {str(path)!r}: {error.strerror or error}") from None
 

@@ -1,6 +1,5 @@
 """The command ``sglang-fl compare``: from addresses to a verdict. It imports late what takes long."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.progress import Progress
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import named_path, open_for_reading
@@ -63,7 +63,7 @@ def compare(
         if as_json:
             from sglang_fl.compare.report import failed
 
-            typer.echo(json.dumps(redacted(failed(str(error))), indent=2))
+            typer.echo(json_text(failed(str(error))))
         else:
             typer.echo(printable(redacted(f"sglang-fl: {error}")), err=True)
         raise typer.Exit(2) from None
@@ -71,7 +71,7 @@ def compare(
     from sglang_fl.compare.report import as_data, as_lines
 
     if as_json:
-        typer.echo(json.dumps(redacted(as_data(result)), indent=2))
+        typer.echo(json_text(as_data(result)))
     else:
         for line in as_lines(result):
             typer.echo(printable(redacted(line)))

@@ -1,6 +1,5 @@
 """The command ``sglang-fl profile``: from a checkpoint to a table. It imports late what takes long."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import check_appendable, is_same_file, named_path, write_text
 from sglang_fl.profiling import procedure
@@ -113,7 +113,7 @@ def _write(found: Profile, outputs: dict[str, Path]) -> None:
     from sglang_fl.profiling.report import as_data
 
     texts = {
-        "--json": lambda: json.dumps(redacted(as_data(found)), indent=2) + "\n",
+        "--json": lambda: json_text(as_data(found)) + "\n",
         "--html": lambda: redacted(as_page(found)),
     }
     for option, path in outputs.items():

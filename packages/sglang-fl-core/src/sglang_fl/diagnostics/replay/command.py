@@ -81,10 +81,10 @@ def replay(folder: Path, op: str | None, seconds: float) -> tuple[list[dict[str,
                 "implementation": call.implementation,
                 "layer": call.layer,
                 "shapes": call.shapes,
-                "came back": "no" if call.never_returned else "yes",
+                "came_back": not call.never_returned,
                 "now": answer.state,
                 "what": answer.text,
-                "fewest rows": fewest,
+                "fewest_rows": fewest,
                 "file": str(call.path.relative_to(folder)),
             }
         )

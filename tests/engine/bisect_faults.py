@@ -34,7 +34,7 @@ def main() -> None:
             planted = [Path(os.environ["FAULTS_FOLDER"], name) for name in fault.split(" and ")]
             for path in planted:
                 path.touch()
-            steps = Steps(lambda step: print(step, flush=True))
+            steps = Steps(lambda step: print(step, flush=True), lambda step: None)
             verdict = Bisection(engine, METHOD, prompts, steps).run()
             if verdict.culprits and not any(v["culprits"] for v in verdicts.values()):
                 write_report(replace(verdict, folder=str(answers)), answers, device)

@@ -97,12 +97,14 @@ def test_without_a_culprit_nothing_is_guilty():
 
 def test_a_step_that_did_not_end_is_the_last_one_and_says_so(tmp_path: Path):
     said: list[str] = []
-    steps = Steps(said.append)
+    begun: list[str] = []
+    steps = Steps(said.append, begun.append)
     with steps.step(Asks.TWICE, "the same batch twice") as step:
         step.found(Distance(), agrees=True)
     error = RuntimeError("a rank has ended")
     with pytest.raises(RuntimeError), steps.step(Asks.EVERYTHING, "everything on", UNITS):
         raise error
+    assert begun == ["the same batch twice", "everything on"]
     assert said == ["the same batch twice: equal"]
     verdict = broken(error, tmp_path, steps)
     written = json.loads((tmp_path / "verdict.json").read_text())["steps"]

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from sglang_fl import progress
 from sglang_fl.cli import app
 from sglang_fl.compare import client
 from sglang_fl.compare.answers import Answer
@@ -344,8 +345,9 @@ def run(*words: object) -> Result:
 SHORT_PROMPTS = ("--prompt", "Hello, world", "--prompt", "Once upon a time there was a king " * 2)
 
 
-def test_two_equal_servers_are_the_same_and_the_sides_get_one_another_questions(serve):
+def test_two_equal_servers_are_the_same_and_the_sides_get_one_another_questions(serve, monkeypatch):
     one, other = Pretended(), Pretended()
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
     said = run(serve(one), serve(other))
     assert said.exit_code == 0, said.output
     assert said.stdout.startswith("same: ")
@@ -354,7 +356,9 @@ def test_two_equal_servers_are_the_same_and_the_sides_get_one_another_questions(
     bodies = [body for path, _, body in one.asked if path == "/generate"]
     assert {body["sampling_params"]["temperature"] for body in bodies} == {0}
     assert {body["top_logprobs_num"] for body in bodies} == {5}
-    assert "compare: asking both sides what they are" in said.stderr
+    told = said.stderr.splitlines()
+    assert "compare: asking A what it is" in told
+    assert re.fullmatch(r"compare: questions, \w+ \((\d+) of \1\).*", told[-1])
 
 
 def in_batches(request: dict[str, Any], index: int, place: int) -> float:

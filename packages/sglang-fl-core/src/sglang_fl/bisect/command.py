@@ -56,7 +56,7 @@ def bisect(
     steps.say(f"if a kernel ends it: sglang-fl replay {folder / CALLS}")
     try:
         with printing_to(log), ExitStack() as engines:
-            with steps.step(Asks.START, "the engine") as step:
+            with steps.step(Asks.START, "starting the engine") as step:
                 engine = engines.enter_context(offline_engine(line, folder))
                 step.told("it runs")
             tokens = [engine.encode(text) for text in prompts] or made_up

@@ -101,10 +101,11 @@ class Steps:
     Parameters
     ----------
     say : called with a line for each step that has ended
+    begin : called with what a step is for before it is made
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], begin: Callable[[str], None]) -> None:
+        self.say, self._begin = say, begin
         self._steps: list[Step] = []
 
     def __iter__(self) -> Iterator[Step]:
@@ -115,6 +116,7 @@ class Steps:
         self, asks: Asks, what: str, on: Sequence[str] = (), layers: Sequence[str] = ()
     ) -> Iterator[StepUnderWay]:
         """Carry out a step in this context; what it has shown is said to what this gives."""
+        self._begin(what)
         begun = time.perf_counter()
         under_way = StepUnderWay(Step(asks, what, tuple(on), tuple(layers)))
         try:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_fl.cli.printing import exit_on_error, named, print_rows, say
+from sglang_fl.cli.printing import named, print_rows, say, working
 from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.shared_file import write_text
 
@@ -61,11 +61,12 @@ def tune(
     nothing that has a choice; the file says so.
     """
     from sglang_fl.cli import end_on_sigterm
-    from sglang_fl.tune.command import Asked, exit_code
-    from sglang_fl.tune.command import tune as run
 
     end_on_sigterm()
-    with exit_on_error():
+    with working("tune", "loading PyTorch") as progress:
+        from sglang_fl.tune.command import Asked, exit_code
+        from sglang_fl.tune.command import tune as run
+
         asked = Asked(
             model=model and str(named(Path(model))),
             arguments=tuple(context.args),
@@ -78,7 +79,7 @@ def tune(
             is_forced=force,
             is_fresh=fresh,
         )
-        report = run(asked, lambda step: say(step, err=True))
+        report = run(asked, progress.say)
         if json_file is not None:
             _write_json(report, named(json_file))
     _print(report, asked.out, as_package_data)

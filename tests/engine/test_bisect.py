@@ -201,6 +201,18 @@ def test_a_rank_that_fails_ends_the_command_with_a_verdict_that_there_is_none(en
     assert "SGLang ended with code 1: " in summary
 
 
+def test_an_argument_that_sglang_refuses_is_told_by_its_words(tiny_model, environment_of, tmp_path: Path):
+    words = ("--folder", str(tmp_path / "out"), "--html", "--json", "--no-such-argument")
+    run = finish([*BISECT, "--model", str(tiny_model), *words], environment_of({}), 200, server_for({}))
+    assert run.code == 2, run.output[-3000:]
+    (verdict,) = (tmp_path / "out").glob("*/verdict.json")
+    data = json.loads(verdict.read_text())
+    assert_fits("bisect", data)
+    assert data["summary"].startswith("SGLang ended with code 2: ")
+    assert data["summary"].endswith("error: unrecognized arguments: --no-such-argument")
+    assert "error: unrecognized arguments: --no-such-argument" in verdict.with_suffix(".html").read_text()
+
+
 def test_a_model_that_is_not_there_is_refused_before_an_engine_starts(environment_of, tmp_path: Path):
     command = [*BISECT, "--model", str(tmp_path / "none"), "--folder", str(tmp_path / "out")]
     run = finish(command, environment_of({}), timeout=60)

@@ -8,7 +8,7 @@ check that. The packages must be importable; of their libraries none is needed.
 import sys
 from pathlib import Path
 
-from release import cli_page, features_page, op_page, vendor_page
+from release import cli_page, features_page, json_page, op_page, vendor_page
 
 __all__ = ["COMMAND", "behind", "main", "put"]
 
@@ -50,6 +50,7 @@ def main() -> int:
     """Write the pages, or with ``--check`` name those that are behind; the exit status is 1 if there are."""
     is_check = sys.argv[1:] == ["--check"]
     pages = {"ops.md": op_page.blocks(), "reference/cli.md": cli_page.blocks()}
+    pages["reference/json.md"] = json_page.blocks()
     pages["reference/api-references.md"] = op_page.references()
     engines = {}
     for vendor in vendor_page.VENDORS:

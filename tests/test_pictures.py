@@ -1,5 +1,6 @@
 """The pictures of the docs are what the measurements say, and say how they were measured."""
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,9 +9,11 @@ import pytest
 
 from docs.pictures.diagrams import DIAGRAMS
 from docs.pictures.plots import PLOTS, RESULTS
+from docs.pictures.runs import RUNS
+from tests.schemas import assert_fits
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
-PICTURES = {**PLOTS, **DIAGRAMS}
+PICTURES = {**PLOTS, **DIAGRAMS, **RUNS}
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -18,6 +21,14 @@ def test_a_picture_is_what_its_source_says(name: str):
     drawn = PICTURES[name]()
     assert (FOLDER / f"{name}.svg").read_text() == drawn, "run: python -m docs.pictures"
     assert ElementTree.fromstring(drawn).get("aria-label")
+
+
+def test_pictures_of_commands_are_of_what_these_have_written():
+    assert_fits("bisect", json.loads((FOLDER / "bisect.json").read_text()))
+    profiles = list(RESULTS.glob("profile_*.json"))
+    assert profiles
+    for path in profiles:
+        assert_fits("profile", json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize("name", PLOTS)

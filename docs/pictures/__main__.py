@@ -5,6 +5,7 @@ from pathlib import Path
 
 from docs.pictures.diagrams import DIAGRAMS
 from docs.pictures.plots import PLOTS
+from docs.pictures.runs import RUNS
 
 FOLDER = Path(__file__).parent
 
@@ -13,7 +14,7 @@ def main() -> int:
     """Return the exit status: 1 if ``--check`` finds a picture behind."""
     is_check = sys.argv[1:] == ["--check"]
     behind = 0
-    for name, draw in {**PLOTS, **DIAGRAMS}.items():
+    for name, draw in {**PLOTS, **DIAGRAMS, **RUNS}.items():
         path, picture = FOLDER / f"{name}.svg", draw()
         if not path.exists() or path.read_text(encoding="utf-8") != picture:
             behind += 1

@@ -23,6 +23,9 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 .band { stroke: none; opacity: .18 }
 .band.solid { opacity: .85 }
 .box.ours { fill: #ddf4ff }
+rect.bar { stroke: none; shape-rendering: crispEdges }
+.bar.off { fill: #eaeef2 }
+.bar.guilty { fill: #1f2328 }
 .box.theirs { fill: #fff1e5 }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 }
@@ -36,6 +39,8 @@ text { fill: #e6edf3 }
 .control { stroke: #9198a1; fill: #9198a1 }
 .line.ours, .line.both, .line.theirs, .line.control { fill: none }
 .box.ours { fill: #0c2d6b }
+.bar.off { fill: #21262d }
+.bar.guilty { fill: #ffffff }
 .box.theirs { fill: #4d2d00 }
 }
 """
@@ -82,6 +87,11 @@ class Drawing:
         """Draw a rectangle with round corners."""
         place = f'x="{corner[0]:.1f}" y="{corner[1]:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}"'
         self._parts.append(f'<rect {place} rx="5"{_kind(f"box {kind}")}/>')
+
+    def bar(self, corner: Point, size: Point, kind: str) -> None:
+        """Fill a rectangle, which has no border."""
+        place = f'x="{corner[0]:.1f}" y="{corner[1]:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}"'
+        self._parts.append(f"<rect {place}{_kind(f'bar {kind}')}/>")
 
     def arrow(self, start: Point, end: Point) -> None:
         """Draw an arrow that goes straight down or to the right."""

@@ -20,7 +20,8 @@ def main() -> None:
     os.environ["SGLANG_FL_BISECT"] = str(answers)
     from sglang_fl.bisect.bench import METHOD
     from sglang_fl.bisect.procedure import Bisection
-    from sglang_fl.bisect.reproduction import write_report
+    from sglang_fl.bisect.reproduction import with_page, write_report
+    from sglang_fl.bisect.steps import Steps
     from sglang_fl.sglang_adapter.offline import offline_engine
     from sglang_fl.startup import configure
 
@@ -33,9 +34,11 @@ def main() -> None:
             planted = [Path(os.environ["FAULTS_FOLDER"], name) for name in fault.split(" and ")]
             for path in planted:
                 path.touch()
-            verdict = Bisection(engine, METHOD, prompts, lambda step: print(step, flush=True)).run()
+            steps = Steps(lambda step: print(step, flush=True), lambda step: None)
+            verdict = Bisection(engine, METHOD, prompts, steps).run()
             if verdict.culprits and not any(v["culprits"] for v in verdicts.values()):
                 write_report(replace(verdict, folder=str(answers)), answers, device)
+                with_page(verdict, answers, "MODEL")
                 for path in answers.iterdir():
                     path.rename(Path(folder, path.name))
             for path in planted:

@@ -14,6 +14,7 @@ import pytest
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
 from tests.programs import ROOT, finish, processes_with, server_for
+from tests.schemas import assert_fits
 
 pytestmark = pytest.mark.timeout(700)
 
@@ -29,6 +30,7 @@ def bisected(tiny_model: Path, environment_of, tmp_path_factory) -> Bisected:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_by_its_name_and_nothing_else_is(bisected: Bisected, fault: str):
     assert_found(fault, bisected[0][fault])
+    assert_fits("bisect", bisected[0][fault])
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,26 @@ def test_a_verdict_says_where_and_how_far_and_what_to_do(bisected: Bisected):
 def test_a_wrong_aten_call_is_told_with_the_layer_that_made_it(bisected: Bisected):
     (culprit,) = bisected[0]["aten"]["culprits"]
     assert culprit["where"].startswith("model.layers.0.")
+
+
+def test_the_steps_of_a_verdict_lead_to_its_culprit(bisected: Bisected):
+    steps = bisected[0]["fused"]["steps"]
+    assert [step["asks"] for step in steps[:6]] == [
+        *("twice", "attention", "off", "references", "planted", "everything")
+    ]
+    search = [step for step in steps if step["asks"] in ("everything", "some")]
+    guilty = [step for step in search if not step["agrees"]]
+    assert all("silu_and_mul" in step["on"] and step["distance"] > 0.01 for step in guilty)
+    assert [len(step["on"]) for step in guilty] == sorted({len(step["on"]) for step in guilty}, reverse=True)
+    assert guilty[-1]["on"] == ["silu_and_mul"]
+    assert all("silu_and_mul" not in step["on"] for step in search if step["agrees"])
+    assert sum(step["seconds"] for step in steps) <= bisected[0]["fused"]["numbers"]["seconds"] + 0.1
+
+
+def test_the_page_of_a_report_shows_its_steps(bisected: Bisected):
+    page = (bisected[1] / "reports" / "verdict.html").read_text()
+    assert "<h2>Guilty: silu_and_mul</h2>" in page
+    assert page.count('<li class="step') == len(bisected[0]["fused"]["steps"])
 
 
 def test_one_culprit_of_many_takes_few_passes(bisected: Bisected):
@@ -177,6 +199,18 @@ def test_a_rank_that_fails_ends_the_command_with_a_verdict_that_there_is_none(en
     (verdict,) = (tmp_path / "out").glob("*/verdict.json")
     summary = json.loads(verdict.read_text())["summary"]
     assert "SGLang ended with code 1: " in summary
+
+
+def test_an_argument_that_sglang_refuses_is_told_by_its_words(tiny_model, environment_of, tmp_path: Path):
+    words = ("--folder", str(tmp_path / "out"), "--html", "--json", "--no-such-argument")
+    run = finish([*BISECT, "--model", str(tiny_model), *words], environment_of({}), 200, server_for({}))
+    assert run.code == 2, run.output[-3000:]
+    (verdict,) = (tmp_path / "out").glob("*/verdict.json")
+    data = json.loads(verdict.read_text())
+    assert_fits("bisect", data)
+    assert data["summary"].startswith("SGLang ended with code 2: ")
+    assert data["summary"].endswith("error: unrecognized arguments: --no-such-argument")
+    assert "error: unrecognized arguments: --no-such-argument" in verdict.with_suffix(".html").read_text()
 
 
 def test_a_model_that_is_not_there_is_refused_before_an_engine_starts(environment_of, tmp_path: Path):

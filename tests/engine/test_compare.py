@@ -26,6 +26,7 @@ from sglang_fl.compare.procedure import compare_sides
 from sglang_fl.compare.questions import CLASSES, Question
 from tests.engine.fake_vendor import install_vendor
 from tests.programs import start_preloaded
+from tests.schemas import assert_fits
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -139,6 +140,7 @@ def run(*words: object) -> Result:
 def test_equal_servers_are_the_same_in_every_class(bench: Bench):
     said = run(bench.one, bench.other, "--api-key", KEY, "--json")
     verdict = json.loads(said.stdout)
+    assert_fits("compare", verdict)
     assert (said.exit_code, verdict["outcome"], verdict["limits"]) == (0, "same", []), verdict
     assert [row["verdict"] for row in verdict["classes"]] == ["same"] * len(CLASSES)
     assert min(row["places"] for row in verdict["classes"]) > 100

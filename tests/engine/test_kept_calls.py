@@ -44,8 +44,8 @@ def test_the_call_of_a_kernel_that_ends_the_scheduler_is_found(run_offline, tmp_
     assert first.name.endswith(f"silu_and_mul{RUNNING}")
     assert not any(path.name.endswith(RUNNING) for path in others)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *sys.path]))
-    (row, *_), code = replay(folder, "silu_and_mul", 120)
+    (row, *_), code = replay(folder, "silu_and_mul", 120, print)
     assert code == 1
-    assert (row["now"], row["what"], row["came back"]) == ("ends its process", "SIGSEGV", "no")
-    assert row["fewest rows"] == "4 (from 0)"
+    assert (row["now"], row["what"], row["came_back"]) == ("ends its process", "SIGSEGV", False)
+    assert row["fewest_rows"] == "4 (from 0)"
     assert row["layer"] == "SiluAndMul"

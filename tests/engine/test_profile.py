@@ -23,6 +23,7 @@ from sglang_fl.profiling.pieces import Who
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.models import FAMILIES, make_model
 from tests.programs import ROOT, processes_with, server_for
+from tests.schemas import assert_fits
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -121,8 +122,10 @@ def profiled(
     run = CliRunner().invoke(app, ["profile", "--model", str(model), *SMALL, *files, *CPU, *words])
     assert run.exit_code == 0, run.output[-5000:]
     assert re.search(r"^On ours in decode: \d+\.\d %", run.output, re.MULTILINE), run.output[-3000:]
-    assert (folder / "p.html").read_text().count("<svg") == 7
-    return json.loads((folder / "p.json").read_text())
+    assert re.findall(r"<h2>(\w+)", (folder / "p.html").read_text()) == ["Decode", "Prefill"]
+    data = json.loads((folder / "p.json").read_text())
+    assert_fits("profile", data)
+    return data
 
 
 @pytest.mark.parametrize("name", RUNS)

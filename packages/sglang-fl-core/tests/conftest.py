@@ -144,6 +144,14 @@ def doctor() -> Callable[..., tuple[int, dict[str, dict[str, str]]]]:
 
 
 @pytest.fixture
+def fits() -> Callable[[str, object], None]:
+    """``fits(name, data)`` holds a command's output against its schema in ``docs/reference/schemas``."""
+    from tests.schemas import assert_fits  # of the repository around this package
+
+    return assert_fits
+
+
+@pytest.fixture
 def metadata_of(site: Path) -> Callable[..., None]:
     """``metadata_of(name, version, *requires)`` installs the metadata of a package and nothing else."""
 

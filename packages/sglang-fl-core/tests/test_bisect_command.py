@@ -68,8 +68,8 @@ def test_what_the_engine_prints_goes_to_its_log_and_the_steps_to_the_terminal(tm
         "def engine(line, folder):\n"
         "    print('printed'); subprocess.run([sys.executable, '-c', 'import os; os.write(2, b\"child\")'])\n"
         "    yield None\n"
-        "def bisection(engine, method, tokens, say):\n"
-        "    say('a step'); found = Verdict(Outcome.NOTHING_FOUND, 'nothing')\n"
+        "def bisection(engine, method, tokens, steps):\n"
+        "    steps.say('a step'); found = Verdict(Outcome.NOTHING_FOUND, 'nothing')\n"
         "    return types.SimpleNamespace(run=lambda: found)\n"
         "command.ask_for_bench = lambda folder: None\n"
         "offline.offline_engine, command.Bisection = engine, bisection\n"
@@ -80,9 +80,10 @@ def test_what_the_engine_prints_goes_to_its_log_and_the_steps_to_the_terminal(tm
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert json.loads(done.stdout)["outcome"] == "nothing_found", done.stderr
     (log,) = (tmp_path / "out").glob("*/engine.log")
-    assert done.stderr.splitlines() == [
+    assert [line for line in done.stderr.splitlines() if not line.startswith("bisect: ")] == [
         f"starting the engine; SGLang's log: {log}",
         f"if a kernel ends it: sglang-fl replay {log.with_name('calls')}",
+        "starting the engine: it runs",
         "a step",
     ]
     assert log.read_text() == "printed\nchild" or log.read_text() == "childprinted\n"
@@ -146,6 +147,33 @@ def test_a_mistyped_model_leaves_no_folder_and_imports_no_pytorch(tmp_path):
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == "2 False"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_page_lies_beside_the_verdict_whatever_that_says(tmp_path, model, engines, monkeypatch, fits):
+    words = ("--model", model, "--folder", tmp_path / "out", "--html")
+    said = CliRunner().invoke(app, ["bisect", *map(str, words), "--dtype", "<half>"])
+    assert said.exit_code == 0, said.output
+    (page,) = (tmp_path / "out").glob("*/verdict.html")
+    assert f"The steps as a page: {page}" in said.stdout
+    assert "nothing found: nothing" in page.read_text()
+    assert f"--model {model} --dtype &lt;half&gt;" in page.read_text()
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("no <engine>")
+
+    monkeypatch.setattr(offline, "offline_engine", refused)
+    code, verdict = bisect(*words)
+    assert (code, [step["asks"] for step in verdict["steps"]]) == (2, ["start"])
+    fits("bisect", verdict)
+    text = Path(verdict["folder"], "verdict.html").read_text()
+    assert "set up broken: RuntimeError: no &lt;engine&gt;" in text
+    assert "it did not end" in text
+
+
+def test_the_steps_by_hand_have_no_page(model):
+    said = CliRunner().invoke(app, ["bisect", "--plan", "--html", "--model", str(model)])
+    assert said.exit_code == 2
+    assert "--html is of a bisection" in said.stderr
 
 
 def test_a_report_that_cannot_be_written_does_not_lose_the_verdict(tmp_path, model, engines, monkeypatch):

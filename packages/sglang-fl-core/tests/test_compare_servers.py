@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from sglang_fl import progress
 from sglang_fl.cli import app
 from sglang_fl.compare import client
 from sglang_fl.compare.answers import Answer
@@ -344,8 +345,9 @@ def run(*words: object) -> Result:
 SHORT_PROMPTS = ("--prompt", "Hello, world", "--prompt", "Once upon a time there was a king " * 2)
 
 
-def test_two_equal_servers_are_the_same_and_the_sides_get_one_another_questions(serve):
+def test_two_equal_servers_are_the_same_and_the_sides_get_one_another_questions(serve, monkeypatch):
     one, other = Pretended(), Pretended()
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
     said = run(serve(one), serve(other))
     assert said.exit_code == 0, said.output
     assert said.stdout.startswith("same: ")
@@ -354,7 +356,9 @@ def test_two_equal_servers_are_the_same_and_the_sides_get_one_another_questions(
     bodies = [body for path, _, body in one.asked if path == "/generate"]
     assert {body["sampling_params"]["temperature"] for body in bodies} == {0}
     assert {body["top_logprobs_num"] for body in bodies} == {5}
-    assert "compare: asking both sides what they are" in said.stderr
+    told = said.stderr.splitlines()
+    assert "compare: asking A what it is" in told
+    assert re.fullmatch(r"compare: questions, \w+ \((\d+) of \1\).*", told[-1])
 
 
 def in_batches(request: dict[str, Any], index: int, place: int) -> float:
@@ -371,9 +375,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_one_class_is_told_with_its_class(serve, name: str):
+def test_a_fault_of_one_class_is_told_with_its_class(serve, name: str, fits):
     said = run(serve(Pretended()), serve(Pretended(spoil=FAULTS[name])), "--json")
     verdict = json.loads(said.stdout)
+    fits("compare", verdict)
     assert (said.exit_code, verdict["exit_code"], verdict["outcome"]) == (1, 1, "differ")
     verdicts = {row["name"]: row["verdict"] for row in verdict["classes"]}
     assert verdicts[name] == "differs"
@@ -385,15 +390,18 @@ def test_a_fault_of_one_class_is_told_with_its_class(serve, name: str):
     assert verdict["worst"][0]["difference"] >= 0.1
 
 
-def test_null_as_a_log_probability_is_told(serve):
+def test_null_as_a_log_probability_is_told(serve, fits):
     def nulled(row: dict[str, Any]) -> dict[str, Any]:
         row["meta_info"]["input_token_logprobs"][-1][0] = None
         return row
 
-    said = run(serve(Pretended()), serve(Pretended(after=nulled)), *SHORT_PROMPTS)
+    servers = serve(Pretended()), serve(Pretended(after=nulled))
+    said = run(*servers, *SHORT_PROMPTS)
     assert said.exit_code == 1
     assert "log-probabilities of B are NaN, infinite or null" in said.stdout
     assert "inf" in said.stdout
+    as_json = run(*servers, *SHORT_PROMPTS, "--json").stdout
+    fits("compare", json.loads(as_json, parse_constant=pytest.fail))
 
 
 def test_a_server_that_generates_nothing_is_told(serve):
@@ -631,9 +639,11 @@ def test_a_password_in_an_address_is_refused_unseen():
     ],
 )
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
-def test_a_line_that_means_nothing_is_refused_before_anything_is_asked(words, message, as_json):
+def test_a_line_that_means_nothing_is_refused_before_anything_is_asked(words, message, as_json, fits):
     said = run(*words, *as_json)
     assert said.exit_code == 2
+    if as_json:
+        fits("compare", json.loads(said.stdout))
     assert message in (json.loads(said.stdout)["summary"] if as_json else said.stderr)
 
 

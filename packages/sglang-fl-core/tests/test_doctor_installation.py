@@ -136,7 +136,7 @@ def test_setting_that_a_start_would_refuse_is_found(doctor: Doctor, monkeypatch)
 def test_misspelt_variable_is_found(doctor: Doctor, monkeypatch):
     monkeypatch.setenv("SGLANG_FL_DISPATCH_LGO", "/tmp/x")
     assert doctor("--only", "settings")[0] == 1
-    told = examine(Launch(), ["settings"])[0].finding
+    told = examine(Launch(), ["settings"], print)[0].finding
     assert told.state is State.PROBLEM
     assert "Nearest: SGLANG_FL_DISPATCH_LOG" in told.text
 
@@ -194,7 +194,9 @@ def test_layer_2_that_is_off_is_found(
 ):
     monkeypatch.setenv(name, text)
     monkeypatch.setenv("SGLANG_FL_DISPATCH_LOG", str(tmp_path / "dispatch.log"))
-    told = [row.finding for row in examine(Launch(), ["layer-2"]) if row.finding.state is State.PROBLEM]
+    told = [
+        row.finding for row in examine(Launch(), ["layer-2"], print) if row.finding.state is State.PROBLEM
+    ]
     assert len(told) == 1
     assert seen in told[0].text
     assert remedy in told[0].remedy

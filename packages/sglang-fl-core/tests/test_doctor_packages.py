@@ -130,7 +130,7 @@ def test_problems_come_first_and_a_failing_check_stops_no_other(monkeypatch, tmp
     monkeypatch.chdir(gone)
     gone.rmdir()
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "nosuch0")
-    rows = examine(Launch(), ["installation", "shadow", "interfaces"])
+    rows = examine(Launch(), ["installation", "shadow", "interfaces"], print)
     states = [str(row.finding.state) for row in rows]
     assert states[0] == "problem"
     assert states == sorted(states, key=["problem", "unknown", "ok"].index)

@@ -19,7 +19,7 @@ SECRET = "hf_abcdefghijklmnop"
 def one_check(monkeypatch) -> None:
     """Let doctor make one finding: its own tests are elsewhere, and all of it takes half a minute."""
     row = doctor.Row("memory", problem("memory", f"too small for {SECRET}", "buy some"))
-    monkeypatch.setattr(doctor, "examine", lambda launch, only: [row])
+    monkeypatch.setattr(doctor, "examine", lambda launch, only, say: [row])
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import stat
 import sys
@@ -172,9 +173,11 @@ def test_replay_tells_what_a_call_does_and_how_few_rows_show_it(
 ):
     x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     x[-1, 0] = 99
-    (row,), code = replay(kept(name, x), None, 20)
+    told: list[str] = []
+    (row,), code = replay(kept(name, x), None, 20, told.append)
     assert code == (now != "right")
-    assert (row["now"], row["came back"], row["fewest rows"]) == (now, "yes", fewest)
+    assert (row["now"], row["came_back"], row["fewest_rows"]) == (now, True, fewest)
+    assert told == [f"silu_and_mul {row['implementation']} (1 of 1)"]
     assert what in row["what"]
 
 
@@ -183,10 +186,10 @@ def test_a_kernel_that_kills_its_process_is_told_with_the_signal_and_the_first_t
     folder = kept("kills", torch.ones(2, 16))
     path = next(path for path in kept_files(folder) if "vendor.kills" in str(torch.load(path)))
     path.rename(path.with_name(path.name.replace(".pt", ".running.pt")))
-    (killed, right), code = replay(folder, None, 120)
+    (killed, right), code = replay(folder, None, 120, print)
     assert code == 1
-    assert (killed["now"], killed["what"], killed["came back"]) == ("ends its process", "SIGSEGV", "no")
-    assert killed["fewest rows"] == "2 (from 0)"
+    assert (killed["now"], killed["what"], killed["came_back"]) == ("ends its process", "SIGSEGV", False)
+    assert killed["fewest_rows"] == "2 (from 0)"
     assert right["now"] == "right"
 
 
@@ -196,10 +199,18 @@ def test_a_process_that_says_nothing_is_not_judged():
     assert (answer.state, answer.is_bad, answer.text) == ("not judged", False, "ImportError: no chip")
 
 
+def test_replay_answers_programs_as_its_schema_says(kept, in_this_process, fits):
+    kept("wrong_from_five_rows_on", torch.ones(8, 16))
+    done = CliRunner().invoke(app, ["replay", str(kept("right", torch.ones(8, 16))), "--json"])
+    rows = json.loads(done.stdout)
+    assert [row["now"] for row in rows] == ["wrong", "right"]
+    fits("replay", rows)
+
+
 def test_replay_of_one_op_and_of_none(kept, in_this_process, tmp_path: Path):
     folder = kept("right", torch.ones(3, 8))
-    assert replay(folder, "silu_and_mul", 60)[1] == 0
-    assert replay(folder, "rms_norm", 60) == ([], 3)
+    assert replay(folder, "silu_and_mul", 60, print)[1] == 0
+    assert replay(folder, "rms_norm", 60, print) == ([], 3)
     done = CliRunner().invoke(app, ["replay", str(tmp_path)])
     assert done.exit_code == 2
     assert "no kept calls. Start the server with SGLANG_FL_KEEP_CALLS=" in done.stderr
@@ -209,4 +220,4 @@ def test_a_file_that_is_no_call_is_refused(tmp_path: Path):
     (tmp_path / "process-1").mkdir()
     (tmp_path / "process-1" / "0000-x.pt").write_bytes(b"nothing")
     with pytest.raises(SettingsError, match=r"0000-x\.pt: no kept call"):
-        replay(tmp_path, None, 5)
+        replay(tmp_path, None, 5, print)

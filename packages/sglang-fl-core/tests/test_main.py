@@ -1,6 +1,7 @@
 """The command from its first moment: whatever goes wrong is one line and the documented exit code."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,10 +38,11 @@ def run(site: Path) -> Run:
 
 def one_line(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
     assert done.returncode == code, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("sglang-fl: ")
-    assert done.stderr.rstrip("\n").isprintable()
-    return done.stderr
+    steps = re.compile(r"(doctor|verify): loading PyTorch")  # on a machine that has other things to do
+    (line,) = (line for line in done.stderr.splitlines() if not steps.fullmatch(line))
+    assert line.startswith("sglang-fl: ")
+    assert line.isprintable()
+    return line
 
 
 @pytest.mark.parametrize("words", [["--version"], ["ops", "--json"]])
@@ -56,6 +58,16 @@ def test_a_reader_that_has_enough_is_no_error(run: Run):
     done = run("ops", stdout=writer)
     os.close(writer)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("ops", 0), ("doctor --only settings", 0), ("bisect --model none --json", 2)]
+)
+def test_a_standard_error_that_is_closed_is_no_error(run: Run, tmp_path: Path, words: str, code: int):
+    line = f"{sys.executable} -m sglang_fl {words} 2>&-"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout
 
 
 def test_a_device_backend_that_does_not_load_is_one_line(run: Run, site: Path):

@@ -124,13 +124,15 @@ def test_the_same_requests_are_asked_for_twice_and_the_second_are_traced(tmp_pat
 
 
 def test_files_are_written_and_traces_kept_where_the_user_says(
-    model: Path, engines: Processes, tmp_path: Path
+    model: Path, engines: Processes, tmp_path: Path, fits: Callable[[str, object], None]
 ):
     files = (tmp_path / "p.json", tmp_path / "p.html")
     folder = tmp_path / "kept"
     said = profile("--model", model, "--json", files[0], "--html", files[1], "--folder", folder)
     assert said.exit_code == 0, said.output
-    assert json.loads(files[0].read_text())["phases"][0]["phase"] == "decode"
+    data = json.loads(files[0].read_text())
+    assert data["phases"][0]["phase"] == "decode"
+    fits("profile", data)
     assert files[1].read_text().startswith("<!doctype html>")
     assert {"engine.log", "trace.rank0.json"} <= {path.name for path in folder.iterdir()}
     assert folder.stat().st_mode & 0o777 == 0o700

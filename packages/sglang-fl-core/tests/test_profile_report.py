@@ -2,8 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,7 +18,6 @@ from sglang_fl.profiling.steps import steps_of
 from sglang_fl.profiling.table import WIDTH, as_lines
 from sglang_fl.profiling.trace import trace_of
 
-ROOT = Path(__file__).parents[3]
 LONG = "fused_recurrent_gated_delta_rule_packed_decode"
 
 
@@ -117,29 +116,8 @@ def test_a_number_is_not_parted_from_its_unit(profile: Profile):
         assert [line for line in lines if re.match(r" *(%|us|ms|s)\b", line)] == []
 
 
-def keys_of(data: Any, path: str = "") -> set[str]:
-    """Return the path of each key: ``phases[].pieces[].us``."""
-    if isinstance(data, list):
-        return {key for item in data for key in keys_of(item, f"{path}[]")}
-    if not isinstance(data, dict):
-        return set()
-    found = set()
-    for name, value in data.items():
-        key = f"{path}.{name}" if path else name
-        found |= {key, *(() if key == "software" else keys_of(value, key))}
-    return found
-
-
-def test_each_key_of_the_data_is_documented_and_no_other(profile: Profile):
-    page = (ROOT / "docs/profile.md").read_text(encoding="utf-8").partition("## As JSON")[2]
-    page = page.partition("\n## ")[0]
-    documented = {
-        key
-        for line in page.splitlines()
-        if line.startswith("| `")
-        for key in re.findall(r"`([\w.\[\]]+)`", line.split("|")[1])
-    }
-    assert documented == keys_of(as_data(profile))
+def test_the_data_are_as_their_schema_says(profile: Profile, fits: Callable[[str, object], None]):
+    fits("profile", as_data(profile))
 
 
 def test_the_data_are_plain_and_add_up(profile: Profile):
@@ -163,6 +141,13 @@ def test_the_page_is_whole_and_fetches_nothing(profile: Profile):
         ElementTree.fromstring(drawing)
     assert "Decode: 40.0 % on ours" in page
     assert "To port next: RadixAttention (&lt;b&gt;triton) (30.0 %), TopK (20.0 %)" in page
+
+
+def test_a_bar_of_the_page_adds_up(profile: Profile):
+    bar = re.search(r"<svg.*?</svg>", as_page(profile), re.DOTALL)
+    assert bar
+    widths = {r.get("class"): float(str(r.get("width"))) for r in ElementTree.fromstring(bar[0])}
+    assert widths == {"flagos": 300, "reference": 100, "sglang": 600}
 
 
 def test_every_colour_of_the_page_is_defined_for_light_and_dark(profile: Profile):

@@ -363,9 +363,10 @@ def test_a_vendor_package_gets_its_entries(pretended: Machine):
     assert [a for a, k in entries] == [("rms_norm", "vendor.toy"), ("silu_and_mul", "vendor.toy.fast")]
 
 
-def test_the_result_as_json(pretended: Machine):
+def test_the_result_as_json(pretended: Machine, fits: Callable[[str, object], None]):
     tune("--kernels-only", "--json", "result.json")
-    found = json.loads(Path("result.json").read_text())
+    found = json.loads(Path("result.json").read_text(), parse_constant=pytest.fail)
+    fits("tune", found)
     assert found["op_backends"] == {"silu_and_mul": "impl:vendor.toy.fast|sglang"}
     assert found["engines"]["silu_and_mul=vendor.toy.fast, beside present"]["decode"][
         "ratio"

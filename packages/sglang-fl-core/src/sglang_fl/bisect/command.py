@@ -2,13 +2,15 @@
 
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from sglang_fl.bisect.bench import CALLS, METHOD
 from sglang_fl.bisect.procedure import Bisection
 from sglang_fl.bisect.reproduction import LOG, with_limit, write_report
+from sglang_fl.bisect.steps import Asks, Steps
 from sglang_fl.bisect.verdict import Verdict
 from sglang_fl.settings import ask_for_bench
 from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
@@ -26,7 +28,7 @@ def bisect(
     prompts: Sequence[str],
     arguments: Sequence[str],
     folder: Path,
-    say: Callable[[str], None],
+    steps: Steps,
 ) -> Verdict:
     """Start an engine and find the op that makes its numbers differ.
 
@@ -36,7 +38,7 @@ def bisect(
     prompts : texts; without any, random tokens of the model's vocabulary
     arguments : of SGLang's launch line, beside the model
     folder : for inputs, scripts and the verdict; an empty one
-    say : called with each step
+    steps : to which each step is added, so that they are known where this raises
 
     Raises
     ------
@@ -50,12 +52,15 @@ def bisect(
 
     line = ["--model-path", model, *arguments]
     log = folder / LOG
-    say(f"starting the engine; SGLang's log: {log}")
-    say(f"if a kernel ends it: sglang-fl replay {folder / CALLS}")
+    steps.say(f"starting the engine; SGLang's log: {log}")
+    steps.say(f"if a kernel ends it: sglang-fl replay {folder / CALLS}")
     try:
-        with printing_to(log), offline_engine(line, folder) as engine:
+        with printing_to(log), ExitStack() as engines:
+            with steps.step(Asks.START, "starting the engine") as step:
+                engine = engines.enter_context(offline_engine(line, folder))
+                step.told("it runs")
             tokens = [engine.encode(text) for text in prompts] or made_up
-            verdict = Bisection(engine, METHOD, tokens, say).run()
+            verdict = Bisection(engine, METHOD, tokens, steps).run()
         shutil.rmtree(folder / CALLS, ignore_errors=True)  # large, and for a bisection without a verdict
     finally:
         for answer in folder.glob("*.rank*.json"):  # between processes, so with all that a secret may be in

@@ -12,12 +12,13 @@ The signal is the log-probability of recorded tokens, position by position, in n
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from sglang_fl.bisect.delta import smallest_failing
 from sglang_fl.bisect.readings import Distance, Reading, distance, reading
+from sglang_fl.bisect.steps import Asks, Steps
 from sglang_fl.bisect.verdict import ATTENTION, Culprit, Outcome, Verdict
 
 __all__ = ["Bisection", "Engine"]
@@ -56,7 +57,7 @@ class Bisection:
     engine : with graphs and prefix cache off
     method : under which ranks can be called
     prompts : tokens
-    say : called with each step, for people
+    steps : of which each pass becomes one
     """
 
     def __init__(
@@ -64,12 +65,12 @@ class Bisection:
         engine: Engine,
         method: str,
         prompts: Sequence[Sequence[int]],
-        say: Callable[[str], None],
+        steps: Steps,
     ) -> None:
         self._engine = engine
         self._method = method
         self._prompts = prompts
-        self._say = say
+        self._steps = steps
         self._begun = time.perf_counter()
         self._passes = 0
         self._numbers: dict[str, float] = {}
@@ -110,15 +111,23 @@ class Bisection:
     def _units(self) -> tuple[str, ...]:
         return (*self._layer_2, *(f"aten::{overload}" for overload in self._layer_1))
 
+    def _look(self, asks: Asks, what: str, on: Sequence[str] = (), layers: Sequence[str] = ()) -> Distance:
+        """Make one pass with this on, as a step; return how far it is from the baseline."""
+        with self._steps.step(asks, what, on, layers) as step:
+            found = distance(self._read(), self._baseline)
+            step.found(found, agrees=not self._deviates(found))
+        return found
+
     def _null_test(self) -> Verdict | None:
-        recorded = self._engine.generate(self._prompts, RECORDED, logprobs=False)
-        self._sequences = [
-            [*prompt, *row["output_ids"]] for prompt, row in zip(self._prompts, recorded, strict=True)
-        ]
-        self._baseline = self._read()
-        noise = distance(self._read(), self._baseline)
-        self._numbers["noise"] = noise.largest
-        self._say(f"the same batch twice: {_said(noise)}")
+        with self._steps.step(Asks.TWICE, "the same batch twice") as step:
+            recorded = self._engine.generate(self._prompts, RECORDED, logprobs=False)
+            self._sequences = [
+                [*prompt, *row["output_ids"]] for prompt, row in zip(self._prompts, recorded, strict=True)
+            ]
+            self._baseline = self._read()
+            noise = distance(self._read(), self._baseline)
+            self._numbers["noise"] = noise.largest
+            step.found(noise, agrees=noise.is_zero)
         self._look_at_attention()
         self._do("arm")
         for units in self._engine.answers("units"):  # the stages of a pipeline have different layers
@@ -127,13 +136,10 @@ class Bisection:
             for op, layers in units["layer_2"].items():
                 known = self._layer_2.setdefault(op, [])
                 known += [layer for layer in layers if layer not in known]
-        off = distance(self._read(), self._baseline)
-        self._say(f"{len(self._layer_2)} fused ops and {len(self._layer_1)} ATen ops, all off: {_said(off)}")
-        if self._is_more_than_noise(off, noise) and self._is_more_than_noise(
-            distance(self._read(), self._baseline), distance(self._read(), self._read())
-        ):
+        found = self._with_everything_off(noise)
+        if found is not None:
             return self._verdict(
-                Outcome.FOUND, f"the plugin itself: with everything off the model differs ({_said(off)})"
+                Outcome.FOUND, f"the plugin itself: with everything off the model differs ({found})"
             )
         if not self._units:
             return self._verdict(
@@ -141,39 +147,59 @@ class Bisection:
             )
         return None
 
+    def _with_everything_off(self, noise: Distance) -> Distance | None:
+        """Return how far from SGLang's numbers the model is with everything off; None where that is noise."""
+        what = f"{len(self._layer_2)} fused ops and {len(self._layer_1)} ATen ops, all off"
+        with self._steps.step(Asks.OFF, what) as step:
+            off = distance(self._read(), self._baseline)
+            differs = self._is_more_than_noise(off, noise) and self._is_more_than_noise(
+                distance(self._read(), self._baseline), distance(self._read(), self._read())
+            )
+            step.found(off, agrees=not differs)
+        return off if differs else None
+
     def _look_at_attention(self) -> None:
         """Hold the calls of SGLang's attention layer against float64."""
-        self._do("watch_attention")
-        self._read()
-        self._do("tell_attention")
-        answers = self._engine.answers("attention")
-        found = [(rank, _of_attention(said)) for rank, a in enumerate(answers) for said in a["violations"]]
-        for answer in answers:
-            self._limits |= answer["unchecked"]
-        self._attention = [_of_ranks(found, len(answers))] if found else []
-        said = f"{found[0][1].where} is wrong" if found else "no call of it is wrong"
-        self._say(f"SGLang's attention against float64: {said}")
+        with self._steps.step(Asks.ATTENTION, "SGLang's attention against float64") as step:
+            self._do("watch_attention")
+            self._read()
+            self._do("tell_attention")
+            answers = self._engine.answers("attention")
+            found = [
+                (rank, _of_attention(said)) for rank, a in enumerate(answers) for said in a["violations"]
+            ]
+            for answer in answers:
+                self._limits |= answer["unchecked"]
+            self._attention = [_of_ranks(found, len(answers))] if found else []
+            wrong = f"{found[0][1].where} is wrong" if found else "no call of it is wrong"
+            step.told(wrong, agrees=not found)
 
     def _is_more_than_noise(self, found: Distance, noise: Distance) -> bool:
         return found.largest > NOISE * noise.largest or (noise.is_zero and not found.is_zero)
 
     def _positive_control(self) -> Verdict | None:
-        self._do("use_references")
-        references = distance(self._read(), self._baseline)
-        self._numbers["references"] = references.largest
-        self._numbers["threshold"] = max(ROUNDING * references.largest, NOISE * self._numbers["noise"], LEAST)
+        with self._steps.step(Asks.REFERENCES, "references, each result rounded otherwise") as step:
+            self._do("use_references")
+            references = distance(self._read(), self._baseline)
+            self._numbers["references"] = references.largest
+            least = max(ROUNDING * references.largest, NOISE * self._numbers["noise"], LEAST)
+            self._numbers["threshold"] = least
+            step.found(references, agrees=None)
+            step.told(f"{references}; so the threshold is {least:.3g}")
         self._switch(())
-        self._do("plant")
-        if self._engine.answers("planted")[0] is None:
-            self._limits["what these prompts cannot show"] = "no fused layer to plant a mistake in"
-            self._say("no fused layer to plant a mistake in; the control is left out")
-            return None
-        control = distance(self._read(), self._baseline)
+        with self._steps.step(Asks.PLANTED, "a planted mistake") as step:
+            self._do("plant")
+            if self._engine.answers("planted")[0] is None:
+                self._limits["what these prompts cannot show"] = "no fused layer to plant a mistake in"
+                step.told("no fused layer to plant it in; the control is left out")
+                return None
+            control = distance(self._read(), self._baseline)
+            self._numbers["planted mistake"] = control.largest
+            is_seen = self._deviates(control)
+            step.found(control, agrees=not is_seen)
         self._switch(())
-        self._numbers["planted mistake"] = control.largest
-        self._say(f"threshold {self._numbers['threshold']:.3g}; a planted mistake: {_said(control)}")
-        if not self._deviates(control):
-            summary = f"a mistake planted on purpose is not seen ({_said(control)}): use other prompts"
+        if not is_seen:
+            summary = f"a mistake planted on purpose is not seen ({control}): use other prompts"
             return self._verdict(Outcome.CANNOT_DECIDE, summary)
         return None
 
@@ -183,9 +209,7 @@ class Bisection:
 
     def _fails(self, units: Sequence[str]) -> bool:
         self._switch(units)
-        found = distance(self._read(), self._baseline)
-        self._say(f"{len(units)} on: {_said(found)}" + (f" ({', '.join(units)})" if len(units) < 4 else ""))
-        return self._deviates(found)
+        return self._deviates(self._look(Asks.SOME, f"{_named_or_counted(units, 'ops')} on", units))
 
     def _search(self) -> Verdict:
         """Take the smallest guilty sets out, one after the other, until the rest holds."""
@@ -205,10 +229,9 @@ class Bisection:
 
     def _everything_fails(self, left: Sequence[str]) -> bool:
         self._switch(left)
-        found = distance(self._read(), self._baseline)
-        self._numbers.setdefault("everything on", found.largest)
         rest = "everything" if len(left) == len(self._units) else "everything else"
-        self._say(f"{rest} on: {_said(found)}")
+        found = self._look(Asks.EVERYTHING, f"{rest} on", left)
+        self._numbers.setdefault("everything on", found.largest)
         return self._deviates(found)
 
     def _described(self, guilty: Sequence[str]) -> list[Culprit]:
@@ -226,7 +249,8 @@ class Bisection:
 
     def _layers_fail(self, op: str, layers: Sequence[str]) -> bool:
         self._do("switch", layer_2=[op], layer_1=[], layers=list(layers))
-        return self._deviates(distance(self._read(), self._baseline))
+        where = _named_or_counted(layers, "layers")
+        return self._deviates(self._look(Asks.LAYERS, f"{op} on in {where} alone", (op,), layers))
 
     def _watch(self, units: Sequence[str]) -> list[Culprit]:
         """Hold each call of these units against float64; return those with a wrong call.
@@ -238,15 +262,20 @@ class Bisection:
         for fused, aten in ((layer_2, []), ([], layer_1)):
             if not fused and not aten:
                 continue
-            self._do("watch", layer_2=fused, layer_1=aten)
-            self._read()
-            self._do("findings", layer_1=aten)
-            answers = self._engine.answers("findings")
-            for rank, answer in enumerate(answers):
-                self._called |= {*answer["called"]}
-                self._limits |= answer["unchecked"]
-                for culprit in _culprits(answer):
-                    found.setdefault(culprit.name, []).append((rank, culprit))
+            on = [unit for unit in units if unit.startswith("aten::") == bool(aten)]
+            what = f"calls of {_named_or_counted(on, 'ops')} against float64"
+            with self._steps.step(Asks.CALLS, what, on) as step:
+                self._do("watch", layer_2=fused, layer_1=aten)
+                self._read()
+                self._do("findings", layer_1=aten)
+                answers = self._engine.answers("findings")
+                for rank, answer in enumerate(answers):
+                    self._called |= {*answer["called"]}
+                    self._limits |= answer["unchecked"]
+                    for culprit in _culprits(answer):
+                        found.setdefault(culprit.name, []).append((rank, culprit))
+                wrong = [unit for unit in on if unit in found]
+                step.told(f"wrong: {', '.join(wrong)}" if wrong else "none is wrong", agrees=not wrong)
         return [_of_ranks(found[unit], len(answers)) for unit in units if unit in found]
 
     def _verdict(self, outcome: Outcome, summary: str, culprits: Sequence[Culprit] = ()) -> Verdict:
@@ -258,7 +287,7 @@ class Bisection:
         numbers = {**self._numbers, "passes": self._passes, "seconds": seconds}
         limits = tuple(f"{unit} is not judged: {reason}" for unit, reason in self._limits.items())
         uncalled = tuple(f"aten::{name}" for name in self._layer_1 if name not in self._called)
-        return Verdict(outcome, summary, tuple(culprits), numbers, limits, uncalled)
+        return Verdict(outcome, summary, tuple(culprits), numbers, limits, uncalled, tuple(self._steps))
 
 
 def _named(unit: str) -> tuple[int, str]:
@@ -325,8 +354,5 @@ def _of_fault(said: dict[str, Any]) -> Culprit:
     )
 
 
-def _said(found: Distance) -> str:
-    if found.is_zero:
-        return "equal"
-    flips = f", {len(found.flips)} likeliest tokens differ" if found.flips else ""
-    return f"{found.largest:.3g} nats at most{flips}"
+def _named_or_counted(names: Sequence[str], what: str) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} {what}"

@@ -49,6 +49,12 @@ class Distance:
         """Whether the two are equal bit for bit, as far as log-probabilities tell."""
         return self.largest == 0.0 and not self.flips
 
+    def __str__(self) -> str:
+        if self.is_zero:
+            return "equal"
+        flips = f", {len(self.flips)} likeliest tokens differ" if self.flips else ""
+        return f"{self.largest:.3g} nats at most{flips}"
+
 
 def reading(rows: list[dict[str, Any]]) -> Reading:
     """Take a reading from what ``Engine.generate`` returns."""

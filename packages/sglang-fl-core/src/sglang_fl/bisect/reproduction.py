@@ -5,16 +5,20 @@ import platform
 import tempfile
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+from sglang_fl.bisect.picture import as_page
+from sglang_fl.bisect.steps import Step
 from sglang_fl.bisect.verdict import ATTENTION, Culprit, Outcome, Verdict
 from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.sglang_adapter.terminal import last_error
 
-__all__ = ["LOG", "broken", "make_folder", "with_limit", "write_report"]
+__all__ = ["LOG", "PAGE", "broken", "make_folder", "with_limit", "with_page", "write_report"]
 
 LAYER_2 = '''\
 """Repeats a call of {name} that went wrong in {where}: python {script}"""
@@ -73,6 +77,8 @@ for fault in compare(kernel, call):
 
 #: What SGLang prints goes here, in the folder of the report.
 LOG = "engine.log"
+#: The verdict for people, beside ``verdict.json``.
+PAGE = "verdict.html"
 PACKAGES = ("sglang-fl-core", "sglang", "torch", "triton", "flag_gems", "transformers")
 
 
@@ -117,15 +123,15 @@ def write_report(verdict: Verdict, folder: Path, device: str) -> None:
 
 def _write_verdict(verdict: Verdict, folder: Path) -> None:
     """Write the verdict alone, without secrets."""
-    (folder / "verdict.json").write_text(json.dumps(redacted(verdict.as_json()), indent=2) + "\n")
+    (folder / "verdict.json").write_text(json_text(verdict.as_json()) + "\n")
 
 
-def broken(error: BaseException, folder: Path | None) -> Verdict:
+def broken(error: BaseException, folder: Path | None, steps: Iterable[Step] = ()) -> Verdict:
     """Return the verdict that there is none: the set-up is broken. The folder, if any, says by what."""
     summary = str(error) if isinstance(error, SglangFlError) else f"{type(error).__name__}: {error}"
     if isinstance(error, SystemExit) and folder is not None:
         summary = f"SGLang ended with code {error.code}: {last_error(folder / LOG)}"
-    verdict = Verdict(Outcome.SET_UP_BROKEN, summary, folder=str(folder or ""))
+    verdict = Verdict(Outcome.SET_UP_BROKEN, summary, steps=tuple(steps), folder=str(folder or ""))
     if folder is None:
         return verdict
     try:
@@ -133,6 +139,22 @@ def broken(error: BaseException, folder: Path | None) -> Verdict:
         _write_verdict(verdict, folder)
     except OSError as full:
         return with_limit(verdict, f"{folder} cannot be written: {full.strerror or full}")
+    return verdict
+
+
+def with_page(verdict: Verdict, folder: Path, subject: str) -> Verdict:
+    """Write a verdict as a page, without secrets, and return it; it says so where that cannot be written.
+
+    Parameters
+    ----------
+    verdict : whatever it says
+    folder : in which ``verdict.json`` lies
+    subject : the model and its launch line
+    """
+    try:
+        (folder / PAGE).write_text(redacted(as_page(verdict, subject)), encoding="utf-8")
+    except OSError as error:
+        return with_limit(verdict, f"{folder / PAGE} cannot be written: {error.strerror or error}")
     return verdict
 
 

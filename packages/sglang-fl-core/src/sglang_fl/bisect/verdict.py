@@ -1,9 +1,10 @@
 """What a bisection has found, for people and for machines."""
 
 import enum
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from sglang_fl.bisect.steps import Step
 
 __all__ = ["ATTENTION", "Culprit", "Outcome", "Verdict"]
 
@@ -62,6 +63,7 @@ class Verdict:
     numbers : noise, threshold, deviation, passes, seconds
     limits : what could not be switched or checked, and why
     uncalled : the ATen ops that these prompts never called, of which the verdict says nothing
+    steps : by which it was reached; where the engine has ended, the last one did not end
     folder : where inputs and script lie
     """
 
@@ -71,14 +73,14 @@ class Verdict:
     numbers: dict[str, float] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     uncalled: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
     folder: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the verdict as plain data; numbers that are not finite, which JSON has not, as texts."""
-        numbers = {name: n if math.isfinite(n) else str(n) for name, n in self.numbers.items()}
+        """Return the verdict as plain data."""
         return {
             **asdict(self),
-            "numbers": numbers,
+            "steps": [step.as_data() for step in self.steps],
             "outcome": self.outcome.name.lower(),
             "exit_code": int(self.outcome),
         }

@@ -14,7 +14,7 @@ import typer
 
 from sglang_fl import __version__
 from sglang_fl.cli.bisect import bisect
-from sglang_fl.cli.printing import Json, exit_on_error, named, print_json, print_rows, say
+from sglang_fl.cli.printing import Json, exit_on_error, named, print_json, print_rows, say, working
 from sglang_fl.cli.tune import tune
 from sglang_fl.compare.command import compare
 from sglang_fl.errors import SettingsError, choices
@@ -34,6 +34,8 @@ app = typer.Typer(
 #: The dtypes of SGLang's launch line.
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 MOST_SECONDS = 86400
+#: What a command begins with that lists, and one that runs something.
+LOOKING, LOADING = "looking at what is installed", "loading PyTorch"
 
 
 def _version(wanted: bool) -> None:
@@ -54,8 +56,9 @@ def _main(
         from sglang_fl.diagnostics.first_step import first_step
 
         typer.echo(context.get_help())
-        with exit_on_error():
-            say(first_step())
+        with working("sglang-fl", LOOKING, on_terminals_alone=True):
+            first = first_step()
+        say(first)
 
 
 @app.command()
@@ -78,8 +81,9 @@ def env(
         return
     from sglang_fl.diagnostics import report
 
-    with exit_on_error():
-        print_rows(report.env(), as_json, "Settings")
+    with working("env", LOOKING, on_terminals_alone=True):
+        rows = report.env()
+    print_rows(rows, as_json, "Settings")
 
 
 @app.command()
@@ -92,8 +96,9 @@ def vendors(as_json: Json = False) -> None:
     """
     from sglang_fl.diagnostics import report
 
-    with exit_on_error():
-        print_rows(report.vendors(), as_json, "Vendors")
+    with working("vendors", LOOKING, on_terminals_alone=True):
+        rows = report.vendors()
+    print_rows(rows, as_json, "Vendors")
 
 
 @app.command()
@@ -111,13 +116,14 @@ def ops(
     """
     from sglang_fl.diagnostics import report
 
-    with exit_on_error():
-        if aten:
-            off = report.why_aten_is_off()
-            title = f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
-            print_rows(report.aten_ops(), as_json, title)
-        else:
-            print_rows(report.ops(), as_json, "Ops", ("not_found",), labels=1)
+    with working("ops", LOOKING, on_terminals_alone=True):
+        off = report.why_aten_is_off() if aten else None
+        rows = report.aten_ops() if aten else report.ops()
+    if aten:
+        title = f"ATen ops: {off}" if off else "ATen ops that the vendor has kernels for"
+        print_rows(rows, as_json, title)
+    else:
+        print_rows(rows, as_json, "Ops", ("not_found",), labels=1)
 
 
 @app.command()
@@ -130,7 +136,7 @@ def why(op: str, as_json: Json = False) -> None:
     """
     from sglang_fl.diagnostics import report
 
-    with exit_on_error():
+    with working("why", LOOKING, on_terminals_alone=True):
         answer = report.why(op)
     if as_json:
         print_json(answer)
@@ -158,7 +164,7 @@ def coverage(as_json: Json = False) -> None:
     """
     from sglang_fl.diagnostics import report
 
-    with exit_on_error():
+    with working("coverage", "reading the layers of SGLang"):
         found = report.coverage()
     if as_json:
         print_json(found)
@@ -215,10 +221,10 @@ def replay(
     Exit code 0: all are right. 1: one is wrong, raises, hangs or ends its process. 2: cannot be read. 3: none
     was judged.
     """
-    from sglang_fl.diagnostics.replay import replay as run_again
+    with working("replay", "reading the calls") as progress:
+        from sglang_fl.diagnostics.replay import replay as run_again
 
-    with exit_on_error():
-        rows, code = run_again(named(folder), op, _seconds(seconds))
+        rows, code = run_again(named(folder), op, _seconds(seconds), progress.step)
     print_rows(rows, as_json, "Kept calls, run again" if rows else f"no call of {op} is kept")
     raise typer.Exit(code)
 
@@ -252,15 +258,15 @@ def doctor(
     Exit code 0: all is well. 1: a problem. 2: something could not be told, or was not looked at; also wrong
     arguments.
     """
-    from sglang_fl.diagnostics import doctor as health
-
     end_on_sigterm()
-    with exit_on_error():
+    with working("doctor", LOADING) as progress:
+        from sglang_fl.diagnostics import doctor as health
+
         folder = named(model) if model else None
         launch = health.Launch(
             folder, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
         )
-        found = health.examine(launch, only or ())
+        found = health.examine(launch, only or (), progress.step)
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
     columns = ("state", "what", "text", "remedy", "check")
     ordered = [{column: row[column] for column in columns} for row in rows]
@@ -325,7 +331,7 @@ def report_logs(
         raise typer.BadParameter("give a log: --dispatch FILE, --aten FILE, or both; or --issue FILE")
     from sglang_fl.diagnostics import logs
 
-    with exit_on_error():
+    with working("report", "reading the logs", on_terminals_alone=True):
         first = logs.read_log(map(named, dispatch or ()), map(named, aten or ()))
         other = logs.read_log(map(named, against_dispatch or ()), map(named, against_aten or ()))
     differences = logs.compared(first, other) if against_dispatch or against_aten else None
@@ -349,11 +355,11 @@ def report_logs(
 
 
 def _write_issue(issue: Path, logs: list[Path], certificate: Path | None) -> None:
-    from sglang_fl.diagnostics.issue import Attached, write_issue
+    with working("report", LOADING) as progress:
+        from sglang_fl.diagnostics.issue import Attached, write_issue
 
-    with exit_on_error():
         shown = named(certificate) if certificate else None
-        write_issue(named(issue), Attached(tuple(map(named, logs)), shown))
+        write_issue(named(issue), Attached(tuple(map(named, logs)), shown), progress.step)
     say(f"{issue}: read it before you send it; paths and host names are in it")
 
 
@@ -393,15 +399,17 @@ def verify(
     or arguments. 3: nothing fails, but an installed vendor was not looked at, because its chip is not here;
     it is named above the table.
     """
-    from sglang_fl.diagnostics import verification
+    with working("verify", LOADING) as progress:
+        from sglang_fl.diagnostics import verification
 
-    with exit_on_error():
-        if compare:
-            rows, is_equal = verification.compare(*map(named, compare))
-            title = "Differences" if rows else "The two machines agree in all"
-            print_rows(rows, as_json, title)
-            raise typer.Exit(0 if is_equal else 1)
-        found = verification.verify(op, named(certificate) if certificate else None, references, stress)
+        differences = verification.compare(*map(named, compare)) if compare else None
+        if differences is None:
+            to = named(certificate) if certificate else None
+            found = verification.verify(op, to, references, stress, progress.step)
+    if differences is not None:
+        rows, is_equal = differences
+        print_rows(rows, as_json, "Differences" if rows else "The two machines agree in all")
+        raise typer.Exit(0 if is_equal else 1)
     if as_json:
         print_json({"not_verified": found.not_verified, "implementations": found.rows})
     else:

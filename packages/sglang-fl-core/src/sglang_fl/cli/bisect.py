@@ -1,12 +1,13 @@
 """``sglang-fl bisect`` on the command line."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_fl.cli.printing import Json, exit_on_error, named, print_json, print_rows, say
+from sglang_fl.cli.printing import Json, named, print_json, print_rows, say, working
 
 if TYPE_CHECKING:
     from sglang_fl.bisect.verdict import Verdict
@@ -22,51 +23,67 @@ def bisect(
         "sglang-fl-bisect"
     ),
     plan: Annotated[bool, typer.Option("--plan", help="Print the steps by hand instead.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write the steps as a page into the run's folder, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find the layer, op or ATen op that makes a model's numbers differ, in one start of the engine.
 
     What follows is passed on to SGLang's launch line.
 
-    Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --tp 2
+    Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --html --tp 2
 
     Exit code 0: nothing found. 1: found. 2: set-up broken. 3: cannot decide.
     """
-    from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
-
     if plan:
-        from sglang_fl.bisect.manual_steps import manual_steps
-
-        with exit_on_error():
-            checkpoint = model and str(named(Path(model)))
-            vocabulary_of(checkpoint)
-            steps = manual_steps(checkpoint, context.args)
-        if as_json:
-            print_json([asdict(step) for step in steps])
-        else:
-            say("\n".join(map(str, steps)))
+        if html:
+            raise typer.BadParameter("--html is of a bisection, and --plan makes none")
+        _print_plan(model, context.args, as_json)
         return
-    from sglang_fl.bisect.reproduction import broken, make_folder
-    from sglang_fl.sglang_adapter.terminal import teller
+    from sglang_fl.bisect.reproduction import PAGE, broken, make_folder, with_page
+    from sglang_fl.bisect.steps import Steps
+    from sglang_fl.progress import Progress
+    from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
+    from sglang_fl.sglang_adapter.terminal import terminal
 
     run: Path | None = None
-    tell = teller(otherwise=lambda step: say(step, err=True))
-    try:
-        checkpoint = model and str(named(Path(model)))
-        vocabulary_of(checkpoint)
-        run = make_folder(named(folder))
-        from sglang_fl.bisect import command  # what is mistyped is said before it imports SGLang
+    with Progress("bisect", "loading SGLang", terminal()) as progress:
+        steps = Steps(progress.say, progress.step)
+        try:
+            checkpoint = model and str(named(Path(model)))
+            vocabulary_of(checkpoint)
+            run = make_folder(named(folder))
+            from sglang_fl.bisect import command  # what is mistyped is said before it imports SGLang
 
-        verdict = command.bisect(checkpoint, prompt or [], context.args, run, tell)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
-        verdict = broken(error, run)
+            verdict = command.bisect(checkpoint, prompt or [], context.args, run, steps)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SGLang ends a failed start in any way; it is the verdict
+            verdict = broken(error, run, steps)
+        if html and run is not None:
+            verdict = with_page(verdict, run, " ".join([model, *context.args]))
     if as_json:
         print_json(verdict.as_json())
     else:
         _print_verdict(verdict)
+        if html and run is not None:
+            say(f"The steps as a page: {run / PAGE}")
     raise typer.Exit(int(verdict.outcome))
+
+
+def _print_plan(model: str, arguments: Sequence[str], as_json: bool) -> None:
+    with working("bisect", "loading PyTorch", on_terminals_alone=True):
+        from sglang_fl.bisect.manual_steps import manual_steps
+        from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
+
+        checkpoint = model and str(named(Path(model)))
+        vocabulary_of(checkpoint)
+        planned = manual_steps(checkpoint, arguments)
+    if as_json:
+        print_json([asdict(step) for step in planned])
+    else:
+        say("\n".join(map(str, planned)))
 
 
 def _print_verdict(verdict: "Verdict") -> None:

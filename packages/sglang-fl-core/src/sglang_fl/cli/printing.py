@@ -1,6 +1,5 @@
 """What the commands print: tables for people, JSON for programs, and errors as one line."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import named_path
+from sglang_fl.progress import Progress
 
-__all__ = ["Json", "exit_on_error", "named", "print_json", "print_rows", "say"]
+__all__ = ["Json", "exit_on_error", "named", "print_json", "print_rows", "say", "working"]
 
 #: The option of all commands that can answer programs.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -31,6 +32,13 @@ def exit_on_error() -> Iterator[None]:
     except SglangFlError as error:
         say(f"sglang-fl: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def working(what: str, doing: str, *, on_terminals_alone: bool = False) -> Iterator[Progress]:
+    """Say what a command does while it takes its time, and end it as ``exit_on_error`` does."""
+    with exit_on_error(), Progress(what, doing, on_terminals_alone=on_terminals_alone) as progress:
+        yield progress
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -53,7 +61,7 @@ def named(path: Path) -> Path:
 
 def print_json(data: Any) -> None:
     """Print JSON without secrets."""
-    typer.echo(json.dumps(redacted(data), indent=2))
+    typer.echo(json_text(data))
 
 
 def print_rows(

@@ -1,13 +1,12 @@
 """``sglang-fl tune`` on the command line."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_fl.cli.printing import exit_on_error, named, print_rows, say
-from sglang_fl.logs.redaction import redacted
+from sglang_fl.cli.printing import named, print_rows, say, working
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.shared_file import write_text
 
 if TYPE_CHECKING:
@@ -62,11 +61,12 @@ def tune(
     nothing that has a choice; the file says so.
     """
     from sglang_fl.cli import end_on_sigterm
-    from sglang_fl.tune.command import Asked, exit_code
-    from sglang_fl.tune.command import tune as run
 
     end_on_sigterm()
-    with exit_on_error():
+    with working("tune", "loading PyTorch") as progress:
+        from sglang_fl.tune.command import Asked, exit_code
+        from sglang_fl.tune.command import tune as run
+
         asked = Asked(
             model=model and str(named(Path(model))),
             arguments=tuple(context.args),
@@ -79,7 +79,7 @@ def tune(
             is_forced=force,
             is_fresh=fresh,
         )
-        report = run(asked, lambda step: say(step, err=True))
+        report = run(asked, progress.say)
         if json_file is not None:
             _write_json(report, named(json_file))
     _print(report, asked.out, as_package_data)
@@ -91,7 +91,7 @@ def _write_json(report: "Report", path: Path) -> None:
     from sglang_fl.tune.text import as_data
 
     try:
-        write_text(path, json.dumps(redacted(as_data(report)), indent=2) + "\n")
+        write_text(path, json_text(as_data(report)) + "\n")
     except OSError as error:
         raise SettingsError(f"--json {str(path)!r}: {error.strerror or error}") from None
 

@@ -1,6 +1,5 @@
 """The command ``sglang-fl compare``: from addresses to a verdict. It imports late what takes long."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
-from sglang_fl.logs.progress import Progress
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import named_path, open_for_reading
+from sglang_fl.progress import Progress
 
 if TYPE_CHECKING:
     from sglang_fl.compare.client import Server
@@ -54,24 +54,22 @@ def compare(
     Exit code 0: the same. 1: they differ. 2: one
     cannot be reached, refuses, is no SGLang server, or serves another model. 3: cannot decide.
     """
-    progress = Progress("compare")
     try:
         texts = _texts(prompt or [], prompts)
-        result = _compared(url, other, model, device, texts, api_key or [], timeout, progress.step)
+        with Progress("compare", "reading the addresses") as progress:
+            result = _compared(url, other, model, device, texts, api_key or [], timeout, progress.step)
     except SglangFlError as error:
-        progress.end()
         if as_json:
             from sglang_fl.compare.report import failed
 
-            typer.echo(json.dumps(redacted(failed(str(error))), indent=2))
+            typer.echo(json_text(failed(str(error))))
         else:
             typer.echo(printable(redacted(f"sglang-fl: {error}")), err=True)
         raise typer.Exit(2) from None
-    progress.end()
     from sglang_fl.compare.report import as_data, as_lines
 
     if as_json:
-        typer.echo(json.dumps(redacted(as_data(result)), indent=2))
+        typer.echo(json_text(as_data(result)))
     else:
         for line in as_lines(result):
             typer.echo(printable(redacted(line)))

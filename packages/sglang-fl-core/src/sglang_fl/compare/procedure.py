@@ -22,6 +22,7 @@ from sglang_fl.compare.questions import (
     questions_about,
 )
 from sglang_fl.errors import ServerError, SettingsError, quoted
+from sglang_fl.progress import Count
 
 __all__ = ["Comparison", "Side", "compare_sides"]
 
@@ -77,19 +78,19 @@ def compare_sides(sides: tuple[Side, Side], prompts: Sequence[str], say: Callabl
     SettingsError : a prompt is empty or too long
     """
     began = time.monotonic()
-    say("asking both sides what they are")
-    abouts = (sides[0].about(), sides[1].about())
+    say("asking A what it is")
+    first_about = sides[0].about()
+    say("asking B what it is; a checkpoint is loaded")
+    abouts = (first_about, sides[1].about())
     _require_one_model(*abouts)
     tokens = _prompts(sides, abouts, prompts)
     first = continuations_wanted(tokens)
-    exchanges = [
-        _exchange(question, sides, say, f"continuation {n} of {len(first)}") for n, question in _from_1(first)
-    ]
+    count = Count(len(first))
+    exchanges = [_exchange(q, sides, say, count.next(f"continuations, {q.name}")) for q in first]
     recorded = [exchange.sides[0][0][0].tokens for exchange in exchanges]
     later = questions_about(tokens, recorded)
-    exchanges += [
-        _exchange(question, sides, say, f"question {n} of {len(later)}") for n, question in _from_1(later)
-    ]
+    count = Count(len(later))
+    exchanges += [_exchange(q, sides, say, count.next(f"questions, {q.name}")) for q in later]
     floor = floor_of((about.dtype for about in abouts), any(about.quantization for about in abouts))
     return Comparison(
         judge(exchanges, floor),
@@ -100,15 +101,11 @@ def compare_sides(sides: tuple[Side, Side], prompts: Sequence[str], say: Callabl
     )
 
 
-def _from_1(questions: Sequence[Question]) -> "enumerate[Question]":
-    return enumerate(questions, 1)
-
-
 def _exchange(
-    question: Question, sides: tuple[Side, Side], say: Callable[[str], None], which: str
+    question: Question, sides: tuple[Side, Side], say: Callable[[str], None], told: str
 ) -> Exchange:
     """Ask in turn, A B A B: what changes on a side with time is drift then."""
-    say(f"{which} ({question.name})")
+    say(told)
     askings = [[side.ask(question) for side in sides] for _ in range(2)]
     return Exchange(question, ((askings[0][0], askings[1][0]), (askings[0][1], askings[1][1])))
 

@@ -1,6 +1,5 @@
 """A comparison as it is shown: plain lines for people, plain data for programs."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -76,9 +75,9 @@ def as_lines(comparison: Comparison) -> Iterable[str]:
 
 
 def as_data(comparison: Comparison) -> dict[str, Any]:
-    """Return the object that ``--json`` prints; numbers that are not finite, which JSON has not, as texts."""
+    """Return the object that ``--json`` prints."""
     judgement = comparison.judgement
-    data = {
+    return {
         "outcome": _named(judgement.outcome),
         "exit_code": int(judgement.outcome),
         "summary": judgement.summary,
@@ -91,8 +90,6 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
         "questions": comparison.questions,
         "seconds": round(comparison.seconds, 1),
     }
-    plain: dict[str, Any] = _plain(data)
-    return plain
 
 
 def failed(reason: str) -> dict[str, Any]:
@@ -123,11 +120,3 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     for row in (titles, *rows):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

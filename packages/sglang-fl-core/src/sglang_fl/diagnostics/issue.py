@@ -11,12 +11,13 @@ from typing import Any
 
 from sglang_fl.diagnostics import report
 from sglang_fl.errors import SettingsError, SglangFlError, printable
-from sglang_fl.logs.progress import Progress
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Attached", "write_issue"]
 
+#: Yields the lines of a part; is given what tells a step of it.
+_Part = Callable[[Callable[[str], None]], Iterator[str]]
 #: Bytes of the end of a log that are shown, and of a line.
 TAIL, LINE = 20_000, 500
 PACKAGES = (
@@ -39,7 +40,7 @@ class Attached:
     certificate: Path | None = None
 
 
-def write_issue(path: Path, attached: Attached) -> None:
+def write_issue(path: Path, attached: Attached, say: Callable[[str], None]) -> None:
     """Write a Markdown file for its owner alone: versions, settings, vendors, ops, doctor, ends of logs.
 
     A part that cannot be told says why; the others are written all the same.
@@ -48,6 +49,7 @@ def write_issue(path: Path, attached: Attached) -> None:
     ----------
     path : a new file
     attached : what is shown beside what the machine says
+    say : told of each part before it is written
 
     Raises
     ------
@@ -59,16 +61,14 @@ def write_issue(path: Path, attached: Attached) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise SettingsError(f"--issue {str(path)!r}: {error.strerror}. Name a new file.") from None
-    progress = Progress("report")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         for title, tell in _PARTS.items():
-            progress.step(title)
-            file.write(_section(title, _told(tell)))
+            say(title.lower())
+            file.write(_section(title, _told(tell, say)))
         for log, end in ends:
             file.write(_section(f"The end of {log.name}", end))
         if certificate is not None:
             file.write(_section("Certificate", certificate))
-    progress.end()
 
 
 def _section(title: str, text: str) -> str:
@@ -76,9 +76,9 @@ def _section(title: str, text: str) -> str:
     return f"## {title}\n\n````\n{shown}\n````\n\n"
 
 
-def _told(tell: Callable[[], Iterator[str]]) -> str:
+def _told(tell: _Part, say: Callable[[str], None]) -> str:
     try:
-        return "\n".join(tell())
+        return "\n".join(tell(say))
     except SglangFlError as error:
         return f"cannot be told: {error}"
 
@@ -94,7 +94,7 @@ def _end(path: Path) -> str:
     return "\n".join(line[:LINE] for line in lines)
 
 
-def _versions() -> Iterator[str]:
+def _versions(say: Callable[[str], None]) -> Iterator[str]:
     yield f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
     ours = sorted(d.name for d in metadata.distributions() if d.name and d.name.startswith("sglang-fl"))
     for name in (*ours, *PACKAGES):
@@ -104,25 +104,25 @@ def _versions() -> Iterator[str]:
             continue
 
 
-def _settings() -> Iterator[str]:
+def _settings(say: Callable[[str], None]) -> Iterator[str]:
     rows = [row for row in report.env() if row["source"] != "default"]
     yield from (f"{row['variable']}={row['value']} ({row['source']})" for row in rows)
     if not rows:
         yield "all as by default"
 
 
-def _vendors() -> Iterator[str]:
+def _vendors(say: Callable[[str], None]) -> Iterator[str]:
     yield from map(_line, report.vendors())
 
 
-def _ops() -> Iterator[str]:
+def _ops(say: Callable[[str], None]) -> Iterator[str]:
     yield from map(_line, report.ops())
 
 
-def _doctor() -> Iterator[str]:
+def _doctor(say: Callable[[str], None]) -> Iterator[str]:
     from sglang_fl.diagnostics import doctor
 
-    for row in doctor.examine(doctor.Launch(None), ()):
+    for row in doctor.examine(doctor.Launch(None), (), lambda check: say(f"doctor, {check}")):
         finding = row.finding
         yield f"{finding.state} [{row.check}] {finding.what}: {finding.text}" + (
             f" -> {finding.remedy}" if finding.remedy else ""
@@ -133,7 +133,7 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps({name: value for name, value in row.items() if value not in (None, "", [])})
 
 
-_PARTS: dict[str, Callable[[], Iterator[str]]] = {
+_PARTS: dict[str, _Part] = {
     "Versions": _versions,
     "Settings": _settings,
     "Vendors": _vendors,

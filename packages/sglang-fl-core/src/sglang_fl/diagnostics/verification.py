@@ -1,6 +1,6 @@
 """The conformance kit over the vendor of this machine, as data for the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,8 +16,8 @@ from sglang_fl.conformance.certificate import (
 )
 from sglang_fl.conformance.simulated import GROUP as SIMULATED
 from sglang_fl.errors import SettingsError, choices
-from sglang_fl.logs.progress import Progress
 from sglang_fl.ops import OPS
+from sglang_fl.progress import Count
 from sglang_fl.registry import InstalledVendor, Registry
 from sglang_fl.settings.contradictions import refuse_a_file_in_use
 from sglang_fl.startup import Configuration, configure
@@ -48,7 +48,11 @@ class Verification:
 
 
 def verify(
-    op: str | None, certificate: Path | None, references_only: bool = False, stress: bool = False
+    op: str | None,
+    certificate: Path | None,
+    references_only: bool,
+    stress: bool,
+    say: Callable[[str], None],
 ) -> Verification:
     """Check every implementation of this machine's vendor, the references too, and write a certificate.
 
@@ -58,6 +62,7 @@ def verify(
     certificate : where to write it; None for nowhere
     references_only : check core's references and no vendor's implementations
     stress : whether each call is repeated a hundred times as well
+    say : called with each implementation before it is checked
 
     Raises
     ------
@@ -71,7 +76,7 @@ def verify(
     registry = configuration.registry
     vendor = registry.vendor
     aspects = (*ASPECTS, STRESS) if stress else ASPECTS
-    verdicts = _verdicts(registry, op, references_only, aspects)
+    verdicts = _verdicts(registry, op, references_only, aspects, say)
     left_out = [] if references_only else list(_left_out(configuration, op, verdicts))
     package = next(found.distribution for found in registry.installed if found.vendor is vendor)
     made = make_certificate(vendor, package, verdicts, [entry.text for entry in left_out])
@@ -89,7 +94,11 @@ def verify(
 
 
 def _verdicts(
-    registry: Registry, op: str | None, references_only: bool, aspects: tuple[str, ...]
+    registry: Registry,
+    op: str | None,
+    references_only: bool,
+    aspects: tuple[str, ...],
+    say: Callable[[str], None],
 ) -> list[Verdict]:
     impls = [
         impl
@@ -98,11 +107,10 @@ def _verdicts(
         for impl in registry.implementations(each)
         if impl.kind is BackendKind.REFERENCE or not references_only
     ]
-    progress, verdicts = Progress("verify"), []
-    for number, impl in enumerate(impls, 1):
-        progress.step(f"{impl.op} {impl} ({number} of {len(impls)})")
+    count, verdicts = Count(len(impls)), []
+    for impl in impls:
+        say(count.next(f"{impl.op} {impl}"))
         verdicts.append(_verdict(registry, impl, aspects))
-    progress.end()
     return verdicts
 
 

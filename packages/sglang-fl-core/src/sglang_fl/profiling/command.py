@@ -1,6 +1,5 @@
 """The command ``sglang-fl profile``: from a checkpoint to a table. It imports late what takes long."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,13 +9,15 @@ from typing import Annotated
 import typer
 
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
+from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import check_appendable, is_same_file, named_path, write_text
 from sglang_fl.profiling import procedure
 from sglang_fl.profiling.engine import BROKEN, Asked
 from sglang_fl.profiling.profile import Profile, Request
+from sglang_fl.progress import Progress
 from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
-from sglang_fl.sglang_adapter.terminal import teller
+from sglang_fl.sglang_adapter.terminal import terminal
 
 __all__ = ["profile"]
 
@@ -51,14 +52,14 @@ def profile(
     cannot be written. 3: the engine ran, and there was no step to measure.
     """
     request = Request(batch, prefill, decode)
-    tell = teller(otherwise=lambda step: _print(step, err=True))
     try:
-        vocabulary = vocabulary_of(model)
-        outputs = _outputs({"--json": to_json, "--html": to_html})
-        asked = Asked(model, vocabulary, tuple(context.args), request)
-        with _folder(folder) as name:
-            found = procedure.profile_model(asked, Path(name), tell)
-        _write(found, outputs)
+        with Progress("profile", "loading SGLang", terminal()) as progress:
+            vocabulary = vocabulary_of(model)
+            outputs = _outputs({"--json": to_json, "--html": to_html})
+            asked = Asked(model, vocabulary, tuple(context.args), request)
+            with _folder(folder) as name:
+                found = procedure.profile_model(asked, Path(name), progress.say)
+            _write(found, outputs)
     except SglangFlError as error:
         _print(f"sglang-fl: {' '.join(str(error).split())}", err=True)
         is_empty = isinstance(error, procedure.NoStepsError)
@@ -113,7 +114,7 @@ def _write(found: Profile, outputs: dict[str, Path]) -> None:
     from sglang_fl.profiling.report import as_data
 
     texts = {
-        "--json": lambda: json.dumps(redacted(as_data(found)), indent=2) + "\n",
+        "--json": lambda: json_text(as_data(found)) + "\n",
         "--html": lambda: redacted(as_page(found)),
     }
     for option, path in outputs.items():

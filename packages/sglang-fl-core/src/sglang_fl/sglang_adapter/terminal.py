@@ -1,38 +1,32 @@
 """The terminal of a command that runs an engine: steps go there, and what the engine prints to its log."""
 
+import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from sglang_fl.errors import printable
-from sglang_fl.logs.redaction import redacted
-
-__all__ = ["last_error", "last_line", "printing_to", "teller"]
+__all__ = ["last_error", "last_line", "printing_to", "terminal"]
 
 #: How a traceback ends.
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)(?::|$)")
 
 
-def teller(otherwise: Callable[[str], None]) -> Callable[[str], None]:
-    """Return what tells a step on standard error as it is now; the engine's output goes elsewhere later.
+def terminal() -> TextIO:
+    """Return standard error as it is now, for steps; the engine's output goes elsewhere later.
 
-    Parameters
-    ----------
-    otherwise : tells steps where standard error has no descriptor, because somebody captures it
+    Where it has no descriptor, because somebody captures it, it is returned itself; where it was closed, what
+    nobody reads.
     """
+    if sys.stderr is None:
+        return io.StringIO()
     try:
-        terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", errors="backslashreplace")
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w", errors="backslashreplace")
     except (OSError, ValueError):
-        return otherwise
-
-    def tell(step: str) -> None:
-        terminal.write(f"{printable(redacted(step))}\n")
-        terminal.flush()
-
-    return tell
+        return sys.stderr
 
 
 @contextmanager

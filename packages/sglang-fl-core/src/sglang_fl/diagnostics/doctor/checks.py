@@ -27,7 +27,6 @@ from sglang_fl.diagnostics.doctor.sglang_kernels import kernel_faults, kernel_pl
 from sglang_fl.diagnostics.doctor.sglang_plugins import sglang_plugins
 from sglang_fl.diagnostics.doctor.sglang_release import sglang_loads_the_plugin, sglang_release
 from sglang_fl.errors import SettingsError, choices
-from sglang_fl.logs.progress import Progress
 from sglang_fl.logs.redaction import redacted
 
 __all__ = ["CHECKS", "Row", "examine", "exit_code"]
@@ -105,13 +104,14 @@ def _name(check: Check) -> str:
     return getattr(check, "__name__", str(check)).replace("_", "-")
 
 
-def examine(launch: Launch, only: Sequence[str] = ()) -> list[Row]:
+def examine(launch: Launch, only: Sequence[str], say: Callable[[str], None]) -> list[Row]:
     """Run the checks; problems come first, then what could not be told.
 
     Parameters
     ----------
     launch : the start that is asked about
     only : the names of the checks to run; all if empty
+    say : told of each check before it runs
 
     Raises
     ------
@@ -122,12 +122,11 @@ def examine(launch: Launch, only: Sequence[str] = ()) -> list[Row]:
         if name not in by_name:
             raise SettingsError(f"there is no check {name!r}. {choices(name, by_name)}")
     chosen = {name: check for name, check in by_name.items() if not only or name in only}
-    progress, rows = Progress("doctor"), []
+    rows = []
     for number, (name, check) in enumerate(chosen.items(), 1):
-        progress.step(f"{name} ({number} of {len(chosen)})")
+        say(f"{name} ({number} of {len(chosen)})")
         found = [Row(name, _redacted(finding)) for finding in _findings(name, check, launch)]
         rows += found or ([Row(name, _nothing_to_see(check))] if only else [])
-    progress.end()
     return sorted(rows, key=lambda row: _URGENCY.index(row.finding.state))
 
 

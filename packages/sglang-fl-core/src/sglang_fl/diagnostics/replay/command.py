@@ -10,7 +10,7 @@ from typing import Any
 
 from sglang_fl.diagnostics.doctor.child import Child, last_line, run_python
 from sglang_fl.errors import SettingsError
-from sglang_fl.logs.progress import Progress
+from sglang_fl.progress import Count
 
 __all__ = ["FOUND", "GOOD", "NOTHING", "replay"]
 
@@ -51,7 +51,9 @@ class _Answer:
         return self.state in BAD
 
 
-def replay(folder: Path, op: str | None, seconds: float) -> tuple[list[dict[str, Any]], int]:
+def replay(
+    folder: Path, op: str | None, seconds: float, say: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], int]:
     """Run kept calls again, those that never came back first, each in a process of its own.
 
     Parameters
@@ -59,6 +61,7 @@ def replay(folder: Path, op: str | None, seconds: float) -> tuple[list[dict[str,
     folder : of ``SGLANG_FL_KEEP_CALLS``
     op : only calls of this op; None for all
     seconds : for each call, after which it hangs
+    say : told of each call before it is run
 
     Returns
     -------
@@ -70,9 +73,9 @@ def replay(folder: Path, op: str | None, seconds: float) -> tuple[list[dict[str,
     SettingsError : the folder has no kept calls, or one cannot be read
     """
     kept = [call for call in _calls(folder) if op in (None, call.op)]
-    progress, rows = Progress("replay"), []
-    for number, call in enumerate(kept, 1):
-        progress.step(f"{call.op} {call.implementation} ({number} of {len(kept)})")
+    count, rows = Count(len(kept)), []
+    for call in kept:
+        say(count.next(f"{call.op} {call.implementation}"))
         answer = _run(call, seconds)
         fewest = _fewest(call, answer, seconds) if answer.is_bad else ""
         rows.append(
@@ -81,14 +84,13 @@ def replay(folder: Path, op: str | None, seconds: float) -> tuple[list[dict[str,
                 "implementation": call.implementation,
                 "layer": call.layer,
                 "shapes": call.shapes,
-                "came back": "no" if call.never_returned else "yes",
+                "came_back": not call.never_returned,
                 "now": answer.state,
                 "what": answer.text,
-                "fewest rows": fewest,
+                "fewest_rows": fewest,
                 "file": str(call.path.relative_to(folder)),
             }
         )
-    progress.end()
     states = {row["now"] for row in rows}
     if states & {*BAD}:
         return rows, FOUND

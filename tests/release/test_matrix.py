@@ -8,7 +8,7 @@ import pytest
 from packaging.version import Version
 
 from release.distribution import version_of
-from release.matrix import last_tag, states_of
+from release.matrix import lacking, last_tag, states_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,3 +61,16 @@ def test_the_ranges_are_those_of_the_built_wheel(repository: Path, tmp_path: Pat
     assert [core.version, later_core.version] == [own, Version(f"{own.major}.{own.minor + 1}.0")]
     assert (now.allows(core), now.allows(later_core)) == (True, False)
     assert (later.allows(core), later.allows(later_core)) == (False, True)
+
+
+def test_what_a_former_core_requires_and_todays_does_not_is_found(repository: Path, tmp_path: Path):
+    project = repository / "packages/sglang-fl-core/pyproject.toml"
+    todays = project.read_text()
+    project.write_text(todays.replace('  "rich>=13",', '  "no-such-package>=2",\n  "rich>=9999",'))
+    git(repository, "commit", "-qam", "release")
+    git(repository, "tag", "sglang-fl-core-v3.1.0")
+    project.write_text(todays)
+    git(repository, "commit", "-qam", "second")
+    now, former, _ = states_of("sglang-fl-core", tmp_path / "core", repository)
+    assert lacking([now]) == []
+    assert lacking([now, former]) == ["no-such-package>=2", "rich>=9999"]

@@ -2,8 +2,8 @@
 
 ``python -m release.matrix``; in the session ``matrix``. A combination that the version ranges allow is
 installed in a fresh environment, where the conformance kit and SGLang's engine run. One that they forbid must
-be refused by pip, and by the handshake where it was installed all the same. Writes
-``docs/version-matrix.md``.
+be refused by pip, and where the core API is another one by core, too, if it was installed all the same.
+Writes ``docs/version-matrix.md``.
 """
 
 import argparse
@@ -12,9 +12,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -30,7 +32,7 @@ from release.distribution import (
     version_of,
 )
 
-__all__ = ["State", "main", "states_of", "try_combination"]
+__all__ = ["State", "lacking", "main", "states_of", "try_combination"]
 
 PAGE = ROOT / "docs/version-matrix.md"
 VENDORS = ("nvidia", "ascend", "mlu")
@@ -38,8 +40,8 @@ VENDORS = ("nvidia", "ascend", "mlu")
 SIMULATED = ("ascend", "mlu")
 #: Those of them on whose chip a plain server starts; SGLang's NPU platform asks for the vendor's compiler.
 SERVED = ("mlu",)
-#: What a later release would be called; its contract is another one than today's.
-LATER = "0.2.0"
+#: The state that is made up: the next minor version, whose contract is another one than today's.
+LATER = "later"
 
 _KIT = """
 import json, sys
@@ -92,10 +94,15 @@ class State:
         """Its version."""
         return Version(version_of(self.source))
 
+    @cached_property
+    def requirements(self) -> list[Requirement]:
+        """What its wheel requires."""
+        return [Requirement(text) for text in metadata_of(self.wheel).get_all("Requires-Dist") or []]
+
     def allows(self, core: "State") -> bool:
         """Whether this package's requirement takes that core."""
-        needs = map(Requirement, metadata_of(self.wheel).get_all("Requires-Dist") or [])
-        return all(need.specifier.contains(core.version) for need in needs if need.name == core.package)
+        ranges = (need.specifier for need in self.requirements if need.name == core.package)
+        return all(each.contains(core.version) for each in ranges)
 
     def __str__(self) -> str:
         return f"{self.version} ({self.label})"
@@ -114,11 +121,11 @@ def states_of(package: str, folder: Path, root: Path = ROOT) -> list[State]:
     if tag is not None and _tree("HEAD", package, root) != _tree(tag, package, root):
         references[tag] = tag
     states = []
-    for label, reference in (*references.items(), ("later", "HEAD")):
+    for label, reference in (*references.items(), (LATER, "HEAD")):
         source = folder / label / package
         export(root / "packages" / package, source, reference, root)
         states.append(State(label, package, source, folder / label / "wheel"))
-    _make_later(states[-1].source)
+    _make_later(states[-1].source, _next_minor(version_of(root / "packages/sglang-fl-core")))
     return states
 
 
@@ -134,15 +141,25 @@ def _tree(reference: str, package: str, root: Path) -> str:
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _make_later(source: Path) -> None:
-    """Raise a copy's version and its core API, and what it requires of core."""
+def _next_minor(version: str) -> str:
+    """Return the minor version after this one, ``0.3`` after ``0.2.1``."""
+    before = Version(version)
+    return f"{before.major}.{before.minor + 1}"
+
+
+def _make_later(source: Path, core: str) -> None:
+    """Raise a copy's version and its core API, and what it requires of core to that version."""
     (module,) = (source / "src").iterdir()
-    _edit(module / "_version.py", r'"[^"]+"', f'"{LATER}"')
+    _edit(module / "_version.py", r'"[^"]+"', f'"{_next_minor(version_of(source))}.0"')
     if module.name == "sglang_fl":
         _edit(module / "vendor/vendor.py", r"^(OLDEST_)?CORE_API = \d+$", r"\1CORE_API = 99")
     else:
         _edit(module / "__init__.py", r"core_api=\d+", "core_api=99")
-        _edit(source / "pyproject.toml", r'"sglang-fl-core[^"]*"', f'"sglang-fl-core>={LATER},<0.3"')
+        _edit(
+            source / "pyproject.toml",
+            r'"sglang-fl-core[^"]*"',
+            f'"sglang-fl-core>={core},<{_next_minor(core)}"',
+        )
 
 
 def _edit(file: Path, pattern: str, text: str) -> None:
@@ -150,6 +167,19 @@ def _edit(file: Path, pattern: str, text: str) -> None:
     if not count:
         raise ReleaseError(f"{file}: there is no {pattern} in it")
     file.write_text(changed, encoding="utf-8")
+
+
+def lacking(cores: Iterable[State]) -> list[str]:
+    """Return what these cores require and this environment, which is made for today's, has not."""
+    needs = {need for core in cores for need in core.requirements if need.marker is None}
+    return sorted(str(need) for need in needs if not _is_installed(need))
+
+
+def _is_installed(need: Requirement) -> bool:
+    try:
+        return need.specifier.contains(installed_version(need.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
 
 
 def try_combination(core: State, vendor: State, folder: Path) -> tuple[str, str]:
@@ -195,7 +225,7 @@ def _succeed(python: Path, *arguments: object) -> str:
 
 
 def _refuse_forbidden(core: State, vendor: State, folder: Path) -> str:
-    """Have pip refuse a combination; install it without asking pip, and have the handshake refuse it."""
+    """Have pip refuse a combination; install it without asking pip, and have another core API refused."""
     bare = environment_with([], folder / "bare")
     _pretend_requirements(vendor, bare)
     pip = [sys.executable, "-m", "pip", "--python", bare, "install", "--no-index", "--dry-run"]
@@ -210,19 +240,25 @@ def _refuse_forbidden(core: State, vendor: State, folder: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rows = {row["vendor"]: row for row in json.loads(done.stdout or "[]")}
     row = rows.get(vendor.package.removeprefix("sglang-fl-"), {})
-    if done.returncode or "Traceback" in done.stderr or "written for core API" not in str(row.get("reason")):
+    reason = re.sub(r" \(/\S+\)$", "", str(row.get("reason")))  # where it lies in a temporary folder
+    is_other_contract = LATER in (core.label, vendor.label)  # both are allowed together
+    is_refused = "written for core API" in reason
+    # Where it asks a former core for a name that this one has not, it never comes to the number.
+    must_be_refused = is_other_contract and not reason.startswith("ImportError: cannot import name")
+    if done.returncode or "Traceback" in done.stderr or is_refused != must_be_refused:
         raise ReleaseError(
             f"core {core}, {vendor.package} {vendor}: the handshake says {row}:\n{done.stderr}"
         )
     if not rows["cpu"]["available"]:
         raise ReleaseError(f"core {core}, {vendor.package} {vendor}: it took the reference with it")
-    return f"refused by pip; installed all the same: “{row['reason']}”"
+    same = "" if is_other_contract else " (the core API is the same)"
+    return f"refused by pip; installed all the same{same}: “{reason}”"
 
 
 def _pretend_requirements(vendor: State, python: Path) -> None:
     """Put there what a package requires beside core, by name alone: pip is asked about our own ranges."""
     (site,) = python.parents[1].glob("lib/python*/site-packages")
-    for need in map(Requirement, metadata_of(vendor.wheel).get_all("Requires-Dist") or []):
+    for need in vendor.requirements:
         if need.name == "sglang-fl-core" or need.marker is not None:
             continue
         version = next(str(each.version) for each in need.specifier if each.operator in (">=", "=="))
@@ -242,9 +278,9 @@ def page(rows: Sequence[tuple[str, ...]], untagged: Sequence[str]) -> str:
     return f"""# Versions that go together
 
 Written by `nox -s matrix`: wheels of each state, in a fresh environment on top of SGLang's. *now* is this
-commit, a tag the last release where it differs, *later* a release with another core API that is made up for
-this. The kit runs on the simulated chip where a package offers one, else targets are held by their source.
-The engine runs on the MLU's simulated chip, for the other packages on the CPU.
+commit, a tag the last release where it differs, *later* a next minor version with another core API that is
+made up for this. The kit runs on the simulated chip where a package offers one, else targets are held by
+their source. The engine runs on the MLU's simulated chip, for the other packages on the CPU.
 {note}
 {head}{body}"""
 
@@ -258,6 +294,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         states = {name: states_of(f"sglang-fl-{name}", folder / name) for name in ("core", *names)}
+        if more := lacking(states["core"]):
+            subprocess.run([sys.executable, "-m", "pip", "install", "-q", *more], check=True)
         for name in names:
             for vendor in states[name]:
                 for core in states["core"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from release.distribution import version_of
 from sglang_fl.diagnostics.doctor import CHECKS
 from sglang_fl.foreign_names import markdown_tables
 from sglang_fl.ops import OPS
@@ -112,11 +113,21 @@ def test_a_release_is_published_without_a_token_and_attested():
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_changed_source_has_a_changelog_fragment(package: Path):
     tags = git("tag", "--list", f"{package.name}-v*", "--sort=-version:refname").split()
+    changelog = (package / "CHANGELOG.md").read_text()
     if tags:
-        is_told = not git("diff", "--name-only", tags[0], "--", f"{package}/src")
+        version = version_of(package)
+        is_released_now = f"\n## {version} " in changelog and f"{package.name}-v{version}" not in tags
+        is_told = is_released_now or not git("diff", "--name-only", tags[0], "--", f"{package}/src")
     else:  # a copy without tags cannot know what has changed since
-        is_told = "\n## " in (package / "CHANGELOG.md").read_text()
+        is_told = "\n## " in changelog
     assert is_told or list((package / "changelog.d").glob("*.md"))
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_a_fragment_is_one_item_of_the_changelog(package: Path):
+    """Towncrier puts the hyphen in front of it: one that has its own would be a list in a list."""
+    fragments = (package / "changelog.d").glob("*.md")
+    assert [path.name for path in fragments if re.search(r"^\s*[-*] ", path.read_text(), re.MULTILINE)] == []
 
 
 def git(*arguments: str) -> str:

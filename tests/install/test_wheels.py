@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from release.distribution import version_of
+
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +112,7 @@ def test_vendors_installed_where_their_chip_is_missing_are_listed_with_the_reaso
     assert rows["cpu"]["available"]
     assert rows["ascend"]["reason"] == "torch_npu is not installed"
     assert rows["mlu"]["reason"] == "torch_mlu is not installed"
-    assert rows["nvidia"]["package"] == "sglang-fl-nvidia 0.1.0"
+    assert rows["nvidia"]["package"] == f"sglang-fl-nvidia {version_of(ROOT / 'packages/sglang-fl-nvidia')}"
 
 
 def test_importing_core_imports_nothing_heavy(environment):

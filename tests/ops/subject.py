@@ -40,8 +40,9 @@ class Subject:
     draw : makes one call of what hypothesis draws
     native : SGLang's own path in PyTorch, given the arguments of a call; it returns None where it cannot do
         what they ask for. A text says why SGLang has no such path
-    layers : makes SGLang's layers that run the op, each with arguments for its forward, by the name of the
-        class; a comma and a word behind it say what is special. Left out where a layer needs more than this
+    layers : makes SGLang's layers that run the op, each with the tensors that its forward takes, by the name
+        of the class; a comma and a word behind it say what is special. Left out where a layer needs more than
+        this, as a number in each call: it has a test of its own in ``tests/engine`` then
     wrong : kernels that are wrong in one way each, by the aspect of the conformance kit that must catch them:
         ``cases``, ``edges``, ``repeat`` or ``graph``
     """

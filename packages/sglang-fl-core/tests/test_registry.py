@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from sglang_fl._version import __version__
 from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.registry import (
@@ -80,11 +81,11 @@ BROKEN = {
     ),
     "older-core": (
         {"core_api": 0},
-        "it was written for core API 0, sglang-fl-core 0.1.0 has 1: upgrade sglang-fl-toy to a version later",
+        f"it was written for core API 0, sglang-fl-core {__version__} has 1: upgrade sglang-fl-toy to a",
     ),
     "newer-core": (
         {"core_api": 2},
-        "it was written for core API 2, sglang-fl-core 0.1.0 has 1: upgrade sglang-fl-core to a version with",
+        f"it was written for core API 2, sglang-fl-core {__version__} has 1: upgrade sglang-fl-core to a",
     ),
     "core-api-of-another-type": ({"core_api": "1.0"}, "core_api='1.0' must be the number of a core API"),
     "other-name": (

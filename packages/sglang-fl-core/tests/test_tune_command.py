@@ -14,6 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from sglang_fl._version import __version__
 from sglang_fl.cli import app
 from sglang_fl.dispatch.kept_calls import KeptCalls
 from sglang_fl.ops import OPS
@@ -148,7 +149,7 @@ def test_the_fast_exact_kernel_is_chosen_and_the_file_says_why(pretended: Machin
     told = " ".join(text.replace("#", " ").split())
     assert "# model: model" in text
     assert "# chip: " in text
-    assert "sglang-fl-core 0.1.0" in told
+    assert f"sglang-fl-core {__version__}" in told
     assert "In the engine this choice has decode 1.5 ± " in told
     assert re.search(r"10 ± \S+ times the speed of vendor\.toy; vendor\.toy\.wrong: wrong: by far;", told)
     assert "rms_norm on vendor.toy: no other exact kernel is faster than vendor.toy" in told

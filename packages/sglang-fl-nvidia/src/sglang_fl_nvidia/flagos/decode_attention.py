@@ -46,13 +46,13 @@ MOST_LANES = 512
 
 
 @triton.jit
-def _tiles_of_a_range(indptr_ptr, first, sequences, TILE: tl.constexpr, RANGES: tl.constexpr):
+def _tiles_of_a_range(indptr_ptr, first, sequences, ranges, TILE: tl.constexpr):
     """Return how many tiles each range has, and how many there are."""
     tiles = tile_of(tl.load(indptr_ptr + sequences).to(tl.int32), first, sequences, TILE)
-    return tl.maximum(tl.cdiv(tiles, RANGES), 1), tiles
+    return tl.maximum(tl.cdiv(tiles, ranges), 1), tiles
 
 
-@triton.jit(do_not_specialize=["scale", "cap", "sequences"])
+@triton.jit(do_not_specialize=["scale", "cap", "sequences", "ranges"])
 def ranges_kernel(
     q_ptr,
     k_ptr,
@@ -63,6 +63,7 @@ def ranges_kernel(
     scale,
     cap,
     sequences,
+    ranges,
     Q_STRIDE: tl.constexpr,
     Q_HEAD: tl.constexpr,
     K_SLOT: tl.constexpr,
@@ -80,7 +81,6 @@ def ranges_kernel(
     HAS_CAP: tl.constexpr,
     HEADS: tl.constexpr,
     TILE: tl.constexpr,
-    RANGES: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
@@ -99,7 +99,7 @@ def ranges_kernel(
     of_values = v_ptr + kv_head * V_HEAD + value
     overlap(OVERLAP)
     first = tl.load(indptr_ptr).to(tl.int32)
-    per_range, tiles = _tiles_of_a_range(indptr_ptr, first, sequences, TILE, RANGES)
+    per_range, tiles = _tiles_of_a_range(indptr_ptr, first, sequences, ranges, TILE)
     tile = number_of_range * per_range
     last = tl.minimum(tile + per_range, tiles)
     number = sequence_of(indptr_ptr, first, tile, sequences, 1, TILE)
@@ -150,13 +150,13 @@ def ranges_kernel(
             is_result = is_head[:, None] & (value < VALUES)[None, :]
             to = partial_ptr + row[:, None] * VALUES + value[None, :]
             tl.store(to, result / total[:, None], mask=is_result)
-            logs = partial_ptr + (RANGES + sequences).to(tl.int64) * (ALL * VALUES)
+            logs = partial_ptr + (ranges + sequences).to(tl.int64) * (ALL * VALUES)
             tl.store(logs + row, peak + tl.log2(total), mask=is_head)
         number += 1
         tile = tile_of(bound, first, number, TILE)
 
 
-@triton.jit(do_not_specialize=["sequences"])
+@triton.jit(do_not_specialize=["sequences", "ranges"])
 def merge_kernel(
     partial_ptr,
     indptr_ptr,
@@ -164,12 +164,12 @@ def merge_kernel(
     out_ptr,
     lse_ptr,
     sequences,
+    ranges,
     OUT_STRIDE: tl.constexpr,
     OUT_HEAD: tl.constexpr,
     ALL: tl.constexpr,
     VALUES: tl.constexpr,
     TILE: tl.constexpr,
-    RANGES: tl.constexpr,
     PARTIALS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_SINKS: tl.constexpr,
@@ -187,7 +187,7 @@ def merge_kernel(
     number = tl.program_id(0) // PIECES // ALL
     column = piece * COLUMNS + tl.arange(0, COLUMNS)
     first = tl.load(indptr_ptr).to(tl.int32)
-    per_range, _ = _tiles_of_a_range(indptr_ptr, first, sequences, TILE, RANGES)
+    per_range, _ = _tiles_of_a_range(indptr_ptr, first, sequences, ranges, TILE)
     begin = tl.load(indptr_ptr + number).to(tl.int32)
     length = tl.load(indptr_ptr + number + 1).to(tl.int32) - begin
     own = tile_of(begin, first, number, TILE)
@@ -201,7 +201,7 @@ def merge_kernel(
         peak = -float("inf")
         total = 0.0
     overlap(OVERLAP)
-    logs = partial_ptr + (RANGES + sequences).to(tl.int64) * (ALL * VALUES)
+    logs = partial_ptr + (ranges + sequences).to(tl.int64) * (ALL * VALUES)
     result = tl.zeros([COLUMNS], tl.float32)
     for at in range(start, end, PARTIALS):
         range_ = at + tl.arange(0, PARTIALS)
@@ -333,7 +333,6 @@ class _Kernels:
             "HAS_LSE": options.has_lse,
             "HEADS": tile.heads,
             "TILE": slots,
-            "RANGES": self._ranges,
             # Triton would round float32 to TF32.
             "PRECISION": "ieee" if q.dtype is torch.float32 else "tf32",
         }
@@ -346,24 +345,25 @@ class _Kernels:
             shared_memory(device),
         )
         partial = q.new_empty(1, dtype=torch.float32)
-        arguments = (q, k_buffer, v_buffer, indptr, indices, partial, 1.0, 1.0, 1)
+        arguments = (q, k_buffer, v_buffer, indptr, indices, partial, 1.0, 1.0, 1, 1)
         self._of_ranges = self._compiled(ranges_kernel, arguments, tile.num_warps, num_stages)
-        merging = (partial, indptr, sinks, out, partial, 1)
+        merging = (partial, indptr, sinks, out, partial, 1, 1)
         self._few, self._many = (self._merge(merging, tile) for tile in (tiles.MERGE_FEW, tiles.MERGE))
 
     def __call__(self, tensors: tuple[Tensor, ...], scale: float, cap: float, lse: Tensor | None) -> None:
         """Compute the results of sequences, of which there is at least one."""
         sequences = len(tensors[0])
         *of_ranges, sinks, out = map(address, tensors)
-        rows = (self._ranges + sequences) * self._heads
+        sizes = sequences, self._ranges
+        rows = sum(sizes) * self._heads
         partial = tensors[0].new_empty(rows * (self._values + 1), dtype=torch.float32)
         at = address(partial)
         # Nothing may come between these two: the second reads bounds before it waits for the first.
-        self._of_ranges(self._ranges * self._blocks, *of_ranges, at, scale, cap, sequences)
+        self._of_ranges(self._ranges * self._blocks, *of_ranges, at, scale, cap, *sizes)
         heads = sequences * self._heads
         launch, pieces = self._few if heads <= tiles.MERGE_FEW_HEADS else self._many
         lse_at = at if lse is None else address(lse)
-        launch(heads * pieces, at, of_ranges[3], sinks, out, lse_at, sequences)
+        launch(heads * pieces, at, of_ranges[3], sinks, out, lse_at, *sizes)
 
     def _merge(self, arguments: tuple[Any, ...], tile: tiles.MergeTile) -> tuple[Launch, int]:
         """Return the second kernel for a tile, and how many programs each head has."""

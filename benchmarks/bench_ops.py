@@ -30,7 +30,7 @@ from benchmarks.linear_attention import (
     fused_recurrent_gated_delta_rule_packed_decode,
     fused_sigmoid_gating_delta_rule_update,
 )
-from benchmarks.paged_attention import decode_attention
+from benchmarks.paged_attention import decode_attention, extend_attention
 from benchmarks.tables import write_table
 from benchmarks.workloads import (
     ATTENTIONS,
@@ -310,7 +310,7 @@ OPS_OF = (
     ((fused_moe,), EXPERTS),
     ((fused_recurrent_gated_delta_rule_packed_decode, causal_conv1d_update), LINEAR_ATTENTIONS),
     ((fused_sigmoid_gating_delta_rule_update, causal_conv1d_fn), LINEAR_ATTENTIONS),
-    ((decode_attention,), PAGED_ATTENTIONS),
+    ((decode_attention, extend_attention), PAGED_ATTENTIONS),
 )
 
 

@@ -78,7 +78,8 @@ def extend_attention(
 
     Returns
     -------
-    o : Tensor, (T, H, DV), dtype of ``q``, new or ``out``; formed in float32 and rounded once; 0 in padding
+    o : Tensor, (T, H, DV), dtype of ``q``, new or ``out``; formed in float32 and rounded once; 0 in padding,
+        and where all scores are -inf
     lse : Tensor, (T, H), float32, only if asked for: the natural logarithm of the denominator, the sink
         included; -inf in padding
 
@@ -143,7 +144,11 @@ def _attend(
     sums = scores.logsumexp(-1)
     if sinks is not None:
         sums = torch.logaddexp(sums, sinks.expand_as(sums))
-    weights = scores.sub_(sums.unsqueeze(-1)).exp_().view(kv_heads, -1, scores.shape[2])
+    weights = scores.sub_(sums.unsqueeze(-1)).exp_()
+    # Where all scores are -inf nothing is seen; PyTorch's own attention takes it so too.
+    weights = weights.masked_fill_((sums == -torch.inf).unsqueeze(-1), 0.0).view(
+        kv_heads, -1, scores.shape[2]
+    )
     return (weights @ values).view(len(q), queries, -1), sums
 
 

@@ -16,12 +16,14 @@ from sglang_fl_nvidia.flagos.launch import DTYPES
 
 __all__ = [
     "LOG2E",
+    "MOST_LANES",
     "Lanes",
     "aligned",
     "inside",
     "require_dtypes",
     "scaled",
     "sequence_of",
+    "shares_keys",
     "side_by_side",
     "stride_of_rows",
     "tile_of",
@@ -29,6 +31,8 @@ __all__ = [
 
 #: Scores are in units of the logarithm to base two, of which the chip has the exponential.
 LOG2E = tl.constexpr(1.4426950408889634)
+#: Elements of a head of keys, without what is past a power of two, and of values: more were not tried.
+MOST_LANES = 512
 #: A matrix product needs as many elements of each axis.
 LEAST_LANES = 16
 
@@ -136,6 +140,11 @@ def require_dtypes(*tensors: Tensor) -> None:
 def side_by_side(numbers: Tensor) -> Tensor:
     """Return numbers, (N,), one beside the other."""
     return numbers if numbers.stride(0) == 1 else numbers.contiguous()
+
+
+def shares_keys(keys: Tensor, values: Tensor) -> bool:
+    """Whether values may be the first part of the keys, by where both begin and how they lie."""
+    return values.data_ptr() == keys.data_ptr() and values.stride() == keys.stride()
 
 
 def stride_of_rows(rows: Tensor) -> int:

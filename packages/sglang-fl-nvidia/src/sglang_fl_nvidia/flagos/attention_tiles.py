@@ -9,13 +9,16 @@ from typing import NamedTuple
 __all__ = [
     "DECODE",
     "DECODE_LATENT",
+    "EXTEND",
     "MERGE",
     "MERGE_FEW",
     "MERGE_FEW_HEADS",
     "DecodeTile",
+    "ExtendTile",
     "MergeTile",
     "decode_tile",
-    "merge_tile",
+    "extend_tiles",
+    "fitting",
     "ranges_for",
     "stages_that_fit",
 ]
@@ -37,6 +40,22 @@ class DecodeTile(NamedTuple):
     num_warps: int
     num_stages: int
     per_multiprocessor: int
+
+
+class ExtendTile(NamedTuple):
+    """What a program of ``extend_attention`` takes at a time, for elements of two bytes.
+
+    Parameters
+    ----------
+    rows : query heads of tokens
+    keys : and values
+    num_warps, num_stages : of a program
+    """
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
 
 
 class MergeTile(NamedTuple):
@@ -67,6 +86,13 @@ DECODE_LATENT = {
     32: DecodeTile(32, 32, 8, 3, 1),
     64: DecodeTile(64, 32, 8, 3, 1),
 }
+#: By the most elements of keys and of values that a program has: for sequences of few rows, and of many.
+EXTEND = {
+    64: (ExtendTile(64, 64, 4, 3), ExtendTile(128, 64, 8, 3)),
+    128: (ExtendTile(64, 64, 4, 3), ExtendTile(128, 64, 8, 3)),
+    256: (ExtendTile(64, 32, 4, 3), ExtendTile(128, 32, 8, 3)),
+    512: (ExtendTile(64, 32, 8, 2),),
+}
 #: Up to so many heads of all sequences there are few, and the parts of one are shared by several programs.
 MERGE_FEW_HEADS = 512
 MERGE_FEW, MERGE = MergeTile(32, 32, 4), MergeTile(8, 128, 2)
@@ -89,9 +115,14 @@ def decode_tile(lanes: int, group: int, is_latent: bool) -> DecodeTile:
     return DECODE[next((size for size in DECODE if lanes <= size), max(DECODE))]
 
 
-def merge_tile(heads: int) -> MergeTile:
-    """Return the tile of the merge, by the number of heads of all sequences."""
-    return MERGE_FEW if heads <= MERGE_FEW_HEADS else MERGE
+def extend_tiles(lanes: int) -> tuple[ExtendTile, ...]:
+    """Return the tiles of ``extend_attention``, that for the fewest rows first; ``lanes`` as before."""
+    return EXTEND[next((size for size in EXTEND if lanes <= size), max(EXTEND))]
+
+
+def fitting(tile: ExtendTile, element_size: int) -> ExtendTile:
+    """Return a tile as it is for elements of so many bytes."""
+    return tile._replace(rows=tile.rows * 2 // element_size, keys=max(16, tile.keys * 2 // element_size))
 
 
 def ranges_for(blocks: int, places: int) -> int:

@@ -19,12 +19,14 @@ from sglang_fl.ops.decode_attention import check_decode
 from sglang_fl_nvidia.flagos import attention_tiles as tiles
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
+    MOST_LANES,
     Lanes,
     aligned,
     inside,
     require_dtypes,
     scaled,
     sequence_of,
+    shares_keys,
     side_by_side,
     stride_of_rows,
     tile_of,
@@ -40,9 +42,6 @@ from sglang_fl_nvidia.flagos.launch import (
 )
 
 __all__ = ["decode_attention"]
-
-#: More elements of a head than latent attention has, 576, were not tried.
-MOST_LANES = 512
 
 
 @triton.jit
@@ -266,7 +265,7 @@ def decode_attention(
     # Where there are no sinks none are read, but an address is given.
     tensors = (q, k_buffer, v_buffer, kv_indptr, kv_indices, q if sinks is None else sinks, result)
     options = _Options(
-        is_latent=v_buffer.data_ptr() == k_buffer.data_ptr() and v_buffer.stride() == k_buffer.stride(),
+        is_latent=shares_keys(k_buffer, v_buffer),
         has_cap=logit_cap > 0,
         has_sinks=sinks is not None,
         has_lse=return_lse,

@@ -8,7 +8,7 @@ import torch
 from benchmarks.cell import Cell, kernel
 from benchmarks.workloads import CONTEXTS, DECODED, EXTENDED, PagedAttention
 
-__all__ = ["Pool", "decode_attention", "decode_cells", "extend_attention"]
+__all__ = ["Pool", "decode_attention", "decode_cells", "extend_attention", "extend_cells"]
 
 DTYPE = torch.bfloat16
 #: Slots that lie side by side, as those of a prompt do.
@@ -64,7 +64,7 @@ def decode_attention(shape: PagedAttention) -> Iterator[Cell]:
     yield from decode_cells(shape, [(sequences, length) for length in CONTEXTS for sequences in DECODED])
 
 
-def decode_cells(shape: PagedAttention, sizes: list[tuple[int, int]]) -> Iterator[Cell]:
+def decode_cells(shape: PagedAttention, sizes: list[tuple[int, ...]]) -> Iterator[Cell]:
     """Yield those of these numbers and lengths of sequences that are not too large."""
     sizes = [(n, length) for n, length in sizes if n * length * shape.bytes_of_slot < MOST_MOVED]
     pool = Pool.of(shape, max(max(n * length for n, length in sizes), LEAST_SLOTS))
@@ -172,10 +172,15 @@ def flashinfer_decode(pool: Pool, sequences: int) -> Callable:
 
 def extend_attention(shape: PagedAttention) -> Iterator[Cell]:
     """Yield cells of new tokens of several sequences, each behind a prefix in the pool."""
-    pool = Pool.of(shape, max(sequences * prefix for sequences, prefix, _ in EXTENDED) + RUN)
+    yield from extend_cells(shape, list(EXTENDED))
+
+
+def extend_cells(shape: PagedAttention, sizes: list[tuple[int, ...]]) -> Iterator[Cell]:
+    """Yield those of these numbers of sequences, lengths of prefixes and of what is new."""
+    pool = Pool.of(shape, max(sequences * prefix for sequences, prefix, _ in sizes) + RUN)
     ours = kernel("extend_attention")
     scale = shape.keys**-0.5
-    for sequences, prefix, new in EXTENDED:
+    for sequences, prefix, new in sizes:
 
         def inputs(sequences: int = sequences, prefix: int = prefix, new: int = new) -> tuple:
             tokens = sequences * new

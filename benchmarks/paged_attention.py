@@ -117,8 +117,6 @@ def sglang_decode(pool: Pool, sequences: int, length: int) -> Callable:
 
 def fa3_decode(pool: Pool, sequences: int, length: int) -> Callable:
     """Return FlashAttention 3 as SGLang ships it, by pages of one slot; its table is made beforehand."""
-    from sgl_kernel.flash_attn import flash_attn_with_kvcache
-
     shape = pool.shape
     lengths = torch.full((sequences,), length, device="cuda", dtype=torch.int32)
     k, v = pool.k.unsqueeze(1), pool.v.unsqueeze(1)
@@ -126,6 +124,10 @@ def fa3_decode(pool: Pool, sequences: int, length: int) -> Callable:
     tables: dict[int, torch.Tensor] = {}
 
     def run(q: torch.Tensor, bounds: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        from sgl_kernel.flash_attn import (
+            flash_attn_with_kvcache,
+        )  # not everywhere: then this side alone fails
+
         if id(slots) not in tables:
             tables[id(slots)] = slots.view(sequences, length).int()
         options = {
@@ -223,8 +225,6 @@ def sglang_extend(pool: Pool, new: int) -> Callable:
 
 def fa3_extend(pool: Pool, prefix: int, new: int) -> Callable:
     """Return FlashAttention 3 where there is no prefix: with one it reads the new tokens from the pool."""
-    from sgl_kernel.flash_attn import flash_attn_varlen_func
-
     shape = pool.shape
 
     def run(
@@ -232,6 +232,8 @@ def fa3_extend(pool: Pool, prefix: int, new: int) -> Callable:
     ) -> object:
         if prefix or shape.is_latent:
             raise NotImplementedError("measured without a prefix alone")
+        from sgl_kernel.flash_attn import flash_attn_varlen_func
+
         bounds = starts.int()
         sizes = {"max_seqlen_q": new, "max_seqlen_k": new, "softmax_scale": shape.keys**-0.5}
         return flash_attn_varlen_func(q, k, v, cu_seqlens_q=bounds, cu_seqlens_k=bounds, causal=True, **sizes)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.decode_attention import check_decode
 from sglang_fl_nvidia.flagos import attention_tiles as tiles
+from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     MOST_LANES,
@@ -24,7 +25,6 @@ from sglang_fl_nvidia.flagos.attention import (
     aligned,
     inside,
     require_dtypes,
-    scaled,
     sequence_of,
     shares_keys,
     side_by_side,
@@ -92,10 +92,8 @@ def ranges_kernel(
     in_group = block % PARTS * HEADS + tl.arange(0, HEADS)
     is_head = in_group < GROUP
     head = kv_head * GROUP + in_group
-    main, place = tl.arange(0, MAIN), tl.arange(0, TILE)
-    value = tl.arange(0, VALUE_LANES)
-    of_main = k_ptr + kv_head * K_HEAD + main
-    of_values = v_ptr + kv_head * V_HEAD + value
+    main, value = tl.arange(0, MAIN), tl.arange(0, VALUE_LANES)
+    of_keys, of_values = k_ptr + kv_head * K_HEAD, v_ptr + kv_head * V_HEAD
     overlap(OVERLAP)
     first = tl.load(indptr_ptr).to(tl.int32)
     per_range, tiles = _tiles_of_a_range(indptr_ptr, first, sequences, ranges, TILE)
@@ -110,43 +108,48 @@ def ranges_kernel(
         end = tl.minimum(bound - begin, (last - own) * TILE)
         if start < end:
             q_at = q_ptr + number.to(tl.int64) * Q_STRIDE + head[:, None] * Q_HEAD
-            q = tl.load(q_at + main[None, :], mask=is_head[:, None] & (main < KEYS)[None, :], other=0.0)
+            q = tl.load(q_at + main[None, :], mask=inside(is_head, main, KEYS, MAIN), other=0.0)
+            q_rest = q
             if REST > 0:
                 rest = MAIN + tl.arange(0, REST)
                 q_rest = tl.load(
-                    q_at + rest[None, :], mask=is_head[:, None] & (rest < KEYS)[None, :], other=0.0
+                    q_at + rest[None, :], mask=inside(is_head, rest, KEYS, MAIN + REST), other=0.0
                 )
             peak = tl.full([HEADS], -float("inf"), tl.float32)
             total = tl.zeros([HEADS], tl.float32)
             result = tl.zeros([HEADS, VALUE_LANES], tl.float32)
-            slots = indices_ptr + begin + place
-            slot = tl.load(slots + start, mask=start + place < end, other=0).to(tl.int64)
-            for at in range(start, end, TILE):
-                is_slot = at + place < end
-                is_key = inside(is_slot, main, KEYS, MAIN)
-                keys = tl.load(of_main[None, :] + slot[:, None] * K_SLOT, mask=is_key, other=0.0)
-                products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-                if REST > 0:
-                    is_key = inside(is_slot, rest, KEYS, MAIN + REST)
-                    k_rest_at = k_ptr + kv_head * K_HEAD + rest[None, :] + slot[:, None] * K_SLOT
-                    k_rest = tl.load(k_rest_at, mask=is_key, other=0.0)
-                    products = tl.dot(q_rest, tl.trans(k_rest), products, input_precision=PRECISION)
-                scores = tl.where(is_slot[None, :], scaled(products, scale, cap, HAS_CAP), -float("inf"))
-                risen = tl.maximum(peak, tl.max(scores, 1))
-                weights = tl.exp2(scores - risen[:, None])
-                fading = tl.exp2(peak - risen)
-                total = total * fading + tl.sum(weights, 1)
-                peak = risen
-                if IS_LATENT:
-                    values = keys
-                else:
-                    is_value = inside(is_slot, value, VALUES, VALUE_LANES)
-                    values = tl.load(of_values[None, :] + slot[:, None] * V_SLOT, mask=is_value, other=0.0)
-                weights = weights.to(values.dtype)
-                result = tl.dot(weights, values, result * fading[:, None], input_precision=PRECISION)
-                slot = tl.load(slots + at + TILE, mask=at + TILE + place < end, other=0).to(tl.int64)
+            peak, total, result = attend(
+                peak,
+                total,
+                result,
+                q,
+                q_rest,
+                of_keys,
+                of_values,
+                indices_ptr + begin,
+                in_group,
+                start,
+                end,
+                scale,
+                cap,
+                K_SLOT,
+                V_SLOT,
+                KEYS,
+                VALUES,
+                MAIN,
+                REST,
+                VALUE_LANES,
+                IS_LATENT,
+                True,
+                True,
+                False,
+                -1,
+                HAS_CAP,
+                TILE,
+                PRECISION,
+            )
             row = (number_of_range + number).to(tl.int64) * ALL + head
-            is_result = is_head[:, None] & (value < VALUES)[None, :]
+            is_result = inside(is_head, value, VALUES, VALUE_LANES)
             to = partial_ptr + row[:, None] * VALUES + value[None, :]
             tl.store(to, result / total[:, None], mask=is_result)
             logs = partial_ptr + (ranges + sequences).to(tl.int64) * (ALL * VALUES)

@@ -95,7 +95,7 @@ EXTEND = {
 }
 #: Up to so many heads of all sequences there are few, and the parts of one are shared by several programs.
 MERGE_FEW_HEADS = 512
-MERGE_FEW, MERGE = MergeTile(32, 32, 4), MergeTile(8, 128, 2)
+MERGE_FEW, MERGE = MergeTile(64, 32, 4), MergeTile(8, 128, 2)
 #: Of the places that a GPU has for programs, the part that is to be filled until the last program is done;
 #: and how many times over they are filled at most for that.
 FILLED, MOST_WAVES = 0.95, 4

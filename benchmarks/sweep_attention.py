@@ -69,7 +69,7 @@ class Extend:
     cells = staticmethod(extend_cells)
     sizes = "1x0x512,1x0x4096,16x0x1024,1x8192x1024,8x4096x256,32x2048x16"
     #: Rows and warps, keys, and stages.
-    tried = tuple(itertools.product(((64, 4), (64, 8), (128, 4), (128, 8)), (32, 64, 128), (2, 3)))
+    tried = tuple(itertools.product(((32, 8), (64, 4), (64, 8), (128, 4), (128, 8)), (32, 64, 128), (2, 3)))
 
     def __init__(self, shape: PagedAttention) -> None:
         self.shape = shape

@@ -135,43 +135,13 @@ def extend_kernel(
             k_pool, v_pool = k_pool_ptr + kv_head * K_POOL_HEAD, v_pool_ptr + kv_head * V_POOL_HEAD
             k_new = k_ptr + begin.to(tl.int64) * K_STRIDE + kv_head * K_HEAD
             v_new = v_ptr + begin.to(tl.int64) * V_STRIDE + kv_head * V_HEAD
-            # Keys that all rows see need no mask; with a window there are few of them, and all are masked.
+            # New keys that all rows see need no mask. With a window there are few of them, and all have one.
             if WINDOW >= 0:
                 pool_start = tl.maximum(prefix + first_token - WINDOW, 0) // TILE * TILE
                 new_start = tl.maximum(first_token - WINDOW, 0) // TILE * TILE
             else:
-                pool_start = prefix // TILE * TILE
+                pool_start = prefix * 0
                 new_start = (tl.minimum(first_token + 1, new) if IS_CAUSAL else new) // TILE * TILE
-                peak, total, result = attend(
-                    peak,
-                    total,
-                    result,
-                    q,
-                    q_rest,
-                    k_pool,
-                    v_pool,
-                    slots,
-                    prefix + token,
-                    prefix * 0,
-                    pool_start,
-                    scale,
-                    cap,
-                    K_SLOT,
-                    V_SLOT,
-                    KEYS,
-                    VALUES,
-                    MAIN,
-                    REST,
-                    VALUE_LANES,
-                    POOL_SHARES,
-                    True,
-                    False,
-                    False,
-                    WINDOW,
-                    HAS_CAP,
-                    TILE,
-                    PRECISION,
-                )
             peak, total, result = attend(
                 peak,
                 total,

@@ -30,12 +30,14 @@ from benchmarks.linear_attention import (
     fused_recurrent_gated_delta_rule_packed_decode,
     fused_sigmoid_gating_delta_rule_update,
 )
+from benchmarks.paged_attention import decode_attention, extend_attention
 from benchmarks.tables import write_table
 from benchmarks.workloads import (
     ATTENTIONS,
     EXPERTS,
     LINEAR_ATTENTIONS,
     MODELS,
+    PAGED_ATTENTIONS,
     ROUTERS,
     TOKENS,
     TOKENS_OF_EXPERTS,
@@ -46,7 +48,7 @@ from benchmarks.workloads import (
 )
 from sglang_fl import __version__
 
-SIDES = ("flagos", "sglang", "flag_gems", "torch.compile", "liger", "copy")
+SIDES = ("flagos", "sglang", "flag_gems", "torch.compile", "liger", "fa3", "flashinfer", "copy")
 DTYPE = torch.bfloat16
 POSITIONS = 32768
 
@@ -308,6 +310,7 @@ OPS_OF = (
     ((fused_moe,), EXPERTS),
     ((fused_recurrent_gated_delta_rule_packed_decode, causal_conv1d_update), LINEAR_ATTENTIONS),
     ((fused_sigmoid_gating_delta_rule_update, causal_conv1d_fn), LINEAR_ATTENTIONS),
+    ((decode_attention, extend_attention), PAGED_ATTENTIONS),
 )
 
 
@@ -385,9 +388,10 @@ def about() -> str:
 
 def summary(rows: list[list]) -> Iterator[str]:
     """Say for each op how it stands: geometric mean and least of the ratios, cells below 1."""
+    ratio, of_copy = HEAD.index("sglang / flagos"), HEAD.index("copy / flagos")
     for op in dict.fromkeys(row[0] for row in rows):
-        ratios = [float(row[9]) for row in rows if row[0] == op and row[9]]
-        large = [float(row[10]) for row in rows if row[0] == op and row[2] >= 4096]
+        ratios = [float(row[ratio]) for row in rows if row[0] == op and row[ratio]]
+        large = [float(row[of_copy]) for row in rows if row[0] == op and row[2] >= 4096]
         if ratios:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
             yield (

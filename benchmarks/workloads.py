@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 __all__ = [
     "ATTENTIONS",
+    "CONTEXTS",
+    "DECODED",
     "EXPERTS",
+    "EXTENDED",
     "LINEAR_ATTENTIONS",
     "MODELS",
+    "PAGED_ATTENTIONS",
     "PROMPTS",
     "REQUESTS",
     "ROUTERS",
@@ -16,6 +20,7 @@ __all__ = [
     "Experts",
     "LinearAttention",
     "Model",
+    "PagedAttention",
     "Router",
 ]
 
@@ -124,6 +129,31 @@ class LinearAttention:
         return 2 * self.heads * self.keys + self.value_heads * self.values
 
 
+@dataclass(frozen=True)
+class PagedAttention:
+    """A layer of attention over a pool of keys and values, as one GPU has it.
+
+    Parameters
+    ----------
+    name : of the checkpoint, and how many GPUs share its heads
+    heads, kv_heads : of queries and of keys
+    keys, values : elements of a head
+    is_latent : the values are the first part of the keys
+    """
+
+    name: str
+    heads: int
+    kv_heads: int
+    keys: int
+    values: int
+    is_latent: bool = False
+
+    @property
+    def bytes_of_slot(self) -> int:
+        """What a token takes in the pool, in 16 bit."""
+        return self.kv_heads * (self.keys + (0 if self.is_latent else self.values)) * 2
+
+
 MODELS = (
     Model("Qwen2.5-0.5B", 896, 4864, 14, 2, 64),
     Model("Llama-3-8B", 4096, 14336, 32, 8, 128),
@@ -152,6 +182,19 @@ LINEAR_ATTENTIONS = (
     LinearAttention("Qwen3-Next-80B-A3B", 16, 32, 128, 128, 4),
     LinearAttention("Qwen3-Next-80B-A3B tp 4", 4, 8, 128, 128, 4),
 )
+PAGED_ATTENTIONS = (
+    PagedAttention("Qwen2.5-0.5B", 14, 2, 64, 64),
+    PagedAttention("Llama-3-8B", 32, 8, 128, 128),
+    PagedAttention("Qwen3-30B-A3B", 32, 4, 128, 128),
+    PagedAttention("Llama-2-7B", 32, 32, 128, 128),
+    PagedAttention("Gemma-2-9B", 16, 8, 256, 256),
+    PagedAttention("DeepSeek-V3 tp 8", 16, 1, 576, 512, is_latent=True),
+    PagedAttention("DeepSeek-V3", 128, 1, 576, 512, is_latent=True),
+)
+#: Sequences of a decode step, and tokens of each.
+DECODED, CONTEXTS = (1, 4, 16, 64), (512, 4096, 32768)
+#: Sequences of a prefill, tokens of the prefix of each, and new ones.
+EXTENDED = ((1, 0, 512), (1, 0, 4096), (16, 0, 1024), (1, 8192, 1024), (8, 4096, 256), (32, 2048, 16))
 #: Requests of a decode step, and prompts with their tokens.
 REQUESTS = (1, 4, 16, 64, 256)
 PROMPTS = ((1, 512), (1, 4096), (16, 1024))

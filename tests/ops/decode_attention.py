@@ -32,7 +32,9 @@ def formula(
     logit_cap: float = 0.0,
     sinks: Array | None = None,
     return_lse: bool = False,
+    out: Array | None = None,
 ) -> tuple[Array, ...]:
+    """Compute it, whatever ``out`` is."""
     out, lse = np.zeros((*q.shape[:2], v_buffer.shape[2])), np.zeros(q.shape[:2])
     for number in range(len(q)):
         slots = kv_indices[kv_indptr[number] : kv_indptr[number + 1]]
@@ -125,6 +127,17 @@ def neighbouring_heads_mixed_up(**given: Any) -> Outputs:
 
 
 @like(decode_attention)
+def result_left_as_it_was_without_slots(**given: Any) -> Outputs:
+    """What a tensor for the result held stays where a sequence has nothing to attend to."""
+    result, out = decode_attention(**given), given.get("out")
+    if out is None:
+        return result
+    has_slots = given["kv_indptr"].diff() > 0
+    out[has_slots] = result[has_slots]
+    return out
+
+
+@like(decode_attention)
 def logarithm_to_base_two(**given: Any) -> Outputs:
     result = kernel_of(formula, given)
     return (result[0], result[1] / np.log(2)) if isinstance(result, tuple) else result
@@ -147,6 +160,7 @@ SUBJECT = Subject(
             last_key_left_out,
             sinks_forgotten,
             neighbouring_heads_mixed_up,
+            result_left_as_it_was_without_slots,
             logarithm_to_base_two,
         ),
         "repeat": (sums_in_a_buffer_of_an_earlier_call,),

@@ -37,9 +37,10 @@ def formula(
     logit_cap: float = 0.0,
     sinks: Array | None = None,
     return_lse: bool = False,
+    out: Array | None = None,
     ahead: int = 0,
 ) -> tuple[Array, ...]:
-    """Compute it; with ``ahead`` wrongly: a query sees so many keys after its own."""
+    """Compute it, whatever ``out`` is; with ``ahead`` wrongly: a query sees so many keys after its own."""
     out, lse = np.zeros((*q.shape[:2], v.shape[2])), np.full(q.shape[:2], -np.inf)
     for number in range(len(qo_indptr) - 1):
         rows = slice(qo_indptr[number], qo_indptr[number + 1])
@@ -158,6 +159,17 @@ def cap_after_the_mask(**given: Any) -> Outputs:
 
 
 @like(extend_attention)
+def result_left_as_it_was_in_padding(**given: Any) -> Outputs:
+    """What a tensor for the result held stays in rows of no sequence."""
+    result, out = extend_attention(**given), given.get("out")
+    if out is None:
+        return result
+    rows = slice(given["qo_indptr"][0], given["qo_indptr"][-1])
+    out[rows] = result[rows]
+    return out
+
+
+@like(extend_attention)
 def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
     """The next call overwrites the logarithms that this one has returned."""
     return sums_in_a_kept_buffer(extend_attention(**given))
@@ -177,6 +189,7 @@ SUBJECT = Subject(
             next_slot_read,
             prefix_of_the_first_sequence,
             cap_after_the_mask,
+            result_left_as_it_was_in_padding,
         ),
         "repeat": (sums_in_a_buffer_of_an_earlier_call,),
     },

@@ -6,15 +6,17 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.attention import (
+    check_out,
     check_pools,
     gathered,
     rows_of_heads,
+    sample_out,
     sample_pools,
     sizes,
     soft_capped,
 )
 
-__all__ = ["OP", "decode_attention"]
+__all__ = ["OP", "check_decode", "decode_attention"]
 
 #: Slots in a block. Sequences are cut into blocks, so that mixed lengths waste no more than a part of one.
 _BLOCK = 128
@@ -33,6 +35,7 @@ def decode_attention(
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
 ) -> Outputs:
     """Let one query of each sequence attend to the keys and values in the sequence's slots of a pool.
 
@@ -56,11 +59,12 @@ def decode_attention(
     logit_cap : where scores saturate; 0: nowhere
     sinks : Tensor, (H,), a floating dtype: a score without a value
     return_lse : whether the logarithm of the denominator is returned too
+    out : Tensor, (B, H, DV), dtype of ``q``, rows at any stride: a kernel may write it and return it as ``o``
 
     Returns
     -------
-    o : Tensor, (B, H, DV), dtype of ``q``, new; formed in float32 and rounded once; 0 for a sequence
-        without slots
+    o : Tensor, (B, H, DV), dtype of ``q``, new or ``out``; formed in float32 and rounded once; 0 for a
+        sequence without slots
     lse : Tensor, (B, H), float32, only if asked for: the natural logarithm of the denominator, the sink
         included; -inf where nothing is in it
 
@@ -68,7 +72,7 @@ def decode_attention(
     ------
     ContractError : shapes that do not fit
     """
-    _check(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks)
+    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
     dtype = compute_dtype(q, k_buffer, v_buffer)
     kv_heads, values = v_buffer.shape[1:]
     grouped = (q.to(dtype) * scale).reshape(len(q), kv_heads, q.shape[1] // kv_heads, q.shape[2])
@@ -134,20 +138,23 @@ def _largest(of_blocks: Tensor, owner: Tensor, sequences: int, sinks: Tensor | N
     return largest
 
 
-def _check(
+def check_decode(
     q: Tensor,
     k_buffer: Tensor,
     v_buffer: Tensor,
     kv_indptr: Tensor,
     kv_indices: Tensor,
     sinks: Tensor | None,
+    out: Tensor | None,
 ) -> None:
+    """Raise ``ContractError`` where the arguments do not fit."""
     check_pools("decode_attention", q, k_buffer, v_buffer, kv_indices, sinks)
     if kv_indptr.shape != (len(q) + 1,):
         raise ContractError(
             f"decode_attention: kv_indptr {tuple(kv_indptr.shape)} has not one bound more than the "
             f"{len(q)} sequences"
         )
+    check_out("decode_attention", out, q, v_buffer)
 
 
 def _like(
@@ -161,8 +168,9 @@ def _like(
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
 ) -> Outputs:
-    _check(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks)
+    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
     o = q.new_empty(*q.shape[:2], v_buffer.shape[2])
     return (o, q.new_empty(q.shape[:2], dtype=compute_dtype(q, k_buffer, v_buffer))) if return_lse else o
 
@@ -181,6 +189,7 @@ def _case(
     before: int = 0,
     beyond: int = 0,
     has_sinks: bool = False,
+    has_out: bool = False,
     is_poisoned: bool = False,
     **options: float | bool,
 ) -> Case:
@@ -203,6 +212,8 @@ def _case(
         }
         if has_sinks:
             made["sinks"] = torch.randn(query_heads, generator=generator)
+        if has_out:
+            made["out"] = sample_out(len(lengths), query_heads, values, dtype)
         return made
 
     return Case(name, make)
@@ -227,6 +238,7 @@ OP = Op(
         _case("soft-cap", 37, 5, logit_cap=0.7),
         _case("sinks", 37, 5, 0, has_sinks=True),
         _case("lse", 37, 5, 0, 130, return_lse=True),
+        _case("result-given", 37, 0, 130, has_out=True),
         _case("everything", 37, 5, 0, 130, has_sinks=True, return_lse=True, logit_cap=1.5),
     ),
     # In 16 bit a kernel rounds the weights before they meet the values, and the result. In float32 a score
@@ -234,6 +246,7 @@ OP = Op(
     bound=Bound(half=2, single=64),
     rows={"q": 0},
     bounds=("kv_indptr",),
+    writes=("out",),
     magnitude=_magnitude,
     like=_like,
 )

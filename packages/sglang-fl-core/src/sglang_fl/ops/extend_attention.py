@@ -9,9 +9,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.attention import check_pools, sample_pools, sizes, soft_capped
+from sglang_fl.ops.shared.attention import (
+    check_out,
+    check_pools,
+    sample_out,
+    sample_pools,
+    sizes,
+    soft_capped,
+)
 
-__all__ = ["OP", "extend_attention"]
+__all__ = ["OP", "check_extend", "extend_attention"]
 
 #: Queries of a sequence at a time: keys that come later than all of them are left out.
 _QUERIES = 256
@@ -35,6 +42,7 @@ def extend_attention(
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
 ) -> Outputs:
     """Let the new tokens of each sequence attend to its prefix in a pool, and to each other.
 
@@ -66,10 +74,12 @@ def extend_attention(
     logit_cap : where scores saturate; 0: nowhere
     sinks : Tensor, (H,), a floating dtype: a score without a value
     return_lse : whether the logarithm of the denominator is returned too
+    out : Tensor, (T, H, DV), dtype of ``q``, rows at any stride: a kernel may write it and return it as ``o``
 
     Returns
     -------
-    o : Tensor, (T, H, DV), dtype of ``q``, new; formed in float32 and rounded once; 0 in padding
+    o : Tensor, (T, H, DV), dtype of ``q``, new or ``out``; formed in float32 and rounded once; 0 in padding,
+        and where all scores are -inf
     lse : Tensor, (T, H), float32, only if asked for: the natural logarithm of the denominator, the sink
         included; -inf in padding
 
@@ -77,7 +87,7 @@ def extend_attention(
     ------
     ContractError : shapes that do not fit
     """
-    _check(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks)
+    check_extend(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out)
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
     o = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)
@@ -134,7 +144,11 @@ def _attend(
     sums = scores.logsumexp(-1)
     if sinks is not None:
         sums = torch.logaddexp(sums, sinks.expand_as(sums))
-    weights = scores.sub_(sums.unsqueeze(-1)).exp_().view(kv_heads, -1, scores.shape[2])
+    weights = scores.sub_(sums.unsqueeze(-1)).exp_()
+    # Where all scores are -inf nothing is seen; PyTorch's own attention takes it so too.
+    weights = weights.masked_fill_((sums == -torch.inf).unsqueeze(-1), 0.0).view(
+        kv_heads, -1, scores.shape[2]
+    )
     return (weights @ values).view(len(q), queries, -1), sums
 
 
@@ -187,7 +201,7 @@ def _by_head(pool: Tensor, slots: Tensor, new: Tensor, dtype: torch.dtype) -> Te
     return together.transpose(0, 1)
 
 
-def _check(
+def check_extend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -197,7 +211,9 @@ def _check(
     kv_indptr: Tensor,
     kv_indices: Tensor,
     sinks: Tensor | None,
+    out: Tensor | None,
 ) -> None:
+    """Raise ``ContractError`` where the arguments do not fit."""
     check_pools("extend_attention", q, k_buffer, v_buffer, kv_indices, sinks)
     if k.shape != (len(q), *k_buffer.shape[1:]) or v.shape != (len(q), *v_buffer.shape[1:]):
         raise ContractError(
@@ -209,6 +225,7 @@ def _check(
             f"extend_attention: qo_indptr {tuple(qo_indptr.shape)} and kv_indptr {tuple(kv_indptr.shape)} "
             "are not for the same sequences"
         )
+    check_out("extend_attention", out, q, v)
 
 
 def _like(
@@ -227,8 +244,9 @@ def _like(
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
 ) -> Outputs:
-    _check(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks)
+    check_extend(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out)
     o = q.new_empty(*q.shape[:2], v.shape[2])
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
     return (o, q.new_empty(q.shape[:2], dtype=dtype)) if return_lse else o
@@ -248,6 +266,7 @@ def _case(
     padding: int = 0,
     before: int = 0,
     has_sinks: bool = False,
+    has_out: bool = False,
     is_poisoned: bool = False,
     **options: float | bool,
 ) -> Case:
@@ -277,6 +296,8 @@ def _case(
         }
         if has_sinks:
             made["sinks"] = torch.randn(query_heads, generator=generator)
+        if has_out:
+            made["out"] = sample_out(tokens, query_heads, values, dtype)
         return made
 
     return Case(name, make)
@@ -304,6 +325,7 @@ OP = Op(
         _case("soft-cap", (9, 20), (0, 5), logit_cap=0.7),
         _case("sinks", (9, 20), (0, 5), has_sinks=True),
         _case("lse", (9, 20), (0, 5), padding=2, return_lse=True),
+        _case("result-given", (9, 20), (0, 5), padding=2, has_out=True),
         _case("everything", (9, 20), has_sinks=True, return_lse=True, logit_cap=1.5, sliding_window=6),
     ),
     # As of ``decode_attention``.
@@ -311,6 +333,7 @@ OP = Op(
     rows={"q": 0, "k": 0, "v": 0},
     sequences="qo_indptr",
     bounds=("kv_indptr",),
+    writes=("out",),
     magnitude=_magnitude,
     like=_like,
     captured=False,  # it is for prompts

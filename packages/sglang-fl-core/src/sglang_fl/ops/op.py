@@ -212,11 +212,12 @@ class Op:
     def may_write(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """Return which of these bound arguments a kernel may write in this call.
 
-        Of ``writes`` those whose memory is their own; see ``shares_memory``.
+        Of ``writes`` those that are given and whose memory is their own; see ``shares_memory``.
         """
         if self.writes_if_given is not None and arguments.get(self.writes_if_given) is None:
             return self.updated(arguments)
-        own = (name for name in self.writes if self._is_own(name, arguments))
+        given = (name for name in self.writes if arguments.get(name) is not None)
+        own = (name for name in given if self._is_own(name, arguments))
         return (*own, *self.updated(arguments))
 
     def updated(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:

@@ -134,8 +134,8 @@ class LayerHook:
 
     def _life_of(self, method: Method) -> LayerLife:
         plan = partial(self._plan, (method.adapter,))
-        if method.is_pytorch:
-            plan = partial(plan, stands_for=_NATIVE)
+        if method.stands_for is not None:
+            plan = partial(plan, stands_for=method.stands_for)
         facts = (method.kernel, method.title, method.current, method.commit)
         return LayerLife(plan, *facts, self._log, self._wrap)
 

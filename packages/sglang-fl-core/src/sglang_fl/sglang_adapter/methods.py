@@ -1,7 +1,8 @@
 """Kernels that are methods of objects, not layers, and are replaced on the object, once.
 
-An attention backend holds such objects: SGLang's own for the gated delta rule, ours for attention itself. A
-model does: what an attention layer computes between its projection and attention.
+An attention backend holds such objects: SGLang's own for the gated delta rule, ours for attention itself.
+SGLang's Triton backend is one itself: it holds its kernels as functions. A model holds others: what an
+attention layer computes between its projection and attention.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from sglang_fl.sglang_adapter.layers import (
     gated_delta_rule,
     qk_norm_rope,
     state_space,
+    triton_attention,
 )
 from sglang_fl.sglang_adapter.layers.adapter import Adapter
 
@@ -40,16 +42,25 @@ class Method:
     kernel : the object
     adapter : translates the method's arguments
     is_pytorch : whether the method is plain PyTorch, and so no better than a reference
+    is_function : whether it is a function that the object holds, and none of its class
     """
 
     kernel: Any
     adapter: Adapter
     is_pytorch: bool = False
+    is_function: bool = False
 
     @property
     def name(self) -> str:
         """As the attention backend calls it: ``extend``."""
         return self.adapter.layer_class.rpartition(".")[2]
+
+    @property
+    def stands_for(self) -> str | None:
+        """The method that ``current`` is to be taken for, where it is none of the object's class."""
+        if self.is_pytorch:
+            return "forward_native"
+        return self.name if self.is_function else None
 
     @property
     def title(self) -> str:
@@ -84,8 +95,12 @@ def methods_of(backend: Any) -> Iterator[Method]:
         yield from (Method(kernel, adapter, is_pytorch=True) for adapter in _OF_PLAIN_KERNELS[_path(kernel)])
     for kernel in _once(_delta_rule_kernels(linear)):
         yield from (Method(kernel, adapter, bool(plain)) for adapter in gated_delta_rule.ADAPTERS)
-    for kernel in _once(_attention_kernels(backend)):
-        yield from (Method(kernel, adapter, is_pytorch=True) for adapter in attention.ADAPTERS)
+    for each in _once(_backends(backend)):
+        kernels = vars(each).get("kernels")
+        if _path(kernels) == attention.CLASS:
+            yield from (Method(kernels, adapter, is_pytorch=True) for adapter in attention.ADAPTERS)
+        if _path(each) == triton_attention.CLASS:
+            yield from (Method(each, adapter, is_function=True) for adapter in triton_attention.ADAPTERS)
 
 
 def methods_of_model(model: Any) -> Iterator[Method]:
@@ -104,14 +119,13 @@ def _delta_rule_kernels(linear: Any) -> Iterator[Any]:
             yield kernel
 
 
-def _attention_kernels(backend: Any) -> Iterator[Any]:
+def _backends(backend: Any) -> Iterator[Any]:
+    """Yield a backend and those that it holds."""
     if backend is None:
         return
-    kernels = vars(backend).get("kernels")
-    if _path(kernels) == attention.CLASS:
-        yield kernels
+    yield backend
     for part in (*(vars(backend).get(name) for name in _PARTS), *vars(backend).get("children", ())):
-        yield from _attention_kernels(part)
+        yield from _backends(part)
 
 
 def _path(kernel: Any) -> str:

@@ -6,7 +6,16 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Outputs
 
-__all__ = ["check_pools", "gathered", "rows_of_heads", "sample_pools", "sizes", "soft_capped"]
+__all__ = [
+    "check_out",
+    "check_pools",
+    "gathered",
+    "rows_of_heads",
+    "sample_out",
+    "sample_pools",
+    "sizes",
+    "soft_capped",
+]
 
 
 def check_pools(
@@ -36,6 +45,13 @@ def check_pools(
         raise ContractError(f"{op}: kv_indices {tuple(kv_indices.shape)} needs one axis")
     if sinks is not None and sinks.shape != q.shape[1:2]:
         raise ContractError(f"{op}: sinks {tuple(sinks.shape)}, but there are {q.shape[1]} heads")
+
+
+def check_out(op: str, out: Tensor | None, q: Tensor, values: Tensor) -> None:
+    """Raise ``ContractError`` where the tensor for the result is not as the result is."""
+    wanted = (*q.shape[:2], values.shape[2])
+    if out is not None and (out.shape != wanted or out.dtype != q.dtype):
+        raise ContractError(f"{op}: out {tuple(out.shape)} {out.dtype} is not {wanted} {q.dtype}")
 
 
 def rows_of_heads(slots: Tensor, heads: int) -> Tensor:
@@ -79,6 +95,13 @@ def sizes(truth: Outputs, of_sizes: Outputs) -> tuple[Tensor, ...]:
     size = of_sizes if isinstance(of_sizes, Tensor) else of_sizes[0]
     # A logarithm near 0 comes from scores that are not.
     return (size, *(lse.abs().clamp_min(1.0) for lse in results[1:]))
+
+
+def sample_out(rows: int, heads: int, values: int, dtype: torch.dtype) -> Tensor:
+    """Return a tensor for results, full of what is no number, with something between the rows."""
+    return torch.full((rows, heads * values + 8), torch.nan, dtype=dtype)[:, : heads * values].view(
+        rows, heads, values
+    )
 
 
 def sample_pools(

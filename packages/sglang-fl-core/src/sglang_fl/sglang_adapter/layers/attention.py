@@ -5,7 +5,9 @@ methods, with the arguments of the two ops. Each method of the object is replace
 in its first call.
 
 Falls through: a call with an option that the kernel does not take. The backend then computes it by the
-reference; the dispatch log calls that ``sglang(native)``. SGLang's other attention backends are not touched.
+reference; the dispatch log calls that ``sglang(native)``. SGLang's Triton attention backend calls kernels of
+the same two ops, and which calls of those fall through the page on attention says; its other attention
+backends are not touched.
 """
 
 from typing import Any

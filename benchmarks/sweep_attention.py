@@ -1,0 +1,170 @@
+"""Other tiles of our attention kernels than those of their tables, on the device: which is fastest where.
+
+    python -m benchmarks.sweep_attention decode|extend [--shape NAME] [--sizes 1x32768,64x4096] [--csv FILE]
+
+A cell is a layer and a size: for decode a number of sequences and their length, for extend sequences, prefix
+and new tokens of each. All tiles are measured alone, as CUDA graphs of calls on other slots; the fastest once
+more beside that of the table, in turn. A tile that cannot run is left out.
+"""
+
+import argparse
+import itertools
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks.cell import Cell
+from benchmarks.cuda_timing import FOOTPRINT, graph_times
+from benchmarks.paged_attention import decode_cells, extend_cells
+from benchmarks.tables import write_table
+from benchmarks.workloads import PAGED_ATTENTIONS, PagedAttention
+from sglang_fl_nvidia.flagos import attention_tiles as tiles
+from sglang_fl_nvidia.flagos import decode_attention, extend_attention
+
+#: Tiles that are measured once more.
+BEST = 6
+#: Bytes that a multiprocessor can hold.
+MEMORY = 227 * 2**10
+HEAD = ["shape", "tokens", "tile", "µs", "of the table's speed", "GB/s"]
+
+Choice = Any  #: What stands in a table for a layer: a tile, or several.
+
+
+class Decode:
+    """The tiles of ``decode_attention``."""
+
+    module = decode_attention
+    cells = staticmethod(decode_cells)
+    sizes = "1x512,1x4096,1x32768,8x4096,16x32768,64x512,64x4096"
+    #: Query heads, slots, warps, stages, and programs of a multiprocessor.
+    tried = tuple(itertools.product((16, 32, 64), (16, 32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3, 4)))
+    #: Bytes of keys and values that should be on their way to a multiprocessor: fewer do not fill the time.
+    least_held = 40e3
+
+    def __init__(self, shape: PagedAttention) -> None:
+        self.shape = shape
+        self.table: dict[int, Choice] = tiles.DECODE_LATENT if shape.is_latent else tiles.DECODE
+        group = shape.heads // shape.kv_heads
+        now = tiles.decode_tile(max(shape.keys, shape.values), group, shape.is_latent)
+        self.place = next(place for place, tile in self.table.items() if tile is now)
+
+    def choices(self) -> Iterator[Choice]:
+        """Yield tiles that are not larger than a layer has heads, and that could fit."""
+        group = self.shape.heads // self.shape.kv_heads
+        for tile in itertools.starmap(tiles.DecodeTile, self.tried):
+            of_stage = tile.slots * self.shape.bytes_of_slot // self.shape.kv_heads
+            held = of_stage * (tile.num_stages - 1) * tile.per_multiprocessor
+            if tile.heads < 2 * max(16, group) and self.least_held <= held <= MEMORY:
+                yield tile
+
+
+class Extend:
+    """The tiles of ``extend_attention``."""
+
+    module = extend_attention
+    cells = staticmethod(extend_cells)
+    sizes = "1x0x512,1x0x4096,16x0x1024,1x8192x1024,8x4096x256,32x2048x16"
+    #: Rows and warps, keys, and stages.
+    tried = tuple(itertools.product(((32, 8), (64, 4), (64, 8), (128, 4), (128, 8)), (32, 64, 128), (2, 3)))
+
+    def __init__(self, shape: PagedAttention) -> None:
+        self.shape = shape
+        self.table: dict[int, Choice] = tiles.EXTEND
+        now = tiles.extend_tiles(max(shape.keys, shape.values))
+        self.place = next(place for place, choice in self.table.items() if choice is now)
+
+    def choices(self) -> Iterator[Choice]:
+        """Yield each tile alone that could fit."""
+        of_key = self.shape.bytes_of_slot // self.shape.kv_heads
+        for (rows, num_warps), keys, num_stages in self.tried:
+            held = rows * self.shape.keys * 2 + keys * of_key * (num_stages - 1)
+            if held <= MEMORY:
+                yield (tiles.ExtendTile(rows, keys, num_warps, num_stages),)
+
+
+def call_with(subject: Decode | Extend, choice: Choice, call: Callable) -> Callable:
+    """Return a call of our kernels by what is to stand in the table."""
+    launches: dict[Any, Any] = {}
+
+    def run(*arguments: torch.Tensor) -> object:
+        kept = subject.table[subject.place], subject.module._launches
+        subject.table[subject.place], subject.module._launches = choice, launches
+        try:
+            return call(*arguments)
+        finally:
+            subject.table[subject.place], subject.module._launches = kept
+
+    return run
+
+
+def measured(subject: Decode | Extend, cell: Cell) -> tuple[dict[Choice, float], int]:
+    """Return the times of the fastest choices and that of the table, in µs, and how many could not run."""
+    now = subject.table[subject.place]
+    sets = max(2, min(24, int(FOOTPRINT / cell.moved) + 1))
+    count = 10 if cell.moved > 50e6 else 48
+    inputs = [cell.inputs() for _ in range(sets)]
+    calls, alone, failed = {}, {}, 0
+    for choice in dict.fromkeys((now, *subject.choices())):
+        run = call_with(subject, choice, cell.sides["flagos"])
+        calls[choice] = [lambda run=run, given=given: run(*given) for given in inputs]
+        try:
+            alone |= graph_times({choice: calls[choice]}, count, rounds=3)
+        except Exception as error:
+            failed += 1
+            if choice == now:
+                raise
+            print(f"  {text_of(choice)}: {type(error).__name__}: {str(error)[:100]}", flush=True)
+    best = sorted(alone, key=alone.__getitem__)[:BEST]
+    together = dict.fromkeys((now, *best))
+    return graph_times({choice: calls[choice] for choice in together}, count), failed
+
+
+def text_of(choice: Choice) -> str:
+    """Return a tile, or several, in one line."""
+    several = choice if isinstance(choice[0], tuple) else (choice,)
+    return " or ".join(" ".join(f"{n}={v}" for n, v in tile._asdict().items()) for tile in several)
+
+
+def rows_of(subject: Decode | Extend, cell: Cell) -> list[list]:
+    """Measure a cell, print it, and return its rows, the table's choice first."""
+    times, failed = measured(subject, cell)
+    now = subject.table[subject.place]
+    print(f"{cell.shape} tokens {cell.tokens} ({failed} tiles could not run)", flush=True)
+    rows = []
+    for choice in sorted(times, key=lambda choice: (choice != now, times[choice])):
+        took = times[choice]
+        speeds = f"{took:.2f}", f"{times[now] / took:.3f}", f"{cell.moved / took / 1e3:.0f}"
+        rows.append([cell.shape, cell.tokens, text_of(choice), *speeds])
+        print("  ", *speeds, text_of(choice), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("op", choices=("decode", "extend"))
+    parser.add_argument("--shape", help="only layers whose name has this in it")
+    parser.add_argument("--sizes", help="others than the usual ones")
+    parser.add_argument("--csv", type=Path, help="write the table there too")
+    options = parser.parse_args()
+    kind = {"decode": Decode, "extend": Extend}[options.op]
+    sizes = [tuple(map(int, size.split("x"))) for size in (options.sizes or kind.sizes).split(",")]
+    rows = []
+    with torch.inference_mode():
+        for shape in PAGED_ATTENTIONS:
+            if options.shape is None or options.shape in shape.name:
+                subject = kind(shape)
+                for cell in kind.cells(shape, sizes):
+                    rows += rows_of(subject, cell)
+    if options.csv:
+        chip = (
+            f"{torch.cuda.get_device_name()}; triton {triton.__version__}, Python {platform.python_version()}"
+        )
+        write_table(options.csv, f"python -m benchmarks.sweep_attention {options.op}; {chip}", HEAD, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What the kernels of attention over a paged pool share: ranges of sequences, scores, sizes of tiles.
+
+Sequences lie one after the other, and only the device knows where each begins. They are cut into tiles in a
+way that needs no list: tile ``(begin - first) // TILE + number`` is the first one of sequence ``number``.
+Each sequence then has as many tiles as it needs and at most one more, which is empty.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sglang_fl.errors import UnsupportedError
+from sglang_fl_nvidia.flagos.launch import DTYPES
+
+__all__ = [
+    "LOG2E",
+    "MOST_LANES",
+    "Lanes",
+    "aligned",
+    "inside",
+    "require_dtypes",
+    "scaled",
+    "sequence_of",
+    "shares_keys",
+    "side_by_side",
+    "stride_of_rows",
+    "tile_of",
+]
+
+#: Scores are in units of the logarithm to base two, of which the chip has the exponential.
+LOG2E = tl.constexpr(1.4426950408889634)
+#: Elements of a head of keys, without what is past a power of two, and of values: more were not tried.
+MOST_LANES = 512
+#: A matrix product needs as many elements of each axis.
+LEAST_LANES = 16
+
+
+@triton.jit
+def tile_of(bound, first, number, TILE: tl.constexpr) -> Any:
+    """Return the first tile of a sequence that begins at ``bound``, the first sequence at ``first``."""
+    return (bound - first) // TILE + number
+
+
+@triton.jit
+def sequence_of(indptr_ptr, first, tile, sequences, SIZE: tl.constexpr, TILE: tl.constexpr) -> Any:
+    """Return the number of the sequence that has a tile.
+
+    Parameters
+    ----------
+    indptr_ptr : where the sequences begin
+    first : where the first one does, times ``SIZE``
+    tile : its number
+    sequences : their number, at least one
+    SIZE : rows of a tile for each token of a sequence
+    TILE : rows of a tile
+    """
+    PLACES: tl.constexpr = 128
+    before = 0
+    for start in range(0, sequences, PLACES):
+        number = start + tl.arange(0, PLACES)
+        is_one = number < sequences
+        bound = tl.load(indptr_ptr + number, mask=is_one, other=0).to(tl.int32) * SIZE
+        begins = is_one & (tile_of(bound, first, number, TILE) <= tile)
+        before += tl.sum(begins.to(tl.int32), 0)
+    return before - 1
+
+
+@triton.jit
+def scaled(products, scale, cap, HAS_CAP: tl.constexpr) -> Any:
+    """Return scores of products of queries and keys, in units of the logarithm to base two."""
+    if HAS_CAP:
+        # tanh(x) is 1 - 2 / (exp(2 x) + 1), also where the exponential is infinite.
+        grown = tl.exp2(products * (2.0 * LOG2E * scale / cap))
+        scores = (cap * LOG2E) * (1.0 - 2.0 / (grown + 1.0))
+    else:
+        scores = products * (scale * LOG2E)
+    return scores
+
+
+@triton.jit
+def inside(is_row, lane, COUNT: tl.constexpr, LANES: tl.constexpr) -> Any:
+    """Return which elements of rows are to be loaded; all of a row where it fills its lanes.
+
+    Parameters
+    ----------
+    is_row : (rows,), whether a row is
+    lane : (lanes,), numbers of elements
+    COUNT : of a row
+    LANES : one more than the last number
+    """
+    return is_row[:, None] if LANES <= COUNT else is_row[:, None] & (lane < COUNT)[None, :]
+
+
+class Lanes(NamedTuple):
+    """How a head of keys and one of values are laid out in tiles, whose sizes are powers of two.
+
+    Parameters
+    ----------
+    main, rest : of the keys: 576 are 512 and 64, and ``rest`` may be 0
+    values : of the values
+    """
+
+    main: int
+    rest: int
+    values: int
+
+    @classmethod
+    def of(cls, keys: int, values: int) -> "Lanes":
+        """Return the layout for heads of so many elements."""
+        main = max(LEAST_LANES, 1 << (keys.bit_length() - 1))
+        rest = keys - main
+        return cls(main, _lanes(rest) if rest > 0 else 0, _lanes(values))
+
+    @property
+    def most(self) -> int:
+        """The most elements of keys or values."""
+        return max(self.main, self.values)
+
+    def constants(self) -> dict[str, int]:
+        """Return them by the names that kernels have for them."""
+        return dict(zip(("MAIN", "REST", "VALUE_LANES"), self, strict=True))
+
+
+def _lanes(elements: int) -> int:
+    return max(LEAST_LANES, int(triton.next_power_of_2(elements)))
+
+
+def require_dtypes(*tensors: Tensor) -> None:
+    """Raise ``UnsupportedError`` unless all are of one dtype that the kernels here compute with."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        named = ", ".join(sorted(map(str, dtypes)))
+        raise UnsupportedError(
+            f"it takes queries, keys and values in one dtype, float16, bfloat16 or float32, not {named}"
+        )
+
+
+def side_by_side(numbers: Tensor) -> Tensor:
+    """Return numbers, (N,), one beside the other."""
+    return numbers if numbers.stride(0) == 1 else numbers.contiguous()
+
+
+def shares_keys(keys: Tensor, values: Tensor) -> bool:
+    """Whether values may be the first part of the keys, by where both begin and how they lie."""
+    return values.data_ptr() == keys.data_ptr() and values.stride() == keys.stride()
+
+
+def stride_of_rows(rows: Tensor) -> int:
+    """Return the stride of rows, (N, heads, elements); one row alone has no stride of its own."""
+    return rows.stride(0) if len(rows) > 1 else rows.shape[1] * rows.shape[2]
+
+
+def aligned(*tensors: Any) -> bool:
+    """Whether all begin at a multiple of 16 bytes."""
+    return not any(tensor.data_ptr() % 16 for tensor in tensors)

@@ -16,6 +16,9 @@ from sglang_fl.settings.policy import SGLANG
 from sglang_fl.tune.figures import Ratio, of_starts, of_times, together
 
 __all__ = [
+    "ATEN",
+    "KERNEL",
+    "PYTORCH",
     "REFERENCE",
     "RIGHT",
     "Compared",
@@ -25,6 +28,7 @@ __all__ = [
     "Starts",
     "Timed",
     "compare_engines",
+    "decide_aten",
     "decide_op",
 ]
 
@@ -32,6 +36,10 @@ __all__ = [
 RIGHT = "right"
 #: Core's own, in plain PyTorch: SGLang's path is never worse than that.
 REFERENCE = "reference"
+#: What an ATen op runs on: PyTorch's own kernel or the vendor's.
+PYTORCH, KERNEL = "pytorch", "kernel"
+#: How the names of ATen ops begin.
+ATEN = "aten::"
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,27 @@ def decide_op(found: Measured) -> OpVerdict:
         reason = f"{found.present}, which runs at present, is not exact: {others.get(found.present, '')}"
         return OpVerdict(found.op, found.present, None, None, reason, others)
     return _beside_present(found, timed, others)
+
+
+def decide_aten(found: Measured) -> OpVerdict:
+    """Decide by an ATen op's calls alone whether its kernel is to be put on or taken off the list."""
+    judged = found.judged[KERNEL]
+    if judged.state != RIGHT:
+        reason, others = "the kernel is not exact", {KERNEL: str(judged)}
+        is_known = str(judged).startswith(_WRONG)
+        if not is_known:
+            reason = f"whether the kernel is exact is not known: {judged}"
+        best = PYTORCH if is_known and found.present == KERNEL else None
+        return OpVerdict(found.op, found.present, best, None, reason, others if is_known else {})
+    if not found.timed:
+        return OpVerdict(found.op, found.present, None, None, found.trouble or "no time was measured")
+    other = PYTORCH if found.present == KERNEL else KERNEL
+    gain = _gain(found, found.present, other)
+    best = other if gain.is_faster else None
+    kernel = gain if other == KERNEL else _gain(found, PYTORCH, KERNEL)
+    note = f", {judged.text}" if judged.text else ""
+    reason = f"{kernel} times the speed of PyTorch's{note}"
+    return OpVerdict(found.op, found.present, best, gain if best else None, reason)
 
 
 def _why_no_times(found: Measured, exact: Sequence[str]) -> str:

@@ -12,10 +12,11 @@ from sglang_fl.aten.recorded_calls import CallMode
 from sglang_fl.dispatch.kept_calls import CallFolder
 from sglang_fl.startup import configure
 from sglang_fl.tune import aten_runs
+from sglang_fl.tune.aten_decide import KERNEL, PYTORCH, decide_aten
 from sglang_fl.tune.aten_runs import AtenRuns, NoKernelsError
 from sglang_fl.tune.budget import Budget, OutOfTimeError
 from sglang_fl.tune.calls import RecordedCall, recorded_calls
-from sglang_fl.tune.decide import KERNEL, PYTORCH, Judged, Measured, Timed, decide_aten
+from sglang_fl.tune.decide import Judged, Measured, Timed
 from sglang_fl.vendor import AtenOp
 
 VENDOR = """

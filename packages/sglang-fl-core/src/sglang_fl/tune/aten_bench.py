@@ -24,7 +24,8 @@ from sglang_fl.dispatch.faults import is_out_of_memory
 from sglang_fl.dispatch.trial import wait_for
 from sglang_fl.logs.own_output import own_output
 from sglang_fl.startup import configure
-from sglang_fl.tune.decide import KERNEL, PYTORCH, RIGHT
+from sglang_fl.tune.aten_decide import KERNEL, PYTORCH
+from sglang_fl.tune.decide import RIGHT
 from sglang_fl.tune.timing import NoGraphError, Side, in_turn, sets_for, side_of
 from sglang_fl.vendor import AtenKernel
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from sglang_fl.diagnostics.doctor.child import end, last_line, start
 from sglang_fl.errors import SglangFlError
+from sglang_fl.tune.aten_decide import KERNEL
 from sglang_fl.tune.budget import Budget
 from sglang_fl.tune.calls import RecordedCall
 from sglang_fl.tune.conversation import Conversation, ProcessEndedError, TooLongError
-from sglang_fl.tune.decide import KERNEL, RIGHT, Judged, Measured, Timed
+from sglang_fl.tune.decide import RIGHT, Judged, Measured, Timed
 
 __all__ = ["AtenRuns", "NoKernelsError"]
 

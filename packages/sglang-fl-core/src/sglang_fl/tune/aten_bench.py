@@ -8,7 +8,7 @@ import functools
 import json
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,9 @@ class AtenBench:
         return {"state": "wrong", "text": str(fault)} if fault else {"state": RIGHT, "text": ""}
 
     def _timed(self, op: str, file: Path, graphs: bool) -> dict[str, Any]:
-        first = load_call(file)
-        size = sum(leaf.nbytes for leaf in tree.tree_leaves(first) if isinstance(leaf, Tensor))
-        sets = [first, *(load_call(file) for _ in range(sets_for(size, self._device) - 1))]
-        turns = {PYTORCH: self._switchboard.switch_off, KERNEL: self._switchboard.switch_on}
+        turns = {PYTORCH: self._switchboard.switch_off, KERNEL: self._switch_on}
         try:
-            sides = {name: self._side(op, sets, graphs, turn) for name, turn in turns.items()}
+            sides = {name: self._side(op, file, graphs, turn) for name, turn in turns.items()}
             how, times = in_turn(sides, self._device, graphs, self._draw)
         except NoGraphError as error:
             return {"how": "", "times": {}, "trouble": str(error), "is_spoiled": True}
@@ -127,9 +124,16 @@ class AtenBench:
             self._switchboard.switch_off([op])
         return {"how": how, "times": times, "trouble": ""}
 
-    def _side(self, op: str, sets: Sequence[Call], graphs: bool, turn: Any) -> Side:
+    def _switch_on(self, names: list[str]) -> None:
+        refused = self._switchboard.switch_on(names)
+        if refused:  # the times would be PyTorch's own
+            raise RuntimeError("; ".join(refused.values()))
+
+    def _side(self, op: str, file: Path, graphs: bool, turn: Callable[[list[str]], None]) -> Side:
         """Return calls by PyTorch's dispatcher, the kernel registered or not: that is what a model pays."""
-        own = overload_of(op)
+        own, first = overload_of(op), load_call(file)
+        size = sum(leaf.nbytes for leaf in tree.tree_leaves(first) if isinstance(leaf, Tensor))
+        sets = [first, *(load_call(file) for _ in range(sets_for(size, self._device) - 1))]
         calls = [functools.partial(own, *args, **kwargs) for args, kwargs in sets]
         written = [tensor for call in sets for tensor in _written(own, call)]
         return side_of(calls, written, self._device, graphs, functools.partial(turn, [op]))

@@ -101,7 +101,7 @@ class Recording:
         except OutOfTimeError:
             return [f"{what}: the minutes were over"]
         found = {op: calls for op, calls in recorded_calls(folder).items() if not wanted or op in wanted}
-        layers = {op: sorted({call.layer for call in calls}) for op, calls in found.items()}
+        layers = {op: sorted({call.layer for call in calls if call.layer}) for op, calls in found.items()}
         self.state.keep_recorded(group, seconds, layers)
         return []
 

@@ -466,7 +466,9 @@ def aten(pretended: Machine, install: Callable[..., str], monkeypatch: pytest.Mo
 LISTED = ["aten::exp.default", "aten::neg.default", "aten::mul.Tensor"]
 
 
-def test_aten_ops_that_are_exact_and_faster_are_listed_and_a_slow_one_is_given_back(aten: Machine):
+def test_aten_ops_that_are_exact_and_faster_are_listed_and_a_slow_one_is_given_back(
+    aten: Machine, fits: Callable[[str, object], None]
+):
     output = tune("--kernels-only", "--json", "result.json", "--as-package-data")
     assert written() == {"use_flaggems": "1", "flagos_whitelist": LISTED}
     assert aten.measured == [
@@ -485,6 +487,7 @@ def test_aten_ops_that_are_exact_and_faster_are_listed_and_a_slow_one_is_given_b
     assert "aten::cos.default on pytorch: the kernel is not exact; kernel: wrong: by far" in told
     assert "engine ATen ops +neg.default +mul.Tensor -abs.default, beside present: decode 1.2 ±" in told
     found = json.loads(Path("result.json").read_text())
+    fits("tune", found)
     assert {row["op"]: (row["present"], row["chosen"]) for row in found["ops"]} == {
         "aten::neg.default": ("pytorch", "kernel"),
         "aten::mul.Tensor": ("pytorch", "kernel"),

@@ -94,7 +94,7 @@ NUMBERS = torch.tensor([0, 2], dtype=torch.int32)
 def test_a_kernel_that_counts_elements_in_the_indexs_32_bits_is_a_fault(overload: str, wrong, args: tuple):
     (fault, *_) = faults(overload, wrong, *args)
     assert fault == "inexact (rows from element 2^31 on)"
-    assert faults(overload, call_check._overload(overload), *args) == []
+    assert faults(overload, call_check.overload_of(overload), *args) == []
     in_64_bits = [[x.long() for x in a] if isinstance(a, list) else a for a in args]
     in_64_bits = [a.long() if a is NUMBERS else a for a in in_64_bits]
     assert faults(overload, wrong, *in_64_bits) == []

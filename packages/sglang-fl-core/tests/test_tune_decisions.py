@@ -5,10 +5,11 @@ import math
 import pytest
 import yaml
 
+from sglang_fl.tune.aten_decide import KERNEL, PYTORCH, change_list
 from sglang_fl.tune.decide import Compared, Judged, Measured, OpVerdict, Timed, compare_engines, decide_op
 from sglang_fl.tune.figures import Ratio, of_starts, of_times, together
 from sglang_fl.tune.sides import CONTROL, PRESENT, Alternative, alternatives, decide_engines, order_of
-from sglang_fl.tune.text import Report, as_yaml
+from sglang_fl.tune.text import Report, as_package_data, as_yaml
 
 RIGHT = Judged("right")
 #: Throughputs of one start: repetitions that differ by a thousandth.
@@ -154,6 +155,81 @@ def test_layer_1_is_tried_as_a_whole_on_top_of_the_kernels():
     assert (side.beside, side.op) == ("silu_and_mul=fast", "use_flaggems")
     written = yaml.safe_load(as_yaml(Report({}, (), {}, orders=side.orders, kept={"use_flaggems": "1"})))
     assert written == {"use_flaggems": "0", "op_backends": {"silu_and_mul": "impl:fast|sglang"}}
+
+
+def aten(op: str, present: str, best: str | None) -> OpVerdict:
+    return OpVerdict(f"aten::{op}", present, best, None, "")
+
+
+def test_proposals_of_aten_ops_make_one_list_with_what_is_replaced_at_present():
+    verdicts = [
+        aten("mul.Tensor", PYTORCH, KERNEL),
+        aten("neg.default", KERNEL, PYTORCH),
+        aten("add.Tensor", KERNEL, None),
+        aten("sub.Tensor", PYTORCH, None),
+    ]
+    replaced = ("aten::add.Tensor", "aten::neg.default", "aten::exp.default")
+    change = change_list(verdicts, replaced, ("lt",))
+    assert change is not None
+    assert change.order == "aten::add.Tensor,aten::exp.default,aten::mul.Tensor,!lt"
+    assert (change.added, change.removed) == (("aten::mul.Tensor",), ("aten::neg.default",))
+    assert str(change) == "ATen ops +mul.Tensor -neg.default"
+    assert change_list(verdicts[2:], replaced, ()) is None
+
+
+def test_a_list_with_nothing_on_it_is_layer_1_off():
+    change = change_list([aten("neg.default", KERNEL, PYTORCH)], ["aten::neg.default"], ())
+    assert change is not None
+    assert change.order == "0"
+    assert [side.orders for side in alternatives([], True, True, change)] == [{"use_flaggems": "0"}]
+
+
+def test_a_list_of_aten_ops_is_tried_on_top_of_the_kernels_and_before_all_of_pytorchs():
+    verdicts = [OpVerdict("rms_norm", "a", "b", Ratio(2, 0.1), "")]
+    change = change_list([aten("mul.Tensor", PYTORCH, KERNEL)], [], ())
+    first, listed, off = alternatives(verdicts, False, True, change)
+    assert first.orders == {"rms_norm": "impl:b|sglang"}
+    assert listed.orders == {"rms_norm": "impl:b|sglang", "use_flaggems": "aten::mul.Tensor"}
+    assert (listed.name, listed.beside) == ("rms_norm=b;ATen ops +mul.Tensor", "rms_norm=b")
+    assert listed.added == ("aten::mul.Tensor",)
+    assert (off.orders["use_flaggems"], off.beside) == ("0", "rms_norm=b")
+
+
+@pytest.mark.parametrize(
+    ("listed", "off", "order"), [(1.3, 1.1, "aten::x.y"), (1.1, 1.3, "0"), (1.0, 1.2, "0"), (1.0, 1.0, None)]
+)
+def test_of_a_list_and_all_of_pytorchs_the_faster_one_is_chosen(listed: float, off: float, order: str | None):
+    change = change_list([aten("x.y", PYTORCH, KERNEL)], [], ())
+    tried = alternatives([], False, True, change)
+    speeds = {PRESENT: 1.0, CONTROL: 1.0, tried[0].name: listed, tried[1].name: off}
+    outcome = decide_engines(tried, {name: [start(10 * x, 10 * x)] for name, x in speeds.items()})
+    assert outcome.orders == ({"use_flaggems": order} if order else {})
+    assert (outcome.whole is not None) == (order is not None)
+
+
+def test_the_file_has_the_list_with_a_reason_for_each_and_for_what_stays():
+    gain = Ratio(2, 0.1)
+    timed = OpVerdict("aten::mul.Tensor", PYTORCH, KERNEL, gain, "2 times the speed", {}, gain)
+    verdicts = [timed, aten("neg.default", KERNEL, PYTORCH), aten("sub.Tensor", PYTORCH, None)]
+    report = Report(
+        {},
+        verdicts,
+        {"aten::mul.Tensor": 3},
+        orders={"use_flaggems": "aten::exp.default,aten::mul.Tensor,!lt"},
+        kept={"prefer": "vendor", "flagos_blacklist": ["sub"], "use_flaggems": "0"},
+    )
+    text = as_yaml(report)
+    assert yaml.safe_load(text) == {
+        "prefer": "vendor",
+        "use_flaggems": "1",
+        "flagos_whitelist": ["aten::exp.default", "aten::mul.Tensor", "!lt"],
+    }
+    assert '  # 2 times the speed (recorded calls: 3)\n  - "aten::mul.Tensor"\n' in text
+    assert "# These are PyTorch's again:\n# aten::neg.default on pytorch:\n" in text
+    assert "# These stay as they are:\n# aten::sub.Tensor on pytorch:\n" in text
+    assert 'no call of the model was recorded\n  - "aten::exp.default"' in text
+    entry = '("mul.Tensor",),\n        is_replaced=True,\n        reason="2 times the speed'
+    assert entry in as_package_data(report)
 
 
 def test_an_op_that_stands_for_others_stays_on_where_one_of_these_is_named():

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from sglang_fl.aten import Plan, plan_layer_1
+from sglang_fl.aten import Plan, free_ops, plan_layer_1
 from sglang_fl.aten.layer_1 import Layer1
 from sglang_fl.aten.record_log import AtenRecord, Recording
-from sglang_fl.dispatch.kept_calls import KeptCalls
+from sglang_fl.dispatch.kept_calls import CallFolder, KeptCalls
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.errors import SettingsError, SglangFlError, VendorError
@@ -33,6 +33,7 @@ from sglang_fl.settings import (
     ATTENTION,
     Settings,
     SglangSettings,
+    aten_calls_folder,
     bench_folder,
     is_launcher,
     prepare_environment,
@@ -175,7 +176,8 @@ def load_plugin() -> None:
         layers = _Layers(configuration, layer_lists(configuration.settings), plan_layer_1(configuration))
         _announce(layers)
         _check_logs(configuration.settings)
-        if layers.has_layer_1 or layers.has_layer_2 or profile_folder() is not None:
+        is_watched = profile_folder() is not None or aten_calls_folder() is not None
+        if layers.has_layer_1 or layers.has_layer_2 or is_watched:
             _install(layers)
 
 
@@ -225,7 +227,8 @@ def _install(layers: _Layers) -> None:
 
         record = AtenRanges(record)
     if layers.has_layer_2:
-        _install_layer_2(layers, seam, has_record=record is not None)
+        has_record = record is not None or aten_calls_folder() is not None
+        _install_layer_2(layers, seam, has_record)
     _install_in_scheduler(layers, record)
 
 
@@ -309,6 +312,17 @@ def _recorder(device_type: str) -> Callable[[Any], None] | None:
     return Recorder(folder, device_type).attach
 
 
+def _aten_watch(settings: Settings, vendor: Vendor) -> Callable[[Any], None] | None:
+    """Return what keeps the calls of ATen ops that a scheduler makes, for ``sglang-fl tune``; mostly None."""
+    folder = aten_calls_folder()
+    if folder is None:
+        return None
+    from sglang_fl.aten.recorded_calls import CallMode, watch_batches
+
+    calls = CallFolder(folder, (room_for_calls() or 0) << 20)
+    return watch_batches(CallMode(free_ops(settings, vendor), vendor.device_type, calls))
+
+
 def _install_in_scheduler(layers: _Layers, record: Recording | None) -> None:
     """Have layer 1 registered once the weights are loaded, and compilations watched from then on."""
     from sglang_fl.sglang_adapter import scheduler
@@ -316,7 +330,7 @@ def _install_in_scheduler(layers: _Layers, record: Recording | None) -> None:
     settings, vendor = layers.configuration.settings, layers.configuration.registry.vendor
     layer_1 = Layer1(settings, vendor, layers.plan, record) if layers.plan else None
     monitor = CompileMonitor(vendor.device_type)
-    record_steps = _recorder(vendor.device_type)
+    watching = [_recorder(vendor.device_type), _aten_watch(settings, vendor)]
 
     def models_loaded(scheduler: Any) -> None:
         with _exit_on_error():
@@ -325,8 +339,8 @@ def _install_in_scheduler(layers: _Layers, record: Recording | None) -> None:
             monitor.watch()
             if layer_1:
                 layer_1.register()
-            if record_steps is not None:
-                record_steps(scheduler)
+            for watch in filter(None, watching):
+                watch(scheduler)
 
     scheduler.install(models_loaded, monitor.expect_none, check=_require_hooked)
 

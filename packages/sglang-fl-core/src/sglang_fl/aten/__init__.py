@@ -7,6 +7,7 @@ Here is what plans; what registers and records, and imports PyTorch for that, is
 from sglang_fl.aten.plan import (
     Decision,
     Plan,
+    free_ops,
     load_kernels,
     make_plan,
     names_of_nothing,
@@ -17,6 +18,7 @@ from sglang_fl.aten.plan import (
 __all__ = [
     "Decision",
     "Plan",
+    "free_ops",
     "load_kernels",
     "make_plan",
     "names_of_nothing",

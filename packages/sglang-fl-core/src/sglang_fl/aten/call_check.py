@@ -13,7 +13,7 @@ from sglang_fl.errors import few
 from sglang_fl.ops.compare import error_in_units
 from sglang_fl.vendor import AtenKernel
 
-__all__ = ["AtenFault", "CallBook", "FarRowsError", "compare"]
+__all__ = ["MOST_CALLS", "AtenFault", "CallBook", "FarRowsError", "compare", "overload_of", "why_not_judged"]
 
 #: Calls of one op that are kept, of different shapes and dtypes, and bytes of all.
 MOST_CALLS, MOST_BYTES = 24, 1 << 28
@@ -160,9 +160,9 @@ def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
     RuntimeError, MemoryError : there is no memory to repeat the call
     FarRowsError : the call was repeated, and there is no memory for rows past element 2^31
     """
-    own = _overload(kernel.overload)
-    if torch.Tag.nondeterministic_seeded in own.tags or "empty" in kernel.overload:
-        return  # random numbers and memory as it is: any two calls differ
+    own = overload_of(kernel.overload)
+    if _differs_by_itself(own):
+        return
     yield from _compare(kernel, own, call, "")
     # Elsewhere an integer may be an index or a size.
     beyond = _beyond_float32(call) if torch.Tag.pointwise in own.tags else None
@@ -179,8 +179,32 @@ def compare(kernel: AtenKernel, call: tuple[Any, Any]) -> Iterator[AtenFault]:
         raise FarRowsError("no memory for rows past element 2^31") from error
 
 
-def _overload(name: str) -> torch._ops.OpOverload:
-    packet, _, overload = name.partition(".")
+def why_not_judged(overload: str, call: tuple[Any, Any]) -> str:
+    """Say why ``compare`` finds nothing in a call, whatever the kernel does; empty if it can.
+
+    Parameters
+    ----------
+    overload : as ATen calls it
+    call : ``(args, kwargs)``; not written
+
+    Raises
+    ------
+    RuntimeError, MemoryError : there is no memory to repeat the call
+    """
+    own = overload_of(overload)
+    if _differs_by_itself(own):
+        return "random numbers, or memory as it is: any two calls differ"
+    return "" if _by_pytorch(own, call) else "PyTorch does not run it in float64"
+
+
+def _differs_by_itself(own: torch._ops.OpOverload) -> bool:
+    """Whether any two calls differ: random numbers, and memory as it is."""
+    return torch.Tag.nondeterministic_seeded in own.tags or "empty" in own._schema.name
+
+
+def overload_of(name: str) -> torch._ops.OpOverload:
+    """Return an op by its name, in either spelling."""
+    packet, _, overload = name.removeprefix("aten::").partition(".")
     found: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, packet), overload or "default")
     return found
 
@@ -208,13 +232,10 @@ def _compare(
     ------
     RuntimeError, MemoryError : there is no memory for it
     """
-    theirs, exact = _copied(call), _as_float64(_copied(call))
-    try:
-        wanted, truth = own(*theirs[0], **theirs[1]), own(*exact[0], **exact[1])
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return  # PyTorch itself cannot run this variant, so it says nothing
+    found = _by_pytorch(own, call)
+    if found is None:
+        return
+    (wanted, theirs), (truth, exact) = found
     first = _with_far_rows(call) if is_far else _copied(call)
     got = _run(kernel, first)
     if isinstance(got, Exception):
@@ -241,6 +262,26 @@ def _compare(
     is_steady = all(map(_equal, his, tree.tree_leaves((repeated, third))))
     if is_steady and not all(map(_equal, mine, tree.tree_leaves((again, second)))):
         yield _fault(kernel, f"two calls with the same arguments differ{note}", call)
+
+
+def _by_pytorch(
+    own: torch._ops.OpOverload, call: tuple[Any, Any]
+) -> tuple[tuple[Any, Any], tuple[Any, Any]] | None:
+    """Return results and arguments after the call, of PyTorch as it is and of PyTorch in float64.
+
+    None where it cannot run this variant, and so says nothing.
+
+    Raises
+    ------
+    RuntimeError, MemoryError : there is no memory for it
+    """
+    theirs, exact = _copied(call), _as_float64(_copied(call))
+    try:
+        return (own(*theirs[0], **theirs[1]), theirs), (own(*exact[0], **exact[1]), exact)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def _run(kernel: AtenKernel, call: tuple[Any, Any]) -> Any:

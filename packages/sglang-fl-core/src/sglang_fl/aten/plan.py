@@ -28,7 +28,16 @@ from sglang_fl.vendor import (
     load_target,
 )
 
-__all__ = ["Decision", "Plan", "load_kernels", "make_plan", "names_of_nothing", "offered_ops", "plan_layer_1"]
+__all__ = [
+    "Decision",
+    "Plan",
+    "free_ops",
+    "load_kernels",
+    "make_plan",
+    "names_of_nothing",
+    "offered_ops",
+    "plan_layer_1",
+]
 
 NOT_MEASURED = "not measured"
 
@@ -153,6 +162,23 @@ def make_plan(settings: Settings, vendor: Vendor, ops: Sequence[AtenOp] | None =
     rules = (_Quarantine(in_force, ops, lists), lists, _Measured(offer, ops))
     decisions = tuple(_decide(op, rules) for op in ops)
     return Plan(decisions, tuple(_complaints(decisions, lists, in_force, ops)))
+
+
+def free_ops(settings: Settings, vendor: Vendor) -> tuple[AtenOp, ...]:
+    """Return the ops that a white list may name and have replaced, whether layer 1 is on or not.
+
+    Those are the vendor's, less what is in quarantine and what the user's black list names.
+
+    Raises
+    ------
+    SettingsError, VendorError : as ``make_plan``
+    """
+    if vendor.aten is None:
+        return ()
+    ops = offered_ops(vendor)
+    lists = _Lists(settings, ops)
+    in_quarantine = _Quarantine([e for e in vendor.aten.quarantine if is_in_force(e)], ops, lists)
+    return tuple(op for op in ops if not in_quarantine(op) and not _naming(op, lists.black))
 
 
 def load_kernels(vendor: Vendor) -> tuple[AtenKernel, ...]:

@@ -25,13 +25,16 @@ def tune(
     minutes: Annotated[
         float, typer.Option(min=1, max=1440, help="What is not measured by then is named.")
     ] = 30,
-    op: Annotated[list[str] | None, typer.Option(help="Only this op; may be given more than once.")] = None,
+    op: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this op, or ATen op: aten::mul.Tensor; may be given more than once."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=10, help="Starts of each engine.")] = 2,
     kernels_only: Annotated[
         bool,
         typer.Option(
             "--kernels-only",
-            help="Do not try SGLang's own path of each op, and no ATen kernels: an engine each.",
+            help="Do not try SGLang's own path of each op, nor PyTorch's of all ATen ops: an engine each.",
         ),
     ] = False,
     folder: Annotated[Path, typer.Option(help="What was measured is kept in it, to go on from.")] = Path(
@@ -47,10 +50,11 @@ def tune(
 ) -> None:
     """Measure what a model calls on this machine, and write what is exact and faster as a settings file.
 
-    The model runs once on exact references, and its calls are kept. Each implementation is held against
-    float64 at these calls, and timed if it is right. What is faster is tried in the engine, beside what runs
-    at present and that once more as a control: decode-heavy requests and prefills. What the engine does not
-    confirm stays as it is. A run that was interrupted goes on when the same command is given again.
+    The model runs once on exact references, and its calls are kept; once more for its calls of ATen ops that
+    the vendor has kernels for. Each implementation is held against float64 at these calls, and timed if it is
+    right. What is faster is tried in the engine, beside what runs at present and that once more as a control:
+    decode-heavy requests and prefills. What the engine does not confirm stays as it is. A run that was
+    interrupted goes on when the same command is given again.
 
     What follows is passed on to SGLang's launch line.
 

@@ -23,7 +23,18 @@ from sglang_fl.dispatch.trial import device_of, is_capturing, wait_for
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.vendor import OpImpl
 
-__all__ = ["RUNNING", "KeptCalls", "kept_files", "packed", "unpacked"]
+__all__ = [
+    "MOST",
+    "RUNNING",
+    "CallFolder",
+    "KeptCalls",
+    "bytes_of",
+    "kept_files",
+    "packed",
+    "packed_tensor",
+    "unpacked",
+    "unpacked_tensor",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +43,59 @@ MOST, MOST_FILES = 1 << 30, 4096
 RUNNING = ".running.pt"
 #: Elements after which memory is aligned as before.
 _ALIGNED = 64
+
+
+class CallFolder:
+    """The files of one process, for their owner alone, and no more than there is room for.
+
+    Parameters
+    ----------
+    folder : where that of the process is; made if it is missing
+    most : bytes of all that is kept, of which one call may take a quarter
+
+    Raises
+    ------
+    OSError : the folder cannot be made or written
+    """
+
+    def __init__(self, folder: Path, most: int = MOST) -> None:
+        self._folder = folder / f"process-{os.getpid()}"
+        self._most = most
+        self._bytes = 0
+        self._count = 0
+        self._said: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, os.strerror(13), str(folder))
+
+    def path_for(self, op: str, size: int, ending: str = ".pt") -> Path | None:
+        """Return the file of a further call of so many bytes, or None where there is no room for it."""
+        if size > self._most // 4:
+            self._say_once(op, f"calls of {op} with {size >> 20} MiB are not kept: too large")
+            return None
+        if self._bytes + size > self._most or self._count >= MOST_FILES:
+            self._say_once("", f"{self._folder}: full, no further calls are kept")
+            return None
+        self._bytes += size
+        self._count += 1
+        return self._folder / f"{self._count - 1:04d}-{op}{ending}"
+
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write a call.
+
+        Raises
+        ------
+        OSError : it cannot be written
+        """
+        self._folder.mkdir(exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(dict(content), file)
+
+    def _say_once(self, key: str, text: str) -> None:
+        if key not in self._said:
+            self._said.add(key)
+            logger.warning("%s", text)
 
 
 class KeptCalls:
@@ -49,15 +113,9 @@ class KeptCalls:
     """
 
     def __init__(self, folder: Path, each: bool = False, most: int = MOST) -> None:
-        self._folder = folder / f"process-{os.getpid()}"
+        self._folder = CallFolder(folder, most)
         self._each = each
         self._files: dict[tuple[object, ...], Path] = {}
-        self._most = most
-        self._bytes = 0
-        self._said: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, os.strerror(13), str(folder))
 
     def wrap(self, op: Op, impl: OpImpl, layer: Any, kernel: Kernel) -> Kernel:
         """Return the kernel with its calls kept; its signature stays the same."""
@@ -84,33 +142,17 @@ class KeptCalls:
         known = self._files.get(key)
         if (known is not None and not self._each) or is_capturing(device_of(given)):
             return None
-        size = sum(_bytes(value) for value in given.values())
-        if known is None and not self._has_room(op, size):
-            return None
-        path = known or self._folder / f"{len(self._files):04d}-{op.name}{RUNNING}"
-        about = {"op": op.name, "implementation": impl.id, "target": impl.target, "layer": layer}
-        self._folder.mkdir(exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save({**about, "device": device_of(given).type, "arguments": packed(given)}, file)
-        if known is None:
-            self._bytes += size
+        path = known
+        if path is None:
+            size = sum(bytes_of(value) for value in given.values())
+            path = self._folder.path_for(op.name, size, RUNNING)
+            if path is None:
+                return None
             self._files[key] = path
+        about = {"op": op.name, "implementation": impl.id, "target": impl.target, "layer": layer}
+        content = {**about, "device": device_of(given).type, "arguments": packed(given)}
+        self._folder.write(path, content)
         return path
-
-    def _has_room(self, op: Op, size: int) -> bool:
-        if size > self._most // 4:
-            self._say_once(op.name, f"calls of {op} with {size >> 20} MiB are not kept: too large")
-            return False
-        if self._bytes + size > self._most or len(self._files) >= MOST_FILES:
-            self._say_once("", f"{self._folder}: full, no further calls are kept")
-            return False
-        return True
-
-    def _say_once(self, key: str, text: str) -> None:
-        if key not in self._said:
-            self._said.add(key)
-            logger.warning("%s", text)
 
 
 def kept_files(folder: Path) -> list[Path]:
@@ -121,25 +163,30 @@ def kept_files(folder: Path) -> list[Path]:
 
 def packed(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments as plain data; of a tensor what memory it spans, with strides and alignment."""
-    return {name: _packed(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    return {
+        name: packed_tensor(value) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
 
 
 def unpacked(arguments: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Return arguments as they were, on a device."""
     return {
-        name: _unpacked(value, device) if isinstance(value, dict) else value
+        name: unpacked_tensor(value, device) if isinstance(value, dict) else value
         for name, value in arguments.items()
     }
 
 
-def _packed(tensor: Tensor) -> dict[str, Any]:
+def packed_tensor(tensor: Tensor) -> dict[str, Any]:
+    """Return a tensor as plain data: what memory it spans, with strides and alignment."""
     span = _span(tensor)
     memory = torch.as_strided(tensor.detach(), (span,), (1,), tensor.storage_offset())
     layout = {"size": tuple(tensor.shape), "stride": tensor.stride()}
     return {"memory": memory.cpu().clone(), "offset": tensor.storage_offset() % _ALIGNED, **layout}
 
 
-def _unpacked(packed: Mapping[str, Any], device: str) -> Tensor:
+def unpacked_tensor(packed: Mapping[str, Any], device: str) -> Tensor:
+    """Return a tensor as it was, on a device."""
     memory, offset = packed["memory"], packed["offset"]
     whole = torch.empty(offset + len(memory), dtype=memory.dtype, device=device)
     whole[offset:] = memory.to(device)
@@ -153,7 +200,8 @@ def _span(tensor: Tensor) -> int:
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _bytes(value: Any) -> int:
+def bytes_of(value: Any) -> int:
+    """Return how many bytes of memory are kept of an argument."""
     return _span(value) * value.element_size() if isinstance(value, Tensor) else 0
 
 

@@ -11,9 +11,11 @@ from sglang_fl.settings.model import (
     unknown_variables,
 )
 from sglang_fl.settings.processes import (
+    ATEN_CALLS,
     ROOM,
     ask_for_bench,
     ask_for_profile,
+    aten_calls_folder,
     bench_folder,
     is_launcher,
     profile_folder,
@@ -22,6 +24,7 @@ from sglang_fl.settings.processes import (
 from sglang_fl.settings.sglang import SglangSettings
 
 __all__ = [
+    "ATEN_CALLS",
     "ATTENTION",
     "ROOM",
     "Setting",
@@ -30,6 +33,7 @@ __all__ = [
     "api_key",
     "ask_for_bench",
     "ask_for_profile",
+    "aten_calls_folder",
     "bench_folder",
     "explain",
     "is_launcher",

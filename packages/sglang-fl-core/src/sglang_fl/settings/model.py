@@ -36,7 +36,7 @@ from sglang_fl.settings.names import (
     parse_vendor_names,
 )
 from sglang_fl.settings.policy import PREFERABLE, SGLANG, Order, Policy, Prefer, parse_orders
-from sglang_fl.settings.processes import BENCH, LAUNCHER, PROFILE, ROOM
+from sglang_fl.settings.processes import ATEN_CALLS, BENCH, LAUNCHER, PROFILE, ROOM
 from sglang_fl.settings.sources import Given, as_text, collect, file_key, variable
 from sglang_fl.vendor import BackendKind, Vendor
 
@@ -310,7 +310,7 @@ def _written(value: Any) -> str:
 
 def unknown_variables() -> list[str]:
     """Say of each variable with one of our prefixes, or of another plugin of FlagOS, that it does nothing."""
-    known = {API_KEY, BENCH, LAUNCHER, PROFILE, ROOM, *map(variable, Settings.model_fields)}
+    known = {API_KEY, ATEN_CALLS, BENCH, LAUNCHER, PROFILE, ROOM, *map(variable, Settings.model_fields)}
     unknown = [
         name
         for name in sorted(os.environ)

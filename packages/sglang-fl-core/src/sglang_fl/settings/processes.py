@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 
 __all__ = [
+    "ATEN_CALLS",
     "BENCH",
     "LAUNCHER",
     "PROFILE",
     "ROOM",
     "ask_for_bench",
     "ask_for_profile",
+    "aten_calls_folder",
     "bench_folder",
     "is_launcher",
     "profile_folder",
@@ -23,6 +25,8 @@ BENCH = "SGLANG_FL_BISECT"
 PROFILE = "SGLANG_FL_PROFILE"
 #: What ``sglang-fl tune`` sets for the engine that records: MiB of kept calls; one may take a quarter.
 ROOM = "SGLANG_FL_KEEP_CALLS_MIB"
+#: What it sets, too, for the engine that records ATen ops: the folder for their calls.
+ATEN_CALLS = "SGLANG_FL_ATEN_CALLS"
 #: The process that a user has started: SGLang's others inherit it.
 LAUNCHER = "SGLANG_FL_LAUNCHER"
 
@@ -37,6 +41,12 @@ def room_for_calls() -> int | None:
     """Return how many MiB of calls this process may keep, if ``sglang-fl tune`` has started it."""
     text = os.environ.get(ROOM)
     return int(text) if text else None
+
+
+def aten_calls_folder() -> Path | None:
+    """Return the folder where ``sglang-fl tune`` awaits calls of ATen ops, if it has started this process."""
+    text = os.environ.get(ATEN_CALLS)
+    return Path(text) if text else None
 
 
 def ask_for_bench(folder: Path) -> None:

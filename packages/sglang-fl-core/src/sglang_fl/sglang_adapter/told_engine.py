@@ -5,13 +5,13 @@ with the seconds that it took. It ends with its input, so that it never outlives
 """
 
 import json
-import os
 import random
 import sys
 import time
 from collections.abc import Sequence
 from typing import IO, Any
 
+from sglang_fl.logs.own_output import own_output
 from sglang_fl.sglang_adapter.offline import launched
 
 __all__ = ["serve"]
@@ -26,21 +26,13 @@ def serve(arguments: Sequence[str], flags: Sequence[str], vocabulary: int) -> No
     flags : further ones
     vocabulary : how many tokens there are; prompts are drawn from them
     """
-    answers = _own_output()
+    answers = own_output()
     begun = time.perf_counter()
     with launched([*arguments, *flags]) as engine:
         _tell(answers, time.perf_counter() - begun)
         draw = random.Random(7)
         for line in sys.stdin:
             _tell(answers, _run(engine, json.loads(line), draw, vocabulary))
-
-
-def _own_output() -> IO[str]:
-    """Return standard output for answers alone; what SGLang prints goes to standard error from now on."""
-    sys.stdout.flush()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
 
 
 def _tell(answers: IO[str], seconds: float) -> None:

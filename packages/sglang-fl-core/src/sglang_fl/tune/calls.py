@@ -2,9 +2,10 @@
 
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,11 +68,20 @@ def spread(calls: Sequence[RecordedCall], most: int = MOST_CALLS) -> list[Record
 def _read(path: Path) -> RecordedCall:
     try:
         found = torch.load(path, weights_only=True, mmap=True)
-        tensors = {name: tuple(v["size"]) for name, v in found["arguments"].items() if isinstance(v, dict)}
+        tensors = dict(_sizes(found["arguments"]))
         size = sum(math.prod(size) for size in tensors.values())
         return RecordedCall(found["op"], found["layer"], path, _shown(tensors), size)
     except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise SglangFlError(f"{path}: no kept call: {type(error).__name__}: {error}") from None
+
+
+def _sizes(arguments: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name the tensors of a call, those in lists by their numbers."""
+    for name, value in arguments.items():
+        if isinstance(value, dict) and "size" in value:
+            yield name, tuple(value["size"])
+        elif isinstance(value, list | tuple):
+            yield from _sizes({f"{name}[{number}]": part for number, part in enumerate(value)})
 
 
 def _shown(tensors: dict[str, tuple[int, ...]]) -> str:

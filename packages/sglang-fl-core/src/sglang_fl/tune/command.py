@@ -16,6 +16,7 @@ from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 
 if TYPE_CHECKING:
     from sglang_fl.startup import Configuration
+    from sglang_fl.tune.aten_subject import AtenSubject
     from sglang_fl.tune.procedure import Options
     from sglang_fl.tune.text import Report
 
@@ -74,6 +75,8 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
     vocabulary = vocabulary_of(asked.model)
     from sglang_fl.startup import configure
     from sglang_fl.tune import machine, subject
+    from sglang_fl.tune.aten_subject import aten_subject_of
+    from sglang_fl.tune.decide import ATEN
     from sglang_fl.tune.engines import Launch
     from sglang_fl.tune.procedure import Tuning
     from sglang_fl.tune.state import open_state
@@ -82,18 +85,28 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
     configuration = configure()
     subject.refuse_untunable(configuration.settings)
     registry = configuration.registry
-    subjects = subject.subjects_of(registry, configuration.settings.policy, asked.ops)
-    if not subjects:
+    aten_names = [name for name in asked.ops if name.startswith(ATEN)]
+    names = [name for name in asked.ops if name not in aten_names]
+    is_all = not asked.ops
+    aten = aten_subject_of(configuration, aten_names, is_all or bool(aten_names))
+    policy = configuration.settings.policy
+    subjects = subject.subjects_of(registry, policy, names) if is_all or names else ()
+    if not subjects and not aten.ops:
+        more = f". ATen ops: {aten.why_not}" if aten.why_not else ""
         raise SettingsError(
-            f"vendor {registry.vendor} has no implementation that is available here: nothing to choose"
+            f"vendor {registry.vendor} has no implementation that is available here: nothing to choose{more}"
         )
     key = _key(asked, configuration)
     state = open_state(asked.folder, key, machine.versions(registry), asked.is_fresh)
     launch = Launch(asked.model, asked.arguments, vocabulary)
-    options = _options(asked, configuration)
-    say(f"tune: {len(subjects)} ops; what is measured is kept in {state.folder}")
+    options = _options(asked, configuration, _has_layer_1(configuration, aten))
+    many = f"{len(subjects)} ops" + (f" and {len(aten.ops)} ATen ops" if aten.ops else "")
+    say(f"tune: {many}; what is measured is kept in {state.folder}")
     about = _about(asked, configuration)  # to ask the chip takes some of the minutes
-    report = Tuning(launch, subjects, state, budget, options, _kept(configuration), say).run()
+    if aten.why_not:
+        about["ATen ops"] = f"none is measured: {aten.why_not}"
+        say(f"tune: no ATen op is measured: {aten.why_not}")
+    report = Tuning(launch, subjects, aten, state, budget, options, _kept(configuration), say).run()
     report = replace(report, about=about)
     _write(asked.out, redacted(as_yaml(report)))
     return report
@@ -163,7 +176,7 @@ def _about(asked: Asked, configuration: "Configuration") -> dict[str, str]:
     return found
 
 
-def _options(asked: Asked, configuration: "Configuration") -> "Options":
+def _options(asked: Asked, configuration: "Configuration", has_layer_1: bool) -> "Options":
     from sglang_fl.tune.engines import Load
     from sglang_fl.tune.procedure import Options
 
@@ -176,18 +189,14 @@ def _options(asked: Asked, configuration: "Configuration") -> "Options":
         replace(load, prompt=max(1, min(load.prompt, longest - load.new - 1))) for load in (decode, prefill)
     )
     repetitions = 5 if small else 10
-    layer_1 = asked.with_sglang and _has_layer_1(configuration)
     is_cuda = device == "cuda" and not small
-    return Options(asked.rounds, repetitions, asked.with_sglang, layer_1, loads, is_cuda)
+    with_layer_1 = asked.with_sglang and has_layer_1
+    return Options(asked.rounds, repetitions, asked.with_sglang, with_layer_1, loads, is_cuda)
 
 
-def _has_layer_1(configuration: "Configuration") -> bool:
+def _has_layer_1(configuration: "Configuration", aten: "AtenSubject") -> bool:
     """Whether ATen ops are replaced at present, and the file can say that they are not."""
-    from sglang_fl.aten import plan_layer_1
-
-    plan = plan_layer_1(configuration)
-    is_free = configuration.settings.source("use_flaggems") != "environment"
-    return plan is not None and bool(plan.replaced) and is_free
+    return bool(aten.replaced) and configuration.settings.source("use_flaggems") != "environment"
 
 
 def _context(asked: Asked) -> int:

@@ -16,8 +16,10 @@ from sglang_fl.settings.policy import SGLANG
 from sglang_fl.tune.figures import Ratio, of_starts, of_times, together
 
 __all__ = [
+    "ATEN",
     "REFERENCE",
     "RIGHT",
+    "WRONG",
     "Compared",
     "Judged",
     "Measured",
@@ -26,12 +28,15 @@ __all__ = [
     "Timed",
     "compare_engines",
     "decide_op",
+    "gain_of",
 ]
 
 #: The state of an implementation whose results are within the bounds at every call.
 RIGHT = "right"
 #: Core's own, in plain PyTorch: SGLang's path is never worse than that.
 REFERENCE = "reference"
+#: How the names of ATen ops begin.
+ATEN = "aten::"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class OpVerdict:
     gain : how many times as fast as the present one it is; None where that is SGLang's own path
     reason : why, in half a sentence
     others : of every other implementation, why it is not proposed
+    kernel_gain : of an ATen op, how many times as fast as PyTorch's own the vendor's kernel is; None where it
+        was not timed
     """
 
     op: str
@@ -108,14 +115,21 @@ class OpVerdict:
     gain: Ratio | None
     reason: str
     others: Mapping[str, str] = field(default_factory=dict)
+    kernel_gain: Ratio | None = None
+
+    @property
+    def is_aten(self) -> bool:
+        """Whether it is an ATen op (layer 1)."""
+        return self.op.startswith(ATEN)
 
     @property
     def is_present_wrong(self) -> bool:
         """Whether what runs at present is known not to be exact."""
-        return self.present in self.others and self.others[self.present].startswith(_WRONG)
+        return self.present in self.others and self.others[self.present].startswith(WRONG)
 
 
-_WRONG = ("wrong", "raised", "hangs", "ends its process")
+#: How what is said of an implementation begins that is known not to be exact.
+WRONG = ("wrong", "raised", "hangs", "ends its process")
 
 
 def decide_op(found: Measured) -> OpVerdict:
@@ -148,13 +162,13 @@ def _beside_sglang(found: Measured, timed: Sequence[str], others: dict[str, str]
     best = min(kernels, key=lambda impl: _mean_time(found, impl))
     for impl in timed:
         if impl != best:
-            others[impl] = f"{_gain(found, best, impl)} times the speed of {best}"
+            others[impl] = f"{gain_of(found, best, impl)} times the speed of {best}"
     reason = f"the fastest exact kernel of {len(kernels)}"
     return OpVerdict(found.op, found.present, best, None, reason, others)
 
 
 def _beside_present(found: Measured, timed: Sequence[str], others: dict[str, str]) -> OpVerdict:
-    gains = {impl: _gain(found, found.present, impl) for impl in timed if impl != found.present}
+    gains = {impl: gain_of(found, found.present, impl) for impl in timed if impl != found.present}
     best = _first_of_the_best(gains)
     for impl, gain in gains.items():
         if impl != best:
@@ -177,7 +191,8 @@ def _first_of_the_best(gains: Mapping[str, Ratio]) -> str | None:
     return next((impl for impl, gain in good.items() if gain.value + gain.error >= most), None)
 
 
-def _gain(found: Measured, own: str, other: str) -> Ratio:
+def gain_of(found: Measured, own: str, other: str) -> Ratio:
+    """Return how many times as fast one implementation is as another, over all calls."""
     return together([of_times(call.times[own], call.times[other]) for call in found.timed])
 
 
@@ -205,6 +220,11 @@ class Compared:
         """Whether it is faster in one workload by more than the error, and slower in none."""
         found = self.ratios.values()
         return any(ratio.is_faster for ratio in found) and not any(ratio.may_be_slower for ratio in found)
+
+    @property
+    def mean(self) -> float:
+        """The mean ratio of all workloads."""
+        return together(list(self.ratios.values())).value
 
     def __str__(self) -> str:
         return ", ".join(f"{workload} {ratio}" for workload, ratio in self.ratios.items())

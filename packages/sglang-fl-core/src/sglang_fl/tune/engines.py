@@ -1,17 +1,17 @@
 """SGLang's engine in a process of its own, told by lines which workload to run."""
 
-import json
-import os
-import selectors
+import functools
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sglang_fl.diagnostics.doctor.child import end, last_line, start
 from sglang_fl.errors import SglangFlError
 from sglang_fl.tune.budget import Budget, OutOfTimeError
+from sglang_fl.tune.conversation import Conversation, ProcessEndedError, TooLongError
 
 __all__ = ["EngineEndedError", "Launch", "Load", "ToldEngine", "started"]
 
@@ -74,11 +74,10 @@ class ToldEngine:
     """
 
     def __init__(self, process: "subprocess.Popen[str]", log: Path, budget: Budget) -> None:
-        self._process = process
+        self._conversation = Conversation(process)
         self._log = log
         self._budget = budget
-        self._read = b""
-        self.start_up = self._answer()
+        self.start_up = self._seconds(self._conversation.answer)
 
     def throughput(self, load: Load) -> float:
         """Run a workload once; return tokens a second.
@@ -88,32 +87,18 @@ class ToldEngine:
         EngineEndedError : it has ended
         OutOfTimeError : the minutes are over
         """
-        assert self._process.stdin is not None
         order = {"requests": load.requests, "prompt": load.prompt, "new": load.new}
-        with suppress(BrokenPipeError):  # the answer says that it has ended
-            self._process.stdin.write(f"{json.dumps(order)}\n")
-            self._process.stdin.flush()
-        return load.tokens / self._answer()
+        return load.tokens / self._seconds(functools.partial(self._conversation.ask, order))
 
-    def _answer(self) -> float:
-        while b"\n" not in self._read:
-            self._read += self._more()
-        line, _, self._read = self._read.partition(b"\n")
-        return float(line)
-
-    def _more(self) -> bytes:
-        assert self._process.stdout is not None
-        number = self._process.stdout.fileno()
-        with selectors.DefaultSelector() as selector:
-            selector.register(number, selectors.EVENT_READ)
-            if not selector.select(self._budget.left):
-                raise OutOfTimeError("the minutes are over")
-        text = os.read(number, 1 << 16)
-        if not text:
-            code = self._process.wait()
+    def _seconds(self, ask: Callable[[float], Any]) -> float:
+        try:
+            return float(ask(self._budget.left))
+        except TooLongError:
+            raise OutOfTimeError("the minutes are over") from None
+        except ProcessEndedError as error:
             said = last_line(self._log.read_text(errors="replace"))
-            raise EngineEndedError(f"the engine ended with code {code}: {said}; its log: {self._log}")
-        return text
+            text = f"the engine ended with code {error.code}: {said}; its log: {self._log}"
+            raise EngineEndedError(text) from None
 
 
 @contextmanager
@@ -148,9 +133,7 @@ def started(
     finally:
         end(process)
         process.wait()
-        for stream in (process.stdin, process.stdout):
-            with suppress(BrokenPipeError):
-                stream and stream.close()
+        Conversation(process).close()
 
 
 def _let_end(process: "subprocess.Popen[str]") -> None:

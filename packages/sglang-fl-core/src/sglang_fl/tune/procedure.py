@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang_fl.settings.policy import SGLANG
+from sglang_fl.tune.aten_decide import change_list
+from sglang_fl.tune.aten_procedure import AtenTuning
+from sglang_fl.tune.aten_subject import AtenSubject
 from sglang_fl.tune.budget import Budget, OutOfTimeError
 from sglang_fl.tune.calls import spread
 from sglang_fl.tune.decide import Compared, Measured, OpVerdict, Starts, compare_engines, decide_op
 from sglang_fl.tune.engines import Launch, Load
 from sglang_fl.tune.op_runs import measure_op
-from sglang_fl.tune.recording import Recording
+from sglang_fl.tune.recording import ATEN, Recording
 from sglang_fl.tune.sides import CONTROL, LAYER_1, PRESENT, Alternative, Outcome, alternatives, decide_engines
 from sglang_fl.tune.state import State
 from sglang_fl.tune.subject import Subject, passes
@@ -65,6 +68,7 @@ class Tuning:
     ----------
     launch : the model and its launch line
     subjects : the ops that have something to choose from
+    aten : the ATen ops, likewise
     state : what has been measured so far
     budget : what it may take
     options : how much is measured
@@ -74,6 +78,7 @@ class Tuning:
 
     launch: Launch
     subjects: Sequence[Subject]
+    aten: AtenSubject
     state: State
     budget: Budget
     options: Options
@@ -90,6 +95,8 @@ class Tuning:
         """
         recording = Recording(self.launch, self.options.loads, self.state, self.budget, self._tell)
         self._unmeasured += recording.record(self._ops)
+        if self.aten.ops:
+            self._unmeasured += recording.record_aten()
         of_engines = min(LEFT_FOR * self._seconds_of_an_engine, MOST_LEFT * self.budget.left)
         budget = self.budget.less(of_engines)
         found = {subject.op: self._measured(subject, recording, budget) for subject in self.subjects}
@@ -99,10 +106,14 @@ class Tuning:
             for subject in self.subjects
             if subject.op not in uncalled
         ]
-        if all(self.state.measured(op) for op in self.state.layers):
+        aten = AtenTuning(self.aten, recording, self.state, self.options.is_cuda, self._tell)
+        aten.measure(budget)
+        self._unmeasured += aten.left_out
+        if all(self.state.measured(op) for op in self.state.layers if op in (*self._ops, *self.aten.ops)):
             shutil.rmtree(self.state.calls, ignore_errors=True)  # they are large, and of no more use
         counts = {op: measured.calls for op, measured in found.items() if measured}
-        report = self._decided(Report({}, verdicts, counts, kept=self.kept))
+        report = Report({}, [*verdicts, *aten.verdicts], {**counts, **aten.calls}, kept=self.kept)
+        report = self._decided(report)
         return replace(report, uncalled=uncalled, unmeasured=tuple(self._unmeasured))
 
     def _uncalled(self) -> tuple[str, ...]:
@@ -121,7 +132,7 @@ class Tuning:
 
     @property
     def _seconds_of_an_engine(self) -> float:
-        known = [self.state.recorded(group) or 0.0 for group in passes(self._ops)]
+        known = [self.state.recorded(group) or 0.0 for group in (*passes(self._ops), ATEN)]
         return START_FACTOR * max(known, default=0.0) + BESIDE_START
 
     def _measured(self, subject: Subject, recording: Recording, budget: Budget) -> Measured | None:
@@ -149,7 +160,11 @@ class Tuning:
 
     def _decided(self, report: Report) -> Report:
         called = [verdict for verdict in report.verdicts if report.calls.get(verdict.op)]
-        tried = alternatives(called, self.options.with_sglang, self.options.with_layer_1)
+        ops = [verdict for verdict in called if not verdict.is_aten]
+        aten = change_list(
+            [verdict for verdict in called if verdict.is_aten], self.aten.replaced, self.aten.lifted
+        )
+        tried = alternatives(ops, self.options.with_sglang, self.options.with_layer_1, aten)
         if not tried:
             nothing = "Nothing is faster by more than its error" if called else "Nothing was measured"
             return replace(report, conclusion=f"{nothing}: all stays as it is.")
@@ -190,7 +205,7 @@ class Tuning:
         if outcome.whole is None:
             nothing = "The engine confirms nothing that is faster: all stays as it is."
             return replace(report, conclusion=nothing)
-        return replace(report, orders=outcome.orders, conclusion=_confirmed(outcome.whole))
+        return replace(report, orders=self._that_ran(outcome.orders), conclusion=_confirmed(outcome.whole))
 
     def _whole(self, report: Report, trials: Trials, outcome: Outcome) -> Report:
         """Measure a choice that was confirmed in parts, as the whole that it is."""
@@ -207,7 +222,14 @@ class Tuning:
         if again.whole is None:
             whole = "The engine does not confirm the choice as a whole: all stays as it is."
             return replace(report, conclusion=whole)
-        return replace(report, orders=outcome.orders, conclusion=_confirmed(again.whole))
+        return replace(report, orders=self._that_ran(outcome.orders), conclusion=_confirmed(again.whole))
+
+    def _that_ran(self, orders: Mapping[str, str]) -> dict[str, str]:
+        """Leave out of the list of ATen ops what no engine was seen to run: nothing speaks for it."""
+        names = orders.get(LAYER_1, "0").split(",")
+        known = {*self.aten.replaced, *self.state.ran}
+        kept = [name for name in names if name in known or name.startswith("!") or name == "0"]
+        return {**orders, LAYER_1: ",".join(kept)} if LAYER_1 in orders else dict(orders)
 
 
 def _confirmed(found: Compared) -> str:

@@ -1,18 +1,24 @@
-"""The model runs once on exact references, and its calls of each op are kept."""
+"""The model runs on exact references, and its calls of each op are kept; once more for its ATen ops.
+
+ATen ops are recorded beside what runs at present: a kernel of layer 2 takes others than its reference does.
+"""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sglang_fl.settings import ROOM
+from sglang_fl.settings import ATEN_CALLS, ROOM
 from sglang_fl.tune.budget import Budget, OutOfTimeError
 from sglang_fl.tune.calls import RecordedCall, recorded_calls
 from sglang_fl.tune.engines import Launch, Load, started
 from sglang_fl.tune.state import State
 from sglang_fl.tune.subject import passes
 
-__all__ = ["Recording"]
+__all__ = ["ATEN", "Recording"]
+
+#: What stands for the ATen ops, which are recorded together, in the state.
+ATEN = ("ATen ops",)
 
 #: Calls that a graph replays are not seen, and a cached prefix is not computed.
 FLAGS = ("--disable-cuda-graph", "--disable-radix-cache", "--skip-server-warmup")
@@ -49,18 +55,22 @@ class Recording:
         EngineEndedError : the engine does not start
         """
         for number, group in enumerate(passes(ops)):
-            if self.state.recorded(group) is not None:
-                continue
-            self.tell(f"recording the calls of {', '.join(group)}")
-            try:
-                folder = self._folder(number)
-                seconds = self._record(group, folder)
-                found = {op: calls for op, calls in recorded_calls(folder).items() if op in group}
-                layers = {op: sorted({call.layer for call in calls}) for op, calls in found.items()}
-                self.state.keep_recorded(group, seconds, layers)
-            except OutOfTimeError:
-                return [f"the calls of {', '.join(group)}: the minutes were over"]
+            references = ";".join(f"{op}=reference" for op in group)
+            folder = self._folder(number)
+            settings = {"SGLANG_FL_PER_OP": references, "SGLANG_FL_KEEP_CALLS": str(folder.resolve())}
+            left_out = self._record(group, f"the calls of {', '.join(group)}", folder, settings, group)
+            if left_out:
+                return left_out
         return []
+
+    def record_aten(self) -> list[str]:
+        """Record the calls of ATen ops beside what runs at present; as ``record``."""
+        settings = {ATEN_CALLS: str(self._aten_folder.resolve())}
+        return self._record(ATEN, "the calls of ATen ops", self._aten_folder, settings)
+
+    def aten_calls(self) -> dict[str, list[RecordedCall]]:
+        """Return what has been recorded of each ATen op."""
+        return recorded_calls(self._aten_folder)
 
     def calls(self, ops: Sequence[str], op: str) -> list[RecordedCall]:
         """Return what has been recorded of one of the ops."""
@@ -70,19 +80,40 @@ class Recording:
     def _folder(self, number: int) -> Path:
         return self.state.calls / str(number)
 
-    def _record(self, group: Sequence[str], folder: Path) -> float:
-        """Run the model on the references of some ops; return the seconds that its engine took to start."""
+    @property
+    def _aten_folder(self) -> Path:
+        return self.state.calls / "aten"
+
+    def _record(
+        self,
+        group: Sequence[str],
+        what: str,
+        folder: Path,
+        settings: Mapping[str, str],
+        wanted: Sequence[str] = (),
+    ) -> list[str]:
+        """Record a group that is not recorded yet; return what the minutes did not suffice for."""
+        if self.state.recorded(group) is not None:
+            return []
+        self.tell(f"recording {what}")
+        try:
+            seconds = self._run(folder, settings)
+        except OutOfTimeError:
+            return [f"{what}: the minutes were over"]
+        found = {op: calls for op, calls in recorded_calls(folder).items() if not wanted or op in wanted}
+        layers = {op: sorted({call.layer for call in calls if call.layer}) for op, calls in found.items()}
+        self.state.keep_recorded(group, seconds, layers)
+        return []
+
+    def _run(self, folder: Path, settings: Mapping[str, str]) -> float:
+        """Run the model once; return the seconds that its engine took to start."""
         shutil.rmtree(folder, ignore_errors=True)  # half of a run that was interrupted
         self.state.calls.mkdir(exist_ok=True, mode=0o700)
         half_of_the_disk = shutil.disk_usage(self.state.calls).free >> 21
-        settings = {
-            "SGLANG_FL_PER_OP": ";".join(f"{op}=reference" for op in group),
-            "SGLANG_FL_KEEP_CALLS": str(folder.resolve()),
-            ROOM: str(min(MOST_MIB, half_of_the_disk)),
-            "USE_FLAGGEMS": "0",  # the references must be exact
-        }
+        room = {ROOM: str(min(MOST_MIB, half_of_the_disk))}
+        exact = {"USE_FLAGGEMS": "0"}  # PyTorch's own ATen ops
         log = self.state.folder / "recording.log"
-        with started(self.launch, FLAGS, settings, log, self.budget) as engine:
+        with started(self.launch, FLAGS, {**settings, **room, **exact}, log, self.budget) as engine:
             for load in self.loads:
                 short = replace(load, new=min(load.new, MOST_TOKENS))
                 for requests in sorted({1, load.requests}):

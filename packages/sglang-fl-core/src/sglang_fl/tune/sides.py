@@ -1,10 +1,11 @@
 """Which engines are measured beside each other, and what follows from them. Nothing here runs anything."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sglang_fl.ops.catalogue import PARTS
 from sglang_fl.settings.policy import SGLANG
+from sglang_fl.tune.aten_decide import ListChange
 from sglang_fl.tune.decide import Compared, OpVerdict, Starts, compare_engines
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
 
 #: The engines of the present choice, and the same once more.
 PRESENT, CONTROL = "present", "control"
-#: The setting that switches the vendor's ATen kernels; its "0" stands among the orders of ops.
+#: The setting that switches the vendor's ATen kernels. Among the orders of ops stands its "0", or their list.
 LAYER_1 = "use_flaggems"
 
 #: Orders by op, as the file writes them.
@@ -37,12 +38,14 @@ class Alternative:
     orders : its choice
     beside : the name of the engine that it is compared with
     op : the one op in which it differs from that one; empty for the kernels together
+    added : ATen ops that it replaces and the present choice does not
     """
 
     name: str
     orders: Orders
     beside: str = PRESENT
     op: str = ""
+    added: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}, beside {self.beside}"
@@ -54,7 +57,10 @@ def order_of(impl: str) -> str:
 
 
 def alternatives(
-    verdicts: Sequence[OpVerdict], with_sglang: bool, with_layer_1: bool = False
+    verdicts: Sequence[OpVerdict],
+    with_sglang: bool,
+    with_layer_1: bool = False,
+    aten: ListChange | None = None,
 ) -> tuple[Alternative, ...]:
     """Return the engines to try: all proposed kernels together, and what has no time of its own one by one.
 
@@ -63,6 +69,7 @@ def alternatives(
     verdicts : of the ops that the model calls
     with_sglang : whether SGLang's own path is tried in the place of each of our kernels
     with_layer_1 : whether the ATen ops that are replaced at present are tried as PyTorch's, all of them
+    aten : what is proposed for single ATen ops, which is tried on top of the kernels
     """
     presents = {verdict.op: verdict.present for verdict in verdicts}
     faster = {v.op: order_of(v.best) for v in verdicts if v.best is not None and v.gain is not None}
@@ -71,14 +78,20 @@ def alternatives(
     if faster:
         base = _name(faster)
         found.append(Alternative(base, _with_wholes(faster, presents)))
+
+    def on_top(op: str, order: str, name: str = "", added: tuple[str, ...] = ()) -> None:
+        orders = {**faster, op: order}
+        name = ";".join([*([base] if faster else []), name]) if name else _name(orders)
+        found.append(Alternative(name, _with_wholes(orders, presents), base, op, added))
+
+    if aten is not None:
+        on_top(LAYER_1, aten.order, str(aten), aten.added)
     for verdict in verdicts:
         other = _without_time(verdict, with_sglang)
         if other is not None:
-            orders = {**faster, verdict.op: order_of(other)}
-            found.append(Alternative(_name(orders), _with_wholes(orders, presents), base, verdict.op))
-    if with_layer_1:
-        orders = {**faster, LAYER_1: "0"}
-        found.append(Alternative(_name(orders), _with_wholes(orders, presents), base, LAYER_1))
+            on_top(verdict.op, order_of(other))
+    if with_layer_1 and (aten is None or aten.order != "0"):
+        on_top(LAYER_1, "0")
     return tuple(found)
 
 
@@ -144,10 +157,23 @@ def decide_engines(tried: Sequence[Alternative], starts: Mapping[str, Starts]) -
 
 def _confirmed(tried: Sequence[Alternative], compared: Mapping[str, Compared]) -> Orders:
     """Return the orders of all confirmed alternatives; those on top of the kernels count only with them."""
-    good = {side.name for side in tried if side.name in compared and compared[side.name].is_confirmed}
+    confirmed = {side.name for side in tried if side.name in compared and compared[side.name].is_confirmed}
+    good = _best_of_each_op(tried, compared, confirmed)
     orders: dict[str, str] = {}
     for side in tried:
         if side.name in good and (side.beside == PRESENT or side.beside in good):
             new = side.orders if not orders else {side.op: side.orders[side.op]}
             orders |= {**new, **{op: order for op, order in side.orders.items() if op not in orders}}
     return orders
+
+
+def _best_of_each_op(
+    tried: Sequence[Alternative], compared: Mapping[str, Compared], good: Collection[str]
+) -> set[str]:
+    """Return the fastest of the good alternatives for each op: a list of ATen ops excludes none of them."""
+    best: dict[str, str] = {}
+    for side in tried:
+        known = best.get(side.op)
+        if side.name in good and (known is None or compared[side.name].mean > compared[known].mean):
+            best[side.op] = side.name
+    return set(best.values())

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class State:
 
     def __init__(self, folder: Path, versions: Mapping[str, str], data: dict[str, Any]) -> None:
         self.folder = folder
-        self._data = {"versions": dict(versions), "recorded": {}, "ops": {}, "starts": {}, **data}
+        self._data = {"versions": dict(versions), "recorded": {}, "ops": {}, "starts": {}, "ran": [], **data}
 
     @property
     def calls(self) -> Path:
@@ -75,6 +75,16 @@ class State:
     def keep_start(self, side: str, figures: Mapping[str, Sequence[float]]) -> None:
         """Keep one start more."""
         self._data["starts"].setdefault(side, []).append(figures)
+        self._save()
+
+    @property
+    def ran(self) -> list[str]:
+        """The ATen ops that an engine was seen to run on the vendor's kernels."""
+        return list(self._data["ran"])
+
+    def keep_ran(self, ops: Collection[str]) -> None:
+        """Keep that an engine was seen to run these ATen ops on the vendor's kernels."""
+        self._data["ran"] = sorted({*self.ran, *ops})
         self._save()
 
     def _save(self) -> None:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_fl.settings.policy import SGLANG
-from sglang_fl.tune.decide import Compared, OpVerdict
+from sglang_fl.tune.aten_decide import KERNEL, PYTORCH
+from sglang_fl.tune.decide import ATEN, Compared, OpVerdict
 from sglang_fl.tune.sides import LAYER_1
 
 __all__ = ["Report", "about_uncalled", "as_data", "as_package_data", "as_rows", "as_yaml"]
 
+#: The lists of ATen ops in a file, of which at most one may stand there.
+LISTS = ("flagos_whitelist", "flagos_blacklist")
 #: Columns of a comment.
 WIDTH = 118
 
@@ -54,8 +57,16 @@ class Report:
         """The ops that run at present on what is not exact."""
         return [verdict.op for verdict in self.verdicts if verdict.is_present_wrong]
 
+    @property
+    def listed(self) -> tuple[str, ...] | None:
+        """The white list of ATen ops that is written; empty where layer 1 is off, None where all stays."""
+        order = self.orders.get(LAYER_1)
+        return order if order is None else tuple(name for name in order.split(",") if name != "0")
+
     def choice(self, op: str) -> str:
-        """Return what an op runs on by this choice: an id, or ``sglang``."""
+        """Return what an op runs on by this choice: an id, or ``sglang``; of an ATen op whose kernel."""
+        if op.startswith(ATEN) and self.listed is not None:
+            return KERNEL if op in self.listed else PYTORCH
         order = self.orders.get(op)
         if order is None:
             return next((verdict.present for verdict in self.verdicts if verdict.op == op), SGLANG)
@@ -64,19 +75,26 @@ class Report:
     def reason(self, verdict: OpVerdict) -> str:
         """Say why an op runs on what it does."""
         reason = self.reasons.get(verdict.op, verdict.reason)
-        if verdict.best is not None and verdict.op not in self.orders:
-            return f"{verdict.best} was proposed ({verdict.reason}), and the engine did not confirm it"
-        return reason
+        if verdict.best is None or self.choice(verdict.op) == verdict.best:
+            return reason
+        refusal = "the engine never called it" if verdict.is_aten and self.listed else NOT_CONFIRMED
+        return f"{verdict.best} was proposed ({verdict.reason}), and {refusal}"
+
+
+NOT_CONFIRMED = "the engine did not confirm it"
 
 
 def as_yaml(report: Report) -> str:
     """Return the file for ``SGLANG_FL_CONFIG``."""
     lines = [*_head(report), ""]
     chosen = {op: order for op, order in report.orders.items() if op != LAYER_1}
-    settings = {key: value for key, value in report.kept.items() if key != "op_backends"}
-    if LAYER_1 in report.orders:
-        settings[LAYER_1] = report.orders[LAYER_1]
-    lines += [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
+    replaced = () if report.listed is None else (LAYER_1, *LISTS) if report.listed else (LAYER_1,)
+    lines += [
+        f"{key}: {json.dumps(value)}"
+        for key, value in report.kept.items()
+        if key != "op_backends" and key not in replaced
+    ]
+    lines += _layer_1(report)
     before = report.kept.get("op_backends") or {}
     orders = {**{op: order for op, order in before.items() if op not in chosen}, **chosen}
     if orders:
@@ -86,14 +104,39 @@ def as_yaml(report: Report) -> str:
         if op in report.orders and op in verdicts:
             lines += _comment(_measurement(report, verdicts[op]), "  ")
         lines.append(f"  {op}: {json.dumps(order)}")
-    staying = [verdict for verdict in report.verdicts if verdict.op not in report.orders]
-    if staying:
-        lines += ["", "# These stay as they are:"]
-    for verdict in staying:
-        lines += _comment(f"{verdict.op} on {verdict.present}: {_measurement(report, verdict)}", "")
+    back = [v for v in report.verdicts if v.is_aten and report.choice(v.op) != v.present == KERNEL]
+    there = {*report.orders, *(report.listed or ()), *(verdict.op for verdict in back)}
+    lines += _about("These are PyTorch's again:", report, back)
+    lines += _about("These stay as they are:", report, [v for v in report.verdicts if v.op not in there])
     if report.uncalled:
         lines += ["", *_comment(about_uncalled(report), "")]
     return "\n".join(lines) + "\n"
+
+
+def _layer_1(report: Report) -> Iterator[str]:
+    """Write the list of ATen ops, each with its reason."""
+    if report.listed is None:
+        return
+    yield f"{LAYER_1}: {json.dumps('1' if report.listed else '0')}"
+    if not report.listed:
+        return
+    verdicts = {verdict.op: verdict for verdict in report.verdicts}
+    yield f"{LISTS[0]}:"
+    for name in report.listed:
+        if name in verdicts:
+            yield from _comment(_measurement(report, verdicts[name]), "  ")
+        elif not name.startswith("!"):
+            yield "  # replaced before, and no call of the model was recorded"
+        yield f"  - {json.dumps(name)}"
+
+
+def _about(title: str, report: Report, verdicts: Sequence[OpVerdict]) -> Iterator[str]:
+    if verdicts:
+        yield from ("", f"# {title}")
+    for verdict in verdicts:
+        yield from _comment(
+            f"{verdict.op} on {report.choice(verdict.op)}: {_measurement(report, verdict)}", ""
+        )
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -153,7 +196,8 @@ def as_data(report: Report) -> dict[str, Any]:
         "about": dict(report.about),
         "conclusion": report.conclusion,
         "op_backends": {op: order for op, order in report.orders.items() if op != LAYER_1},
-        "layer_1": "off" if LAYER_1 in report.orders else "as it is",
+        "layer_1": "as it is" if report.listed is None else "listed" if report.listed else "off",
+        "flagos_whitelist": list(report.listed or ()),
         "ops": as_rows(report),
         "engines": {name: ratios(found) for name, found in report.engines.items()},
         "control": ratios(report.control) if report.control else {},
@@ -163,18 +207,28 @@ def as_data(report: Report) -> dict[str, Any]:
 
 
 def as_package_data(report: Report) -> str:
-    """Return what was measured as a vendor package keeps it: entries of ``Vendor.choices``.
+    """Return what was measured as a vendor package keeps it: entries of its choices, of ops and of ATen ops.
 
     An entry says whether an implementation runs by default in the place of SGLang's own path, so only what
-    was measured beside that path has one. What is not exact is named: it belongs in the quarantine.
+    was measured beside that path has one; an ATen op, beside PyTorch's own kernel. What is not exact is
+    named: it belongs in the quarantine.
     """
     where = ", ".join(report.about[name] for name in ("model", "chip", "versions") if name in report.about)
     lines = ["choices = ("]
     for op, (impl, found) in report.beside_sglang.items():
         is_slower = any(ratio.is_slower for ratio in found.ratios.values())
         reason = f"{found} times the speed of SGLang's own in a served model ({where})"
-        lines += _entry(op, impl, not is_slower, reason)
+        first = ("OpChoice(", f"{_quoted(op)},", f"{_quoted(impl)},", f"is_default={not is_slower},")
+        lines += _entry(first, reason)
     lines.append(")")
+    timed = [verdict for verdict in report.verdicts if verdict.kernel_gain is not None]
+    lines += ["aten_choices = ("] if timed else []
+    for verdict in timed:
+        is_replaced = report.choice(verdict.op) == KERNEL
+        names = f"({_quoted(verdict.op.removeprefix(ATEN))},),"
+        reason = f"{report.reason(verdict)} ({where})"
+        lines += _entry(("AtenChoice(", names, f"is_replaced={is_replaced},"), reason)
+    lines += [")"] if timed else []
     for verdict in report.verdicts:
         for impl, why in verdict.others.items():
             if why.startswith(("wrong", "raised", "hangs", "ends its process")):
@@ -182,18 +236,13 @@ def as_package_data(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _entry(op: str, impl: str, is_default: bool, reason: str) -> list[str]:
-    first, *more = textwrap.wrap(reason, 88, drop_whitespace=False)
-    texts = [f"reason={_quoted(first)}", *map(_quoted, more)]
-    return [
-        "    OpChoice(",
-        f"        {_quoted(op)},",
-        f"        {_quoted(impl)},",
-        f"        is_default={is_default},",
-        *(f"        {text}" for text in texts[:-1]),
-        f"        {texts[-1]},",
-        "    ),",
-    ]
+def _entry(first: Sequence[str], reason: str) -> list[str]:
+    """Return an entry of a vendor package: its first lines, and its reason."""
+    head, *fields = first
+    begin, *more = textwrap.wrap(reason, 88, drop_whitespace=False)
+    texts = [f"reason={_quoted(begin)}", *map(_quoted, more)]
+    inner = [*fields, *texts[:-1], f"{texts[-1]},"]
+    return [f"    {head}", *(f"        {line}" for line in inner), "    ),"]
 
 
 def _quoted(text: str) -> str:

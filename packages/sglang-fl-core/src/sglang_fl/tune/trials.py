@@ -85,13 +85,14 @@ class Trials:
         EngineEndedError : the engine of the present choice does not start
         """
         sides = [Alternative(PRESENT, {}), Alternative(CONTROL, {}), *run]
+        is_recorded = any(side.added for side in run)  # of all sides or none: the record takes time
         draw = random.Random(7)
         try:
             for number in range(self.rounds):
                 for side in draw.sample(sides, len(sides)):
                     is_due = len(self.state.starts(side.name + suffix)) <= number
                     if is_due and side.name not in self._failed:
-                        self._start(side, suffix)
+                        self._start(side, suffix, is_recorded)
         except OutOfTimeError:
             self.unmeasured.append("further starts of the engines: the minutes were over")
         found = {side.name: self.state.starts(side.name + suffix) for side in sides}
@@ -100,12 +101,17 @@ class Trials:
             raise OutOfTimeError("the minutes are over")
         return found
 
-    def _start(self, side: Alternative, suffix: str) -> None:
+    def _start(self, side: Alternative, suffix: str, is_recorded: bool) -> None:
         self.tell(f"the engine of {side.name}{', as a whole' if suffix else ''}")
         self.budget.require(self.seconds / 2)
         log, ran = self.state.folder / "engines.log", self.state.folder / "dispatch.log"
-        ran.unlink(missing_ok=True)
+        record = self.state.folder / "aten_record.log"
+        for file in (ran, record):
+            file.unlink(missing_ok=True)
         settings = {"SGLANG_FL_DISPATCH_LOG": str(ran.resolve())}
+        if is_recorded:
+            recorded = {"SGLANG_FLAGGEMS_RECORD": "1", "SGLANG_FLAGGEMS_LOG_PATH": str(record.resolve())}
+            settings |= {**recorded, "SGLANG_FLAGGEMS_LOG_ONCE": "1"}
         if side.orders:
             file = self.state.folder / "tried.yaml"
             file.write_text(as_yaml(Report({}, (), {}, orders=side.orders, kept=self.kept)))
@@ -121,11 +127,17 @@ class Trials:
                 raise
             self._fail(side, str(error))
             return
+        ran_aten = set(side.added) & _recorded(record)
         missing = _why_not_run(side, ran, self.layers)
+        if side.added and not ran_aten:
+            missing = (
+                missing or f"none of {', '.join(side.added)} ran on the vendor's kernel: see engines.log"
+            )
         if missing:
             self._fail(side, missing)
         else:
             kept = {name: values[WARM_UPS:] for name, values in figures.items()}
+            self.state.keep_ran(ran_aten)
             self.state.keep_start(side.name + suffix, kept)
 
     def _fail(self, side: Alternative, reason: str) -> None:
@@ -142,3 +154,10 @@ def _why_not_run(side: Alternative, log: Path, layers: Mapping[str, Sequence[str
         if impl != SGLANG and layers.get(op) and not any(f"({impl})" in line for line in of_op):
             return f"{op} did not run on {impl}, which failed or refused a call: see engines.log"
     return ""
+
+
+def _recorded(log: Path) -> set[str]:
+    """Return the exact names of the ATen ops in a record of layer 1."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    names = (line.rpartition(" ")[2] for line in lines)
+    return {name if "." in name else f"{name}.default" for name in names}

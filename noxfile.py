@@ -154,7 +154,8 @@ def ascend(session: nox.Session) -> None:
 def mlu(session: nox.Session) -> None:
     """The MLU package with core and nothing else: its tests, and engine and bisect on the simulated chip."""
     beside = tuple(
-        f"tests/simulated/test_{what}.py" for what in ("mlu", "attention", "bisect", "in_tree", "verify")
+        f"tests/simulated/test_{what}.py"
+        for what in ("mlu", "attention", "bisect", "in_tree", "speculation", "verify")
     )
     _vendor(session, "mlu", *beside, *ON_A_SIMULATED_CHIP)
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
+from sglang.srt import platforms
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.platforms.interface import SRTPlatform
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
@@ -23,7 +25,7 @@ from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.attention import offer
 from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
 from sglang_fl.sglang_adapter.attention.limits import needs_of, why_not
-from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
+from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of, masks_of_trees
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.layers.attention import ADAPTERS
 from sglang_fl.sglang_adapter.methods import methods_of
@@ -123,12 +125,19 @@ def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
         ({}, None),
         ({"token_to_kv_pool": SimpleNamespace(use_dsa=True)}, "sparse attention (DSA)"),
         ({"model_config": SimpleNamespace(is_encoder_decoder=True)}, "models with an encoder and a decoder"),
-        ({"server_args": SimpleNamespace(speculative_algorithm="NGRAM")}, "speculative decoding"),
         ({"kv_cache_dtype": torch.float8_e4m3fn}, "a KV cache in float8_e4m3fn"),
     ],
 )
 def test_what_it_cannot_serve_is_refused_when_it_is_built(given: dict[str, Any], reason: str | None):
     assert why_not(runner(layer(), **given)) == reason
+
+
+def test_drafts_are_checked_on_platforms_of_ours_alone(monkeypatch):
+    speculating = runner(layer(), server_args=SimpleNamespace(speculative_algorithm="NGRAM"))
+    assert why_not(speculating) is None
+    monkeypatch.setattr(platforms, "current_platform", SRTPlatform())
+    assert why_not(speculating) == "speculative decoding where SGLang has a platform itself"
+    assert why_not(runner(layer())) is None
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,37 @@ def test_lists_hold_the_last_slots_of_each_sequence():
     assert slots.tolist() == [1061, 1062, 1063, 1040, 1041]
     assert lists.last(3, is_window_pool=True)[1] is slots
     assert bounds_of(torch.tensor([], dtype=torch.int32)).tolist() == [0]
+
+
+def test_masks_of_drafts_have_no_columns_for_the_prefix():
+    trees = torch.tensor([[[1, 0], [1, 1]], [[1, 0], [0, 1]]], dtype=torch.bool)
+    # The columns of the prefixes, of 3 tokens and of none, must not be read.
+    padded = (torch.nn.functional.pad(tree, (n, 0)) for tree, n in zip(trees, (3, 0), strict=True))
+    whole = torch.cat([mask.flatten() for mask in padded])
+    options = masks_of_trees(whole, torch.tensor([3, 0]), drafts=2)
+    assert torch.equal(options["custom_mask"], trees.flatten())
+    assert options["mask_indptr"].tolist() == [0, 4, 8]
+
+
+@on_releases_with_it
+def test_each_step_of_a_draft_model_reads_and_writes_slots_of_its_own_in_the_pool_for_windows():
+    from sglang_fl.sglang_adapter.attention.backend import PagedAttention
+
+    backend = object.__new__(PagedAttention)
+    backend._layers_in_window_pool = frozenset({0})
+    backend.token_to_kv_pool = SimpleNamespace(translate_loc_from_full_to_swa=lambda slots: slots + 1000)
+    backend.req_to_token_pool = SimpleNamespace(req_to_token=torch.arange(40, dtype=torch.int32).view(2, 20))
+    batch = SimpleNamespace(
+        batch_size=1,
+        req_pool_indices=torch.tensor([1]),
+        seq_lens=torch.tensor([5]),
+        out_cache_loc=torch.arange(25, 31),  # two branches of three drafts behind five tokens
+    )
+    backend.init_draft_step(batch, step=1, branches=2, steps=3)
+    assert backend._window_loc.tolist() == [1026, 1029]
+    bounds, slots = backend.forward_metadata.last(3, is_window_pool=True)
+    assert bounds.tolist() == [0, 3, 6]
+    assert slots.tolist() == [1024, 1025, 1026, 1024, 1028, 1029]
 
 
 def test_kernels_are_found_in_backends_of_backends():
@@ -309,6 +349,7 @@ def extend_beside_latents(prefix: int) -> tuple[dict[str, Any], Any]:
         extend_seq_lens=torch.tensor([2, 4], dtype=torch.int32),
         extend_prefix_lens=torch.tensor([0, prefix], dtype=torch.int32),
         req_pool_indices=torch.tensor([0, 1]),
+        out_cache_loc=torch.arange(1, 7),
     )
     backend.init_forward_metadata(batch)
     got: dict[str, Any] = {}

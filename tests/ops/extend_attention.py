@@ -36,21 +36,34 @@ def formula(
     sliding_window: int = -1,
     logit_cap: float = 0.0,
     sinks: Array | None = None,
+    custom_mask: Array | None = None,
+    mask_indptr: Array | None = None,
     return_lse: bool = False,
     out: Array | None = None,
     ahead: int = 0,
+    is_by_place: bool = False,
 ) -> tuple[Array, ...]:
-    """Compute it, whatever ``out`` is; with ``ahead`` wrongly: a query sees so many keys after its own."""
+    """Compute it, whatever ``out`` is; with ``ahead`` wrongly: a query sees so many keys after its own.
+
+    With ``is_by_place`` wrongly, too: a tree counts as a text where a window is counted.
+    """
     out, lse = np.zeros((*q.shape[:2], v.shape[2])), np.full(q.shape[:2], -np.inf)
     for number in range(len(qo_indptr) - 1):
         rows = slice(qo_indptr[number], qo_indptr[number + 1])
         slots = kv_indices[kv_indptr[number] : kv_indptr[number + 1]]
         keys = np.concatenate((k_buffer[slots], k[rows]))
         values = np.concatenate((v_buffer[slots], v[rows]))
+        places, new = np.arange(len(keys)), len(keys) - len(slots)
+        is_seen = np.ones((new, len(keys)), dtype=bool)
+        if custom_mask is not None:
+            tree = custom_mask[mask_indptr[number] :][: new**2].reshape(new, new)
+            if not is_by_place:
+                above = [np.count_nonzero(row[:at]) for at, row in enumerate(tree)]
+                places[len(slots) :] = [len(slots) + count for count in above]
+            is_seen[:, len(slots) :] = tree
         # How far a key lies behind a query.
-        behind = np.arange(len(slots), len(keys))[:, None] - np.arange(len(keys))
-        is_seen = np.ones(behind.shape, dtype=bool)
-        if is_causal:
+        behind = places[len(slots) :, None] - places
+        if is_causal and custom_mask is None:
             is_seen &= behind >= -ahead
         if sliding_window >= 0:
             is_seen &= behind <= sliding_window
@@ -65,6 +78,7 @@ def draw(source: Source) -> Drawn:
     pools = drawn_pools(source, slots, tuple(sizes))
     new = [source.number(0, source.one_of(3, 40)) for _ in range(sequences)]
     tokens = sum(new) + source.one_of(0, 0, 2)
+    trees = drawn_trees(source, new) if source.one_of(False, False, True) else {}
     return Drawn(
         {
             "q": source.rows(tokens, query_heads, sizes[1]),
@@ -81,13 +95,29 @@ def draw(source: Source) -> Drawn:
             "logit_cap": source.one_of(0.0, 0.5, 30.0),
             "sinks": source.one_of(None, source.normal(query_heads)),
             "return_lse": source.one_of(False, True),
+            **trees,
         }
     )
 
 
+def drawn_trees(source: Source, counts: list[int]) -> dict[str, torch.Tensor]:
+    """Return trees of so many nodes, and where each begins; a node lies below an earlier one, or none."""
+    masks, begin = [], source.number(0, 3)
+    for count in counts:
+        mask = np.eye(count, dtype=bool)
+        for node in range(1, count):
+            parent = source.number(-1, node - 1)
+            mask[node] |= mask[parent] if parent >= 0 else False
+        masks.append(mask.flatten())
+    return {
+        "custom_mask": torch.from_numpy(np.concatenate((np.zeros(begin, dtype=bool), *masks))),
+        "mask_indptr": torch.tensor([begin, *map(len, masks)]).cumsum(0),
+    }
+
+
 def native(arguments: Arguments) -> Any:
     """Run each sequence as ``TorchNativeAttnBackend`` does, by PyTorch's own attention."""
-    if has_more_than_scores(arguments):
+    if has_more_than_scores(arguments) or arguments.get("custom_mask") is not None:
         return None
     q, given = arguments["q"], arguments
     out = q.new_zeros(*q.shape[:2], given["v"].shape[2])
@@ -170,6 +200,26 @@ def result_left_as_it_was_in_padding(**given: Any) -> Outputs:
 
 
 @like(extend_attention)
+def trees_taken_for_texts(**given: Any) -> Outputs:
+    return extend_attention(**given | {"custom_mask": None, "mask_indptr": None})
+
+
+@like(extend_attention)
+def window_by_the_place_in_the_tree(**given: Any) -> Outputs:
+    """A window reaches back from where a token lies among the drafts, not from its place in the text."""
+    if given.get("custom_mask") is None or given.get("sliding_window", -1) < 0:
+        return extend_attention(**given)
+    return kernel_of(formula, given, is_by_place=True)
+
+
+@like(extend_attention)
+def tree_of_the_first_sequence(**given: Any) -> Outputs:
+    """The bounds of the masks are taken to begin at 0, as they need not."""
+    bounds = given.get("mask_indptr")
+    return extend_attention(**given | {"mask_indptr": None if bounds is None else bounds - bounds[0]})
+
+
+@like(extend_attention)
 def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
     """The next call overwrites the logarithms that this one has returned."""
     return sums_in_a_kept_buffer(extend_attention(**given))
@@ -190,6 +240,9 @@ SUBJECT = Subject(
             prefix_of_the_first_sequence,
             cap_after_the_mask,
             result_left_as_it_was_in_padding,
+            trees_taken_for_texts,
+            window_by_the_place_in_the_tree,
+            tree_of_the_first_sequence,
         ),
         "repeat": (sums_in_a_buffer_of_an_earlier_call,),
     },

@@ -44,6 +44,7 @@ def main() -> None:
     facts["knows_flag"] = knows_former_flag()
     facts["honours_forced_backend"] = honours_forced_backend()
     facts["platform"] = platform()
+    facts["speculates"] = speculates()
     facts["pools"] = pools()
     facts["not_cuda"] = not_cuda()
     facts["norm_before_linear"] = norm_before_linear()
@@ -178,6 +179,12 @@ def platform() -> dict[str, Any]:
         "mem_fraction_static": arguments.mem_fraction_static,
         "attention_backend": arguments.attention_backend,
     }
+
+
+def speculates() -> bool:
+    from sglang.srt.platforms import current_platform
+
+    return bool(current_platform.speculates)
 
 
 def not_cuda() -> dict[str, list[str | None]]:

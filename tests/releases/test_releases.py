@@ -168,13 +168,16 @@ def test_a_pinned_layer_is_logged_when_it_has_run_and_keeps_its_method(facts):
     assert facts["shortcuts"]["watched"]["pinned"] == ["pinned", "SiluAndMul → sglang(pinned)"]
 
 
-#: For sparse attention, graphs, compiled prefill and draft models, none of which run there.
+#: For sparse attention, graphs and compiled prefill, none of which run there.
 OPEN_ON_MLU = {
-    "get_default_speculative_draft_attention_backend",
     "get_dsa_kv_pool_cls",
     "get_graph_runner_cls",
     "get_piecewise_backend_cls",
 }
+
+
+def test_platforms_of_ours_speculate_where_the_table_says(facts):
+    assert facts["speculates"] == is_in(facts, releases.SPECULATION)
 
 
 def test_the_mlu_platform_answers_what_this_release_asks(facts):

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from sglang_fl import platform as platform_module
 from sglang_fl.diagnostics.doctor import State
 from sglang_fl.diagnostics.doctor.attention import _judged
 from sglang_fl.diagnostics.doctor.child import Child
 from sglang_fl.platform import NoTriton, TorchNative, soft_caps
+from sglang_fl.sglang_adapter.releases import SPECULATION
 
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
@@ -77,12 +79,21 @@ class _Newer(_Older):
         """Do nothing, as that of SGLang from 0.5.22 on."""
 
 
+class _Newest(_Newer):
+    def get_speculative_worker_cls(self, algorithm: str) -> None:
+        """Return None, as that of SGLang from 0.5.23 on."""
+
+
 class _Platform(TorchNative, _Older):
-    device_name = "toy"
+    device_name = device_type = "toy"
 
 
 class _NewerPlatform(NoTriton, TorchNative, _Newer):
-    device_name = "toy"
+    device_name = device_type = "toy"
+
+
+class _NewestPlatform(NoTriton, TorchNative, _Newest):
+    device_name = device_type = "toy"
 
 
 def arguments(folder: Path, **given: object) -> SimpleNamespace:
@@ -132,10 +143,34 @@ def test_a_start_chooses_the_attention_that_a_model_needs_or_warns(
     assert [message[: len(t)] for message, t in zip(found, told, strict=True)] == told
 
 
-@pytest.mark.parametrize("algorithm", ["NGRAM", "EAGLE"])
-def test_start_with_speculation_is_refused_with_one_line(model, capsys, algorithm: str):
+@pytest.mark.parametrize(
+    ("platform", "given", "message"),
+    [
+        (_Platform, "EAGLE", "SGLang 0.5.23 is the first whose can be replaced."),
+        (_NewerPlatform, "ngram", "SGLang 0.5.23 is the first whose can be replaced."),
+        (_NewestPlatform, "NGRAM", "SGLang has it on other devices alone. Valid: EAGLE, NEXTN, STANDALONE."),
+        (_NewestPlatform, "DSPARK", "nothing replaces them. Valid: EAGLE, NEXTN, STANDALONE."),
+    ],
+)
+def test_speculation_that_cannot_run_is_refused_with_one_line(model, capsys, platform, given, message):
     with pytest.raises(SystemExit, match="2"):
-        _Platform().apply_server_args_defaults(arguments(model(), speculative_algorithm=algorithm))
+        platform().apply_server_args_defaults(arguments(model(), speculative_algorithm=given))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"sglang-fl: --speculative-algorithm {algorithm}: ")
-    assert not _Platform().supports_speculative_algorithm(algorithm)
+    start = f"sglang-fl: --speculative-algorithm {given}: its kernels do not run on toy, and "
+    assert line == start + message
+    assert not platform().supports_speculative_algorithm(given.upper())
+
+
+def test_speculation_chooses_the_attention_that_checks_drafts(model, monkeypatch):
+    monkeypatch.setattr(platform_module, "_keeps_states", lambda server_args: False)
+    started = arguments(model(), speculative_algorithm="eagle", disable_overlap_schedule=False)
+    platform = _NewestPlatform()
+    platform.apply_server_args_defaults(started)
+    assert (started.attention_backend, started.disable_overlap_schedule) == ("sglang_fl", True)
+    default = platform.get_default_speculative_draft_attention_backend("EAGLE")
+    assert platform.supports_speculative_draft_attention_backend("EAGLE", default)
+    assert not platform.supports_speculative_draft_attention_backend("EAGLE", "triton")
+
+
+def test_messages_name_the_release_of_the_table():
+    assert SPECULATION.first == "0.5.23"  # where ``platform`` writes it, which cannot see the table

@@ -56,12 +56,11 @@ def test_what_sglang_chooses_by():
     assert mlu.get_compile_backend() in torch._dynamo.list_backends(())
     assert mlu.is_pin_memory_available(torch.device("mlu"))
     assert not mlu.is_pin_memory_available("cpu")
+    assert mlu.supports_speculative_algorithm("EAGLE")
+    assert not mlu.supports_speculative_algorithm("NGRAM")
+    assert mlu.get_default_speculative_draft_attention_backend("EAGLE") == "sglang_fl"
     activity = mlu.get_torch_profiler_activity()
     assert activity is getattr(torch.profiler.ProfilerActivity, mlu.get_torch_profiler_activity_str())
-
-
-#: Speculative decoding, which has no kernels here; SGLang refuses it before it asks.
-NOT_ANSWERED = {"get_default_speculative_draft_attention_backend"}
 
 
 def test_no_question_of_this_sglang_is_left_unanswered():
@@ -74,7 +73,7 @@ def test_no_question_of_this_sglang_is_left_unanswered():
                 method()
         except NotImplementedError:
             unanswered.add(name)
-    assert unanswered <= NOT_ANSWERED
+    assert unanswered == set()
 
 
 def test_core_steps_aside_where_sglang_has_a_platform_itself():

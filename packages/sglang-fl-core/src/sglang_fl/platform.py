@@ -17,6 +17,7 @@ __all__ = [
     "LoadsPlugins",
     "NoTriton",
     "NotCuda",
+    "PlainSpeculation",
     "SGLangPools",
     "TorchNative",
     "final_caps",
@@ -25,6 +26,17 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: The algorithms whose kernels the plugin replaces by plain PyTorch, as ``--speculative-algorithm`` has them.
+SPECULATION = ("EAGLE", "NEXTN", "NGRAM", "STANDALONE")
+#: Arguments that ask for what was not replaced, and a value with which they do not.
+SPECULATION_OPTIONS = {
+    "enable_multi_layer_eagle": False,
+    "speculative_adaptive": False,
+    "speculative_draft_attention_backend": "sglang_fl",
+    "speculative_draft_window_size": None,
+    "speculative_use_rejection_sampling": False,
+}
 
 
 class SGLangPools:
@@ -129,7 +141,95 @@ def soft_cap_(logits: Any, cap: float) -> Any:
     return logits.div_(cap).tanh_().mul_(cap)
 
 
-class TorchNative:
+class PlainSpeculation:
+    """Lets SGLang speculate in plain PyTorch on the attention backend ``sglang_fl``, from 0.5.23 on.
+
+    On a platform with this class the plugin replaces the functions of SGLang that launch kernels for it. What
+    cannot run is refused before a model is loaded. A platform names it before its SGLang base class, or
+    ``TorchNative``, which is one.
+    """
+
+    @property
+    def speculates(self) -> bool:
+        """Whether drafted tokens can be checked here: where SGLang asks a platform which worker does it."""
+        return hasattr(super(), "get_speculative_worker_cls")
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """Whether SGLang has an algorithm on this device, and the plugin replaces its kernels."""
+        is_on_device = algorithm != "NGRAM" or self.device_type == "cpu"  # type: ignore[attr-defined]
+        return self.speculates and algorithm in SPECULATION and is_on_device
+
+    def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
+        """Return ``sglang_fl``, whatever the algorithm."""
+        return "sglang_fl"
+
+    def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
+        """Whether a draft model attends by ``sglang_fl``."""
+        return self.supports_speculative_algorithm(algorithm) and backend == "sglang_fl"
+
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Refuse speculation that cannot run; choose what it runs on."""
+        super().apply_server_args_defaults(server_args)  # type: ignore[misc]
+        algorithm = getattr(server_args, "speculative_algorithm", None)
+        if not algorithm:
+            return
+        reason = self._why_no_speculation(algorithm.upper(), server_args)
+        if reason is not None:
+            # SGLang itself does not ask the platform about every algorithm, and dies in the scheduler.
+            print(  # noqa: T201 - no log is configured yet
+                f"sglang-fl: --speculative-algorithm {algorithm}: {reason}", file=sys.stderr
+            )
+            raise SystemExit(2)
+        server_args.attention_backend = "sglang_fl"
+        # Batches that overlap hand drafts on by a Triton kernel; SGLang leaves them off on a CPU itself.
+        server_args.disable_overlap_schedule = True
+
+    def _why_no_speculation(self, algorithm: str, server_args: Any) -> str | None:
+        device: str = self.device_type  # type: ignore[attr-defined]
+        if not self.speculates:
+            return (
+                f"its kernels do not run on {device}, and SGLang 0.5.23 is the first whose can be replaced."
+            )
+        if not self.supports_speculative_algorithm(algorithm):
+            valid = ", ".join(filter(self.supports_speculative_algorithm, SPECULATION))
+            known = (
+                "SGLang has it on other devices alone"
+                if algorithm in SPECULATION
+                else "nothing replaces them"
+            )
+            return f"its kernels do not run on {device}, and {known}. Valid: {valid}."
+        others = sorted(_attention_named(server_args) - {"sglang_fl"})
+        if others:
+            return f"drafted tokens are checked by the attention backend sglang_fl. Leave {others[0]} out."
+        for name, harmless in SPECULATION_OPTIONS.items():
+            value = getattr(server_args, name, None)
+            if value not in (None, False, harmless):
+                flag = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+                return f"{flag} is no part of what runs on {device}. Leave that out."
+        if _keeps_states(server_args):
+            return (
+                f"this model keeps a state for each request (linear attention, Mamba), and on {device} "
+                f"nothing takes the place of the kernels that check drafts with it. Leave it out."
+            )
+        return None
+
+
+def _attention_named(server_args: Any) -> set[str]:
+    """Return the attention backends that the user has named."""
+    parts = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+    named = (getattr(server_args, part, None) for part in parts)
+    return {str(name) for name in named if name not in (None, "intel_amx")}
+
+
+def _keeps_states(server_args: Any) -> bool:
+    """Whether a model has layers with a state for each request, by SGLang's own list of such models."""
+    from sglang.srt.arg_groups.overrides import model_config_of
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+
+    return mambaish_config(model_config_of(server_args)) is not None
+
+
+class TorchNative(PlainSpeculation):
     """Chooses ``sglang_fl`` for models for which SGLang's ``torch_native`` attention computes something else.
 
     For a platform whose default attention backend ``torch_native`` is. ``sglang_fl`` is there from SGLang
@@ -144,25 +244,11 @@ class TorchNative:
         """Whether the attention backend ``sglang_fl`` runs here."""
         return hasattr(super(), "post_load_model")
 
-    def supports_speculative_algorithm(self, algorithm: str) -> bool:
-        """Return False: all of SGLang's speculation needs kernels of ``sgl_kernel``."""
-        return False
-
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Refuse speculation; choose the attention backend that the model needs, or warn."""
-        super().apply_server_args_defaults(server_args)  # type: ignore[misc]
-        algorithm = getattr(server_args, "speculative_algorithm", None)
-        if algorithm:
-            # SGLang itself does not ask the platform about every algorithm, and dies in the scheduler.
-            print(  # noqa: T201 - no log is configured yet
-                f"sglang-fl: --speculative-algorithm {algorithm}: SGLang's speculation needs kernels of "
-                f"sgl_kernel, which do not run on {self.device_name}. Leave it out.",  # type: ignore[attr-defined]
-                file=sys.stderr,
-            )
-            raise SystemExit(2)
+        """Choose the attention backend that the model needs, or warn."""
+        super().apply_server_args_defaults(server_args)
+        named = _attention_named(server_args)
         config = _config(str(server_args.model_path))
-        parts = ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
-        named = {getattr(server_args, part, None) for part in parts} - {None, "intel_amx"}
         reasons = wrongs_of_torch_native(config)
         if reasons and not named and self.has_own_attention:
             logger.info("attention runs on sglang_fl: torch_native %s", "; it ".join(reasons))

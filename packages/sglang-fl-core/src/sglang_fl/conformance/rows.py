@@ -90,7 +90,8 @@ def take(op: Op, arguments: Arguments, first: int, last: int) -> Arguments:
         for name in {*op.writes_rows.values(), *op.of_sequences}:
             taken[name] = arguments[name][first:last]
     for name in op.bounds:  # bounds need not begin at 0
-        taken[name] = arguments[name][first : last + 1]
+        if arguments.get(name) is not None:
+            taken[name] = arguments[name][first : last + 1]
     return taken
 
 

@@ -41,6 +41,8 @@ def extend_attention(
     sliding_window: int = -1,
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
+    custom_mask: Tensor | None = None,
+    mask_indptr: Tensor | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Outputs:
@@ -50,8 +52,8 @@ def extend_attention(
     exponential of the head's sink as one more term of the denominator.
 
     Source: SGLang ``kernels/ops/attention/extend_attention.py``, ``extend_attention_fwd``, as
-    ``TritonAttnBackend.forward_extend`` calls it. Its custom mask, for drafted tokens, is not part of this
-    contract yet.
+    ``TritonAttnBackend.forward_extend`` calls it. Its custom mask has columns for the prefix too, which it
+    does not read; here it has none.
 
     Parameters
     ----------
@@ -73,6 +75,12 @@ def extend_attention(
     sliding_window : how many keys before its own a query sees; -1: all
     logit_cap : where scores saturate; 0: nowhere
     sinks : Tensor, (H,), a floating dtype: a score without a value
+    custom_mask : Tensor, (M,), bool: for new tokens that are a tree of drafts instead of a text, which new
+        tokens of its sequence each one sees, row by row; ``is_causal`` is not looked at then. Each sees the
+        whole prefix, itself, and none after itself; the others that it sees stand before it in the text, and
+        a window counts them alone
+    mask_indptr : Tensor, (B + 1,), int32 or int64, beside ``custom_mask``: of N new tokens of sequence b the
+        (N, N) elements begin at ``mask_indptr[b]``
     return_lse : whether the logarithm of the denominator is returned too
     out : Tensor, (T, H, DV), dtype of ``q``, rows at any stride: a kernel may write it and return it as ``o``
 
@@ -87,20 +95,23 @@ def extend_attention(
     ------
     ContractError : shapes that do not fit
     """
-    check_extend(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out)
+    check_extend(
+        q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out, custom_mask, mask_indptr
+    )
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
     o = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)
     needs_sum = return_lse or sinks is not None
     of_head = None if sinks is None else sinks.to(dtype).unsqueeze(1)
     prefixes = kv_indptr.tolist()
+    trees = _trees(custom_mask, mask_indptr, qo_indptr)
     for number, (first, last) in enumerate(itertools.pairwise(qo_indptr.tolist())):
         if first == last:
             continue
         slots = kv_indices[prefixes[number] : prefixes[number + 1]].long()
         keys = _by_head(k_buffer, slots, k[first:last], dtype)
         values = _by_head(v_buffer, slots, v[first:last], dtype)
-        seen = _Seen(is_causal, sliding_window, keys.shape[1])
+        seen = _Seen(is_causal, sliding_window, keys.shape[1], trees[number])
         step = max(16, min(_QUERIES, _SCORES // (q.shape[1] * keys.shape[1])))
         for begin in range(first, last, step):
             rows = slice(begin, min(begin + step, last))
@@ -175,14 +186,19 @@ class _Seen:
     is_causal: bool
     window: int
     keys: int
+    tree: Tensor | None
 
     def by(self, queries: range) -> slice:
         """Return the keys that any of these queries sees."""
+        if self.tree is not None:
+            return slice(0, self.keys)
         first = max(0, queries.start - self.window) if self.window >= 0 else 0
         return slice(first, queries.stop if self.is_causal else self.keys)
 
     def mask(self, queries: range, keys: slice, device: torch.device) -> Tensor | None:
         """Return which of these keys each query sees, (N, L); None: each sees all."""
+        if self.tree is not None:
+            return self._in_tree(queries, self.tree)
         is_full = self.window < 0 and (not self.is_causal or len(queries) == 1)
         if is_full:
             return None
@@ -191,6 +207,38 @@ class _Seen:
         if self.is_causal:
             ones = ones.tril(own)
         return ones.triu(own - self.window) if self.window >= 0 else ones
+
+    def _in_tree(self, queries: range, tree: Tensor) -> Tensor:
+        prefix = self.keys - len(tree)
+        is_seen = torch.nn.functional.pad(tree, (prefix, 0), value=True)
+        if self.window >= 0:
+            before = torch.arange(prefix, device=tree.device)
+            places = torch.cat((before, prefix + tree.sum(1) - 1))
+            is_seen &= places[prefix:, None] - places <= self.window
+        return is_seen[queries.start - prefix : queries.stop - prefix]
+
+
+def _trees(custom_mask: Tensor | None, mask_indptr: Tensor | None, qo_indptr: Tensor) -> list[Tensor | None]:
+    """Return which new tokens each new token of a sequence sees, (N, N), of each sequence.
+
+    Raises
+    ------
+    ContractError : the mask ends before that of the last sequence
+    """
+    counts = qo_indptr.diff().tolist()
+    if custom_mask is None or mask_indptr is None:
+        return [None] * len(counts)
+    begins = mask_indptr.tolist()
+    for number, count in enumerate(counts):
+        if begins[number] + count**2 > len(custom_mask):
+            raise ContractError(
+                f"extend_attention: custom_mask {tuple(custom_mask.shape)} has no {count} x {count} elements "
+                f"behind {begins[number]}, for sequence {number}"
+            )
+    return [
+        custom_mask[begin : begin + count**2].view(count, count)
+        for begin, count in zip(begins, counts, strict=False)
+    ]
 
 
 def _by_head(pool: Tensor, slots: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
@@ -212,6 +260,8 @@ def check_extend(
     kv_indices: Tensor,
     sinks: Tensor | None,
     out: Tensor | None,
+    custom_mask: Tensor | None = None,
+    mask_indptr: Tensor | None = None,
 ) -> None:
     """Raise ``ContractError`` where the arguments do not fit."""
     check_pools("extend_attention", q, k_buffer, v_buffer, kv_indices, sinks)
@@ -226,6 +276,16 @@ def check_extend(
             "are not for the same sequences"
         )
     check_out("extend_attention", out, q, v)
+    if custom_mask is None and mask_indptr is None:
+        return
+    if custom_mask is None or mask_indptr is None:
+        raise ContractError("extend_attention: of custom_mask and mask_indptr one alone is given")
+    if custom_mask.dim() != 1 or custom_mask.dtype != torch.bool or mask_indptr.shape != qo_indptr.shape:
+        raise ContractError(
+            f"extend_attention: custom_mask {tuple(custom_mask.shape)} in {custom_mask.dtype} needs one axis "
+            f"of bools, and mask_indptr {tuple(mask_indptr.shape)} the shape of qo_indptr "
+            f"{tuple(qo_indptr.shape)}"
+        )
 
 
 def _like(
@@ -243,10 +303,14 @@ def _like(
     sliding_window: int = -1,
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
+    custom_mask: Tensor | None = None,
+    mask_indptr: Tensor | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Outputs:
-    check_extend(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out)
+    check_extend(
+        q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out, custom_mask, mask_indptr
+    )
     o = q.new_empty(*q.shape[:2], v.shape[2])
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
     return (o, q.new_empty(q.shape[:2], dtype=dtype)) if return_lse else o
@@ -268,6 +332,7 @@ def _case(
     has_sinks: bool = False,
     has_out: bool = False,
     is_poisoned: bool = False,
+    has_trees: bool = False,
     **options: float | bool,
 ) -> Case:
     """Return a case; ``lengths`` are those of the prefix and the new tokens of each sequence."""
@@ -298,9 +363,22 @@ def _case(
             made["sinks"] = torch.randn(query_heads, generator=generator)
         if has_out:
             made["out"] = sample_out(tokens, query_heads, values, dtype)
+        if has_trees:
+            trees = [_sample_tree(count, generator).flatten() for count in new]
+            made["custom_mask"] = torch.cat((torch.ones(before, dtype=torch.bool), *trees))
+            made["mask_indptr"] = torch.tensor([before, *map(len, trees)]).cumsum(0)
         return made
 
     return Case(name, make)
+
+
+def _sample_tree(count: int, generator: torch.Generator) -> Tensor:
+    """Return which nodes of a tree each of its nodes has above itself, and itself, (N, N), bool."""
+    is_seen = torch.eye(count, dtype=torch.bool)
+    for node in range(1, count):
+        parent = int(torch.randint(max(0, node - 3), node, (), generator=generator))
+        is_seen[node] |= is_seen[parent]
+    return is_seen
 
 
 OP = Op(
@@ -326,13 +404,15 @@ OP = Op(
         _case("sinks", (9, 20), (0, 5), has_sinks=True),
         _case("lse", (9, 20), (0, 5), padding=2, return_lse=True),
         _case("result-given", (9, 20), (0, 5), padding=2, has_out=True),
+        _case("trees", (9, 12), (0, 5), (40, 1), (3, 8), has_trees=True),
+        _case("trees-in-a-window", (20, 12), (2, 9), (5, 0), has_trees=True, sliding_window=3, before=3),
         _case("everything", (9, 20), has_sinks=True, return_lse=True, logit_cap=1.5, sliding_window=6),
     ),
     # As of ``decode_attention``.
     bound=Bound(half=2, single=64),
     rows={"q": 0, "k": 0, "v": 0},
     sequences="qo_indptr",
-    bounds=("kv_indptr",),
+    bounds=("kv_indptr", "mask_indptr"),
     writes=("out",),
     magnitude=_magnitude,
     like=_like,

@@ -21,6 +21,7 @@ __all__ = [
     "PIECEWISE_FLAG",
     "PLAIN_PREFILL",
     "RELEASES",
+    "SPECULATION",
     "WITHOUT_TRITON",
     "Range",
     "Release",
@@ -114,6 +115,9 @@ PIECEWISE_FLAG = Range(last="0.5.19")
 PLAIN_PREFILL = Range(first="0.5.22")
 #: The Triton kernels beside attention have the names and the arguments that we replace where none can run.
 WITHOUT_TRITON = Range(first="0.5.23")
+#: A platform is asked which worker speculates, and the functions that we replace for it have the names and
+#: the arguments that we know.
+SPECULATION = Range(first="0.5.23")
 #: SGLang has ``KernelBackend.PLUGIN``, and plugins that run whole steps of a model.
 KERNEL_PLUGINS = Range(first="0.5.23")
 

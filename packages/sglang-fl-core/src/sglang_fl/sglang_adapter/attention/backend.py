@@ -4,8 +4,10 @@ It writes the pools of keys and values as SGLang's ``torch_native`` does, makes 
 PyTorch, and hands both to two kernels, which layer 2 chooses. It launches no kernel itself.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
@@ -15,7 +17,7 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
 from sglang_fl.sglang_adapter.attention.limits import cap_of, layers_of, needs_of
-from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
+from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of, masks_of_trees
 
 __all__ = ["PagedAttention"]
 
@@ -26,17 +28,19 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
     Parameters
     ----------
     runner : SGLang's ``ModelRunner``, with model and pools; see ``limits`` for what it may not be
+    kernels : by which it computes; None: by its own
     """
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, kernels: AttentionKernels | None = None) -> None:
         super().__init__()
         self.token_to_kv_pool = runner.token_to_kv_pool
         self.req_to_token_pool = runner.req_to_token_pool
         # Wrappers of hybrid models copy it from here before SGLang sets it.
         self.kv_index_translator = getattr(runner, "kv_index_translator", None)
         self.forward_metadata: SlotLists | None = None
-        self.kernels = AttentionKernels(needs_of(layers_of(runner)))
+        self.kernels = kernels or AttentionKernels(needs_of(layers_of(runner)))
         self._new_bounds: Tensor | None = None
+        self._trees: dict[str, Tensor] = {}
         self._window_loc: Tensor | None = None
         self._layers_in_window_pool: frozenset[int] = frozenset()
         if isinstance(self.token_to_kv_pool, SWAKVPool):
@@ -44,26 +48,43 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
             self._layers_in_window_pool = frozenset(layer for layer, (_, is_in) in mapping.items() if is_in)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Take down where the tokens of a batch lie; lists are made when the first layer asks for them.
-
-        Raises
-        ------
-        UnsupportedError : the batch has drafted tokens
-        """
+        """Take down where the tokens of a batch lie; lists are made when the first layer asks for them."""
         mode = forward_batch.forward_mode
+        self._trees = {}
         if mode.is_target_verify():
-            raise UnsupportedError("the attention backend sglang_fl checks no drafted tokens")
-        translate = None
-        if self._layers_in_window_pool:
-            translate = self.token_to_kv_pool.translate_loc_from_full_to_swa
-            self._window_loc = translate(forward_batch.out_cache_loc)
-        is_decode = mode.is_decode_or_idle()
-        self._new_bounds = None if is_decode else bounds_of(forward_batch.extend_seq_lens)
+            lengths, drafts = forward_batch.seq_lens, forward_batch.spec_info
+            self._new_bounds = drafts.draft_token_num * torch.arange(len(lengths) + 1, device=lengths.device)
+            if drafts.custom_mask is not None:
+                self._trees = masks_of_trees(drafts.custom_mask, lengths, drafts.draft_token_num)
+        elif mode.is_decode_or_idle():
+            lengths, self._new_bounds = forward_batch.seq_lens, None
+        else:
+            lengths = forward_batch.extend_prefix_lens
+            self._new_bounds = bounds_of(forward_batch.extend_seq_lens)
         self.forward_metadata = SlotLists(
             self.req_to_token_pool.req_to_token,
             forward_batch.req_pool_indices,
-            forward_batch.seq_lens if is_decode else forward_batch.extend_prefix_lens,
-            translate,
+            lengths,
+            self._write_at(forward_batch.out_cache_loc),
+        )
+
+    def init_draft_step(self, forward_batch: Any, step: int, branches: int, steps: int) -> None:
+        """Take that down for a step of a draft model, which goes on from its own tokens.
+
+        Parameters
+        ----------
+        forward_batch : of all steps: its lengths are those of the tokens before the drafts
+        step : 0 is the first
+        branches, steps : the slots behind a request's last token are so many branches of so many drafts
+        """
+        lengths = forward_batch.seq_lens.repeat_interleave(branches)
+        branch = torch.arange(branches, device=lengths.device).repeat(forward_batch.batch_size)
+        self.forward_metadata = SlotLists(
+            self.req_to_token_pool.req_to_token,
+            forward_batch.req_pool_indices.repeat_interleave(branches),
+            lengths + step + 1,
+            self._write_at(forward_batch.out_cache_loc.view(-1, steps)[:, step]),
+            skipped=(lengths, branch * steps),
         )
 
     def forward_decode(
@@ -98,7 +119,7 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         **given: Any,
     ) -> Tensor:
         """Run a layer for the new tokens of each sequence, whose prefix is in the pool."""
-        options = _options(layer, given)
+        options = _options(layer, given) | self._trees
         window = layer.sliding_window_size
         if window > -1:
             options["sliding_window"] = window
@@ -117,6 +138,14 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
             _by_head(q, layer), k, v, *pools, self._new_bounds, *lists, layer.scaling, **options
         )
         return _as_asked(out, q, layer)
+
+    def _write_at(self, loc: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """Note where layers with a pool of their own write; return what translates slots to that pool."""
+        if not self._layers_in_window_pool:
+            return None
+        translate: Callable[[Tensor], Tensor] = self.token_to_kv_pool.translate_loc_from_full_to_swa
+        self._window_loc = translate(loc)
+        return translate
 
     def _is_in_window_pool(self, layer: Any) -> bool:
         return layer.layer_id in self._layers_in_window_pool

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sglang.srt import platforms
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+from sglang_fl.platform import PlainSpeculation
 
 __all__ = ["cap_of", "layers_of", "needs_of", "reasons_of", "why_not"]
 
@@ -43,8 +46,9 @@ def _reasons(runner: Any) -> Iterator[str]:
         yield "sparse attention (DSA)"
     if getattr(runner.model_config, "is_encoder_decoder", False):
         yield "models with an encoder and a decoder"
-    if runner.server_args.speculative_algorithm:
-        yield "speculative decoding"
+    speculates = runner.server_args.speculative_algorithm is not None
+    if speculates and not isinstance(platforms.current_platform, PlainSpeculation):
+        yield "speculative decoding where SGLang has a platform itself"
     if runner.kv_cache_dtype.itemsize < 2:
         yield f"a KV cache in {str(runner.kv_cache_dtype).removeprefix('torch.')}"
     for layer in layers_of(runner):

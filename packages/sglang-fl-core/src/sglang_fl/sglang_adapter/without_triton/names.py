@@ -6,7 +6,7 @@ replaced.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,14 +16,13 @@ from sglang_fl.errors import SettingsError
 from sglang_fl.platform import NoTriton
 from sglang_fl.sglang_adapter.methods import PLAIN_KERNELS, TARGET
 from sglang_fl.sglang_adapter.releases import WITHOUT_TRITON, is_supported
+from sglang_fl.sglang_adapter.replaced import Functions, give, give_all
 from sglang_fl.sglang_adapter.without_triton import gated_delta_net, gated_norm, gates
 from sglang_fl.sglang_adapter.without_triton.convolution import prefill_by, update_by
 from sglang_fl.sglang_adapter.without_triton.kernels import CausalConvolution, StateSpace
 from sglang_fl.sglang_adapter.without_triton.state_space import scan_by, state_update_by
 
 __all__ = ["install", "replace"]
-
-Functions = Mapping[str, tuple[Callable[..., Any], ...]]
 
 _ATTENTION = "sglang.srt.layers.attention"
 _MIXER = f"{_ATTENTION}.mamba.mamba"
@@ -111,7 +110,7 @@ def replace(backend: Any, version: Version) -> None:
         convolution, space = CausalConvolution(), StateSpace()
         setattr(linear, PLAIN_KERNELS, (convolution, space))
         _convolve_by(convolution)
-        _give(_MIXER, scan_by(space), state_update_by(space))
+        give(_MIXER, scan_by(space), state_update_by(space))
     if version in WITHOUT_TRITON:
         _put(_OF_ALL_MODELS)
 
@@ -130,7 +129,7 @@ def _refuse(linear: Any, version: Version) -> None:
 def _convolve_by(convolution: CausalConvolution) -> None:
     """Replace the convolution; in the mixer of Mamba-2 its names are not even bound on our platforms."""
     prefill, update = prefill_by(convolution), update_by(convolution)
-    _give(f"{_ATTENTION}.linear.gdn_backend", prefill, update)
+    give(f"{_ATTENTION}.linear.gdn_backend", prefill, update)
     for suffix in ("", "_triton"):
         setattr(sys.modules[_MIXER], f"causal_conv1d_fn{suffix}", prefill)
         setattr(sys.modules[_MIXER], f"causal_conv1d_update{suffix}", update)
@@ -138,14 +137,4 @@ def _convolve_by(convolution: CausalConvolution) -> None:
 
 def _put(functions: Functions) -> None:
     """Give names of those modules that are loaded other functions."""
-    for module, others in functions.items():
-        if module in sys.modules:
-            _give(module, *others)
-
-
-def _give(module: str, *functions: Callable[..., Any]) -> None:
-    """Give a module functions in the place of its own of the same names."""
-    for function in functions:
-        if not hasattr(sys.modules[module], function.__name__):
-            raise SettingsError(f"{module} has no {function.__name__}: this SGLang is none that we know")
-        setattr(sys.modules[module], function.__name__, function)
+    give_all({module: others for module, others in functions.items() if module in sys.modules})

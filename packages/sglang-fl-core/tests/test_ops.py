@@ -187,8 +187,10 @@ def test_what_is_updated_may_be_left_out():
     assert len(op.results(given["x"], given)) == 1 + len(op.results(given["x"], {"x": given["x"]}))
 
 
-def test_op_without_condition_always_may_write():
-    assert Op(scale, cases=(), bound=Bound(1, 1), writes=("x",)).may_write({}) == ("x",)
+def test_op_without_condition_may_write_what_is_given():
+    op = Op(scale, cases=(), bound=Bound(1, 1), writes=("x",))
+    assert op.may_write({"x": torch.zeros(2)}) == ("x",)
+    assert op.may_write({}) == op.may_write({"x": None}) == ()
     assert OPS["silu_and_mul"].may_write({"x": torch.zeros(2)}) == ()
 
 

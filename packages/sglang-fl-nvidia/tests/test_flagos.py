@@ -22,6 +22,8 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 #: The interpreter cuts float32 off to bfloat16 instead of rounding it, so there a GPU alone tells.
 DTYPES = [torch.float16, torch.float32, *([torch.bfloat16] if HAS_GPU else [])]
+#: Options of a contract that a kernel of ours does not take: where it runs, trees of drafts are SGLang's.
+NOT_TAKEN = {"extend_attention": {"custom_mask", "mask_indptr"}}
 
 
 def kernel(op: str) -> Callable[..., Tensor]:
@@ -32,8 +34,9 @@ def kernel(op: str) -> Callable[..., Tensor]:
 @pytest.mark.parametrize(("impl", "case"), CASES, ids=[f"{impl.op}-{case}" for impl, case in CASES])
 def test_kernel_keeps_its_contract_and_takes_every_case(impl: OpImpl, case: Case, dtype: torch.dtype):
     op: Op = OPS[impl.op]
-    # None would say that the kernel refused: ours take all options of their contracts.
-    assert check_case(op, load_target(impl.target), case, dtype, DEVICE) == []
+    is_taken = NOT_TAKEN.get(op.name, set()).isdisjoint(case.arguments(dtype))
+    # None says that the kernel refused.
+    assert check_case(op, load_target(impl.target), case, dtype, DEVICE) == ([] if is_taken else None)
 
 
 @pytest.mark.parametrize("op", [impl.op for impl in OURS])

@@ -188,12 +188,3 @@ def test_what_does_not_fit_is_refused_after_a_right_call_too(name: str, part: tu
 )
 def test_ranges_fill_the_places_of_a_gpu(blocks: int, ranges: int):
     assert attention_tiles.ranges_for(blocks, places=264) == ranges
-
-
-def test_latent_heads_are_refused_on_a_chip(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kernels, "IS_INTERPRETED", False)
-    pool = normal(9, 1, 576)
-    given = call(3, 2, heads=(16, 1), size=576) | {"k_buffer": pool, "v_buffer": pool[..., :512]}
-    given["kv_indices"] = torch.arange(5, device=DEVICE)
-    with pytest.raises(UnsupportedError, match="illegal memory access"):
-        kernel(**given)

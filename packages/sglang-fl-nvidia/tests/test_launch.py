@@ -195,7 +195,7 @@ class Kernel:
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "IS_INTERPRETED", False)
+    monkeypatch.setattr(launching, "_IS_INTERPRETED", False)
     monkeypatch.setattr(launching, "_device_of", lambda arguments: 0)
     monkeypatch.setattr(launching, "_overlaps", lambda device: True)
     monkeypatch.setattr(launching, "_stream_of", lambda device: 5)

@@ -99,11 +99,7 @@ NVIDIA = Vendor(
             "H200)",
         ),
         _not_default("fused_sigmoid_gating_delta_rule_update", "not measured yet in a served model"),
-        _not_default(
-            "decode_attention",
-            "1.05 to 1.66 of the speed of SGLang's own alone at 16 and 64 requests, and 0.07 to 0.91 at one "
-            "(heads of 64 to 256, SGLang 0.5.23, triton 3.6, H200); not measured in a served model",
-        ),
+        _not_default("decode_attention", "not measured yet on a chip"),
         _not_default("extend_attention", "it has not run on a chip yet"),
     ),
     quarantine=QUARANTINE,

@@ -32,7 +32,6 @@ from sglang_fl_nvidia.flagos.attention import (
     tile_of,
 )
 from sglang_fl_nvidia.flagos.launch import (
-    IS_INTERPRETED,
     Launch,
     address,
     compiled,
@@ -259,8 +258,7 @@ def decode_attention(
     ------
     ContractError : as the contract says
     UnsupportedError : another dtype than float16, bfloat16 and float32, or several; heads of more than 1023
-        keys or 512 values, or latent ones; heads in the pools that are not dense; tensors on the CPU or on
-        several devices
+        keys or 512 values; heads in the pools that are not dense; tensors on the CPU or on several devices
     """
     if q.stride(-1) != 1:
         q = q.contiguous()
@@ -309,9 +307,6 @@ class _Kernels:
         if lanes.most > MOST_LANES:
             raise UnsupportedError(f"it takes at most 1023 keys and 512 values, not {keys} and {values}")
         is_latent = options.is_latent and values == lanes.main == lanes.values
-        if is_latent and not IS_INTERPRETED:
-            # At four sequences it was right; at one an address was wrong, and it is not known yet which.
-            raise UnsupportedError("latent attention, which ended in an illegal memory access on an H200")
         tile = tiles.decode_tile(lanes.most, group, is_latent)
         slots = max(16, tile.slots * 2 // q.element_size())
         blocks = kv_heads * triton.cdiv(group, tile.heads)

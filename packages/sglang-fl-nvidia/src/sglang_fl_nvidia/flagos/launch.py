@@ -32,7 +32,6 @@ from sglang_fl.errors import UnsupportedError
 
 __all__ = [
     "DTYPES",
-    "IS_INTERPRETED",
     "Launch",
     "address",
     "compiled",
@@ -50,7 +49,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 #: ``launch(programs, *arguments)``: run so many programs on these addresses and numbers.
 Launch = Callable[..., None]
 
-IS_INTERPRETED: bool = triton.knobs.runtime.interpret
+_IS_INTERPRETED: bool = triton.knobs.runtime.interpret
 #: The oldest and the newest release of Triton whose last call was tried, and how its arguments begin.
 _TRIED = (3, 6), (3, 8)
 _LAST_CALL = ("self", "gridX", "gridY", "gridZ", "stream", "function")
@@ -95,7 +94,7 @@ def why_not_directly(version: str, launcher: Any) -> str | None:
 
 
 def _why_not_directly() -> str | None:
-    if IS_INTERPRETED:
+    if _IS_INTERPRETED:
         return "Triton interprets"
     try:
         from triton.backends.nvidia.driver import CudaLauncher
@@ -123,12 +122,12 @@ def _overlaps(device: int) -> bool:
 
 def multiprocessors(device: int) -> int:
     """Return how many multiprocessors a GPU has; one for Triton's interpreter."""
-    return 1 if IS_INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+    return 1 if _IS_INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def shared_memory(device: int) -> int:
     """Return how much memory a program may share on a GPU, in bytes; in Triton's interpreter as on Hopper."""
-    if IS_INTERPRETED:
+    if _IS_INTERPRETED:
         return 232448
     return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"])
 
@@ -174,7 +173,7 @@ def compiled(
     UnsupportedError : the tensors are on no GPU, or not all on one
     """
     device = _device_of(arguments)
-    if IS_INTERPRETED:
+    if _IS_INTERPRETED:
         return lambda programs, *given: kernel[(programs,)](*given, **constants, OVERLAP=False)
     if device < 0:
         raise UnsupportedError("it runs on a GPU, and these tensors are on the CPU")

@@ -17,6 +17,7 @@ from tests.docs.output import masked, missing
         ("A = http://127.0.0.1:30000", "A = http://localhost:21111"),
         ("largest  0.0442   1", "largest 3.1e-06 1"),
         ("│ cpu    │ yes │", "│ cpu │ yes       │"),
+        ("same: 2877 log-probabilities agree", "same: 2897 log-probabilities agree"),
     ],
 )
 def test_what_differs_between_machines_is_masked(said: str, printed: str):

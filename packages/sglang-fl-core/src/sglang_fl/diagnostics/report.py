@@ -3,7 +3,7 @@
 import ast
 import contextlib
 from collections.abc import Iterable
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -278,7 +278,7 @@ def _fault_of(target: str) -> str | None:
 
 def _sglang() -> Path:
     """Return the folder of the installed SGLang."""
-    spec = util.find_spec("sglang")
-    if spec is None or not spec.submodule_search_locations:
+    found = seams.sglang_folder()
+    if found is None:
         raise SettingsError(f"SGLang is not installed here. Install sglang {releases.supported_range()}.")
-    return Path(spec.submodule_search_locations[0])
+    return found

@@ -11,6 +11,8 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
@@ -27,6 +29,7 @@ __all__ = [
     "installed_version",
     "routes_padded_tokens",
     "seam_of",
+    "sglang_folder",
     "why_unsupported",
 ]
 
@@ -83,6 +86,14 @@ class Seam:
 SCHEDULER = "sglang.srt.managers.scheduler"
 MODELS_LOADED = Seam(f"{SCHEDULER}.Scheduler", "maybe_init_draft_worker", "where layer 1 enters")
 SERVING = Seam(f"{SCHEDULER}.Scheduler", "run_event_loop", "after which nothing should be compiled")
+
+
+def sglang_folder() -> Path | None:
+    """Return the folder of the installed SGLang, which is not imported; None where there is none."""
+    spec = util.find_spec("sglang")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
 
 
 def installed_version() -> Version:

@@ -16,7 +16,6 @@ from sglang_fl_nvidia.flagos.launch import DTYPES
 
 __all__ = [
     "LOG2E",
-    "MOST_LANES",
     "Lanes",
     "aligned",
     "inside",
@@ -107,11 +106,21 @@ class Lanes(NamedTuple):
     values: int
 
     @classmethod
-    def of(cls, keys: int, values: int) -> "Lanes":
-        """Return the layout for heads of so many elements."""
+    def of(cls, keys: int, values: int, *pools: Tensor) -> "Lanes":
+        """Return the layout for heads of so many elements in these pools.
+
+        Raises
+        ------
+        UnsupportedError : the kernels here do not take such heads, or heads that do not lie dense in a pool
+        """
+        if any(pool.stride(2) != 1 for pool in pools):
+            raise UnsupportedError("it takes pools whose heads are dense")
         main = max(LEAST_LANES, 1 << (keys.bit_length() - 1))
         rest = keys - main
-        return cls(main, _lanes(rest) if rest > 0 else 0, _lanes(values))
+        found = cls(main, _lanes(rest) if rest > 0 else 0, _lanes(values))
+        if found.most > MOST_LANES:
+            raise UnsupportedError(f"it takes at most 1023 keys and 512 values, not {keys} and {values}")
+        return found
 
     @property
     def most(self) -> int:

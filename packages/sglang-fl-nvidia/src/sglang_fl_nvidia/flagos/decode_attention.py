@@ -14,13 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.decode_attention import check_decode
 from sglang_fl_nvidia.flagos import attention_tiles as tiles
 from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
-    MOST_LANES,
     Lanes,
     aligned,
     inside,
@@ -38,6 +36,7 @@ from sglang_fl_nvidia.flagos.launch import (
     constants_of,
     multiprocessors,
     overlap,
+    precision_of,
     shared_memory,
 )
 
@@ -299,13 +298,9 @@ class _Kernels:
     def __init__(self, tensors: tuple[Tensor, ...], options: _Options) -> None:
         q, k_buffer, v_buffer, indptr, indices, sinks, out = tensors
         require_dtypes(q, k_buffer, v_buffer)
-        if k_buffer.stride(2) != 1 or v_buffer.stride(2) != 1:
-            raise UnsupportedError("it takes pools whose heads are dense")
         heads, keys = q.shape[1:]
         kv_heads, values = v_buffer.shape[1:]
-        lanes, group = Lanes.of(keys, values), heads // kv_heads
-        if lanes.most > MOST_LANES:
-            raise UnsupportedError(f"it takes at most 1023 keys and 512 values, not {keys} and {values}")
+        lanes, group = Lanes.of(keys, values, k_buffer, v_buffer), heads // kv_heads
         is_latent = options.is_latent and values == lanes.main == lanes.values
         tile = tiles.decode_tile(lanes.most, group, is_latent)
         slots = max(16, tile.slots * 2 // q.element_size())
@@ -335,8 +330,7 @@ class _Kernels:
             "HAS_LSE": options.has_lse,
             "HEADS": tile.heads,
             "TILE": slots,
-            # Triton would round float32 to TF32.
-            "PRECISION": "ieee" if q.dtype is torch.float32 else "tf32",
+            "PRECISION": precision_of(q.dtype),
         }
         of_keys = lanes.main + lanes.rest
         bytes_of_slot = (of_keys + (0 if is_latent else lanes.values)) * q.element_size()

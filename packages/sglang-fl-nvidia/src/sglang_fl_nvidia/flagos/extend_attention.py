@@ -13,13 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.extend_attention import check_extend
 from sglang_fl_nvidia.flagos import attention_tiles as tiles
 from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
-    MOST_LANES,
     Lanes,
     aligned,
     inside,
@@ -30,7 +28,15 @@ from sglang_fl_nvidia.flagos.attention import (
     stride_of_rows,
     tile_of,
 )
-from sglang_fl_nvidia.flagos.launch import Launch, address, compiled, constants_of, overlap, shared_memory
+from sglang_fl_nvidia.flagos.launch import (
+    Launch,
+    address,
+    compiled,
+    constants_of,
+    overlap,
+    precision_of,
+    shared_memory,
+)
 
 __all__ = ["extend_attention"]
 
@@ -326,14 +332,10 @@ class _Kernels:
     def __init__(self, tensors: tuple[Tensor, ...], options: _Options) -> None:
         q, k, v, k_buffer, v_buffer, *_, out = tensors
         require_dtypes(q, k, v, k_buffer, v_buffer)
-        if k_buffer.stride(2) != 1 or v_buffer.stride(2) != 1:
-            raise UnsupportedError("it takes pools whose heads are dense")
         heads, keys = q.shape[1:]
         self._kv_heads, values = v.shape[1:]
         self._group = heads // self._kv_heads
-        lanes = Lanes.of(keys, values)
-        if lanes.most > MOST_LANES:
-            raise UnsupportedError(f"it takes at most 1023 keys and 512 values, not {keys} and {values}")
+        lanes = Lanes.of(keys, values, k_buffer, v_buffer)
         can_share = values == lanes.main == lanes.values
         self._options = options
         self._constants = {
@@ -361,8 +363,7 @@ class _Kernels:
             "HAS_CAP": options.has_cap,
             "HAS_SINKS": options.has_sinks,
             "HAS_LSE": options.has_lse,
-            # Triton would round float32 to TF32.
-            "PRECISION": "ieee" if q.dtype is torch.float32 else "tf32",
+            "PRECISION": precision_of(q.dtype),
         }
         arguments = (*tensors, q.new_empty(1, dtype=torch.float32), 1.0, 1.0, 1, 1, 1)
         of_slot = lanes.main + lanes.rest + (0 if self._constants["POOL_SHARES"] else lanes.values)

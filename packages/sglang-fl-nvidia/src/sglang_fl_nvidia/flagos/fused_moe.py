@@ -11,7 +11,15 @@ from sglang_fl.ops.fused_moe import check_experts
 from sglang_fl_nvidia.flagos import experts as kernels
 from sglang_fl_nvidia.flagos.expert_assignments import sort_kernel
 from sglang_fl_nvidia.flagos.expert_tiles import FIRST_FEW, SORTED, Tile, fitting, rows_for, second_few
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, constants_of, shared_memory
+from sglang_fl_nvidia.flagos.launch import (
+    DTYPES,
+    Launch,
+    address,
+    compiled,
+    constants_of,
+    precision_of,
+    shared_memory,
+)
 
 __all__ = ["fused_moe"]
 
@@ -170,8 +178,7 @@ class _Experts:
             "WEIGHS_INPUT": layout.weighs_input,
             "ALPHA": layout.alpha or 0.0,
             "LIMIT": layout.limit or 0.0,
-            # Triton would round float32 to TF32.
-            "PRECISION": "ieee" if given.x.dtype is torch.float32 else "tf32",
+            "PRECISION": precision_of(given.x.dtype),
         }
         order = given.ids.new_empty(2, dtype=torch.int32)
         few, many = (given.ids, given.x, 1), (order, order, given.x)

@@ -38,6 +38,7 @@ __all__ = [
     "constants_of",
     "multiprocessors",
     "overlap",
+    "precision_of",
     "shared_memory",
 ]
 
@@ -135,6 +136,11 @@ def shared_memory(device: int) -> int:
 def _unaligned(value: Any) -> Any:
     """Return for a tensor one of its dtype that does not begin at a multiple of 16 bytes."""
     return value.new_empty(2)[1:] if isinstance(value, Tensor) else value
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Return how ``tl.dot`` is to take elements: float32 as they are, which Triton would round to TF32."""
+    return "ieee" if dtype is torch.float32 else "tf32"
 
 
 def constants_of(kernel: Any, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ ninja and the others for its lock, before any weight was loaded.
 
 import shutil
 from collections.abc import Iterator
-from importlib import util
 from pathlib import Path
 
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.foreign import variable
 from sglang_fl.diagnostics.doctor.launch import Launch
+from sglang_fl.sglang_adapter.seams import sglang_folder
 
 __all__ = ["collective_kernels"]
 
@@ -43,10 +43,8 @@ def collective_kernels(launch: Launch) -> Iterator[Finding]:
 
 def _are_compiled_at_the_start() -> bool:
     """Whether the installed SGLang brings them as source; older ones come with ``sgl_kernel``."""
-    spec = util.find_spec("sglang")
-    folders = spec.submodule_search_locations if spec else None
-    source = Path("kernels", "ops", "communication", "all_reduce.py")
-    return any(Path(folder, source).exists() for folder in folders or ())
+    sglang = sglang_folder()
+    return sglang is not None and (sglang / "kernels/ops/communication/all_reduce.py").exists()
 
 
 def _compiler() -> Path:

@@ -1,8 +1,6 @@
 """A ``forward_cuda`` error on another chip: which layer classes are not ours there, and what helps."""
 
 from collections.abc import Iterator
-from importlib import util
-from pathlib import Path
 
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
@@ -12,6 +10,7 @@ from sglang_fl.sglang_adapter.coverage import Coverage, coverage
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
+from sglang_fl.sglang_adapter.seams import sglang_folder
 from sglang_fl.startup import Configuration
 from sglang_fl.vendor import BackendKind, is_installed
 
@@ -87,7 +86,7 @@ def _classes_of(op_name: str) -> str:
 def layer_classes(launch: Launch) -> Iterator[Finding]:
     """Which fused layer classes of the installed SGLang have no adapter?"""
     configuration = configured()
-    package = _sglang()
+    package = sglang_folder()
     if configuration is None or package is None:
         return
     found = coverage(package)
@@ -105,10 +104,3 @@ def layer_classes(launch: Launch) -> Iterator[Finding]:
 
 def _names(layers: list[Coverage]) -> str:
     return ", ".join(sorted(layer.layer_class.rpartition(":")[2] for layer in layers))
-
-
-def _sglang() -> Path | None:
-    spec = util.find_spec("sglang")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0])

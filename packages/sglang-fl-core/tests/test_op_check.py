@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from sglang_fl.dispatch import op_check
 from sglang_fl.dispatch.live_check import LiveCheck
 from sglang_fl.dispatch.op_check import NamedRows, OpCheck, Violation
-from sglang_fl.ops import OPS, Kernel
+from sglang_fl.ops import OPS, Kernel, Op
 
 SILU, NORM = OPS["silu_and_mul"], OPS["rms_norm"]
 
@@ -238,6 +238,22 @@ def test_a_reference_takes_weights_in_their_own_dtype_beside_rows_in_float64(op)
             mixed[name] = value.double() if is_wide else value
     results = [op.results(op.reference(**given), given) for given in (wide, mixed)]
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=str)
+def test_calls_whose_tensors_are_all_large_are_checked(op: Op, monkeypatch: pytest.MonkeyPatch):
+    """Nothing of a call that is right stands in the way: no tensor for the result, no state of sequences."""
+    monkeypatch.setattr(op_check, "LARGE", 1)
+    found: list[Violation] = []
+    check = OpCheck(found.append)
+    kernel = check.checking(op, lambda: "layers.3", op.reference)
+    rare = {name for case in op.cases for name in case.arguments(torch.bfloat16)}
+    for case in op.cases:
+        given = case.arguments(torch.bfloat16)
+        if rare & given.keys():  # each argument once
+            rare -= {name for name, value in given.items() if value is not None}
+            kernel(**given)
+    assert (found, check.unchecked) == ([], {})
 
 
 @pytest.mark.parametrize("op_name", ["rotary_embedding", "causal_conv1d_update"])

@@ -209,9 +209,10 @@ class Given:
 
         Large weights stay as they are: a reference brings what it uses of them to the dtype of the rows.
         """
-        of_rows = (*op.rows, *op.updates)
+        # A tensor for the result has the dtype of the rows.
+        widened = (*op.rows, *op.updates, *op.of_sequences, *op.writes)
         return {
-            name: value if name not in of_rows and _is_large(value) else _as_float64(value)
+            name: value if name not in widened and _is_large(value) else _as_float64(value)
             for name, value in self.arguments.items()
         }
 

@@ -175,7 +175,9 @@ def _could_be_chosen(scores: Tensor, ids: Tensor, arguments: Mapping[str, Any]) 
     if bias is not None:
         choice, slack = scores + bias.double(), slack + _rounding(bias) + _rounding(scores + bias)
     groups, most = arguments.get("num_expert_group") or 1, arguments.get("topk_group") or 1
-    low, high = ((choice + sign * slack).view(len(scores), groups, -1) for sign in (-1, 1))
+    low, high = (
+        (choice + sign * slack).view(len(scores), groups, choice.shape[-1] // groups) for sign in (-1, 1)
+    )
     is_chosen = torch.zeros_like(choice, dtype=torch.bool).scatter_(-1, ids, True).view(low.shape)
     best = min(1 if bias is None else 2, low.shape[-1])
     worst_case, best_case = (

@@ -4,13 +4,15 @@
 
 A cell is a layer and a size: for decode a number of sequences and their length, for extend sequences, prefix
 and new tokens of each. All tiles are measured alone, as CUDA graphs of calls on other slots; the fastest once
-more beside that of the table, in turn. A tile that cannot run is left out.
+more beside that of the table, in turn. A tile that cannot run is left out. At the end of each layer: which
+tiles are fastest over all its sizes, by the geometric mean of what they were alone.
 """
 
 import argparse
 import itertools
 import platform
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +88,16 @@ class Extend:
                 yield (tiles.ExtendTile(rows, keys, num_warps, num_stages),)
 
 
-def call_with(subject: Decode | Extend, choice: Choice, call: Callable) -> Callable:
-    """Return a call of our kernels by what is to stand in the table."""
-    launches: dict[Any, Any] = {}
+def call_with(
+    subject: Decode | Extend, choice: Choice, call: Callable, compiled: dict[Choice, dict]
+) -> Callable:
+    """Return a call of our kernels by what is to stand in the table.
+
+    Parameters
+    ----------
+    compiled : kernels of calls before, by what stood there
+    """
+    launches = compiled.setdefault(choice, {})
 
     def run(*arguments: torch.Tensor) -> object:
         kept = subject.table[subject.place], subject.module._launches
@@ -101,26 +110,27 @@ def call_with(subject: Decode | Extend, choice: Choice, call: Callable) -> Calla
     return run
 
 
-def measured(subject: Decode | Extend, cell: Cell) -> tuple[dict[Choice, float], int]:
-    """Return the times of the fastest choices and that of the table, in µs, and how many could not run."""
+def measured(
+    subject: Decode | Extend, cell: Cell, compiled: dict[Choice, dict]
+) -> tuple[dict[Choice, float], dict[Choice, float]]:
+    """Return the times of all choices that run, alone, and of the fastest and the table's, in turn, in µs."""
     now = subject.table[subject.place]
     sets = max(2, min(24, int(FOOTPRINT / cell.moved) + 1))
     count = 10 if cell.moved > 50e6 else 48
     inputs = [cell.inputs() for _ in range(sets)]
-    calls, alone, failed = {}, {}, 0
+    calls, alone = {}, {}
     for choice in dict.fromkeys((now, *subject.choices())):
-        run = call_with(subject, choice, cell.sides["flagos"])
+        run = call_with(subject, choice, cell.sides["flagos"], compiled)
         calls[choice] = [lambda run=run, given=given: run(*given) for given in inputs]
         try:
             alone |= graph_times({choice: calls[choice]}, count, rounds=3)
         except Exception as error:
-            failed += 1
             if choice == now:
                 raise
             print(f"  {text_of(choice)}: {type(error).__name__}: {str(error)[:100]}", flush=True)
     best = sorted(alone, key=alone.__getitem__)[:BEST]
     together = dict.fromkeys((now, *best))
-    return graph_times({choice: calls[choice] for choice in together}, count), failed
+    return alone, graph_times({choice: calls[choice] for choice in together}, count)
 
 
 def text_of(choice: Choice) -> str:
@@ -129,17 +139,41 @@ def text_of(choice: Choice) -> str:
     return " or ".join(" ".join(f"{n}={v}" for n, v in tile._asdict().items()) for tile in several)
 
 
-def rows_of(subject: Decode | Extend, cell: Cell) -> list[list]:
-    """Measure a cell, print it, and return its rows, the table's choice first."""
-    times, failed = measured(subject, cell)
+def rows_of(subject: Decode | Extend, cell: Cell, times: dict[Choice, float]) -> list[list]:
+    """Print the times of a cell in turn, and return its rows, the table's choice first."""
     now = subject.table[subject.place]
-    print(f"{cell.shape} tokens {cell.tokens} ({failed} tiles could not run)", flush=True)
+    print(f"{cell.shape} tokens {cell.tokens}", flush=True)
     rows = []
     for choice in sorted(times, key=lambda choice: (choice != now, times[choice])):
         took = times[choice]
         speeds = f"{took:.2f}", f"{times[now] / took:.3f}", f"{cell.moved / took / 1e3:.0f}"
         rows.append([cell.shape, cell.tokens, text_of(choice), *speeds])
         print("  ", *speeds, text_of(choice), flush=True)
+    return rows
+
+
+def fastest(subject: Decode | Extend, cells: Sequence[dict[Choice, float]]) -> dict[Choice, float]:
+    """Return the fastest choices over all cells, each with its speed as a ratio to the table's."""
+    now = subject.table[subject.place]
+    everywhere = set(cells[0]).intersection(*cells[1:])
+    ratios = {
+        choice: statistics.geometric_mean(times[now] / times[choice] for times in cells)
+        for choice in everywhere
+    }
+    return dict(sorted(ratios.items(), key=lambda item: -item[1])[:BEST])
+
+
+def sweep(subject: Decode | Extend, sizes: Sequence[tuple[int, ...]]) -> list[list]:
+    """Measure and print all cells of a layer; return their rows."""
+    rows, alone = [], []
+    compiled: dict[Choice, dict] = {}
+    for cell in subject.cells(subject.shape, sizes):
+        of_cell, in_turn = measured(subject, cell, compiled)
+        alone.append(of_cell)
+        rows += rows_of(subject, cell, in_turn)
+    print(f"{subject.shape.name}, all sizes:")
+    for choice, ratio in fastest(subject, alone).items():
+        print("  ", f"{ratio:.3f}", text_of(choice), flush=True)
     return rows
 
 
@@ -156,9 +190,7 @@ def main() -> None:
     with torch.inference_mode():
         for shape in PAGED_ATTENTIONS:
             if options.shape is None or options.shape in shape.name:
-                subject = kind(shape)
-                for cell in kind.cells(shape, sizes):
-                    rows += rows_of(subject, cell)
+                rows += sweep(kind(shape), sizes)
     if options.csv:
         chip = (
             f"{torch.cuda.get_device_name()}; triton {triton.__version__}, Python {platform.python_version()}"

@@ -125,6 +125,25 @@ def test_the_tile_goes_by_the_rows_of_a_sequence(monkeypatch: pytest.MonkeyPatch
     assert_right(call((9, 40), (3, 30)))
 
 
+@pytest.mark.parametrize("shared", ["pool", "new", "both"])
+def test_a_program_holds_no_more_than_fits(shared: str, monkeypatch: pytest.MonkeyPatch):
+    """A model with latent attention passes new values apart from its keys: they are held beside them."""
+    memory, asked = 227 * 2**10, {}
+    monkeypatch.setattr(attention_tiles, "EXTEND", {512: (attention_tiles.ExtendTile(64, 64, 8, 2),)})
+    monkeypatch.setattr(kernels, "shared_memory", lambda device: memory)
+    monkeypatch.setattr(kernels, "compiled", lambda *given, **options: asked.update(options) or print)
+    arguments = call((3, 5), heads=(16, 1), size=576)
+    arguments |= {name: arguments[name].bfloat16() for name in ("q", "k", "v", "k_buffer", "v_buffer")}
+    for names, word in ((("k", "v"), "new"), (("k_buffer", "v_buffer"), "pool")):
+        keys, values = (arguments[name] for name in names)
+        arguments[names[1]] = (keys if shared in (word, "both") else values)[..., :512]
+    kernel(**arguments)
+    beside = 0 if shared == "both" else 512
+    held = asked["num_stages"] * 64 * (576 + beside) + 64 * (576 + 64)
+    assert held * 2 <= memory
+    assert asked["num_stages"] == (2 if shared == "both" else 1)
+
+
 @pytest.mark.parametrize("shared", ["neither", "pool", "new", "both"])
 def test_values_in_the_memory_of_keys(shared: str):
     arguments = call((21, 9), (0, 5), heads=(5, 1), size=48, logit_cap=2.0)

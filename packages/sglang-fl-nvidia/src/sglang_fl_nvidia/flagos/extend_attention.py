@@ -366,7 +366,9 @@ class _Kernels:
             "PRECISION": precision_of(q.dtype),
         }
         arguments = (*tensors, q.new_empty(1, dtype=torch.float32), 1.0, 1.0, 1, 1, 1)
-        of_slot = lanes.main + lanes.rest + (0 if self._constants["POOL_SHARES"] else lanes.values)
+        # The loops over the pool and over new keys take the same memory, the larger one's.
+        both_share = self._constants["POOL_SHARES"] and self._constants["NEW_SHARES"]
+        of_slot = lanes.main + lanes.rest + (0 if both_share else lanes.values)
         found = (tiles.fitting(tile, q.element_size()) for tile in tiles.extend_tiles(lanes.most))
         self._tiles = {tile.rows: self._compiled(tile, arguments, lanes, of_slot) for tile in found}
 

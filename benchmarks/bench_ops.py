@@ -394,10 +394,10 @@ def summary(rows: list[list]) -> Iterator[str]:
         large = [float(row[of_copy]) for row in rows if row[0] == op and row[2] >= 4096]
         if ratios:
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            beside_copy = f"; from 4096 tokens on at least {min(large):.3f} of a copy" if large else ""
             yield (
                 f"{op}: {mean:.3f} of SGLang's own (geometric mean of {len(ratios)} cells), "
-                f"least {min(ratios):.3f}, {sum(ratio < 1 for ratio in ratios)} below 1; "
-                f"from 4096 tokens on at least {min(large, default=0):.3f} of a copy"
+                f"least {min(ratios):.3f}, {sum(ratio < 1 for ratio in ratios)} below 1{beside_copy}"
             )
 
 

@@ -187,7 +187,12 @@ def extend_cells(shape: PagedAttention, sizes: list[tuple[int, ...]]) -> Iterato
         def inputs(sequences: int = sequences, prefix: int = prefix, new: int = new) -> tuple:
             tokens = sequences * new
             k = random(tokens, shape.kv_heads, shape.keys)
-            v = k[..., : shape.values] if shape.is_latent else random(tokens, shape.kv_heads, shape.values)
+            # SGLang's backend passes new values apart, those of latent attention too.
+            v = (
+                k[..., : shape.values].contiguous()
+                if shape.is_latent
+                else random(tokens, shape.kv_heads, shape.values)
+            )
             starts = torch.arange(sequences + 1, device="cuda") * new
             return random(tokens, shape.heads, shape.keys), k, v, starts, *pool.lists(sequences, prefix)
 
@@ -217,7 +222,7 @@ def sglang_extend(pool: Pool, new: int) -> Callable:
     ) -> object:
         o = q.new_empty(*q.shape[:2], shape.values)
         mask = (None, True, None, new, 1.0, 1.0, shape.keys**-0.5)
-        extend_attention_fwd(q, k, v.contiguous(), o, pool.k, pool.v, starts, *lists, *mask)
+        extend_attention_fwd(q, k, v, o, pool.k, pool.v, starts, *lists, *mask)
         return o
 
     return run

@@ -210,6 +210,45 @@ def experts() -> str:
     return str(drawing)
 
 
+def attention() -> str:
+    """Return our decode attention against SGLang's own, by the length of the sequences."""
+    name = "bench_ops_h200_sglang-0.5.23_decode_attention.csv"
+    cells: dict[str, dict[tuple[int, int], float]] = {}
+    for row in _read(name):
+        shape, _, context = row["shape"].partition(" context ")
+        at = int(context), int(row["tokens"])
+        cells.setdefault(shape, {})[at] = float(row["sglang / flagos"])
+    drawing = Drawing(780, 475, "Time of SGLang's Triton decode attention divided by that of ours")
+    drawing.text((10, 20), "Decode attention: time of SGLang's own / ours (above 1 ours is faster)", "title")
+    drawing.text((540, 20), "a line for 1, 4, 16 and 64 sequences", "small")
+    for i, (shape, ratios) in enumerate(cells.items()):
+        left, top = 40 + 187 * (i % 4), 60 + 200 * (i // 4)
+
+        def place(context: int, ratio: float, left: float = left, top: float = top) -> tuple[float, float]:
+            across = (math.log2(context) - 9) / 6
+            return left + 122 * across, top + 130 - 130 * (math.log2(ratio) + 0.3) / 4.8
+
+        drawing.text((left, top - 10), shape, "code")
+        for ratio in (1, 2, 4, 8, 16):
+            drawing.line([place(512, ratio), place(32768, ratio)], "goal" if ratio == 1 else "grid")
+            drawing.text((left - 6, place(512, ratio)[1] + 4), f"{ratio}", "small", "end")
+        for context in (512, 4096, 32768):
+            drawing.text((place(context, 1)[0], top + 146), str(context), "small", "middle")
+        drawing.text((left + 61, top + 162), "tokens of each", "small", "middle")
+        ends = []
+        for sequences in dict.fromkeys(number for _, number in ratios):
+            points = [place(context, ratios[context, n]) for context, n in ratios if n == sequences]
+            drawing.line(points, "ours")
+            ends.append((points[-1], str(sequences)))
+        lowest = math.inf  # labels go up from there, so that none covers another
+        for (x, y), label in sorted(ends, key=lambda end: -end[0][1]):
+            lowest = min(y + 4, lowest - 10)
+            drawing.text((x + 4, lowest), label, "small")
+    _source(drawing, 448, f"{name}:")
+    _source(drawing, 463, "NVIDIA H200, SGLang 0.5.23, bfloat16, CUDA graphs; 2026-11-28", "")
+    return str(drawing)
+
+
 def dispatch() -> str:
     """Return the cost of a call's way through the plugin, by layer."""
     rows = _read("bench_dispatch.csv")
@@ -256,6 +295,7 @@ PLOTS: dict[str, Callable[[], str]] = {
     "engine": engine,
     "families": families,
     "experts": experts,
+    "attention": attention,
     "dispatch": dispatch,
     "steps": steps,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import Outputs
 from sglang_fl.ops.decode_attention import check_decode
+from sglang_fl.ops.shared.slots import longest, table_of_slots
 from sglang_fl_mlu.library import function
 from sglang_fl_mlu.vendor.attention import (
     as_float,
@@ -61,18 +62,18 @@ def decode_attention(
         )
     keys, values = _caches(k_buffer, v_buffer)
     result = result_for(q, v_buffer, out)
-    lengths = kv_indptr.diff()
-    most = _most(lengths, kv_indices)
+    most = longest(kv_indptr, kv_indices)
     if most == 0:
         result.zero_()
         return (result, _nothing(q)) if return_lse else result
-    is_empty = (lengths == 0).unsqueeze(1)
+    lengths = kv_indptr.diff()
+    table, _ = table_of_slots(kv_indptr, kv_indices, most)
     answer: Any = single_query_cached_kv_attn(
         q.contiguous().unsqueeze(1),
         keys,
         values,
         result.unsqueeze(1),
-        _tables(kv_indptr, kv_indices, most),
+        table.to(torch.int32),
         lengths.clamp(min=1).to(torch.int32),  # of an empty sequence a key is taken, and the result dropped
         None,
         None,
@@ -84,6 +85,7 @@ def decode_attention(
         return_lse=return_lse,
         sink=as_float(sinks),
     )
+    is_empty = (lengths == 0).unsqueeze(1)
     result.masked_fill_(is_empty.unsqueeze(2), 0.0)
     if not return_lse:
         return result
@@ -99,22 +101,6 @@ def _caches(k_buffer: Tensor, v_buffer: Tensor) -> tuple[Tensor, Tensor | None]:
             f"{tuple(k_buffer.shape)} and {tuple(v_buffer.shape)}"
         )
     return k_buffer.unsqueeze(2), None if is_part else v_buffer.unsqueeze(2)
-
-
-def _most(lengths: Tensor, kv_indices: Tensor) -> int:
-    """Return how many slots a sequence has at most."""
-    if not len(lengths):
-        return 0
-    is_capturing = torch.get_device_module(lengths.device).is_current_stream_capturing()
-    return len(kv_indices) if is_capturing else int(lengths.max())
-
-
-def _tables(kv_indptr: Tensor, kv_indices: Tensor, most: int) -> Tensor:
-    """Return the slots of each sequence, (B, most), int32; behind them some slot that there is."""
-    places = torch.arange(most, device=kv_indptr.device)
-    is_slot = places < kv_indptr.diff().unsqueeze(1)
-    listed = (kv_indptr[:-1].unsqueeze(1) + places).clamp_(max=len(kv_indices) - 1)
-    return kv_indices[listed].masked_fill_(~is_slot, 0).to(torch.int32)
 
 
 def _nothing(q: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Its own block tables want blocks of sixteen keys, which a pool by slots is not: 
 gathered, each sequence's before its new ones.
 """
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sglang_fl.ops import Outputs
 from sglang_fl.ops.extend_attention import check_extend
+from sglang_fl.ops.shared.packed import pack
 from sglang_fl_mlu.library import function
 from sglang_fl_mlu.vendor.attention import (
     as_float,
@@ -53,34 +54,26 @@ def extend_attention(
     check_extend(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out)
     require_one_dtype(NAME, q=q, k=k, v=v, k_buffer=k_buffer, v_buffer=v_buffer)
     refuse_lse_beside_sinks(NAME, sinks, return_lse)
-    starts, lists = torch.stack((qo_indptr.long(), kv_indptr.long())).tolist()
-    # A sequence without new tokens has nothing to ask; whether the library takes one is not known.
-    asking = [
-        (new, old) for new, old in zip(pairwise(starts), pairwise(lists), strict=True) if new[0] < new[1]
-    ]
-    rows = slice(starts[0], starts[-1])
+    packed = pack(k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices)
+    rows = packed.rows
     result = result_for(q, v, out)
     result[: rows.start].zero_()
     result[rows.stop :].zero_()
     lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device) if return_lse else None
-    if asking:
-        new = [last - first for (first, last), _ in asking]
-        old = [last - first for _, (first, last) in asking]
-        whole = [one + other for one, other in zip(new, old, strict=True)]
-        slots = torch.cat([kv_indices[slice(*bounds)] for _, bounds in asking])
-        sums = torch.tensor([list(accumulate(lengths, initial=0)) for lengths in (new, whole)])
+    if packed.new:
+        sums = torch.tensor([list(accumulate(lengths, initial=0)) for lengths in (packed.new, packed.whole)])
         of_new, of_all = sums.to(q.device, torch.int32).unbind()
         answer: Any = flash_attention(
             q[rows].contiguous(),
-            _joined(k_buffer, slots, old, k[rows], new),
-            _joined(v_buffer, slots, old, v[rows], new),
+            packed.keys,
+            packed.values,
             result[rows],
             of_new,
             of_all,
             None,
             None,
-            max(new),
-            max(whole),
+            max(packed.new),
+            max(packed.whole),
             scale,
             is_causal,
             window_size_left=sliding_window,
@@ -90,18 +83,3 @@ def extend_attention(
         if lse is not None:
             lse[rows] = answer[1].t()
     return result if lse is None else (result, lse)
-
-
-def _joined(pool: Tensor, slots: Tensor, old: list[int], fresh: Tensor, new: list[int]) -> Tensor:
-    """Return the keys or values of all sequences, each one's prefix before its new tokens, dense.
-
-    Parameters
-    ----------
-    pool, slots : the prefixes one after the other
-    old, new : the lengths of the prefixes and of what is new
-    fresh : Tensor, (T, KH, elements)
-    """
-    if not len(slots):
-        return fresh.contiguous()
-    pairs = zip(torch.split(pool.index_select(0, slots), old), torch.split(fresh, new), strict=True)
-    return torch.cat([rows for pair in pairs for rows in pair])

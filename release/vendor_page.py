@@ -24,17 +24,26 @@ class Library:
     calls : the head of that column
     pattern : how a kernel names what it calls, with one group
     proof : see the head of the vendor's page
+    served : the modules of ``tests.simulated`` in which SGLang's engine runs the kernels
     """
 
     calls: str
     pattern: str
     proof: str
+    served: tuple[str, ...]
 
 
 #: The vendors that have a page.
 VENDORS = {
-    "ascend": Library("operators", r"torch_npu\.(npu_\w+)\(", "schema, shapes, emulation"),
-    "mlu": Library("functions", r'\bfunction\(\s*"(\w+)"', "signature, emulation"),
+    "ascend": Library(
+        "operators", r"torch_npu\.(npu_\w+)\(", "schema, shapes, emulation", served=("test_ascend",)
+    ),
+    "mlu": Library(
+        "functions",
+        r'\bfunction\(\s*"(\w+)"',
+        "signature, emulation",
+        served=("test_mlu", "test_attention"),
+    ),
 }
 #: Of an op that the package says nothing about.
 NOT_LOOKED_FOR = "nobody has looked for one yet"
@@ -98,13 +107,14 @@ def _row(names: tuple[str, ...], default: str, why: str) -> str:
 def served(name: str) -> dict[str, str]:
     """Return for each op the families that SGLang's engine runs on the vendor's kernel in our tests."""
     # By name: what is imported here is not type-checked.
-    tests = importlib.import_module(f"tests.simulated.test_{name}")
     ops = {family.name: family.runs for family in importlib.import_module("tests.engine.models").FAMILIES}
     found: dict[str, set[str]] = {}
-    for setup in tests.SETUPS:
-        for layer_class, ran in setup.runs.items():
-            if ran == tests.VENDOR:
-                found.setdefault(ops[setup.family][layer_class], set()).add(setup.family)
+    for module in VENDORS[name].served:
+        tests = importlib.import_module(f"tests.simulated.{module}")
+        for setup in tests.SETUPS:
+            for layer_class, ran in setup.runs.items():
+                if ran == tests.VENDOR:
+                    found.setdefault(ops[setup.family][layer_class], set()).add(setup.family)
     return {op: ", ".join(sorted(families)) for op, families in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""The attention of ours on a simulated chip, for a model that SGLang's own computes wrongly."""
+"""The attention of ours on a simulated chip, by the kernels of its library."""
 
 from tests.simulated.judge import Setup
 from tests.simulated.suite import (  # noqa: F401 - the tests; what it asks of the chip is of other models
@@ -10,8 +10,13 @@ from tests.simulated.suite import (  # noqa: F401 - the tests; what it asks of t
     test_tokens_and_probabilities_are_those_of_transformers,
 )
 
-VENDOR = "vendor(vendor.mlu)"
+VENDOR, REFERENCE = "vendor(vendor.mlu)", "reference(reference)"
+ATTENTION = dict.fromkeys(("AttentionKernels.decode", "AttentionKernels.extend"), VENDOR)
 DENSE = dict.fromkeys(("RMSNorm", "RotaryEmbedding", "SiluAndMul"), VENDOR)
-ATTENTION = dict.fromkeys(("AttentionKernels.decode", "AttentionKernels.extend"), "reference(reference)")
+EXPERTS = dict.fromkeys(("TopK", "UnquantizedFusedMoEMethod"), VENDOR)
 
-SETUPS = [Setup("Granite-SWA", {**DENSE, **ATTENTION}, {})]
+SETUPS = [
+    Setup("Granite-SWA", {**DENSE, **ATTENTION}, {"SGLANG_FL_STRICT": "1"}),
+    Setup("GPT-2-chunked", {"NewGELU": REFERENCE, **ATTENTION}, {}),
+    Setup("Moonlight", {**DENSE, **EXPERTS, **ATTENTION}, {}),
+]

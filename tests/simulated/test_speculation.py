@@ -28,4 +28,7 @@ def test_a_draft_model_speculates_on_the_chip(simulating, tmp_path):
     assert min(accepted.values()) >= 3.5
     ran = set(log.read_text().splitlines())
     assert "[OOT-DISPATCH] RMSNorm → vendor(vendor.mlu)" in ran
-    assert "[OOT-DISPATCH] AttentionKernels.extend → reference(reference)" in ran
+    # Prompts run on the library; the check of drafts has a mask, which it does not take.
+    attention = {line.split()[-1] for line in ran if "AttentionKernels.extend" in line}
+    assert attention == {"vendor(vendor.mlu)", "sglang(native)"}
+    assert "[OOT-DISPATCH] AttentionKernels.decode → vendor(vendor.mlu)" in ran

@@ -116,7 +116,7 @@ def call(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype) -> str | None:
     if lacking(kernel, [name for name in op.options if name in given]):
         return None
     try:
-        results = form(kernel(**{name: on_meta(value) for name, value in given.items()}))
+        results = form(kernel(**{name: on_meta(op, value) for name, value in given.items()}))
     except UnsupportedError:
         return None
     except Exception as error:  # noqa: BLE001 - whatever the dispatcher or a shape function says
@@ -125,8 +125,10 @@ def call(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype) -> str | None:
     return "" if results == expected else f"{op}[{case}-{dtype}]: {results} instead of {expected}"
 
 
-def on_meta(value: Any) -> Any:
-    return value.to("meta") if isinstance(value, Tensor) else value
+def on_meta(op: Op, value: Any) -> Any:
+    """Return an argument without values; of an op whose lengths a kernel reads, integers keep them."""
+    is_read = bool(op.bounds) and isinstance(value, Tensor) and not value.is_floating_point()
+    return value.to("meta") if isinstance(value, Tensor) and not is_read else value
 
 
 def form(results: Tensor | tuple[Tensor, ...]) -> list[tuple[Any, ...]]:

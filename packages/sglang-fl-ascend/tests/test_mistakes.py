@@ -110,6 +110,53 @@ def first_axis_alone(operator: Operator) -> Operator:
     )
 
 
+def one_key_too_few(operator: Operator) -> Operator:
+    def call(*tensors: Any, atten_mask: Any, **named: Any) -> Any:
+        fewer = atten_mask.clone()
+        fewer[..., 1:] |= atten_mask.roll(-1, -1)[..., 1:]
+        fewer[..., -1] = fewer.shape[-1] > 1
+        return operator(*tensors, atten_mask=fewer, **named)
+
+    return call
+
+
+def keys_for_values(operator: Operator) -> Operator:
+    return lambda q, k, v, *rest, **named: operator(q, k, k, *rest, **named)
+
+
+def without_scale(operator: Operator) -> Operator:
+    return lambda *rest, scale, **named: operator(*rest, **named)
+
+
+def heads_of_keys_swapped(operator: Operator) -> Operator:
+    return lambda q, k, v, **named: operator(q, k.flip(2), v.flip(2), **named)
+
+
+def one_key_more_in_the_window(operator: Operator) -> Operator:
+    def call(*rest: Any, **named: Any) -> Any:
+        if "pre_tockens" in named:
+            named["pre_tockens"] += 1
+        return operator(*rest, **named)
+
+    return call
+
+
+def no_mask(operator: Operator) -> Operator:
+    return lambda *rest, **named: operator(*rest, **{**named, "atten_mask": None})
+
+
+def peaks_and_sums_swapped(operator: Operator) -> Operator:
+    def call(*rest: Any, **named: Any) -> Any:
+        attended, peaks, sums, *others = operator(*rest, **named)
+        return attended, sums, peaks, *others
+
+    return call
+
+
+def prefixes_behind(operator: Operator) -> Operator:
+    return lambda q, k, v, *rest, **named: operator(q, k.flip(0), v.flip(0), *rest, **named)
+
+
 MISTAKES = [
     ("gelu_and_mul", "npu_geglu", the_right_half_is_activated),
     ("gelu_and_mul", "npu_geglu", the_gelu_alone),
@@ -132,6 +179,15 @@ MISTAKES = [
     ("topk_sigmoid", "npu_moe_gating_top_k", softmax_for_sigmoid),
     ("fused_moe", "npu_moe_finalize_routing", places_by_token),
     ("fused_moe", "npu_grouped_matmul", matrices_not_turned),
+    ("decode_attention", "npu_fused_infer_attention_score", one_key_too_few),
+    ("decode_attention", "npu_fused_infer_attention_score", keys_for_values),
+    ("decode_attention", "npu_fused_infer_attention_score", without_scale),
+    ("decode_attention", "npu_fused_infer_attention_score", heads_of_keys_swapped),
+    ("extend_attention", "npu_fusion_attention", one_key_more_in_the_window),
+    ("extend_attention", "npu_fusion_attention", no_mask),
+    ("extend_attention", "npu_fusion_attention", peaks_and_sums_swapped),
+    ("extend_attention", "npu_fusion_attention", prefixes_behind),
+    ("extend_attention", "npu_fusion_attention", without_scale),
 ]
 
 
@@ -150,11 +206,14 @@ def test_a_mistake_is_told(op, operator, mistake):
 
 
 def faults_of(op, kernel) -> list[str]:
-    """Return what the kit says of all cases in float32, where a small mistake shows; or the exception."""
-    faults = []
+    """Return what the kit says of all cases in float32, where a small mistake shows; or the exception.
+
+    Of a kernel without float32 it is float16.
+    """
+    faults, dtype = [], torch.float16 if op.name == "decode_attention" else torch.float32
     for case in op.cases:
         try:
-            faults += check_case(op, kernel, case, torch.float32, "npu") or []
+            faults += check_case(op, kernel, case, dtype, "npu") or []
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             faults.append(f"{case}: {error}")
     return faults

@@ -112,6 +112,50 @@ def weights_in_dtype(library: Library) -> Library:
     return lambda rows, weights, *rest: library(rows, weights.to(rows.dtype), *rest)
 
 
+def one_key_too_few(library: Library) -> Library:
+    return lambda q, k, v, out, tables, lengths, *rest, **named: library(
+        q, k, v, out, tables, (lengths - 1).clamp(min=1), *rest, **named
+    )
+
+
+def tables_of_another(library: Library) -> Library:
+    return lambda q, k, v, out, tables, *rest, **named: library(q, k, v, out, tables.flip(0), *rest, **named)
+
+
+def long_tables(library: Library) -> Library:
+    return lambda q, k, v, out, tables, *rest, **named: library(q, k, v, out, tables.long(), *rest, **named)
+
+
+def keys_for_values(library: Library) -> Library:
+    return lambda q, k, v, *rest, **named: library(q, k, k, *rest, **named)
+
+
+def no_sinks(library: Library) -> Library:
+    return lambda *rest, **named: library(*rest, **{**named, "sink": None})
+
+
+def logarithm_lost(library: Library) -> Library:
+    return lambda *rest, **named: library(*rest, **{**named, "return_lse": False})
+
+
+def one_key_more_in_the_window(library: Library) -> Library:
+    def call(*rest: Any, window_size_left: int, **named: Any):
+        more = window_size_left + (window_size_left >= 0)
+        return library(*rest, **{**named, "window_size_left": more})
+
+    return call
+
+
+def always_causal(library: Library) -> Library:
+    return lambda *rest, **named: library(*rest[:-1], True, **named)
+
+
+def sums_without_prefixes(library: Library) -> Library:
+    return lambda q, k, v, out, of_new, of_all, *rest, **named: library(
+        q, k, v, out, of_new, of_new, *rest, **named
+    )
+
+
 MISTAKES = [
     ("rotary_embedding", "apply_rotary", swapped_sin_and_cos),
     ("rotary_embedding", "apply_rotary", the_other_style),
@@ -136,6 +180,17 @@ MISTAKES = [
     ("fused_moe", "moe_gen_idx", expand_for_combine),
     ("fused_moe", "moe_gen_idx", sums_for_counts),
     ("fused_moe", "moe_combine_result", weights_in_dtype),
+    ("decode_attention", "single_query_cached_kv_attn", one_key_too_few),
+    ("decode_attention", "single_query_cached_kv_attn", tables_of_another),
+    ("decode_attention", "single_query_cached_kv_attn", long_tables),
+    ("decode_attention", "single_query_cached_kv_attn", keys_for_values),
+    ("decode_attention", "single_query_cached_kv_attn", no_sinks),
+    ("decode_attention", "single_query_cached_kv_attn", logarithm_lost),
+    ("extend_attention", "flash_attention", one_key_more_in_the_window),
+    ("extend_attention", "flash_attention", always_causal),
+    ("extend_attention", "flash_attention", sums_without_prefixes),
+    ("extend_attention", "flash_attention", keys_for_values),
+    ("extend_attention", "flash_attention", no_sinks),
 ]
 
 

@@ -36,6 +36,8 @@ ASCEND = Vendor(
         _vendor_impl("topk_softmax"),
         _vendor_impl("topk_sigmoid"),
         _vendor_impl("fused_moe"),
+        _vendor_impl("decode_attention"),
+        _vendor_impl("extend_attention"),
     ),
     quarantine=QUARANTINE,
     defaults={"prefer": "vendor"},

@@ -35,6 +35,8 @@ MLU = Vendor(
         _vendor_impl("topk_softmax"),
         _vendor_impl("topk_sigmoid"),
         _vendor_impl("fused_moe"),
+        _vendor_impl("decode_attention"),
+        _vendor_impl("extend_attention"),
     ),
     aten=flag_gems_aten(aten.CHOICES, aten.QUARANTINE),
     environment={"GEMS_VENDOR": "cambricon"},

@@ -6,6 +6,8 @@ The library comes from Cambricon and has no public wheel or source, so this is w
 D   its Python layer ``_ops.py``, 1.12.1+torch2.11.0, in miznchimaki/domesticated_torch_mlu_ops
 V   Cambricon/vllm-mlu, ``vllm_mlu/_mlu_ops.py``: the vendor's own caller
 L   DeepLink-org/dlinfer, ``dlinfer/vendor/camb/camb_ops.py``: calls of 1.2
+M   Cambricon's manual of 1.3.2, January 2025: dtypes, shapes, limits
+X   jd-opensource/xllm, ``single_query_cached_kv_attn.cpp``: a caller of the layer below, with its checks
 S   sgl-project/sglang, pull request 26898: SGLang's layers on an MLU
 === ==================================================================================================
 
@@ -202,6 +204,86 @@ def moe_combine_result(
     raise NotImplementedError
 
 
+def single_query_cached_kv_attn(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor | None,
+    out: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    k_cache_quant_scale: Tensor | None,
+    v_cache_quant_scale: Tensor | None,
+    alibi_slopes: Tensor | None,
+    max_context_len: int,
+    windows_size_left: int,
+    windows_size_right: int,
+    softmax_scale: float,
+    return_lse: bool = False,
+    kv_cache_quant_bit_size: int = -1,
+    q_quant_scale: Tensor | None = None,
+    out_quant_scale: Tensor | None = None,
+    out_dtype: torch.dtype = torch.half,
+    compute_dtype: torch.dtype = torch.float,
+    head_size_v: int = -1,
+    mask: Tensor | None = None,
+    cu_seq_q: Tensor | None = None,
+    max_seq_q: int = -1,
+    sink: Tensor | None = None,
+) -> Any:
+    """Attention of new tokens over a paged cache; writes ``out`` and returns it, or (out, lse).
+
+    Seen: D; M up to ``kv_cache_quant_bit_size``; V and S name one parameter ``max_contxt_len``, which this
+    comparison refuses. ``q`` (B, 1, H, D), ``out`` (B, 1, H, DV), the caches (blocks, KH, block, D or DV) of
+    1, 2, 4, ... or 64 keys a block (D), dense (X), all of one dtype: float16, bfloat16, float32 (M). Without
+    ``v_cache`` the values are the first elements of the keys. ``block_tables`` (B, most blocks) and
+    ``context_lens`` (B,) int32; nothing is said of a sequence without keys. ``sink`` (H,) float32 (D), of
+    which no caller and no formula was seen. lse (B, H, 1), natural logarithm (M); whether a sink is in it is
+    not said. V never passes more than 128 query heads for one of keys, or 256 in bfloat16.
+    """
+    raise NotImplementedError
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor | None,
+    cu_seq_lens_q: Tensor | None,
+    cu_seq_lens_kv: Tensor | None,
+    alibi_slope: Tensor | None,
+    attn_bias: Tensor | None,
+    max_seq_len_q: int,
+    max_seq_len_kv: int,
+    softmax_scale: float,
+    is_causal: bool,
+    window_size_left: int = -1,
+    window_size_right: int = -1,
+    compute_dtype: torch.dtype = torch.float,
+    return_lse: bool = False,
+    block_tables: Tensor | None = None,
+    k_quant_scale: Tensor | None = None,
+    v_quant_scale: Tensor | None = None,
+    q_quant_scale: Tensor | None = None,
+    out_quant_scale: Tensor | None = None,
+    out_dtype: torch.dtype = torch.half,
+    q2k_block_idx: Tensor | None = None,
+    q2k_block_num: Tensor | None = None,
+    variable_block_sizes: Tensor | None = None,
+    q_block_size: int = 256,
+    k_block_size: int = 128,
+    sink: Tensor | None = None,
+) -> Any:
+    """Attention of packed sequences; writes ``out`` and returns it, or (out, lse).
+
+    Seen: D; V passes all up to ``out_dtype``, L sixteen. ``q`` (T, H, D), ``k`` and ``v`` (L, KH, D or DV),
+    of one dtype: float16, bfloat16, float32 (M), DV may differ from D (D, M). Both sums of lengths (B + 1,)
+    int32. V passes a prefix with ``is_causal``: the last query of a sequence sees its last key. A query sees
+    ``window_size_left`` keys before its own (D, M, V); V passes -1 to the right. ``out`` must not be ``q``
+    (L). Blocks have 16 keys here (D). ``sink`` as above; lse (H, T) (D).
+    """
+    raise NotImplementedError
+
+
 SIGNATURES: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
@@ -215,5 +297,7 @@ SIGNATURES: dict[str, Callable[..., Any]] = {
         moe_expand_input,
         group_gemm,
         moe_combine_result,
+        single_query_cached_kv_attn,
+        flash_attention,
     )
 }

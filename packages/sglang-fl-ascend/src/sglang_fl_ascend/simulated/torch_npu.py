@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_fl.conformance.simulated import emulated
-from sglang_fl_ascend.simulated import experts
+from sglang_fl_ascend.simulated import attention, experts
 
 #: Defined for as long as this module is there.
 LIBRARY = torch.library.Library("npu", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -209,6 +209,8 @@ EMULATIONS: dict[str, Callable[..., Any]] = {
         experts.npu_moe_init_routing_v2,
         experts.npu_grouped_matmul,
         experts.npu_moe_finalize_routing,
+        attention.npu_fused_infer_attention_score,
+        attention.npu_fusion_attention,
     )
 }
 

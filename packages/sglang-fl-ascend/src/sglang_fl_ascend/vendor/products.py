@@ -12,6 +12,8 @@ __all__ = ["ABSENT_ON_310P", "require"]
 
 #: Each with the page that names the products it is for, and not the Atlas inference products (310P).
 ABSENT_ON_310P = {
+    "npu_fused_infer_attention_score": "torch_npu 2.14.0, npu_fused_infer_attention_score",
+    "npu_fusion_attention": "torch_npu 2.14.0, npu_fusion_attention",
     "npu_gemma_rms_norm": "torch_npu 2.14.0, npu_gemma_rms_norm",
     "npu_moe_init_routing_v2": "torch_npu 2.14.0, npu_moe_init_routing_v2",
     "npu_mrope": "CANN, aclnnRopeWithSinCosCacheV2",

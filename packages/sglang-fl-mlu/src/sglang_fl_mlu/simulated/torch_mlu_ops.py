@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_fl_mlu import signatures
+from sglang_fl_mlu.simulated.attention import flash_attention, single_query_cached_kv_attn
 from sglang_fl_mlu.simulated.demands import demand, demand_dense, demand_like, emulates
 from sglang_fl_mlu.simulated.experts import (
     group_gemm,
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "active",
     "apply_rotary",
+    "flash_attention",
     "fused_layer_norm",
     "fused_rms_norm",
     "group_gemm",
@@ -34,6 +36,7 @@ __all__ = [
     "moe_gen_idx",
     "moe_sigmoid_topk",
     "moe_softmax_topk",
+    "single_query_cached_kv_attn",
 ]
 
 __version__ = "1.12.1+simulated"

@@ -215,8 +215,8 @@ def attention() -> str:
     name = "bench_ops_h200_sglang-0.5.23_decode_attention.csv"
     cells: dict[str, dict[tuple[int, int], float]] = {}
     for row in _read(name):
-        shape, _, context = row["shape"].partition(" context ")
-        at = int(context), int(row["tokens"])
+        shape, _, length = row["shape"].partition(" context ")
+        at = int(length), int(row["tokens"])
         cells.setdefault(shape, {})[at] = float(row["sglang / flagos"])
     drawing = Drawing(780, 475, "Time of SGLang's Triton decode attention divided by that of ours")
     drawing.text((10, 20), "Decode attention: time of SGLang's own / ours (above 1 ours is faster)", "title")

@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from sglang_fl.sglang_adapter.releases import EVERY_RELEASE, PLAIN_PREFILL, WITHOUT_TRITON, Range
+from sglang_fl.sglang_adapter.releases import CHUNKS, EVERY_RELEASE, PLAIN_PREFILL, WITHOUT_TRITON, Range
 from tests.engine.words import SPECIAL, VOCABULARY, make_tokenizer
 
 __all__ = ["ATTENTION", "FAMILIES", "IMAGE", "OURS", "Family", "make_model"]
@@ -150,6 +150,7 @@ MAMBA_2 = {
 #: A state is kept where a chunk of a prompt ends, so that followers find one in the middle.
 #: Few states, too: SGLang would fill half of the memory with them, and a mistake copies them all.
 IN_CHUNKS = {"chunked_prefill_size": 64, "max_mamba_cache_size": 64}
+LLAMA_4 = {**SWIGLU, **ROPE, "UnquantizedFusedMoEMethod": "fused_moe", **ATTENTION}
 BIASED_EXPERTS = {"TopK": "topk_sigmoid", "UnquantizedFusedMoEMethod": "fused_moe"}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
 
@@ -384,6 +385,27 @@ def gpt_oss() -> transformers.PreTrainedConfig:
         sliding_window=16,
         rope_parameters={**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
     )
+
+
+def llama4() -> transformers.PreTrainedConfig:
+    # SGLang takes norms of q and k in bfloat16 on all but CUDA, whatever the model's dtype is.
+    text = transformers.Llama4TextConfig(
+        **{**SHAPE, "num_hidden_layers": 4},  # the last one sees all, and rotates nothing
+        intermediate_size_mlp=160,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        interleave_moe_layer_step=2,
+        use_qk_norm=False,
+        attention_chunk_size=48,
+        floor_scale=32,
+        attn_scale=0.3,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    # The checkpoint has a part that sees; without an index of its weights SGLang leaves that out.
+    sees = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 256}
+    sizes = {"image_size": 28, "projector_input_dim": 64, "projector_output_dim": 64}
+    vision = transformers.Llama4VisionConfig(**sees, **sizes, vision_output_dim=64)
+    return transformers.Llama4Config(text_config=text, vision_config=vision)
 
 
 def phi3() -> transformers.PreTrainedConfig:
@@ -713,5 +735,27 @@ FAMILIES = (
         },
         releases=PLAIN_PREFILL,
         is_cached=False,
+    ),
+    Family(
+        "Llama-4",
+        "attention in chunks of 48 tokens, in a pool of their own; experts weighted before they compute; "
+        "prompts in chunks, pages of 16",
+        llama4,
+        LLAMA_4,
+        transformers.AutoModelForImageTextToText,
+        engine={"chunked_prefill_size": 64, "page_size": 16},
+        left=frozenset({"TopK"}),
+        releases=CHUNKS,
+        is_cached=False,
+    ),
+    Family(
+        "Llama-4-one-pool",
+        "the same with all keys in one pool, which keeps prefixes; prompts as a whole",
+        llama4,
+        LLAMA_4,
+        transformers.AutoModelForImageTextToText,
+        engine={"disable_hybrid_swa_memory": True},
+        left=frozenset({"TopK"}),
+        releases=CHUNKS,
     ),
 )

@@ -109,9 +109,13 @@ def layer(**given: Any) -> RadixAttention:
     return made
 
 
+def encoder_decoder(architecture: str) -> SimpleNamespace:
+    return SimpleNamespace(is_encoder_decoder=True, hf_config=SimpleNamespace(architectures=[architecture]))
+
+
 def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
     usual = {
-        "token_to_kv_pool": SimpleNamespace(),
+        "token_to_kv_pool": SimpleNamespace(page_size=1),
         "model_config": SimpleNamespace(is_encoder_decoder=False),
         "server_args": SimpleNamespace(speculative_algorithm=None),
         "kv_cache_dtype": torch.bfloat16,
@@ -124,7 +128,18 @@ def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
     [
         ({}, None),
         ({"token_to_kv_pool": SimpleNamespace(use_dsa=True)}, "sparse attention (DSA)"),
-        ({"model_config": SimpleNamespace(is_encoder_decoder=True)}, "models with an encoder and a decoder"),
+        ({"model_config": encoder_decoder("WhisperForConditionalGeneration")}, None),
+        (
+            {"model_config": encoder_decoder("MossVLForConditionalGeneration")},
+            "the encoder and decoder of MossVLForConditionalGeneration",
+        ),
+        (
+            {
+                "model_config": encoder_decoder("WhisperForConditionalGeneration"),
+                "token_to_kv_pool": SimpleNamespace(page_size=16),
+            },
+            "--page-size 16 beside an encoder, of whose tokens SGLang takes no account there",
+        ),
         ({"kv_cache_dtype": torch.float8_e4m3fn}, "a KV cache in float8_e4m3fn"),
     ],
 )
@@ -135,6 +150,8 @@ def test_what_it_cannot_serve_is_refused_when_it_is_built(given: dict[str, Any],
 def test_drafts_are_checked_on_platforms_of_ours_alone(monkeypatch):
     speculating = runner(layer(), server_args=SimpleNamespace(speculative_algorithm="NGRAM"))
     assert why_not(speculating) is None
+    in_chunks = runner(layer(use_irope=True), server_args=speculating.server_args)
+    assert why_not(in_chunks) == "speculative decoding with attention in chunks (Llama 4)"
     monkeypatch.setattr(platforms, "current_platform", SRTPlatform())
     assert why_not(speculating) == "speculative decoding where SGLang has a platform itself"
     assert why_not(runner(layer())) is None
@@ -145,11 +162,12 @@ def test_drafts_are_checked_on_platforms_of_ours_alone(monkeypatch):
     [
         ({"attn_type": AttentionType.ENCODER_ONLY, "sliding_window_size": 8, "logit_cap": 30.0}, None),
         ({"logit_cap": None}, None),
-        ({"is_cross_attention": True}, "cross attention"),
+        ({"is_cross_attention": True}, None),
         ({"attn_type": AttentionType.DECODER_BIDIRECTIONAL}, "attention of the type decoder_bidirectional"),
         ({"logit_cap": 30.0, "logit_capping_method": "hard"}, "scores that are capped by hard"),
         ({"xai_temperature_len": 1024}, "a temperature by position (Grok)"),
-        ({"use_irope": True}, "attention in chunks (Llama 4)"),
+        ({"use_irope": True}, None),
+        ({"use_irope": True, "sliding_window_size": 8}, "attention in chunks and in a window at once"),
     ],
 )
 def test_one_layer_that_it_cannot_compute_is_enough(given: dict[str, Any], reason: str | None):
@@ -350,6 +368,7 @@ def extend_beside_latents(prefix: int) -> tuple[dict[str, Any], Any]:
         extend_prefix_lens=torch.tensor([0, prefix], dtype=torch.int32),
         req_pool_indices=torch.tensor([0, 1]),
         out_cache_loc=torch.arange(1, 7),
+        encoder_lens=None,
     )
     backend.init_forward_metadata(batch)
     got: dict[str, Any] = {}

@@ -48,17 +48,20 @@ class Attention:
     mode : ``DECODE`` or ``EXTEND``
     lengths : of each sequence the tokens before the call, and the new ones
     mistake : what the backend does wrong
+    encoded : how many tokens of an encoder lie before those of each sequence
     layer : attributes of the layer
     """
 
-    def __init__(self, mode: str, lengths: list[tuple[int, int]], mistake: str = "", **layer: Any) -> None:
+    def __init__(
+        self, mode: str, lengths: list[tuple[int, int]], mistake: str = "", encoded: int = 0, **layer: Any
+    ) -> None:
         self.draw = torch.Generator().manual_seed(0)
         self.layer = RadixAttention(HEADS, SIZE, SIZE**-0.5, KV_HEADS, layer_id=0)
         for name, value in layer.items():
             assert hasattr(self.layer, name)
             setattr(self.layer, name, value)
         self.mistake = mistake
-        self.lengths = lengths
+        self.lengths, self.encoded = lengths, encoded
         self.pool = Pool(self.draw)
         table = torch.randperm(SLOTS - 1, generator=self.draw)[: 3 * 60].add(1).view(3, 60).to(torch.int32)
         prefixes, new = (torch.tensor(part) for part in zip(*lengths, strict=True))
@@ -69,7 +72,8 @@ class Attention:
             seq_lens=prefixes + new,
             extend_seq_lens=new,
             extend_prefix_lens=prefixes,
-            out_cache_loc=torch.cat([table[row, a:b] for row, (a, b) in enumerate(ends)]).long(),
+            out_cache_loc=torch.cat([table[row, encoded:][a:b] for row, (a, b) in enumerate(ends)]).long(),
+            encoder_lens=torch.full((len(lengths),), encoded) if encoded else None,
         )
         self.runner = SimpleNamespace(
             model=torch.nn.ModuleList([self.layer]),
@@ -94,7 +98,7 @@ class Attention:
         table, layer = self.runner.req_to_token_pool.req_to_token, self.layer
         for row, (prefix, new) in enumerate(self.lengths):
             for place in range(prefix, prefix + new):
-                slots = table[row, : prefix + new].long()
+                slots = table[row, self.encoded :][: prefix + new].long()
                 seen = torch.arange(prefix + new)
                 last = prefix + new if layer.attn_type == AttentionType.ENCODER_ONLY else place + 1
                 last += self.mistake == "one key more" and place + 1 < prefix + new
@@ -150,6 +154,13 @@ RIGHT = [
 @pytest.mark.parametrize(("layer", "given"), [case[1:] for case in RIGHT], ids=[case[0] for case in RIGHT])
 def test_a_right_backend_is_right_whichever_sequences_are_drawn(mode, layer, given):
     found, check = checked(Attention(*mode, **layer), calls=4, **given)
+    assert not found, str(found[0])
+    assert not check.unchecked
+
+
+@pytest.mark.parametrize("mode", [DECODE, EXTEND], ids=["decode", "extend"])
+def test_a_text_behind_the_tokens_of_an_encoder_is_right(mode):
+    found, check = checked(Attention(*mode, encoded=5), calls=4)
     assert not found, str(found[0])
     assert not check.unchecked
 

@@ -111,6 +111,14 @@ CAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
         (_NewerPlatform, CAPPED, {}, "sglang_fl", []),
         (_NewerPlatform, {"architectures": ["GraniteSWAForCausalLM"]}, {}, "sglang_fl", []),
         (_NewerPlatform, {"text_config": {"kv_lora_rank": 512}}, {}, "sglang_fl", []),
+        (_NewerPlatform, {"text_config": {"attention_chunk_size": 8192}}, {}, "sglang_fl", []),
+        (
+            _Platform,
+            {"attention_chunk_size": 8192},
+            {},
+            None,
+            ["the attention backend torch_native lets tokens see more than their own chunk of 8192"],
+        ),
         (_NewerPlatform, {"final_logit_softcapping": 30.0}, {}, None, []),
         (
             _NewerPlatform,
@@ -127,6 +135,8 @@ CAPPED = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
         "new",
         "pool for windows",
         "latents",
+        "chunks",
+        "chunks, old",
         "final alone",
         "named",
         "another",

@@ -281,6 +281,10 @@ def wrongs_of_torch_native(config: Mapping[str, Any]) -> list[str]:
     found = [f"does not apply {key}={value:g}, so that the answers are wrong" for key, value in caps]
     if any(part.get("kv_lora_rank") for part in _parts(config)):
         found.append("reads the pool of latent attention (kv_lora_rank) as if it held keys of each head")
+    chunks = {part.get("attention_chunk_size") for part in _parts(config)} - {None}
+    found += [
+        f"lets tokens see more than their own chunk of {chunk} (attention_chunk_size)" for chunk in chunks
+    ]
     if _has_pool_for_windows(config):
         found.append(
             "reads keys of layers with a window from the wrong slots, because SGLang keeps them in a pool of "

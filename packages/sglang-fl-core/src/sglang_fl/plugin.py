@@ -160,7 +160,7 @@ def load_plugin() -> None:
     _has_loaded = True
     with _exit_on_error():
         configuration = configure()
-        from sglang_fl.sglang_adapter import server_args
+        from sglang_fl.sglang_adapter import llama4, server_args
         from sglang_fl.sglang_adapter.attention.offer import offer
         from sglang_fl.sglang_adapter.speculation.install import install as install_speculation
         from sglang_fl.sglang_adapter.without_triton import names
@@ -168,6 +168,7 @@ def load_plugin() -> None:
         server_args.accept_former_flags()
         offer(installed_version(), guard=_exit_on_error)
         names.install(installed_version(), guard=_exit_on_error)
+        llama4.install(installed_version(), guard=_exit_on_error)
         install_speculation(installed_version(), guard=_exit_on_error)
         folder = bench_folder()
         if folder is not None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 __all__ = [
+    "CHUNKS",
+    "ENCODER_DECODERS",
     "EVERY_RELEASE",
     "FORCED_BACKEND",
     "KERNEL_PLUGINS",
@@ -118,6 +120,10 @@ WITHOUT_TRITON = Range(first="0.5.23")
 #: A platform is asked which worker speculates, and the functions that we replace for it have the names and
 #: the arguments that we know.
 SPECULATION = Range(first="0.5.23")
+#: Llama 4 takes what a rotation returns where a name of its module says so, as we know it.
+CHUNKS = Range(first="0.5.23")
+#: Of a model with an encoder and a decoder, slots and lengths lie in a batch as we know them.
+ENCODER_DECODERS = Range(first="0.5.23")
 #: SGLang has ``KernelBackend.PLUGIN``, and plugins that run whole steps of a model.
 KERNEL_PLUGINS = Range(first="0.5.23")
 

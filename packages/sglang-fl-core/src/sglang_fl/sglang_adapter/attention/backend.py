@@ -2,6 +2,10 @@
 
 It writes the pools of keys and values as SGLang's ``torch_native`` does, makes lists of slots in plain
 PyTorch, and hands both to two kernels, which layer 2 chooses. It launches no kernel itself.
+
+Two kinds of attention are lists alone. A new token that attends to an encoder's tokens sees all of them, and
+none of its own sequence: that is ``decode_attention``, with the encoder's slots for each new token. Of a text
+in chunks a token sees those of its own chunk: the pieces of a prompt that a chunk's end cuts are sequences.
 """
 
 from collections.abc import Callable
@@ -17,7 +21,7 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
 from sglang_fl.sglang_adapter.attention.limits import cap_of, layers_of, needs_of
-from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of, masks_of_trees
+from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of, cut_at_chunks, masks_of_trees
 
 __all__ = ["PagedAttention"]
 
@@ -39,7 +43,10 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         self.kv_index_translator = getattr(runner, "kv_index_translator", None)
         self.forward_metadata: SlotLists | None = None
         self.kernels = kernels or AttentionKernels(needs_of(layers_of(runner)))
+        self._chunk: int | None = getattr(runner, "attention_chunk_size", None)
         self._new_bounds: Tensor | None = None
+        self._pieces: tuple[Tensor, Tensor] | None = None
+        self._encoder_slots: SlotLists | None = None
         self._trees: dict[str, Tensor] = {}
         self._window_loc: Tensor | None = None
         self._layers_in_window_pool: frozenset[int] = frozenset()
@@ -49,7 +56,7 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Take down where the tokens of a batch lie; lists are made when the first layer asks for them."""
-        mode = forward_batch.forward_mode
+        mode, new = forward_batch.forward_mode, None
         self._trees = {}
         if mode.is_target_verify():
             lengths, drafts = forward_batch.seq_lens, forward_batch.spec_info
@@ -59,14 +66,26 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         elif mode.is_decode_or_idle():
             lengths, self._new_bounds = forward_batch.seq_lens, None
         else:
-            lengths = forward_batch.extend_prefix_lens
-            self._new_bounds = bounds_of(forward_batch.extend_seq_lens)
+            lengths, new = forward_batch.extend_prefix_lens, forward_batch.extend_seq_lens
+            self._new_bounds = bounds_of(new)
+            if self._chunk is not None:
+                self._pieces = cut_at_chunks(lengths, new, self._chunk)
+        encoded = forward_batch.encoder_lens
         self.forward_metadata = SlotLists(
             self.req_to_token_pool.req_to_token,
             forward_batch.req_pool_indices,
             lengths,
             self._write_at(forward_batch.out_cache_loc),
+            skipped=None if encoded is None else (torch.zeros_like(encoded), encoded),
         )
+        if encoded is not None:
+            # A row begins with the slots of the encoder's tokens, all of which each new token sees.
+            each = torch.ones_like(encoded) if new is None else new
+            self._encoder_slots = SlotLists(
+                self.req_to_token_pool.req_to_token,
+                forward_batch.req_pool_indices.repeat_interleave(each),
+                encoded.repeat_interleave(each),
+            )
 
     def init_draft_step(self, forward_batch: Any, step: int, branches: int, steps: int) -> None:
         """Take that down for a step of a draft model, which goes on from its own tokens.
@@ -97,12 +116,18 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         save_kv_cache: bool = True,
         **given: Any,
     ) -> Tensor:
-        """Run a layer for one new token of each sequence."""
+        """Run a layer for one new token of each sequence; for any number of them beside an encoder."""
         if save_kv_cache and k is not None:
             self._write(layer, forward_batch, k, v)
-        window = layer.sliding_window_size
-        # The own key is one of the slots; ``window`` counts those before it.
-        lists = self._slots(layer, window + 1 if window > -1 else None)
+        if layer.is_cross_attention:
+            assert self._encoder_slots is not None
+            lists = self._encoder_slots.last(None, is_window_pool=False)
+        elif self._is_in_chunks(layer):
+            lists = self._slots_of_chunk(layer, is_own_there=True)
+        else:
+            window = layer.sliding_window_size
+            # The own key is one of the slots; ``window`` counts those before it.
+            lists = self._slots(layer, window + 1 if window > -1 else None)
         out = self.kernels.decode(
             _by_head(q, layer), *self._pools(layer), *lists, layer.scaling, **_options(layer, given)
         )
@@ -119,6 +144,8 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         **given: Any,
     ) -> Tensor:
         """Run a layer for the new tokens of each sequence, whose prefix is in the pool."""
+        if layer.is_cross_attention:
+            return self.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **given)
         options = _options(layer, given) | self._trees
         window = layer.sliding_window_size
         if window > -1:
@@ -131,11 +158,17 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         if k is None or v is None:  # another layer has written them
             loc = self._window_loc if self._is_in_window_pool(layer) else forward_batch.out_cache_loc
             k, v = (pool[loc].to(q.dtype) for pool in pools)
-        lists = self._slots(layer, window if window > -1 else None)
+        new_bounds = self._new_bounds
+        if self._is_in_chunks(layer):
+            assert self._pieces is not None
+            new_bounds, bounds = self._pieces
+            lists = bounds, self._slots_of_chunk(layer, is_own_there=False)[1]
+        else:
+            lists = self._slots(layer, window if window > -1 else None)
         if _are_unlike(k, v, pools):
             k, v = pools = _without_prefix(k, v, lists)
         out = self.kernels.extend(
-            _by_head(q, layer), k, v, *pools, self._new_bounds, *lists, layer.scaling, **options
+            _by_head(q, layer), k, v, *pools, new_bounds, *lists, layer.scaling, **options
         )
         return _as_asked(out, q, layer)
 
@@ -154,12 +187,23 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         assert self.forward_metadata is not None
         return self.forward_metadata.last(most, self._is_in_window_pool(layer))
 
+    def _slots_of_chunk(self, layer: Any, is_own_there: bool) -> tuple[Tensor, Tensor]:
+        assert self.forward_metadata is not None
+        assert self._chunk is not None
+        return self.forward_metadata.of_chunk(self._chunk, is_own_there, self._is_in_window_pool(layer))
+
+    def _is_in_chunks(self, layer: Any) -> bool:
+        return self._chunk is not None and layer.use_irope
+
     def _pools(self, layer: Any) -> tuple[Tensor, Tensor]:
         pool = self.token_to_kv_pool
         return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
 
     def _write(self, layer: Any, forward_batch: Any, k: Tensor, v: Tensor | None) -> None:
-        loc = KVWriteLoc.for_batch(forward_batch, swa_loc=self._window_loc)
+        if layer.is_cross_attention:
+            loc = KVWriteLoc(forward_batch.encoder_out_cache_loc)
+        else:
+            loc = KVWriteLoc.for_batch(forward_batch, swa_loc=self._window_loc)
         self.token_to_kv_pool.set_kv_buffer(layer, loc, k, v)
 
 

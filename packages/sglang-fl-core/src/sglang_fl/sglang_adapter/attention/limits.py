@@ -7,8 +7,14 @@ from sglang.srt import platforms
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
 from sglang_fl.platform import PlainSpeculation
+from sglang_fl.sglang_adapter.releases import CHUNKS, ENCODER_DECODERS
+from sglang_fl.sglang_adapter.seams import installed_version
 
 __all__ = ["cap_of", "layers_of", "needs_of", "reasons_of", "why_not"]
+
+#: Models with an encoder and a decoder that were judged. Others may hide some of an encoder's tokens from a
+#: part of the text, as Moss-VL does by ``cross_attention_custom_mask`` of the batch.
+JUDGED = frozenset({"WhisperForConditionalGeneration"})
 
 
 def layers_of(runner: Any) -> list[Any]:
@@ -42,28 +48,43 @@ def why_not(runner: Any) -> str | None:
 
 
 def _reasons(runner: Any) -> Iterator[str]:
+    layers = layers_of(runner)
     if getattr(runner.token_to_kv_pool, "use_dsa", False):
         yield "sparse attention (DSA)"
-    if getattr(runner.model_config, "is_encoder_decoder", False):
-        yield "models with an encoder and a decoder"
+    if runner.model_config.is_encoder_decoder:
+        yield from _of_encoder_and_decoder(runner)
     speculates = runner.server_args.speculative_algorithm is not None
     if speculates and not isinstance(platforms.current_platform, PlainSpeculation):
         yield "speculative decoding where SGLang has a platform itself"
+    if any(layer.use_irope for layer in layers):
+        if speculates:
+            yield "speculative decoding with attention in chunks (Llama 4)"
+        if installed_version() not in CHUNKS:
+            yield f"attention in chunks (Llama 4) on other SGLang than {CHUNKS}"
     if runner.kv_cache_dtype.itemsize < 2:
         yield f"a KV cache in {str(runner.kv_cache_dtype).removeprefix('torch.')}"
-    for layer in layers_of(runner):
+    for layer in layers:
         yield from reasons_of(layer)
+
+
+def _of_encoder_and_decoder(runner: Any) -> Iterator[str]:
+    architectures = runner.model_config.hf_config.architectures or []
+    if JUDGED.isdisjoint(architectures):
+        yield f"the encoder and decoder of {', '.join(architectures)}"
+    if installed_version() not in ENCODER_DECODERS:
+        yield f"models with an encoder and a decoder on other SGLang than {ENCODER_DECODERS}"
+    size = runner.token_to_kv_pool.page_size
+    if size > 1:  # alloc_for_decode_default in mem_cache/allocation.py
+        yield f"--page-size {size} beside an encoder, of whose tokens SGLang takes no account there"
 
 
 def reasons_of(layer: Any) -> Iterator[str]:
     """Yield what neither of the two ops computes of an attention layer."""
-    if layer.is_cross_attention:
-        yield "cross attention"
     if layer.attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY):
         yield f"attention of the type {layer.attn_type.value}"
     if cap_of(layer) > 0 and layer.logit_capping_method != "tanh":
         yield f"scores that are capped by {layer.logit_capping_method}"
     if layer.xai_temperature_len > 0:
         yield "a temperature by position (Grok)"
-    if layer.use_irope:
-        yield "attention in chunks (Llama 4)"
+    if layer.use_irope and layer.sliding_window_size > -1:
+        yield "attention in chunks and in a window at once"

@@ -186,8 +186,9 @@ class _Context:
             empty = (0, heads.stop - heads.start)
             return keys.new_empty(*empty, self._layer.qk_head_dim), keys.new_empty(*empty, self.values)
         row = self._call.batch.req_pool_indices[sequence : sequence + 1]
-        lengths = torch.tensor([length], device=row.device)
-        lists = SlotLists(self._pools.req_to_token, row, lengths, self._translate)
+        lengths, encoded = torch.tensor([length], device=row.device), self._call.batch.encoder_lens
+        before = None if encoded is None else (torch.zeros_like(lengths), encoded[sequence : sequence + 1])
+        lists = SlotLists(self._pools.req_to_token, row, lengths, self._translate, skipped=before)
         _, slots = lists.last(most, self._translate is not None)
         return keys[slots][:, heads], values[slots][:, heads]
 
@@ -290,6 +291,10 @@ def _require_known(call: Call) -> None:
     mode = call.batch.forward_mode.name
     if mode not in ("DECODE", "EXTEND", "MIXED"):
         raise UnsupportedError(f"calls of the mode {mode}")
+    if call.layer.is_cross_attention:
+        raise UnsupportedError("cross attention")
+    if call.layer.use_irope:
+        raise UnsupportedError("attention in chunks (Llama 4)")
     for reason in reasons_of(call.layer):
         raise UnsupportedError(reason)
     for name, value in call.given.items():

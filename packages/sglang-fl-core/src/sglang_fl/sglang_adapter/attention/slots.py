@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["SlotLists", "bounds_of", "masks_of_trees"]
+__all__ = ["SlotLists", "bounds_of", "cut_at_chunks", "masks_of_trees"]
 
 
 def bounds_of(lengths: Tensor) -> Tensor:
@@ -33,6 +33,31 @@ def masks_of_trees(custom_mask: Tensor, prefixes: Tensor, drafts: int) -> dict[s
     }
 
 
+def cut_at_chunks(prefixes: Tensor, new: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Cut the new tokens of sequences where a chunk of the text ends: each piece is a sequence for the op.
+
+    The first piece of a sequence has those tokens of the prefix before it that are of its chunk, as
+    ``SlotLists.of_chunk`` lists them; the others have no prefix.
+
+    Parameters
+    ----------
+    prefixes, new : Tensors, (B,): how many tokens of each sequence are in the pool, and how many are new
+    chunk : how many tokens a chunk has
+
+    Returns
+    -------
+    qo_indptr, kv_indptr : Tensors, (pieces + 1,), int64: bounds of the new tokens and of the prefixes
+    """
+    before = prefixes.long() % chunk
+    ends = before + new.long()
+    pieces = (ends + chunk - 1) // chunk
+    owner = torch.repeat_interleave(pieces)
+    number = torch.arange(len(owner), device=owner.device) - bounds_of(pieces)[owner]
+    end = torch.minimum((number + 1) * chunk, ends[owner])
+    of_prefix = torch.where(number == 0, before[owner], 0)
+    return bounds_of(end - number * chunk - of_prefix), bounds_of(of_prefix)
+
+
 class SlotLists:
     """The slots of the sequences of a batch, the last ones of each; a list that was made once is kept.
 
@@ -58,7 +83,7 @@ class SlotLists:
         self._lengths = lengths.long()
         self._to_window_pool = to_window_pool
         self._skipped = skipped
-        self._made: dict[tuple[int | None, bool], tuple[Tensor, Tensor]] = {}
+        self._made: dict[tuple[str, int | None, bool], tuple[Tensor, Tensor]] = {}
 
     def last(self, most: int | None, is_window_pool: bool) -> tuple[Tensor, Tensor]:
         """Return bounds, (B + 1,), and slots, both int64.
@@ -68,13 +93,28 @@ class SlotLists:
         most : of each sequence so many, the last ones; None: all
         is_window_pool : whether the layer has its keys in the pool of layers with a window
         """
-        key = (most, is_window_pool)
+        counts = self._lengths if most is None else self._lengths.clamp_max(most)
+        return self._list(("last", most, is_window_pool), counts)
+
+    def of_chunk(self, chunk: int, is_own_there: bool, is_window_pool: bool) -> tuple[Tensor, Tensor]:
+        """Return bounds, (B + 1,), and slots, both int64, of those that are in one chunk with the next token.
+
+        Parameters
+        ----------
+        chunk : how many tokens a chunk has
+        is_own_there : whether that token is itself the last in the pool
+        is_window_pool : as of ``last``
+        """
+        own = int(is_own_there)
+        counts = (self._lengths - own) % chunk + own
+        return self._list(("chunk", chunk, is_window_pool), counts)
+
+    def _list(self, key: tuple[str, int | None, bool], counts: Tensor) -> tuple[Tensor, Tensor]:
         if key not in self._made:
-            self._made[key] = self._make(most, is_window_pool)
+            self._made[key] = self._make(counts, is_window_pool=key[-1])
         return self._made[key]
 
-    def _make(self, most: int | None, is_window_pool: bool) -> tuple[Tensor, Tensor]:
-        counts = self._lengths if most is None else self._lengths.clamp_max(most)
+    def _make(self, counts: Tensor, is_window_pool: bool) -> tuple[Tensor, Tensor]:
         bounds = bounds_of(counts)
         owner = torch.repeat_interleave(counts)
         begin = self._lengths - counts - bounds[:-1]

@@ -31,7 +31,7 @@ def check_scales(
             raise ContractError(f"{op}: {name} in {_plain(pool.dtype)} needs k_scale and v_scale")
 
 
-def factors(k_scale: float | None, v_scale: float | None) -> tuple[float, float]:
+def factors(k_scale: float | None = None, v_scale: float | None = None) -> tuple[float, float]:
     """Return what the keys and the values of pools are to be multiplied by."""
     return 1.0 if k_scale is None else k_scale, 1.0 if v_scale is None else v_scale
 

@@ -78,8 +78,8 @@ def check_write(
     k_buffer: Tensor,
     v_buffer: Tensor,
     cache_loc: Tensor,
-    k_scale: float | None,
-    v_scale: float | None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
 ) -> None:
     """Raise ``ContractError`` where the arguments do not fit."""
     if cache_loc.dim() != 1 or cache_loc.dtype not in (torch.int32, torch.int64):

@@ -20,7 +20,7 @@ from torch import Tensor
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
 from tests.engine.mistaken_vendor import MISTAKES_IN_8_BIT
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import FAMILIES, Family, make_model
 from tests.engine.release import RELEASE, present
 from tests.engine.test_models import GENERATE, LIMIT, Bench, as_request, bench_in, compare, draw_prompts
 from tests.programs import Run, finish, server_for
@@ -184,7 +184,8 @@ def test_a_scale_that_a_file_brought_stands_in_one_place():
     assert scales_of(layer_of(k_scale=0.5, v_scale=0.5), latent) == {"k_scale": 1.0, "v_scale": 1.0}
 
 
-FAMILY = next(family for family in FAMILIES if family.name == "Qwen2-attention")
+BY_NAME = {family.name: family for family in FAMILIES}
+FAMILY = BY_NAME["Qwen2-attention"]
 
 
 class Served:
@@ -201,12 +202,12 @@ class Served:
         self.unchecked = [line for line in run.output.splitlines() if "cannot be checked" in line]
 
 
-def serve(bench: Bench, folder: Path, mistakes: list[str], **engine: Any) -> Served:
-    model = make_model(FAMILY, folder / "model")
+def serve(bench: Bench, folder: Path, mistakes: list[str], family: Family = FAMILY, **engine: Any) -> Served:
+    model = make_model(family, folder / "model")
     scales = {"0": {str(layer): 0.05 * (layer + 1) for layer in range(3)}}
     cache = {"dtype": "float8_e4m3fn", "scaling_factor": scales}
     (folder / "scales.json").write_text(json.dumps({"model_type": "qwen2", "kv_cache": cache}))
-    prompts, followers = draw_prompts(FAMILY, folder / "model")
+    prompts, followers = draw_prompts(family, folder / "model")
     questions = {
         "engine": {
             "model_path": str(folder / "model"),
@@ -216,7 +217,7 @@ def serve(bench: Bench, folder: Path, mistakes: list[str], **engine: Any) -> Ser
             "log_level": "info",
             "random_seed": 1,
             "sleep_on_idle": True,
-            **FAMILY.engine,
+            **family.engine,
             **engine,
         },
         "prompts": as_request(prompts),
@@ -249,6 +250,12 @@ def test_an_engine_reads_what_it_has_written(dtype: str, bench: Bench, tmp_path:
     assert served.prompts.prefill < LIMIT  # a prompt attends to its own keys, which are not in 8 bit
     assert LIMIT < served.prompts.decode < 0.5
     assert LIMIT < served.followers.prefill < 0.5
+
+
+def test_an_engine_reads_latents_as_the_model_has_written_them(bench: Bench, tmp_path: Path):
+    served = serve(bench, tmp_path, [], BY_NAME["DeepSeek-V2-Lite"], kv_cache_dtype="fp8_e4m3")
+    assert (served.wrong, served.unchecked) == ([], [])
+    assert served.prompts.prefill < LIMIT < served.prompts.decode  # in which other experts are chosen
 
 
 def test_a_wrong_scale_in_an_engine_is_told(bench: Bench, tmp_path: Path):

@@ -104,6 +104,7 @@ class Attended:
             seq_lens=torch.tensor(ends),
             extend_seq_lens=torch.tensor(new),
             extend_prefix_lens=torch.tensor(self.lengths),
+            encoder_lens=None,
             out_cache_loc=torch.cat(
                 [self.table[row, a:b] for row, (a, b) in enumerate(self._spans(ends))]
             ).long(),

@@ -62,8 +62,8 @@ def _widest(op: Op, dtype: torch.dtype) -> Bound:
 def _returns(op: Op, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of the first result of the reference."""
     case = next(case for case in op.cases if not case.name.startswith("empty"))
-    outputs = op.reference(**case.arguments(dtype))
-    return (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).dtype
+    arguments = case.arguments(dtype)
+    return op.results(op.reference(**arguments), arguments)[0].dtype
 
 
 def _writes(op: Op) -> str:

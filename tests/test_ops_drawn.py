@@ -33,7 +33,8 @@ def test_reference_keeps_its_bound_and_writes_nothing_but_what_it_updates(op: Op
     assert errors(op, call.arguments, call.bound) == []
     for name, value in call.arguments.items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(unwritten(op, name, call.arguments, whole), storage(value))
+            expected = unwritten(op, name, call.arguments, whole)
+            assert torch.equal(expected.view(torch.uint8), storage(value).view(torch.uint8))
 
 
 def storage(value: object) -> torch.Tensor | None:
@@ -59,6 +60,10 @@ def test_one_wrong_element_is_noticed(op: Op):
     @functools.wraps(op.reference)
     def mistaken(*args: object, **kwargs: object) -> Outputs:
         outputs = op.reference(*args, **kwargs)
+        if outputs == ():  # then what it updates is all of its results
+            pool = op.signature.bind(*args, **kwargs).arguments[op.updates[0]]
+            pool[-1:] = 1.05 * pool[-1:].double()
+            return outputs
         first, *others = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         spoiled = first.contiguous().clone()
         spoiled.view(-1)[-1:] *= 1.05

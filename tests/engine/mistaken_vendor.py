@@ -139,7 +139,28 @@ def state_kept(reference: Kernel, arguments: dict[str, Any]) -> Any:
 
 Mistake = Callable[[Kernel, dict[str, Any]], Any]
 
-#: What can go wrong in an op beside ``uneven``, which can in each.
+
+def keys_for_values(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Write the keys into both pools."""
+    return reference(**{**arguments, "v": arguments["k"]})
+
+
+def next_slot(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Write one slot too far; the pool's last one is never used here."""
+    return reference(**{**arguments, "cache_loc": arguments["cache_loc"] + 1})
+
+
+def keys_scale_forgotten(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Take keys in 8 bit as they are."""
+    return reference(**{**arguments, "k_scale": 1.0})
+
+
+def values_scale_forgotten(reference: Kernel, arguments: dict[str, Any]) -> Any:
+    """Take values in 8 bit as they are."""
+    return reference(**{**arguments, "v_scale": 1.0})
+
+
+#: What can go wrong in an op beside ``uneven``, which can in each that returns something.
 MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "rms_norm": (large_eps,),
     "gemma_rms_norm": (large_eps,),
@@ -152,6 +173,7 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
     "fused_moe": (other_weights,),
     "decode_attention": (steep, other_cap, own_key_missing),
     "extend_attention": (steep, other_cap, other_window),
+    "kv_cache_write": (keys_for_values, next_slot),
     "causal_conv1d_fn": (taps_reversed, state_forgotten, state_kept),
     "causal_conv1d_update": (taps_reversed, state_kept),
     "mamba_chunk_scan_combined": (other_decay, state_forgotten),
@@ -164,17 +186,25 @@ MISTAKES: dict[str, tuple[Mistake, ...]] = {
 
 #: The ops that write the KV cache, where SGLang lets them.
 WRITE_CACHE = ("qk_norm_rope", "rotary_embedding")
+#: Those that do nothing else, and return nothing.
+WRITE_ALONE = ("kv_cache_write",)
 
 
 def mistakes_of(op: str, writes_cache: bool = True) -> dict[str, Mistake]:
     """Return the mistakes that an op can make, by name."""
-    of_cache = (cache_kept,) if writes_cache and op in WRITE_CACHE else ()
-    return {mistake.__name__: mistake for mistake in (uneven, *MISTAKES.get(op, ()), *of_cache)}
+    of_cache = (cache_kept,) if op in WRITE_ALONE or (writes_cache and op in WRITE_CACHE) else ()
+    of_results = () if op in WRITE_ALONE else (uneven,)
+    return {mistake.__name__: mistake for mistake in (*of_results, *MISTAKES.get(op, ()), *of_cache)}
+
+
+#: With a KV cache in 8 bit.
+MISTAKES_IN_8_BIT = {mistake.__name__: mistake for mistake in (keys_scale_forgotten, values_scale_forgotten)}
 
 
 def kernel_of(op: Op) -> Kernel:
     """Return the op's reference with whatever mistake is planted at a call."""
-    files = {FOLDER / f"{op.name}.{name}": mistake for name, mistake in mistakes_of(op.name).items()}
+    mistakes = mistakes_of(op.name) | MISTAKES_IN_8_BIT
+    files = {FOLDER / f"{op.name}.{name}": mistake for name, mistake in mistakes.items()}
 
     @functools.wraps(op.reference)
     def kernel(*args: Any, **kwargs: Any) -> Any:

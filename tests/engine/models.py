@@ -128,11 +128,12 @@ SHAPE = {
 SWIGLU = {"RMSNorm": "rms_norm", "SiluAndMul": "silu_and_mul"}
 ROPE = {"RotaryEmbedding": "rotary_embedding"}
 EXPERTS = {"TopK": "topk_softmax", "UnquantizedFusedMoEMethod": "fused_moe"}
-#: With ``OURS``: the attention backend's two kernels.
-ATTENTION = {
+#: With ``OURS``: the attention backend's kernels; what writes latents is SGLang's.
+LATENT_ATTENTION = {
     "AttentionKernels.decode": "decode_attention",
     "AttentionKernels.extend": "extend_attention",
 }
+ATTENTION = {**LATENT_ATTENTION, "AttentionKernels.write": "kv_cache_write"}
 OURS = {"attention_backend": "sglang_fl"}
 CONVOLUTION = {
     "CausalConvolution.prefill": "causal_conv1d_fn",
@@ -703,14 +704,19 @@ FAMILIES = (
         "DeepSeek-V2-Lite",
         "latent attention, softmax over all experts, by the attention of ours",
         deepseek_v2,
-        {**SWIGLU, "DeepseekScalingRotaryEmbedding": "rotary_embedding", **EXPERTS, **ATTENTION},
+        {**SWIGLU, "DeepseekScalingRotaryEmbedding": "rotary_embedding", **EXPERTS, **LATENT_ATTENTION},
         releases=PLAIN_PREFILL,
     ),
     Family(
         "DeepSeek-V3",
         "latent queries too, sigmoid scores, experts in groups, by the attention of ours in pages of 64",
         deepseek_v3,
-        {**SWIGLU, "DeepseekScalingRotaryEmbedding": "rotary_embedding", **BIASED_EXPERTS, **ATTENTION},
+        {
+            **SWIGLU,
+            "DeepseekScalingRotaryEmbedding": "rotary_embedding",
+            **BIASED_EXPERTS,
+            **LATENT_ATTENTION,
+        },
         engine={**OURS, "page_size": 64},
         releases=PLAIN_PREFILL,
     ),
@@ -718,7 +724,7 @@ FAMILIES = (
         "Moonlight",
         "latent attention without YaRN, prompts in chunks, by the attention of ours in pages of 16",
         moonlight,
-        {**SWIGLU, **ROPE, **BIASED_EXPERTS, **ATTENTION},
+        {**SWIGLU, **ROPE, **BIASED_EXPERTS, **LATENT_ATTENTION},
         engine={**OURS, "chunked_prefill_size": 64, "page_size": 16},
         no_mistakes=frozenset({"topk_sigmoid.ungrouped"}),
         releases=PLAIN_PREFILL,

@@ -38,7 +38,7 @@ from tests.engine.release import RELEASE, present
 pytestmark = pytest.mark.timeout(300)
 
 on_releases_with_it = present(RELEASE in PLAIN_PREFILL, "attention of ours")
-METHODS = ["AttentionKernels.decode", "AttentionKernels.extend"]
+METHODS = ["AttentionKernels.decode", "AttentionKernels.extend", "AttentionKernels.write"]
 
 
 @pytest.fixture
@@ -63,7 +63,8 @@ def test_with_layer_2_off_it_computes_by_its_own_references_and_logs_nothing(eng
     on, lines = engine()
     assert on.code == 0, on.output[-3000:]
     assert [line for line in lines if "Attention" in line] == [
-        f"[OOT-DISPATCH] {method} → reference(reference)" for method in reversed(METHODS)
+        f"[OOT-DISPATCH] AttentionKernels.{method} → reference(reference)"
+        for method in ("write", "extend", "decode")
     ]
     off, lines = engine(SGLANG_FL_OOT_ENABLED="0")
     assert off.code == 0, off.output[-3000:]
@@ -117,7 +118,7 @@ def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
     usual = {
         "token_to_kv_pool": SimpleNamespace(page_size=1),
         "model_config": SimpleNamespace(is_encoder_decoder=False),
-        "server_args": SimpleNamespace(speculative_algorithm=None),
+        "server_args": SimpleNamespace(speculative_algorithm=None, kv_cache_dtype="auto"),
         "kv_cache_dtype": torch.bfloat16,
     }
     return SimpleNamespace(model=torch.nn.ModuleList(layers), **{**usual, **given})
@@ -140,7 +141,16 @@ def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
             },
             "--page-size 16 beside an encoder, of whose tokens SGLang takes no account there",
         ),
-        ({"kv_cache_dtype": torch.float8_e4m3fn}, "a KV cache in float8_e4m3fn"),
+        ({"kv_cache_dtype": torch.float8_e4m3fn}, None),
+        ({"kv_cache_dtype": torch.float8_e5m2}, None),
+        ({"kv_cache_dtype": torch.float4_e2m1fn_x2}, "a KV cache in float4_e2m1fn_x2"),
+        (
+            {
+                "kv_cache_dtype": torch.float8_e4m3fn,
+                "server_args": SimpleNamespace(speculative_algorithm=None, kv_cache_dtype="mxfp8"),
+            },
+            "a KV cache in mxfp8",
+        ),
     ],
 )
 def test_what_it_cannot_serve_is_refused_when_it_is_built(given: dict[str, Any], reason: str | None):
@@ -148,7 +158,9 @@ def test_what_it_cannot_serve_is_refused_when_it_is_built(given: dict[str, Any],
 
 
 def test_drafts_are_checked_on_platforms_of_ours_alone(monkeypatch):
-    speculating = runner(layer(), server_args=SimpleNamespace(speculative_algorithm="NGRAM"))
+    speculating = runner(
+        layer(), server_args=SimpleNamespace(speculative_algorithm="NGRAM", kv_cache_dtype="auto")
+    )
     assert why_not(speculating) is None
     in_chunks = runner(layer(use_irope=True), server_args=speculating.server_args)
     assert why_not(in_chunks) == "speculative decoding with attention in chunks (Llama 4)"

@@ -34,6 +34,7 @@ DECODING = (
     "causal_conv1d_update",
     "decode_attention",
     "fused_recurrent_gated_delta_rule_packed_decode",
+    "kv_cache_write",
     "selective_state_update",
 )
 
@@ -215,7 +216,7 @@ def bench_in(folder: Path, environment_of: Any, **settings: str) -> Bench:
 def judged(request, tmp_path_factory, bench: Bench) -> Judged:
     """Run one engine for a family and compare all that it says."""
     family = request.param
-    if request.config.getoption("--attention-backend"):
+    if request.config.getoption("--attention-backend") and "AttentionKernels.decode" not in family.runs:
         family = replace(family, runs={**family.runs, **ATTENTION}, engine={**family.engine, **OURS})
     verdict = judge(family, tmp_path_factory.mktemp("family"), bench)
     print(row_of(verdict))

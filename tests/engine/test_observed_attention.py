@@ -278,9 +278,19 @@ def test_each_backend_is_told_of_once_it_has_run(tmp_path: Path):
     assert vars(attention.layer)["forward"] == attention.backend
 
 
+def test_a_layer_is_checked_whose_backend_is_told_as_well(tmp_path: Path):
+    """As a server does it: both stand in for the first layer, one around the other."""
+    attention, found = Attention(*EXTEND, "no scale"), []
+    check_calls(attention.runner, OpCheck(found.append), lambda layer, backend: backend)
+    tell_of_backend(attention.runner, DispatchLog(tmp_path / "log"))
+    attention.call()
+    assert found
+    assert (tmp_path / "log").read_text() == "[OOT-DISPATCH] RadixAttention → sglang(a)\n"
+
+
 def test_torch_compile_sees_through_what_stands_in():
     class Layer(torch.nn.Module):
-        def forward(self, q: Tensor, k: Tensor, v: Tensor, forward_batch: Any) -> Tensor:
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, forward_batch: Any, save_kv_cache: bool) -> Tensor:
             return q + k + v
 
     from sglang_fl.sglang_adapter.attention.observed import _Checked, _Told
@@ -290,7 +300,7 @@ def test_torch_compile_sees_through_what_stands_in():
     _Told(layer, None, DispatchLog(None)).put()
     ones = torch.ones(2)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(ones, ones, ones, 3), 3 * ones)
+    assert torch.equal(compiled(ones, ones, ones, 3, True), 3 * ones)
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,9 @@ def layer_of(given: Arguments, **facts: Any) -> RadixAttention:
     layer.sliding_window_size = given.get("sliding_window", -1)
     if not given.get("is_causal", True):
         layer.attn_type = AttentionType.ENCODER_ONLY
+    if "k_scale" in given:
+        layer.k_scale, layer.v_scale = (torch.tensor(given[name]) for name in ("k_scale", "v_scale"))
+        layer.k_scale_float, layer.v_scale_float = given["k_scale"], given["v_scale"]
     for name, value in facts.items():
         assert hasattr(layer, name)
         setattr(layer, name, value)
@@ -144,10 +147,23 @@ def case(op: str, name: str) -> Arguments:
 
 
 CASES = [
-    *(("decode_attention", name) for name in ("mixed-lengths", "latent", "longer-list", "soft-cap", "sinks")),
+    *(
+        ("decode_attention", name)
+        for name in ("mixed-lengths", "latent", "longer-list", "soft-cap", "sinks", "scales", "e4m3", "e5m2")
+    ),
     *(
         ("extend_attention", name)
-        for name in ("prefixes", "latent", "not-causal", "window", "soft-cap", "sinks")
+        for name in (
+            "prefixes",
+            "latent",
+            "not-causal",
+            "window",
+            "soft-cap",
+            "sinks",
+            "scales",
+            "e4m3",
+            "e5m2",
+        )
     ),
 ]
 
@@ -198,6 +214,25 @@ def test_a_kernel_without_options_has_its_result_copied_and_lacks_a_cap(log: Pat
     assert (step(backend, given, layer_of(given, logit_cap=2.0)) == 3).all()
 
 
+@pytest.mark.parametrize("name", ["scales", "e4m3", "e5m2"])
+def test_a_kernel_without_scales_leaves_such_a_cache_to_sglang(name: str, log: Path):
+    given = case("decode_attention", name)
+    backend = backend_of(given)
+    hook_of(log, WITHOUT_OUT).replace_methods(backend)
+    assert (step(backend, given, layer_of(given)) == 3).all()
+    assert told(log) == [f"TritonAttnBackend.{DECODE} → sglang(native)"]
+
+
+def test_latents_in_8_bit_need_no_scales_where_nothing_is_read_of_them(log: Path):
+    given = case("extend_attention", "no-prefix")
+    wanted = OPS["extend_attention"].reference(**given)
+    pool = torch.randn(9, 1, 24).to(torch.float8_e4m3fn)
+    given |= {"k_buffer": pool, "v_buffer": pool[..., :16], "k_scale": 0.5, "v_scale": 0.5}
+    backend = backend_of(given)
+    hook_of(log).replace_methods(backend)
+    torch.testing.assert_close(step(backend, given, layer_of(given)), wanted)
+
+
 def call_of(name: str, **changed: Any) -> tuple[list[Any], dict[str, Any]]:
     """Return a call of a kernel as the backend makes it, with some of its arguments changed."""
     op = name.removesuffix("_fwd")
@@ -225,8 +260,6 @@ POSITIONS = {
 EXCLUDED: list[tuple[str, dict[str, Any]]] = [
     (DECODE, {"xai_temperature_len": 32}),
     (DECODE, {"score_mod": lambda scores: scores}),
-    (DECODE, {"k_scale": 0.5}),
-    (DECODE, {"v_scale": 0.5}),
     (DECODE, {"of_a_later_release": torch.ones(1)}),
     (DECODE, {"o": torch.empty(1, 4, 64, dtype=torch.float64)}),
     (EXTEND, {"custom_mask": torch.ones(1, dtype=torch.bool)}),
@@ -235,7 +268,6 @@ EXCLUDED: list[tuple[str, dict[str, Any]]] = [
     (EXTEND, {"skip_prefix": True}),
     (EXTEND, {"identity_kv_indices": True}),
     (EXTEND, {"xai_temperature_len": 32}),
-    (EXTEND, {"v_scale": 0.5}),
 ]
 
 

@@ -197,7 +197,7 @@ def test_what_is_heard_decides_what_is_said(judged: Judged):
 def test_attention_ran_on_ours(judged: Judged):
     assert {line for line in judged.dispatched if "Attention" in line} == {
         f"[OOT-DISPATCH] AttentionKernels.{method} → vendor(vendor.mistaken)"
-        for method in ("decode", "extend")
+        for method in ("decode", "extend", "write")
     }
 
 

@@ -16,7 +16,9 @@ from tests.ops.shared.attention import (
     drawn_sizes,
     has_more_than_scores,
     kernel_of,
+    stored,
     sums_in_a_kept_buffer,
+    wrong_scales,
 )
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.subject import Arguments, Array, Subject, like
@@ -31,6 +33,8 @@ def formula(
     scale: float,
     logit_cap: float = 0.0,
     sinks: Array | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, ...]:
@@ -39,7 +43,8 @@ def formula(
     for number in range(len(q)):
         slots = kv_indices[kv_indptr[number] : kv_indptr[number + 1]]
         is_seen = np.ones((1, len(slots)), dtype=bool)
-        given = (q[number, None], k_buffer[slots], v_buffer[slots], is_seen, scale, logit_cap, sinks)
+        keys, values = stored(k_buffer[slots], k_scale), stored(v_buffer[slots], v_scale)
+        given = (q[number, None], keys, values, is_seen, scale, logit_cap, sinks)
         (out[number],), (lse[number],) = attend(*given)
     return (out, lse) if return_lse else (out,)
 
@@ -52,8 +57,7 @@ def draw(source: Source) -> Drawn:
     return Drawn(
         {
             "q": source.rows(sequences, query_heads, sizes[1]),
-            "k_buffer": pools[0],
-            "v_buffer": pools[1],
+            **pools,
             "kv_indptr": bounds,
             "kv_indices": indices,
             "scale": sizes[1] ** -0.5,
@@ -149,6 +153,9 @@ def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
     return sums_in_a_kept_buffer(decode_attention(**given))
 
 
+WRONG_SCALES = wrong_scales(decode_attention)
+keys_scale_forgotten, values_scale_forgotten, scales_exchanged, inverse_of_the_scales = WRONG_SCALES
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
@@ -162,6 +169,7 @@ SUBJECT = Subject(
             neighbouring_heads_mixed_up,
             result_left_as_it_was_without_slots,
             logarithm_to_base_two,
+            *WRONG_SCALES,
         ),
         "repeat": (sums_in_a_buffer_of_an_earlier_call,),
     },

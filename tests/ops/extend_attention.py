@@ -16,7 +16,9 @@ from tests.ops.shared.attention import (
     drawn_sizes,
     has_more_than_scores,
     kernel_of,
+    stored,
     sums_in_a_kept_buffer,
+    wrong_scales,
 )
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.subject import Arguments, Array, Subject, like
@@ -38,6 +40,8 @@ def formula(
     sinks: Array | None = None,
     custom_mask: Array | None = None,
     mask_indptr: Array | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Array | None = None,
     ahead: int = 0,
@@ -51,8 +55,8 @@ def formula(
     for number in range(len(qo_indptr) - 1):
         rows = slice(qo_indptr[number], qo_indptr[number + 1])
         slots = kv_indices[kv_indptr[number] : kv_indptr[number + 1]]
-        keys = np.concatenate((k_buffer[slots], k[rows]))
-        values = np.concatenate((v_buffer[slots], v[rows]))
+        keys = np.concatenate((stored(k_buffer[slots], k_scale), k[rows]))
+        values = np.concatenate((stored(v_buffer[slots], v_scale), v[rows]))
         places, new = np.arange(len(keys)), len(keys) - len(slots)
         is_seen = np.ones((new, len(keys)), dtype=bool)
         if custom_mask is not None:
@@ -84,8 +88,7 @@ def draw(source: Source) -> Drawn:
             "q": source.rows(tokens, query_heads, sizes[1]),
             "k": source.rows(tokens, sizes[0], sizes[1]),
             "v": source.rows(tokens, sizes[0], sizes[2]),
-            "k_buffer": pools[0],
-            "v_buffer": pools[1],
+            **pools,
             "qo_indptr": torch.tensor([0, *new]).cumsum(0).to(source.one_of(torch.int32, torch.int64)),
             "kv_indptr": bounds,
             "kv_indices": indices,
@@ -225,6 +228,15 @@ def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
     return sums_in_a_kept_buffer(extend_attention(**given))
 
 
+@like(extend_attention)
+def new_keys_scaled(**given: Any) -> Outputs:
+    """The scale of the keys in the pool is that of all keys."""
+    return extend_attention(**given | {"k": (given["k"] * given.get("k_scale", 1.0)).to(given["k"].dtype)})
+
+
+WRONG_SCALES = wrong_scales(extend_attention)
+keys_scale_forgotten, values_scale_forgotten, scales_exchanged, inverse_of_the_scales = WRONG_SCALES
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
@@ -243,6 +255,8 @@ SUBJECT = Subject(
             trees_taken_for_texts,
             window_by_the_place_in_the_tree,
             tree_of_the_first_sequence,
+            new_keys_scaled,
+            *WRONG_SCALES,
         ),
         "repeat": (sums_in_a_buffer_of_an_earlier_call,),
     },

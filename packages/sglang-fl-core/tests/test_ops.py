@@ -149,6 +149,76 @@ BROKEN_CONTRACTS += [
 ]
 
 
+IN_8_BIT = {"k_buffer": torch.zeros(6, 2, 8).to(torch.float8_e4m3fn), "k_scale": 0.5, "v_scale": 0.5}
+ATTENDED = {
+    "q": torch.zeros(4, 4, 8),
+    "k_buffer": torch.zeros(6, 2, 8),
+    "v_buffer": torch.zeros(6, 2, 8),
+    "kv_indptr": torch.zeros(5, dtype=torch.long),
+    "kv_indices": torch.zeros(0, dtype=torch.long),
+    "scale": 1.0,
+}
+OF_POOLS = {
+    "decode_attention": ATTENDED,
+    "extend_attention": {
+        **ATTENDED,
+        "k": torch.zeros(4, 2, 8),
+        "v": torch.zeros(4, 2, 8),
+        "qo_indptr": torch.arange(5),
+    },
+    "kv_cache_write": {
+        "k": torch.zeros(4, 2, 8),
+        "v": torch.zeros(4, 2, 8),
+        "k_buffer": torch.zeros(6, 2, 8),
+        "v_buffer": torch.zeros(6, 2, 8),
+        "cache_loc": torch.arange(4),
+    },
+}
+BROKEN_CONTRACTS += [
+    pytest.param(op_name, given | changed, match, id=f"{op_name}-{name}")
+    for op_name, given in OF_POOLS.items()
+    for name, changed, match in [
+        (
+            "no-scales",
+            IN_8_BIT | {"k_scale": None, "v_scale": None},
+            "float8_e4m3fn needs k_scale and v_scale",
+        ),
+        ("one-scale", {"v_scale": 1.0}, "of k_scale and v_scale one alone is given"),
+        (
+            "integers",
+            IN_8_BIT | {"v_buffer": torch.zeros(6, 2, 8, dtype=torch.int8)},
+            "v_buffer in int8; in 8 bit there are float8_e4m3fn, float8_e5m2",
+        ),
+    ]
+]
+BROKEN_CONTRACTS += [
+    pytest.param("kv_cache_write", OF_POOLS["kv_cache_write"] | changed, match, id=f"write-{name}")
+    for name, changed, match in [
+        (
+            "a-slot-too-few",
+            {"cache_loc": torch.arange(3)},
+            r"3 slots .* do not hold k \(4, 2, 8\)",
+        ),
+        ("other-heads", {"v": torch.zeros(4, 1, 8)}, r"do not hold v \(4, 1, 8\)"),
+        ("rows-of-two-axes", {"k": torch.zeros(4, 16)}, r"do not hold k \(4, 16\)"),
+        ("slots-of-two-axes", {"cache_loc": torch.zeros(4, 1, dtype=torch.long)}, "is not a slot in int32"),
+        ("slots-that-are-no-integers", {"cache_loc": torch.zeros(4)}, "is not a slot in int32 or int64"),
+        (
+            "shared-slots",
+            {"v_buffer": torch.zeros(1, 2, 8).expand(6, 2, 8)},
+            "slots of v_buffer share memory",
+        ),
+    ]
+]
+
+
+def test_what_a_pool_in_8_bit_cannot_hold_becomes_its_largest_number():
+    pools = [torch.zeros(2, 1, 2).to(dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)]
+    k = torch.tensor([[[1e6, -1e6]]])
+    OPS["kv_cache_write"].reference(k, k, *pools, torch.tensor([1]), k_scale=1.0, v_scale=1.0)
+    assert [pool[1, 0].tolist() for pool in pools] == [[448.0, -448.0], [57344.0, -57344.0]]
+
+
 @pytest.mark.parametrize(("op_name", "arguments", "match"), BROKEN_CONTRACTS)
 def test_reference_refuses_what_the_contract_excludes(op_name: str, arguments: dict[str, Any], match: str):
     with pytest.raises(ContractError, match=f"^{op_name}: .*{match}"):

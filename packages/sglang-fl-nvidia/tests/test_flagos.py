@@ -22,8 +22,14 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 #: The interpreter cuts float32 off to bfloat16 instead of rounding it, so there a GPU alone tells.
 DTYPES = [torch.float16, torch.float32, *([torch.bfloat16] if HAS_GPU else [])]
-#: Options of a contract that a kernel of ours does not take: where it runs, trees of drafts are SGLang's.
-NOT_TAKEN = {"extend_attention": {"custom_mask", "mask_indptr"}}
+#: Options of a contract that a kernel of ours does not take: where it runs, trees of drafts are SGLang's, and
+#: so is a KV cache in 8 bit.
+SCALES = {"k_scale", "v_scale"}
+NOT_TAKEN = {
+    "decode_attention": SCALES,
+    "extend_attention": {"custom_mask", "mask_indptr", *SCALES},
+    "kv_cache_write": SCALES,
+}
 
 
 def kernel(op: str) -> Callable[..., Tensor]:

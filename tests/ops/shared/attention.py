@@ -1,5 +1,7 @@
 """What the ops of attention share: softmax attention of one sequence, in float64."""
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang_fl.ops import Outputs
+from sglang_fl.ops import Kernel, Outputs
+from sglang_fl.ops.shared.scales import EIGHT_BIT
 from tests.ops.shared.distance import as_numpy
 from tests.ops.shared.drawing import Source
-from tests.ops.subject import Array
+from tests.ops.subject import Array, like
 
 __all__ = [
     "attend",
@@ -19,7 +22,9 @@ __all__ = [
     "drawn_sizes",
     "has_more_than_scores",
     "kernel_of",
+    "stored",
     "sums_in_a_kept_buffer",
+    "wrong_scales",
 ]
 
 
@@ -49,8 +54,9 @@ def attend(
 
 
 def has_more_than_scores(arguments: dict[str, Any]) -> bool:
-    """Whether a call has what PyTorch's own attention has not: a cap, sinks, the sum."""
-    return arguments.get("sinks") is not None or any(map(arguments.get, ("logit_cap", "return_lse")))
+    """Whether a call has what PyTorch's own attention has not: a cap, sinks, scales, the sum."""
+    has_tensors = any(arguments.get(name) is not None for name in ("sinks", "k_scale"))
+    return has_tensors or any(map(arguments.get, ("logit_cap", "return_lse")))
 
 
 def kernel_of(formula: Callable[..., tuple[Array, ...]], given: dict[str, Any], **mistake: Any) -> Any:
@@ -88,12 +94,46 @@ def drawn_lists(source: Source, sequences: int, longest: int) -> tuple[Tensor, T
     return bounds, source.integers(slots, sum(lengths) + source.one_of(0, 3)), slots
 
 
-def drawn_pools(source: Source, slots: int, sizes: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return pools of keys and of values, the second one a view of the first or not."""
+def drawn_pools(source: Source, slots: int, sizes: tuple[int, int, int]) -> dict[str, Any]:
+    """Return pools of keys and of values, the second one a view of the first or not, and scales, if any."""
     heads, keys, values = sizes
     padding = source.one_of(0, 0, 5)
-    k_buffer = source.normal(slots, heads * keys + padding).to(source.dtype)
+    dtype = source.one_of(source.dtype, source.dtype, *EIGHT_BIT)
+    k_buffer = source.normal(slots, heads * keys + padding).to(dtype)
     k_buffer = k_buffer[:, : heads * keys].unflatten(1, (heads, keys))
-    if values <= keys and source.one_of(False, True):
-        return k_buffer, k_buffer[..., :values]
-    return k_buffer, source.rows(slots, heads, values)
+    is_latent = values <= keys and source.one_of(False, True)
+    v_buffer = k_buffer[..., :values] if is_latent else source.rows(slots, heads, values, dtype=dtype)
+    pools = {"k_buffer": k_buffer, "v_buffer": v_buffer}
+    if dtype is source.dtype and source.one_of(True, True, False):
+        return pools
+    return pools | {name: source.one_of(0.3, 1.0, 1.7) for name in ("k_scale", "v_scale")}
+
+
+def stored(pool: Array, scale: float | None) -> Array:
+    """Return what lies in a pool with its scale."""
+    return pool if scale is None else pool * scale
+
+
+def wrong_scales(reference: Kernel) -> tuple[Kernel, ...]:
+    """Return kernels that take the scales of pools wrongly, each in one way."""
+
+    @like(reference)
+    def keys_scale_forgotten(**given: Any) -> Outputs:
+        return reference(**given | ({"k_scale": 1.0} if "k_scale" in given else {}))
+
+    @like(reference)
+    def values_scale_forgotten(**given: Any) -> Outputs:
+        return reference(**given | ({"v_scale": 1.0} if "v_scale" in given else {}))
+
+    @like(reference)
+    def scales_exchanged(**given: Any) -> Outputs:
+        if "k_scale" in given:
+            given["k_scale"], given["v_scale"] = given["v_scale"], given["k_scale"]
+        return reference(**given)
+
+    @like(reference)
+    def inverse_of_the_scales(**given: Any) -> Outputs:
+        scales = ({name: 1 / given[name]} for name in ("k_scale", "v_scale") if name in given)
+        return reference(**functools.reduce(operator.or_, scales, given))
+
+    return keys_scale_forgotten, values_scale_forgotten, scales_exchanged, inverse_of_the_scales

@@ -51,6 +51,7 @@ NVIDIA = Vendor(
         _own_impl("fused_sigmoid_gating_delta_rule_update"),
         _own_impl("decode_attention"),
         _own_impl("extend_attention"),
+        _own_impl("kv_cache_write"),
         _flag_gems_too("silu_and_mul"),
         _flag_gems_too("gelu_and_mul"),
         _flag_gems_too("rms_norm"),
@@ -115,6 +116,7 @@ NVIDIA = Vendor(
             "1.01 to 1.11 of vanilla in served models (Llama-3-8B, Qwen3-30B-A3B with 10 layers, bfloat16, "
             "SGLang 0.5.23, triton 3.6, H200); latent heads not served",
         ),
+        _not_default("kv_cache_write", "it has not run on a chip yet"),
     ),
     quarantine=QUARANTINE,
     aten=flag_gems_aten(measured_choices(), ATEN_QUARANTINE),

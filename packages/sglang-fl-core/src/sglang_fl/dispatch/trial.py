@@ -63,10 +63,16 @@ class Trial:
         arguments = self._op.signature.bind(*args, **kwargs)
         arguments.apply_defaults()
         expected = self._expected(arguments.arguments)
-        self.has_rows = bool(expected[0].numel())
+        self.has_rows = self._has_rows(expected, arguments.arguments)
         outputs = self._run(args, kwargs, arguments.arguments, expected)
         self.has_run = True
         return outputs
+
+    def _has_rows(self, expected: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> bool:
+        """Whether the call computes anything; one that returns nothing updates what its rows say."""
+        if expected:
+            return bool(expected[0].numel())
+        return all(bool(arguments[name].numel()) for name in self._op.rows if arguments[name] is not None)
 
     def _expected(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """Return the results that the contract promises, or raise ``ContractError``."""
@@ -116,7 +122,7 @@ def _hold_against(expected: tuple[Tensor, ...], outputs: Any, device: torch.devi
     )
     is_wrapped = returned is outputs and is_right and len(returned) == 1  # callers want the tensor itself
     if not is_right or is_wrapped or not all(map(_is_alike, returned, expected)):
-        promised = expected if len(expected) > 1 else expected[0]
+        promised = expected[0] if len(expected) == 1 else expected
         raise VendorError(f"it returned {_described(outputs)}, the contract says {_described(promised)}")
     for tensor in returned:
         if tensor.device != device or tensor.layout is not torch.strided:

@@ -11,5 +11,6 @@ NOT_FIT = {
     "decode_attention": "its flash attention takes tables of pages of 32 slots or more, not lists of slots",
     "extend_attention": "its flash attention takes tables of pages of 32 slots or more, not lists of slots",
     "fused_sigmoid_gating_delta_rule_update": "it takes gates that are formed already",
+    "kv_cache_write": "`reshape_and_cache_flash` has values as wide as keys, and no scales",
     "topk_sigmoid": "it forms the sigmoid as (1 + tanh) / 2, which cancels, in the dtype of the logits",
 }

@@ -1,5 +1,7 @@
 """The op ``decode_attention``: attention of one new token for each sequence, over a paged pool."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from sglang_fl.ops.shared.attention import (
     sizes,
     soft_capped,
 )
+from sglang_fl.ops.shared.scales import factors
 
 __all__ = ["OP", "check_decode", "decode_attention"]
 
@@ -34,13 +37,16 @@ def decode_attention(
     *,
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Outputs:
     """Let one query of each sequence attend to the keys and values in the sequence's slots of a pool.
 
     ``o = sum_j p_j v_j, p = softmax(cap tanh(scale q.k / cap))``, with the exponential of the head's sink
-    as one more term of the denominator. A window is what the caller leaves out of the slots.
+    as one more term of the denominator. A window is what the caller leaves out of the slots. A pool may be in
+    8 bit; a key is then what lies in its slot times ``k_scale``, and a value that times ``v_scale``.
 
     Source: SGLang ``kernels/ops/attention/decode_attention.py``, ``decode_attention_fwd``, as
     ``TritonAttnBackend.forward_decode`` calls it.
@@ -48,8 +54,9 @@ def decode_attention(
     Parameters
     ----------
     q : Tensor, (B, H, D), float16, bfloat16 or float32, rows at any stride; not written
-    k_buffer : Tensor, (S, KH, D), a floating dtype, the first axis at any stride: the pool of keys; H is a
-        multiple of KH, and neighbouring query heads share one of keys; not written
+    k_buffer : Tensor, (S, KH, D), a floating dtype, in 8 bit float8_e4m3fn or float8_e5m2, the first axis at
+        any stride: the pool of keys; H is a multiple of KH, and neighbouring query heads share one of keys;
+        not written
     v_buffer : Tensor, (S, KH, DV), like ``k_buffer``, of which it may be a view (latent attention)
     kv_indptr : Tensor, (B + 1,), int32 or int64: sequence b has the slots
         ``kv_indices[kv_indptr[b]:kv_indptr[b + 1]]``; it may have none
@@ -58,6 +65,8 @@ def decode_attention(
     scale : multiplies the scores
     logit_cap : where scores saturate; 0: nowhere
     sinks : Tensor, (H,), a floating dtype: a score without a value
+    k_scale, v_scale : what keys and values of the pools are to be multiplied by, both or neither; pools in
+        8 bit need them
     return_lse : whether the logarithm of the denominator is returned too
     out : Tensor, (B, H, DV), dtype of ``q``, rows at any stride: a kernel may write it and return it as ``o``
 
@@ -70,12 +79,14 @@ def decode_attention(
 
     Raises
     ------
-    ContractError : shapes that do not fit
+    ContractError : shapes that do not fit; a pool in 8 bit without scales, or one scale alone
     """
-    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
+    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out, k_scale, v_scale)
+    of_keys, of_values = factors(k_scale, v_scale)
     dtype = compute_dtype(q, k_buffer, v_buffer)
     kv_heads, values = v_buffer.shape[1:]
-    grouped = (q.to(dtype) * scale).reshape(len(q), kv_heads, q.shape[1] // kv_heads, q.shape[2])
+    group = q.shape[1] // kv_heads
+    grouped = (q.to(dtype) * (scale * of_keys)).reshape(len(q), kv_heads, group, q.shape[2])
     owner, slots, is_slot = _blocks(kv_indptr, kv_indices)
     rows = rows_of_heads(slots, kv_heads)
     form = (len(owner), *grouped.shape[1:3])
@@ -99,9 +110,10 @@ def decode_attention(
         total += (sinks.to(dtype).reshape(peak.shape[1:]) - peak).exp()
     o = torch.zeros(*peak.shape, values, dtype=dtype, device=q.device)
     o.index_add_(0, owner, results.mul_(shares.unsqueeze(-1)))
+    total, peak = total.unsqueeze(-1), peak.unsqueeze(-1)
     # Nothing divided by nothing is 0 here.
-    o = torch.where(total.unsqueeze(-1) == 0, 0.0, o / total.unsqueeze(-1)).flatten(1, 2).to(q.dtype)
-    return (o, (peak + total.log()).flatten(1, 2)) if return_lse else o
+    o = torch.where(total == 0, 0.0, o.mul_(of_values) / total).flatten(1, 2).to(q.dtype)
+    return (o, (peak + total.log()).flatten(1)) if return_lse else o
 
 
 def _blocks(kv_indptr: Tensor, kv_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,9 +158,11 @@ def check_decode(
     kv_indices: Tensor,
     sinks: Tensor | None,
     out: Tensor | None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
 ) -> None:
     """Raise ``ContractError`` where the arguments do not fit."""
-    check_pools("decode_attention", q, k_buffer, v_buffer, kv_indices, sinks)
+    check_pools("decode_attention", q, k_buffer, v_buffer, kv_indices, sinks, k_scale, v_scale)
     if kv_indptr.shape != (len(q) + 1,):
         raise ContractError(
             f"decode_attention: kv_indptr {tuple(kv_indptr.shape)} has not one bound more than the "
@@ -167,10 +181,12 @@ def _like(
     *,
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Outputs:
-    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
+    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out, k_scale, v_scale)
     o = q.new_empty(*q.shape[:2], v_buffer.shape[2])
     return (o, q.new_empty(q.shape[:2], dtype=compute_dtype(q, k_buffer, v_buffer))) if return_lse else o
 
@@ -191,12 +207,15 @@ def _case(
     has_sinks: bool = False,
     has_out: bool = False,
     is_poisoned: bool = False,
+    pool_dtype: torch.dtype | None = None,
+    scales: tuple[float, float] | None = None,
     **options: float | bool,
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         (query_heads, kv_heads), (keys, values), total = heads, elements, before + sum(lengths)
         slots = total + beyond + 5
-        pools = sample_pools(slots, (kv_heads, keys, values), dtype, generator, layout)
+        form = (slots, (kv_heads, keys, values), pool_dtype or dtype)
+        pools = sample_pools(*form, generator, layout, scales or (1.0, 1.0))
         drawn = torch.randperm(slots, generator=generator)
         if is_poisoned:
             for pool in pools:
@@ -210,6 +229,8 @@ def _case(
             "scale": keys**-0.5,
             **options,
         }
+        if scales is not None:
+            made["k_scale"], made["v_scale"] = scales
         if has_sinks:
             made["sinks"] = torch.randn(query_heads, generator=generator)
         if has_out:
@@ -218,6 +239,8 @@ def _case(
 
     return Case(name, make)
 
+
+_LATENT: Any = {"heads": (4, 1), "elements": (576, 512), "layout": "latent"}
 
 OP = Op(
     decode_attention,
@@ -230,7 +253,7 @@ OP = Op(
         _case("equal-heads", 37, 5, 9, heads=(3, 3)),
         _case("one-head-of-keys", 5, 40, heads=(7, 1)),
         _case("wide-values", 21, 5, elements=(32, 96)),
-        _case("latent", 21, 5, heads=(4, 1), elements=(576, 512), layout="latent"),
+        _case("latent", 21, 5, **_LATENT),
         _case("pools-strided", 21, 5, layout="strided"),
         _case("bounds-from-5", 21, 5, 9, before=5),
         _case("longer-list", 21, 5, 9, beyond=30),
@@ -240,6 +263,19 @@ OP = Op(
         _case("lse", 37, 5, 0, 130, return_lse=True),
         _case("result-given", 37, 0, 130, has_out=True),
         _case("everything", 37, 5, 0, 130, has_sinks=True, return_lse=True, logit_cap=1.5),
+        _case("scales", 37, 5, scales=(0.37, 1.9)),
+        _case("e4m3", 37, 0, 130, pool_dtype=torch.float8_e4m3fn, scales=(0.37, 1.9)),
+        _case("e5m2", 37, 5, 300, pool_dtype=torch.float8_e5m2, scales=(1.6, 0.45), layout="strided"),
+        _case("e4m3-latent", 21, 5, pool_dtype=torch.float8_e4m3fn, scales=(0.7, 0.7), **_LATENT),
+        _case(
+            "e4m3-everything",
+            *(37, 5, 0, 130),
+            pool_dtype=torch.float8_e4m3fn,
+            scales=(0.3, 2.2),
+            has_sinks=True,
+            return_lse=True,
+            logit_cap=1.5,
+        ),
     ),
     # In 16 bit a kernel rounds the weights before they meet the values, and the result. In float32 a score
     # is off by some units of the terms it is made of, and its weight by as many.

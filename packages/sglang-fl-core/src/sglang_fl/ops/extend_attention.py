@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from sglang_fl.ops.shared.attention import (
     sizes,
     soft_capped,
 )
+from sglang_fl.ops.shared.scales import factors
 
 __all__ = ["OP", "check_extend", "extend_attention"]
 
@@ -43,13 +45,17 @@ def extend_attention(
     sinks: Tensor | None = None,
     custom_mask: Tensor | None = None,
     mask_indptr: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Outputs:
     """Let the new tokens of each sequence attend to its prefix in a pool, and to each other.
 
     ``o = sum_j p_j v_j, p = softmax(cap tanh(scale q.k / cap))`` over the keys that a query sees, with the
-    exponential of the head's sink as one more term of the denominator.
+    exponential of the head's sink as one more term of the denominator. A pool may be in 8 bit; a key of the
+    prefix is then what lies in its slot times ``k_scale``, and a value that times ``v_scale``. New keys and
+    values have no scale.
 
     Source: SGLang ``kernels/ops/attention/extend_attention.py``, ``extend_attention_fwd``, as
     ``TritonAttnBackend.forward_extend`` calls it. Its custom mask has columns for the prefix too, which it
@@ -61,8 +67,9 @@ def extend_attention(
     k : Tensor, (T, KH, D), dtype of ``q``, rows at any stride: the keys of the new tokens; H is a multiple of
         KH, and neighbouring query heads share one of keys; not written
     v : Tensor, (T, KH, DV), like ``k``
-    k_buffer : Tensor, (S, KH, D), a floating dtype, the first axis at any stride: the pool with the keys of
-        the prefix; what it has of the new tokens is not looked at; not written
+    k_buffer : Tensor, (S, KH, D), a floating dtype, in 8 bit float8_e4m3fn or float8_e5m2, the first axis at
+        any stride: the pool with the keys of the prefix; what it has of the new tokens is not looked at; not
+        written
     v_buffer : Tensor, (S, KH, DV), like ``k_buffer``, of which it may be a view (latent attention)
     qo_indptr : Tensor, (B + 1,), int32 or int64: the new tokens of sequence b are the rows
         ``qo_indptr[b]:qo_indptr[b + 1]``; it may have none. Rows that belong to no sequence are padding
@@ -81,6 +88,8 @@ def extend_attention(
         a window counts them alone
     mask_indptr : Tensor, (B + 1,), int32 or int64, beside ``custom_mask``: of N new tokens of sequence b the
         (N, N) elements begin at ``mask_indptr[b]``
+    k_scale, v_scale : what keys and values of the pools are to be multiplied by, both or neither; pools in
+        8 bit need them
     return_lse : whether the logarithm of the denominator is returned too
     out : Tensor, (T, H, DV), dtype of ``q``, rows at any stride: a kernel may write it and return it as ``o``
 
@@ -93,11 +102,13 @@ def extend_attention(
 
     Raises
     ------
-    ContractError : shapes that do not fit
+    ContractError : shapes that do not fit; a pool in 8 bit without scales, or one scale alone
     """
     check_extend(
-        q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out, custom_mask, mask_indptr
+        *(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out),
+        *(custom_mask, mask_indptr, k_scale, v_scale),
     )
+    of_keys, of_values = factors(k_scale, v_scale)
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
     o = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)
@@ -109,8 +120,8 @@ def extend_attention(
         if first == last:
             continue
         slots = kv_indices[prefixes[number] : prefixes[number + 1]].long()
-        keys = _by_head(k_buffer, slots, k[first:last], dtype)
-        values = _by_head(v_buffer, slots, v[first:last], dtype)
+        keys = _by_head(k_buffer, slots, of_keys, k[first:last], dtype)
+        values = _by_head(v_buffer, slots, of_values, v[first:last], dtype)
         seen = _Seen(is_causal, sliding_window, keys.shape[1], trees[number])
         step = max(16, min(_QUERIES, _SCORES // (q.shape[1] * keys.shape[1])))
         for begin in range(first, last, step):
@@ -241,11 +252,11 @@ def _trees(custom_mask: Tensor | None, mask_indptr: Tensor | None, qo_indptr: Te
     ]
 
 
-def _by_head(pool: Tensor, slots: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the keys or values of a sequence, (KH, L, D)."""
-    together = (
-        torch.cat((pool.index_select(0, slots).to(dtype), new.to(dtype))) if len(slots) else new.to(dtype)
-    )
+def _by_head(pool: Tensor, slots: Tensor, factor: float, new: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the keys or values of a sequence, (KH, L, D); those in the pool are multiplied by a factor."""
+    together = new.to(dtype)
+    if len(slots):
+        together = torch.cat((pool.index_select(0, slots).to(dtype).mul_(factor), together))
     return together.transpose(0, 1)
 
 
@@ -262,9 +273,11 @@ def check_extend(
     out: Tensor | None,
     custom_mask: Tensor | None = None,
     mask_indptr: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
 ) -> None:
     """Raise ``ContractError`` where the arguments do not fit."""
-    check_pools("extend_attention", q, k_buffer, v_buffer, kv_indices, sinks)
+    check_pools("extend_attention", q, k_buffer, v_buffer, kv_indices, sinks, k_scale, v_scale)
     if k.shape != (len(q), *k_buffer.shape[1:]) or v.shape != (len(q), *v_buffer.shape[1:]):
         raise ContractError(
             f"extend_attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, k_buffer "
@@ -305,11 +318,14 @@ def _like(
     sinks: Tensor | None = None,
     custom_mask: Tensor | None = None,
     mask_indptr: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Outputs:
     check_extend(
-        q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out, custom_mask, mask_indptr
+        *(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out),
+        *(custom_mask, mask_indptr, k_scale, v_scale),
     )
     o = q.new_empty(*q.shape[:2], v.shape[2])
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
@@ -333,6 +349,8 @@ def _case(
     has_out: bool = False,
     is_poisoned: bool = False,
     has_trees: bool = False,
+    pool_dtype: torch.dtype | None = None,
+    scales: tuple[float, float] | None = None,
     **options: float | bool,
 ) -> Case:
     """Return a case; ``lengths`` are those of the prefix and the new tokens of each sequence."""
@@ -341,12 +359,14 @@ def _case(
         (query_heads, kv_heads), (keys, values) = heads, elements
         prefixes, new = [length for length, _ in lengths], [length for _, length in lengths]
         slots, tokens = before + sum(prefixes) + 5, sum(new) + padding
-        pools = sample_pools(slots, (kv_heads, keys, values), dtype, generator, layout)
+        form = (kv_heads, keys, values)
+        stored = (pool_dtype or dtype, generator, layout, scales or (1.0, 1.0))
+        pools = sample_pools(slots, form, *stored)
         drawn = torch.randperm(slots, generator=generator)
         if is_poisoned:
             for pool in pools:
                 pool[drawn[before + sum(prefixes) :]] = torch.inf
-        k, v = sample_pools(tokens, (kv_heads, keys, values), dtype, generator, layout)
+        k, v = sample_pools(tokens, form, dtype, generator, layout)
         made = {
             "q": torch.randn(tokens, query_heads, keys, generator=generator).to(dtype),
             "k": k,
@@ -359,6 +379,8 @@ def _case(
             "scale": keys**-0.5,
             **options,
         }
+        if scales is not None:
+            made["k_scale"], made["v_scale"] = scales
         if has_sinks:
             made["sinks"] = torch.randn(query_heads, generator=generator)
         if has_out:
@@ -381,6 +403,8 @@ def _sample_tree(count: int, generator: torch.Generator) -> Tensor:
     return is_seen
 
 
+_LATENT: Any = {"heads": (4, 1), "elements": (576, 512), "layout": "latent"}
+
 OP = Op(
     extend_attention,
     cases=(
@@ -393,7 +417,7 @@ OP = Op(
         _case("padding", (5, 9), (0, 3), padding=4),
         _case("equal-heads", (5, 9), (2, 6), heads=(3, 3)),
         _case("wide-values", (5, 9), elements=(32, 96)),
-        _case("latent", (5, 9), (0, 3), heads=(4, 1), elements=(576, 512), layout="latent"),
+        _case("latent", (5, 9), (0, 3), **_LATENT),
         _case("pools-strided", (5, 9), (0, 3), layout="strided"),
         _case("bounds-from-5", (5, 9), (2, 3), before=5),
         _case("other-slots-not-finite", (5, 9), (0, 3), is_poisoned=True),
@@ -407,6 +431,20 @@ OP = Op(
         _case("trees", (9, 12), (0, 5), (40, 1), (3, 8), has_trees=True),
         _case("trees-in-a-window", (20, 12), (2, 9), (5, 0), has_trees=True, sliding_window=3, before=3),
         _case("everything", (9, 20), has_sinks=True, return_lse=True, logit_cap=1.5, sliding_window=6),
+        _case("scales", (20, 9), (0, 5), scales=(0.37, 1.9)),
+        _case("e4m3", (20, 9), (0, 5), (40, 1), pool_dtype=torch.float8_e4m3fn, scales=(0.37, 1.9)),
+        _case("e5m2", (20, 9), (3, 30), pool_dtype=torch.float8_e5m2, scales=(1.6, 0.45), layout="strided"),
+        _case("e4m3-latent", (9, 5), (0, 3), pool_dtype=torch.float8_e4m3fn, scales=(0.7, 0.7), **_LATENT),
+        _case(
+            "e4m3-everything",
+            *((9, 20), (30, 4)),
+            pool_dtype=torch.float8_e4m3fn,
+            scales=(0.3, 2.2),
+            has_sinks=True,
+            return_lse=True,
+            logit_cap=1.5,
+            sliding_window=16,
+        ),
     ),
     # As of ``decode_attention``.
     bound=Bound(half=2, single=64),

@@ -31,10 +31,8 @@ Arguments = dict[str, Any]
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Return the dtype that a reference computes in: float32, or float64 if an input has it."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    is_double = any(tensor.dtype is torch.float64 for tensor in tensors)
+    return torch.float64 if is_double else torch.float32
 
 
 def lacking(kernel: Kernel, options: Iterable[str]) -> list[str]:
@@ -70,7 +68,7 @@ class Bound:
 
     Parameters
     ----------
-    half : for float16 and bfloat16
+    half : for dtypes of 16 and 8 bit
     single : for float32
     """
 
@@ -79,7 +77,7 @@ class Bound:
 
     def of(self, dtype: torch.dtype) -> float:
         """Return the bound for outputs of ``dtype``."""
-        return self.half if dtype in (torch.float16, torch.bfloat16) else self.single
+        return self.half if dtype.itemsize < torch.float32.itemsize else self.single
 
 
 @dataclass(frozen=True)

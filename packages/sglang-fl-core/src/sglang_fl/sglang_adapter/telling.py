@@ -32,7 +32,8 @@ class StandIn:
         self.own = own
         self._is_instead = name in vars(holder)
         self._former = vars(holder).get(name)
-        functools.update_wrapper(self, own)  # SGLang's traces ask for the name
+        # SGLang's traces ask for the name. Of attributes none: ``own`` may be one that stands in, too.
+        functools.update_wrapper(self, own, updated=())
 
     def put(self) -> None:
         """Stand in from now on.

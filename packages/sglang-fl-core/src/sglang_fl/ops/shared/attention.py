@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Outputs
+from sglang_fl.ops.shared.scales import check_scales
 
 __all__ = [
     "check_out",
@@ -25,6 +26,8 @@ def check_pools(
     v_buffer: Tensor,
     kv_indices: Tensor,
     sinks: Tensor | None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
 ) -> None:
     """Raise ``ContractError`` where queries and a pool of keys and values do not fit."""
     if q.dim() != 3 or k_buffer.dim() != 3 or v_buffer.dim() != 3:
@@ -45,6 +48,7 @@ def check_pools(
         raise ContractError(f"{op}: kv_indices {tuple(kv_indices.shape)} needs one axis")
     if sinks is not None and sinks.shape != q.shape[1:2]:
         raise ContractError(f"{op}: sinks {tuple(sinks.shape)}, but there are {q.shape[1]} heads")
+    check_scales(op, k_buffer, v_buffer, k_scale, v_scale)
 
 
 def check_out(op: str, out: Tensor | None, q: Tensor, values: Tensor) -> None:
@@ -110,6 +114,7 @@ def sample_pools(
     dtype: torch.dtype,
     generator: torch.Generator,
     layout: str = "dense",
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """Return a pool of keys and one of values.
 
@@ -121,14 +126,16 @@ def sample_pools(
     generator : seeded
     layout : ``dense``; ``latent``: the values are the first elements of the keys; ``strided``: there is
         something between the slots
+    scales : what keys and values were divided by
     """
     heads, keys, values = sizes
     padding = 8 if layout == "strided" else 0
 
-    def pool(size: int) -> Tensor:
-        return torch.randn(slots, heads * size + padding, generator=generator).to(dtype)
+    def pool(size: int, scale: float) -> Tensor:
+        wide = torch.randn(slots, heads * size + padding, generator=generator) / scale
+        return wide.to(dtype)[:, : heads * size].view(slots, heads, size)
 
-    k_buffer = pool(keys)[:, : heads * keys].view(slots, heads, keys)
+    k_buffer = pool(keys, scales[0])
     if layout == "latent":
         return k_buffer, k_buffer[..., :values]
-    return k_buffer, pool(values)[:, : heads * values].view(slots, heads, values)
+    return k_buffer, pool(values, scales[1])

@@ -1,7 +1,7 @@
-"""SGLang's side of the ops ``decode_attention`` and ``extend_attention``.
+"""SGLang's side of the ops ``decode_attention``, ``extend_attention`` and ``kv_cache_write``.
 
-It writes the pools of keys and values as SGLang's ``torch_native`` does, makes lists of slots in plain
-PyTorch, and hands both to two kernels, which layer 2 chooses. It launches no kernel itself.
+It makes lists of slots in plain PyTorch and hands them with SGLang's pools of keys and values to three
+kernels, which layer 2 chooses. It launches no kernel itself.
 
 Two kinds of attention are lists alone. A new token that attends to an encoder's tokens sees all of them, and
 none of its own sequence: that is ``decode_attention``, with the encoder's slots for each new token. Of a text
@@ -19,6 +19,8 @@ from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops.shared.scales import factors
+from sglang_fl.sglang_adapter.attention.eight_bit import NEEDS, is_latent, scales_of
 from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
 from sglang_fl.sglang_adapter.attention.limits import cap_of, layers_of, needs_of
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of, cut_at_chunks, masks_of_trees
@@ -42,7 +44,8 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         # Wrappers of hybrid models copy it from here before SGLang sets it.
         self.kv_index_translator = getattr(runner, "kv_index_translator", None)
         self.forward_metadata: SlotLists | None = None
-        self.kernels = kernels or AttentionKernels(needs_of(layers_of(runner)))
+        of_pools = NEEDS if runner.kv_cache_dtype.itemsize < 2 else ()
+        self.kernels = kernels or AttentionKernels(needs_of(layers_of(runner)).union(of_pools))
         self._chunk: int | None = getattr(runner, "attention_chunk_size", None)
         self._new_bounds: Tensor | None = None
         self._pieces: tuple[Tensor, Tensor] | None = None
@@ -128,9 +131,9 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
             window = layer.sliding_window_size
             # The own key is one of the slots; ``window`` counts those before it.
             lists = self._slots(layer, window + 1 if window > -1 else None)
-        out = self.kernels.decode(
-            _by_head(q, layer), *self._pools(layer), *lists, layer.scaling, **_options(layer, given)
-        )
+        pools = self._pools(layer)
+        options = _options(layer, given) | scales_of(layer, pools)
+        out = self.kernels.decode(_by_head(q, layer), *pools, *lists, layer.scaling, **options)
         return _as_asked(out, q, layer)
 
     def forward_extend(
@@ -157,7 +160,10 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         pools = self._pools(layer)
         if k is None or v is None:  # another layer has written them
             loc = self._window_loc if self._is_in_window_pool(layer) else forward_batch.out_cache_loc
-            k, v = (pool[loc].to(q.dtype) for pool in pools)
+            k, v = (
+                pool[loc].to(q.dtype).mul_(scale)
+                for pool, scale in zip(pools, factors(**scales_of(layer, pools)), strict=True)
+            )
         new_bounds = self._new_bounds
         if self._is_in_chunks(layer):
             assert self._pieces is not None
@@ -167,6 +173,7 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
             lists = self._slots(layer, window if window > -1 else None)
         if _are_unlike(k, v, pools):
             k, v = pools = _without_prefix(k, v, lists)
+        options |= scales_of(layer, pools)
         out = self.kernels.extend(
             _by_head(q, layer), k, v, *pools, new_bounds, *lists, layer.scaling, **options
         )
@@ -200,11 +207,15 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
         return pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
 
     def _write(self, layer: Any, forward_batch: Any, k: Tensor, v: Tensor | None) -> None:
+        pools = self._pools(layer)
+        if is_latent(pools):  # as the model writes those that it does not pass on
+            where = KVWriteLoc.for_batch(forward_batch, swa_loc=self._window_loc)
+            self.token_to_kv_pool.set_kv_buffer(layer, where, k, v)
+            return
+        loc = self._window_loc if self._is_in_window_pool(layer) else forward_batch.out_cache_loc
         if layer.is_cross_attention:
-            loc = KVWriteLoc(forward_batch.encoder_out_cache_loc)
-        else:
-            loc = KVWriteLoc.for_batch(forward_batch, swa_loc=self._window_loc)
-        self.token_to_kv_pool.set_kv_buffer(layer, loc, k, v)
+            loc = forward_batch.encoder_out_cache_loc
+        self.kernels.write(k, v, *pools, loc, **scales_of(layer, pools))
 
 
 def _by_head(q: Tensor, layer: Any) -> Tensor:

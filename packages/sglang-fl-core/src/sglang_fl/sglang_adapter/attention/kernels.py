@@ -1,4 +1,4 @@
-"""The two kernels of the attention backend, as methods of an object on which each can be replaced."""
+"""The kernels of the attention backend, as methods of an object on which each can be replaced."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,13 +9,13 @@ __all__ = ["AttentionKernels"]
 
 
 class AttentionKernels:
-    """Computes attention by the references, until layer 2 puts what it chose in the place of a method.
+    """Computes by the references, until layer 2 puts what it chose in the place of a method.
 
     Each backend has its own, because SGLang builds several in one process.
 
     Parameters
     ----------
-    needs : the options of the two ops that the model's layers need, whatever the call
+    needs : the options of the ops that the model's layers, or its pools, need, whatever the call
     """
 
     def __init__(self, needs: Iterable[str] = ()) -> None:
@@ -28,3 +28,7 @@ class AttentionKernels:
     def extend(self, *tensors: Any, **options: Any) -> Any:
         """Compute ``extend_attention``."""
         return OPS["extend_attention"].reference(*tensors, **options)
+
+    def write(self, *tensors: Any, **options: Any) -> Any:
+        """Compute ``kv_cache_write``."""
+        return OPS["kv_cache_write"].reference(*tensors, **options)

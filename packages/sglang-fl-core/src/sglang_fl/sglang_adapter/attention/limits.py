@@ -7,6 +7,7 @@ from sglang.srt import platforms
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
 from sglang_fl.platform import PlainSpeculation
+from sglang_fl.sglang_adapter.attention.eight_bit import why_not_pools
 from sglang_fl.sglang_adapter.releases import CHUNKS, ENCODER_DECODERS
 from sglang_fl.sglang_adapter.seams import installed_version
 
@@ -61,8 +62,9 @@ def _reasons(runner: Any) -> Iterator[str]:
             yield "speculative decoding with attention in chunks (Llama 4)"
         if installed_version() not in CHUNKS:
             yield f"attention in chunks (Llama 4) on other SGLang than {CHUNKS}"
-    if runner.kv_cache_dtype.itemsize < 2:
-        yield f"a KV cache in {str(runner.kv_cache_dtype).removeprefix('torch.')}"
+    of_pools = why_not_pools(runner)
+    if of_pools is not None:
+        yield of_pools
     for layer in layers:
         yield from reasons_of(layer)
 

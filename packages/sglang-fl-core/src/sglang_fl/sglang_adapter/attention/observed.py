@@ -128,14 +128,15 @@ class _Checked(StandIn):
             return run()
         call = Call(self._layer, q, k, v, forward_batch, save_kv_cache, kwargs)
         turn = (self._calls - 1) // self._check.every
-        sample = self._check.attempt(LAYER, lambda: take(call, Pools(self._runner), turn))
+        backend = backend_of(self._runner, forward_batch.forward_mode.is_decode())
+        pools = Pools(self._runner, is_read_exactly=backend == offer.NAME)
+        sample = self._check.attempt(LAYER, lambda: take(call, pools, turn))
         result = run()
         if sample is not None:
-            backend = backend_of(self._runner, forward_batch.forward_mode.is_decode())
-            self._check.attempt(LAYER, lambda: self._judge(sample, result, backend))
+            self._check.attempt(LAYER, lambda: self._judge(sample.after_call(), result, pools, backend))
         return result
 
-    def _judge(self, sample: Sample, result: Any, backend: str) -> None:
+    def _judge(self, sample: Sample, result: Any, pools: Pools, backend: str) -> None:
         name = self._name_of(self._layer, backend)
         found = sample.of(result, self._layer)
         if self._check.look is not None:
@@ -143,7 +144,7 @@ class _Checked(StandIn):
         wrong = _wrong(sample, name, sample.arguments, found)
         if wrong and sample.without_first_key is not None:
             wrong = wrong if _wrong(sample, name, sample.without_first_key, found) else []
-        missing = sample.written.missing(Pools(self._runner).buffers(self._layer)) if sample.written else None
+        missing = sample.written.missing(pools.buffers(self._layer)) if sample.written else None
         if missing is not None:
             wrong.append(_not_written(sample, name, missing))
         for violation in wrong:

@@ -5,6 +5,7 @@ sequences are drawn, of a long prompt its last tokens, of a long context some he
 copied before the call, because some backends scale or rotate what they are given in its place.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Op
+from sglang_fl.ops.compare import error_in_units
+from sglang_fl.ops.shared.scales import factors
+from sglang_fl.sglang_adapter.attention.eight_bit import scales_of
 from sglang_fl.sglang_adapter.attention.limits import cap_of, reasons_of
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
 
@@ -57,7 +61,8 @@ class Written:
     ----------
     slots : Tensor, (N,)
     heads : of the pool
-    keys, values : Tensors, (N, heads, D) and (N, heads, DV)
+    keys, values : Tensors, (N, heads, D) and (N, heads, DV), float64, divided by their scales: the pool has
+        them rounded
     """
 
     slots: Tensor
@@ -68,7 +73,8 @@ class Written:
     def missing(self, buffers: tuple[Tensor, Tensor]) -> str | None:
         """Say what is not in the pool, or return None."""
         for what, buffer, wanted in zip(("keys", "values"), buffers, (self.keys, self.values), strict=True):
-            if not torch.equal(buffer[self.slots][:, self.heads], wanted):
+            found = buffer[self.slots][:, self.heads]
+            if error_in_units(found, wanted) > OPS["kv_cache_write"].bound.half:
                 return f"the pool has other {what} than those of the call"
         return None
 
@@ -86,6 +92,8 @@ class Sample:
     written : what the call must leave in the pool, if anything
     without_first_key : the arguments again where a backend may leave out the first key of a full window, as
         SGLang's Triton kernel does in decode
+    own : reads what the call has left in 8 bit of the tokens that it decodes, whose keys and values are the
+        last ones of each sequence; None where those of the call count
     """
 
     op: Op
@@ -94,6 +102,21 @@ class Sample:
     heads: slice
     written: Written | None = None
     without_first_key: dict[str, Any] | None = None
+    own: Callable[[], tuple[Tensor, Tensor]] | None = None
+
+    def after_call(self) -> "Sample":
+        """Return the sample with what the call has left in the pool."""
+        if self.own is None:
+            return self
+        own = self.own()
+
+        def settled(arguments: dict[str, Any]) -> dict[str, Any]:
+            last = arguments["kv_indptr"][1:] - 1
+            named = zip(("k_buffer", "v_buffer"), own, strict=True)
+            return arguments | {name: arguments[name].index_copy(0, last, rows) for name, rows in named}
+
+        other = None if self.without_first_key is None else settled(self.without_first_key)
+        return replace(self, arguments=settled(self.arguments), without_first_key=other)
 
     def of(self, result: Any, layer: Any) -> Tensor:
         """Return the part of the call's result that belongs to this sample, (N, heads, DV), copied."""
@@ -130,9 +153,12 @@ class Pools:
     Parameters
     ----------
     runner : SGLang's ``ModelRunner``
+    is_read_exactly : whether the backend only reads in 8 bit: SGLang's may round queries and weights to that,
+        too
     """
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: Any, is_read_exactly: bool = False) -> None:
+        self.is_read_exactly = is_read_exactly
         self.req_to_token = runner.req_to_token_pool.req_to_token
         self._pool = runner.token_to_kv_pool
 
@@ -141,11 +167,11 @@ class Pools:
 
         Raises
         ------
-        UnsupportedError : they are quantised, or not laid out by slot
+        UnsupportedError : they are in 8 bit and not ours, or not laid out by slot
         """
         found = [self._pool.get_key_buffer(layer.layer_id), self._pool.get_value_buffer(layer.layer_id)]
         for at, buffer in enumerate(found):
-            if buffer.element_size() < 2:
+            if buffer.element_size() < 2 and not self.is_read_exactly:
                 raise UnsupportedError(f"a KV cache in {str(buffer.dtype).removeprefix('torch.')}")
             if buffer.dim() == 4:  # pages of slots
                 found[at] = buffer.flatten(0, 1)
@@ -179,31 +205,52 @@ class _Context:
 
     def of(self, sequence: int, length: int, most: int | None, heads: slice) -> tuple[Tensor, Tensor]:
         """Return the last keys and values among the first ``length`` of a sequence, (L, heads, D)."""
-        keys, values = self._pools.buffers(self._layer)
         if not self._is_as_the_call:
             if length:
                 raise UnsupportedError("keys that are not in the pool as the call has them")
-            empty = (0, heads.stop - heads.start)
-            return keys.new_empty(*empty, self._layer.qk_head_dim), keys.new_empty(*empty, self.values)
+            q, empty = self._call.q, (0, heads.stop - heads.start)
+            return q.new_empty(*empty, self._layer.qk_head_dim), q.new_empty(*empty, self.values)
         row = self._call.batch.req_pool_indices[sequence : sequence + 1]
         lengths, encoded = torch.tensor([length], device=row.device), self._call.batch.encoder_lens
         before = None if encoded is None else (torch.zeros_like(lengths), encoded[sequence : sequence + 1])
         lists = SlotLists(self._pools.req_to_token, row, lengths, self._translate, skipped=before)
         _, slots = lists.last(most, self._translate is not None)
-        return keys[slots][:, heads], values[slots][:, heads]
+        return self._read(slots, heads)
+
+    def _read(self, slots: Tensor, heads: slice) -> tuple[Tensor, Tensor]:
+        pools = self._pools.buffers(self._layer)
+        keys, values = (pool[slots][:, heads] for pool in pools)
+        scales = scales_of(self._layer, pools)
+        if not scales:
+            return keys, values
+        of_keys, of_values = factors(**scales)
+        return keys.float() * of_keys, values.float() * of_values
+
+    def own(self, rows: Tensor, heads: slice) -> Callable[[], tuple[Tensor, Tensor]] | None:
+        """Return what reads these tokens of a call once it has run; None where it leaves them as they are."""
+        if self._call.k is None or not scales_of(self._layer, self._pools.buffers(self._layer)):
+            return None
+        slots = self._slots_of(rows)
+        return lambda: self._read(slots, heads)
+
+    def _slots_of(self, rows: Tensor) -> Tensor:
+        slots: Tensor = self._call.batch.out_cache_loc[rows]
+        return slots if self._translate is None else self._translate(slots)
 
     def written(self, rows: Tensor, heads: slice) -> Written | None:
         """Return what the call must leave in the pool of these rows of its own."""
         k, v, layer = self._call.k, self._call.v, self._layer
-        is_scaled = layer.k_scale is not None or layer.v_scale is not None
-        if k is None or v is None or not self._call.is_saved or is_scaled or not self._is_as_the_call:
-            return None
-        slots = self._call.batch.out_cache_loc[rows]
-        if self._translate is not None:
-            slots = self._translate(slots)
         pools = self._pools.buffers(layer)
-        keys, values = (x[rows][:, heads].to(pool.dtype) for x, pool in zip((k, v), pools, strict=True))
-        return Written(slots, heads, keys, values)
+        scales = scales_of(layer, pools)
+        is_unclear = not scales and (layer.k_scale is not None or layer.v_scale is not None)
+        if k is None or v is None or not self._call.is_saved or is_unclear or not self._is_as_the_call:
+            return None
+        largest = torch.finfo(pools[0].dtype).max
+        keys, values = (
+            (x[rows][:, heads].double() / factor).clamp(-largest, largest)
+            for x, factor in zip((k, v), factors(**scales), strict=True)
+        )
+        return Written(self._slots_of(rows), heads, keys, values)
 
 
 def _of_decode(call: Call, context: _Context, options: dict[str, Any], turn: int) -> Sample | None:
@@ -243,8 +290,8 @@ def _of_decode(call: Call, context: _Context, options: dict[str, Any], turn: int
     other = None
     if window > 0 and any(len(keys) > window for keys, _ in parts):
         other = arguments([(keys[-window:], values[-window:]) for keys, values in parts])
-    written = context.written(rows, heads)
-    return Sample(OPS["decode_attention"], arguments(parts), rows, queries, written, other)
+    written, own = context.written(rows, heads), context.own(rows, heads)
+    return Sample(OPS["decode_attention"], arguments(parts), rows, queries, written, other, own)
 
 
 def _of_extend(call: Call, context: _Context, options: dict[str, Any], turn: int) -> Sample | None:

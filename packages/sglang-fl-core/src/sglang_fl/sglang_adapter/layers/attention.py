@@ -1,12 +1,13 @@
-"""The kernels of the attention backend ``sglang_fl`` to ``decode_attention`` and ``extend_attention``.
+"""The kernels of the backend ``sglang_fl`` to ``decode_attention``, ``extend_attention``, ``kv_cache_write``.
 
 They are no layer classes: the backend, which is ours, holds an object ``AttentionKernels`` and calls its
-methods, with the arguments of the two ops. Each method of the object is replaced by one that finds its kernel
+methods, with the arguments of the ops. Each method of the object is replaced by one that finds its kernel
 in its first call.
 
 Falls through: a call with an option that the kernel does not take. The backend then computes it by the
-reference; the dispatch log calls that ``sglang(native)``. SGLang's Triton attention backend calls kernels of
-the same two ops, and which calls of those fall through the page on attention says; its other attention
+reference; the dispatch log calls that ``sglang(native)``. Pools of latents are written by SGLang's own
+method, as models with latent attention write them themselves. SGLang's Triton attention backend calls kernels
+of the first two ops, and which calls of those fall through the page on attention says; its other attention
 backends are not touched.
 """
 
@@ -30,7 +31,7 @@ def _bind(op: Op) -> Bind:
         if lacks & layer.needs:  # of every call: then another candidate is the better one
             raise UnsupportedError(f"it does not take {', '.join(sorted(lacks & layer.needs))}")
 
-        def attend(layer: Any, *tensors: Any, **options: Any) -> Any:
+        def run(layer: Any, *tensors: Any, **options: Any) -> Any:
             try:
                 if not lacks.isdisjoint(options):
                     raise UnsupportedError(f"it does not take {', '.join(sorted(lacks & options.keys()))}")
@@ -39,7 +40,7 @@ def _bind(op: Op) -> Bind:
                 own.because(refusal)
             return own(layer, *tensors, **options)
 
-        return attend
+        return run
 
     return bind
 
@@ -47,4 +48,5 @@ def _bind(op: Op) -> Bind:
 ADAPTERS = (
     Adapter(f"{CLASS}.decode", OPS["decode_attention"], _bind(OPS["decode_attention"])),
     Adapter(f"{CLASS}.extend", OPS["extend_attention"], _bind(OPS["extend_attention"])),
+    Adapter(f"{CLASS}.write", OPS["kv_cache_write"], _bind(OPS["kv_cache_write"])),
 )

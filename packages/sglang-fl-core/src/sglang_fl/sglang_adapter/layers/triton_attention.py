@@ -10,11 +10,13 @@ kv_indptr, kv_indices, scale, ...)``; ``extend_attention_fwd(q, k, v, o, k_buffe
 kv_indptr, kv_indices, custom_mask, is_causal, mask_indptr, max_len_extend, k_scale, v_scale, sm_scale, ...)``
 to ``extend_attention(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, scale, ...)``.
 
-Falls through: a mask for drafted tokens, scales of a KV cache in 8 bit, Grok's temperature by position,
-scores that a model changes, windows in both directions, prefixes of latents beside keys of each head, and
-whatever else a later release may pass. Left to SGLang: all of decode in deterministic inference, where the
-sums of a sequence may not depend on the batch, and with decode context parallelism, which reads partial
-results; and ``extend_attention_fwd_unified``, which deterministic inference alone calls.
+A KV cache in 8 bit goes to kernels that take the options ``k_scale`` and ``v_scale``.
+
+Falls through: a mask for drafted tokens, Grok's temperature by position, scores that a model changes,
+windows in both directions, prefixes of latents beside keys of each head, and whatever else a later release
+may pass. Left to SGLang: all of decode in deterministic inference, where the sums of a sequence may not
+depend on the batch, and with decode context parallelism, which reads partial results; and
+``extend_attention_fwd_unified``, which deterministic inference alone calls.
 """
 
 from collections.abc import Mapping
@@ -71,7 +73,7 @@ def bind_decode(layer: Any, kernel: Kernel, own: Own) -> Forward:
         **given: Any,
     ) -> None:
         try:
-            options = _options(given, k_scale, v_scale)
+            options = _options(given) | _scales(k_buffer, k_scale, v_scale)
             bounds = kv_indptr[: len(q) + 1]  # of a graph's buffer the beginning
             run(o, q, k_buffer, v_buffer, bounds, kv_indices, sm_scale, **options)
         except REFUSALS as refusal:
@@ -112,12 +114,14 @@ def bind_extend(layer: Any, kernel: Kernel, own: Own) -> Forward:
         try:
             if custom_mask is not None:
                 raise UnsupportedError("a mask for drafted tokens")
-            options = _options(given, k_scale, v_scale)
+            options = _options(given)
             if not is_causal:
                 if "sliding_window" in options:
                     raise UnsupportedError("a window in both directions")
                 options["is_causal"] = False
             pools = _pools(k, v, k_buffer, v_buffer, kv_indices)
+            if pools[0] is k_buffer:
+                options |= _scales(k_buffer, k_scale, v_scale)
             bounds = kv_indptr[: len(qo_indptr)]
             scale = sm_scale or q.shape[-1] ** -0.5
             run(o, q, k, v, *pools, qo_indptr, bounds, kv_indices, scale, **options)
@@ -140,7 +144,8 @@ def _not_compiled(forward: Forward) -> Forward:
 
 def _into(kernel: Kernel) -> Forward:
     """Return a function that computes an op into the tensor that is its first argument."""
-    lacks = frozenset(lacking(kernel, ("logit_cap", "sinks", "sliding_window", "is_causal", "out")))
+    options = (*_OPTIONS.values(), "is_causal", "k_scale", "v_scale", "out")
+    lacks = frozenset(lacking(kernel, options))
 
     def run(o: Any, *tensors: Any, **options: Any) -> None:
         if not lacks.isdisjoint(options):
@@ -152,15 +157,13 @@ def _into(kernel: Kernel) -> Forward:
     return run
 
 
-def _options(given: Mapping[str, Any], k_scale: float, v_scale: float) -> dict[str, Any]:
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what SGLang asks for as options of the ops.
 
     Raises
     ------
     UnsupportedError : they cannot express it
     """
-    if k_scale != 1.0 or v_scale != 1.0:
-        raise UnsupportedError("scales of a KV cache")
     asked = {name: value for name, value in given.items() if name not in _FOR_ITS_KERNELS and _asks(value)}
     options: dict[str, Any] = {}
     for name, option in _OPTIONS.items():
@@ -169,6 +172,13 @@ def _options(given: Mapping[str, Any], k_scale: float, v_scale: float) -> dict[s
     if asked:
         raise UnsupportedError(f"{', '.join(sorted(asked))}, which SGLang passes")
     return options
+
+
+def _scales(k_buffer: Any, k_scale: float, v_scale: float) -> dict[str, float]:
+    """Return the scales of pools as options of the ops, where there are any."""
+    if k_buffer.element_size() > 1 and k_scale == v_scale == 1.0:
+        return {}
+    return {"k_scale": k_scale, "v_scale": v_scale}
 
 
 #: SGLang's names of what the ops have, and theirs.

@@ -23,8 +23,8 @@ What differs from a real start: variables that libraries read when they are load
 server (another value is refused), and ``/proc/PID/cmdline`` is a title. Where the server ``has_sglang``,
 SGLang looks for a function that is hooked only in the modules that had imported it by then and in those
 loaded later, not in all. At its end a program does what is registered for it and is gone, without Python
-taking apart what is loaded. Ctrl-C (``test_bisect``), a refused start (``test_start_up``), a server that is
-too slow (``test_http_server``) and the demo are tested with processes that are really started.
+taking apart what is loaded. Ctrl-C (``test_profile``, ``test_bisect``), a refused start (``test_start_up``),
+a server that is too slow (``test_http_server``) and the demo are tested with processes really started.
 """
 
 import atexit
@@ -38,6 +38,7 @@ import os
 import runpy
 import select
 import shlex
+import signal
 import socket
 import sys
 import tempfile
@@ -295,6 +296,7 @@ def _take_over(request: dict[str, Any], base: list[str]) -> None:
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *base]
     importlib.invalidate_caches()
     numpy.random.seed()  # Python's own generator seeds itself anew
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have the tests ignore it
     setproctitle.setproctitle(shlex.join(request["command"]))
     if os.environ.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]

@@ -133,28 +133,22 @@ def test_ranks_that_die_while_they_are_asked_end_the_command(tiny_model, environ
 
 @pytest.mark.parametrize("moment", ["starting the engine", "the same batch twice"])
 def test_ctrl_c_leaves_no_process_and_is_no_verdict(moment: str, tiny_model, environment_of, tmp_path: Path):
-    folder = tmp_path / "report"
+    folder, environment = tmp_path / "report", environment_of({"PYTHONUNBUFFERED": "1"})
+    words = ("--max-total-tokens", "2048", "--grammar-backend", "none", "--folder", str(folder))
+    command = [*BISECT, "--model", str(tiny_model), *CPU, *words]
     with (tmp_path / "output.log").open("wb") as output:
-        process = subprocess.Popen(  # really started: signals find the processes that a user has
-            [
-                *BISECT,
-                "--model",
-                str(tiny_model),
-                "--folder",
-                str(folder),
-                *CPU,
-                "--max-total-tokens",
-                "2048",
-                "--grammar-backend",
-                "none",
-            ],
-            env=environment_of({"PYTHONUNBUFFERED": "1"}),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # A shell that runs the tests in the background has them ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        if moment == "starting the engine":
+            process = subprocess.Popen(  # really started: signals find the processes that a user has
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # A shell that runs the tests in the background has them ignore it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        else:  # test_profile does so with an engine that is really started
+            process = server_for(environment).start(command, output.fileno(), environment, ROOT)
     deadline = time.monotonic() + 200
     while moment not in (tmp_path / "output.log").read_text(errors="replace"):
         assert process.poll() is None, (tmp_path / "output.log").read_text()

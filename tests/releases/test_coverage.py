@@ -3,11 +3,13 @@
 The source is read, nothing of a release is imported: classes of other chips and models count too.
 """
 
+import functools
 from pathlib import Path
 
 import pytest
 
 from release.sglang_wheels import unpacked
+from sglang_fl.sglang_adapter import source
 from sglang_fl.sglang_adapter.coverage import NOT_DISPATCHED, adapter_of
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
@@ -21,8 +23,10 @@ ADAPTED = {path for path in ADAPTERS if "." not in path.partition(":")[2]}
 
 @pytest.fixture(scope="module")
 def classes() -> dict[str, list[FusedClass]]:
-    """The fused layer classes of each release."""
-    return {release: fused_classes(package(release)) for release in RELEASES}
+    """The fused layer classes of each release; a file that several releases have is parsed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "_read", functools.cache(source._read))
+        return {release: fused_classes(package(release)) for release in RELEASES}
 
 
 def package(release: str) -> Path:

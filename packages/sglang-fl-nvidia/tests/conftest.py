@@ -1,6 +1,10 @@
 """Where there is no GPU, tests marked gpu are skipped, and Triton kernels run in Triton's interpreter."""
 
+import dataclasses
 import os
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,3 +21,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("gpu")
         if ABSENCE and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {ABSENCE}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpreter_without_idle_work() -> Iterator[None]:
+    """Spare Triton's interpreter half of its time, and none of what it checks."""
+    if not ABSENCE:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    with pytest.MonkeyPatch.context() as patch:
+        # It adds integers in 64 bits once more, and drops what that tells of an overflow unless it debugs.
+        assert not builder.options.debug
+        patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+        _replace_the_language_once_a_launch(interpreter, patch)
+        yield
+
+
+def _replace_the_language_once_a_launch(interpreter: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    """Have it put NumPy into Triton's language once a launch, not in each call of a function by a kernel."""
+    language = interpreter.tl
+    replace, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    replaced: set[ModuleType] = set()
+
+    def replace_once(function: Callable[..., Any]) -> Any:
+        known = function.__globals__.values()
+        seen = {module for module in (language, language.core) if any(each is module for each in known)}
+        if seen <= replaced:
+            return None
+        replaced.update(seen)
+        return replace(function)
+
+    def launch_anew(self: Any, *args: Any, **kwargs: Any) -> None:
+        replaced.clear()  # the launch before has put the language back
+        launch(self, *args, **kwargs)
+
+    patch.setattr(interpreter, "_patch_lang", replace_once)
+    patch.setattr(interpreter.GridExecutor, "__call__", launch_anew)

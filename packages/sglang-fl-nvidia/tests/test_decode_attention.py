@@ -81,7 +81,7 @@ def test_ranges_of_every_kind(
 
 def test_more_sequences_than_are_looked_at_at_a_time(monkeypatch: pytest.MonkeyPatch):
     with_tile(monkeypatch, 2)
-    assert_right(call(*(number % 4 for number in range(300)), heads=(1, 1)))
+    assert_right(call(*(number % 4 for number in range(140)), heads=(1, 1)))
 
 
 @pytest.mark.parametrize("few_heads", [0, 1 << 30], ids=["many", "few"])

@@ -115,7 +115,7 @@ def test_tokens_of_no_sequence_are_all_padding():
 
 
 def test_more_sequences_than_are_looked_at_at_a_time():
-    assert_right(call(*((number % 3, number % 2) for number in range(300)), heads=(1, 1)))
+    assert_right(call(*((number % 3, number % 2) for number in range(140)), heads=(1, 1)))
 
 
 def test_the_tile_goes_by_the_rows_of_a_sequence(monkeypatch: pytest.MonkeyPatch):

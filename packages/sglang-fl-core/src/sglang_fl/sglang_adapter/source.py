@@ -126,11 +126,7 @@ class _Source:
         if name not in self._modules:
             path = self._files.get(name)
             is_package = path is not None and path.name == "__init__.py"
-            tree = ast.parse(path.read_bytes()) if path else ast.Module([], [])
-            self._modules[name] = _Module(
-                {cls.path.partition(":")[2]: cls for cls in _classes(tree, name)},
-                dict(_imports(tree, name, is_package)),
-            )
+            self._modules[name] = _read(name, path.read_bytes() if path else b"", is_package)
         return self._modules[name]
 
     def class_at(self, path: str) -> _Class:
@@ -167,6 +163,12 @@ class _Source:
             known = [base for base in bases if base is not None and base != path]
             self._ancestors[path] = [path, *_merge([*map(self.ancestors, known), known])]
         return self._ancestors[path]
+
+
+def _read(name: str, text: bytes, is_package: bool) -> _Module:
+    tree = ast.parse(text)
+    classes = {cls.path.partition(":")[2]: cls for cls in _classes(tree, name)}
+    return _Module(classes, dict(_imports(tree, name, is_package)))
 
 
 def _aliases(text: str) -> Iterator[tuple[str, str]]:

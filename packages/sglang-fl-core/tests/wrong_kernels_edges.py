@@ -61,7 +61,12 @@ def _spreads(op: Op, name: str) -> Call:
         if given.get(name) is None:
             return op.reference(**given)
         poison = 0 * given[name].float().sum()
-        return _mapped(op.reference(**given), lambda t: t + poison.to(t.dtype))
+        outputs = op.reference(**given)
+        if outputs == ():  # then what it updates is all of its results
+            for updated in op.updated(given):
+                rows = op.written_rows(updated, given)
+                given[updated][rows] = (given[updated][rows].float() + poison).to(given[updated].dtype)
+        return _mapped(outputs, lambda t: t + poison.to(t.dtype))
 
     return call
 

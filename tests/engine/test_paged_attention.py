@@ -39,9 +39,6 @@ class Pool:
     def get_value_buffer(self, layer_id: int) -> Tensor:
         return self.values
 
-    def set_kv_buffer(self, layer: Any, loc: Any, k: Tensor, v: Tensor) -> None:
-        self.keys[loc.loc], self.values[loc.loc] = k, v
-
 
 class Call:
     """A layer's call for a batch, and what a formula makes of it.
@@ -88,6 +85,7 @@ class Call:
         self.backend = PagedAttention(
             SimpleNamespace(
                 model=torch.nn.ModuleList([self.layer]),
+                kv_cache_dtype=torch.float32,
                 token_to_kv_pool=self.pool,
                 req_to_token_pool=SimpleNamespace(req_to_token=self.table),
                 attention_chunk_size=chunk,

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("griffe", reason="the session api has it")
 
-from release.public_api import SOURCE, check
+from release.public_api import PACKAGE, PUBLIC, SOURCE, check
 
 ROOT = Path(__file__).parents[2]
 VENDOR, IMPLS, TARGETS, FLAG_GEMS = (
@@ -21,8 +21,15 @@ Edit = Callable[[str, str, str], None]
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository of its own with core's source as it is now, and no tag."""
-    shutil.copytree(ROOT / SOURCE, tmp_path / SOURCE, ignore=shutil.ignore_patterns("__pycache__"))
+    """A repository of its own with core's public modules as they are now, and no tag."""
+    for name in ("__init__", "_version", *PUBLIC):
+        path = Path(SOURCE, PACKAGE, name)
+        if (ROOT / path).is_dir():
+            shutil.copytree(ROOT / path, tmp_path / path, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            file = tmp_path / path.with_suffix(".py")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path.with_suffix(".py"), file)
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", ".")
     git(tmp_path, "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "-m", "first")

@@ -40,6 +40,9 @@ VENDORS = ("nvidia", "ascend", "mlu")
 SIMULATED = ("ascend", "mlu")
 #: Those of them on whose chip a plain server starts; SGLang's NPU platform asks for the vendor's compiler.
 SERVED = ("mlu",)
+#: What is said where a package asks a former core for a name or an op that this one has not: it never comes
+#: to the number of the core API.
+_LACKS = ("ImportError: cannot import name", "OpImpl: there is no op")
 #: The state that is made up: the next minor version, whose contract is another one than today's.
 LATER = "later"
 
@@ -243,8 +246,7 @@ def _refuse_forbidden(core: State, vendor: State, folder: Path) -> str:
     reason = re.sub(r" \(/\S+\)$", "", str(row.get("reason")))  # where it lies in a temporary folder
     is_other_contract = LATER in (core.label, vendor.label)  # both are allowed together
     is_refused = "written for core API" in reason
-    # Where it asks a former core for a name that this one has not, it never comes to the number.
-    must_be_refused = is_other_contract and not reason.startswith("ImportError: cannot import name")
+    must_be_refused = is_other_contract and not reason.startswith(_LACKS)
     if done.returncode or "Traceback" in done.stderr or is_refused != must_be_refused:
         raise ReleaseError(
             f"core {core}, {vendor.package} {vendor}: the handshake says {row}:\n{done.stderr}"

@@ -80,6 +80,8 @@ SGLANG = (
 MESSAGE = 1 << 18
 _asked_while_loading = ""
 _of_modules: set[int] = set()
+#: Variables by which what was loaded tells itself something, such as SGLang on a platform without NCCL.
+_set_while_loading: dict[str, str] = {}
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -103,13 +105,14 @@ def main() -> None:
 
 
 def _load(modules: Sequence[str]) -> None:
-    before = _descriptors()
+    before, environment = _descriptors(), dict(os.environ)
     for name in modules:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is loaded stays, so no collection in a program need look at it, nor copy its pages
     _of_modules.update(_descriptors() - before)
+    _set_while_loading.update({k: v for k, v in os.environ.items() if environment.get(k) != v})
 
 
 def _load_sglang(simulated: str) -> None:
@@ -291,7 +294,7 @@ def _take_over(request: dict[str, Any], base: list[str]) -> None:
     import setproctitle
 
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(_set_while_loading | request["environment"])
     os.chdir(request["folder"])
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *base]
     importlib.invalidate_caches()

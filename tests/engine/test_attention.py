@@ -22,14 +22,14 @@ from sglang_fl.errors import ContractError, SettingsError, UnsupportedError
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter import seams
-from sglang_fl.sglang_adapter.attention import offer
+from sglang_fl.sglang_adapter.attention import limits, offer
 from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
 from sglang_fl.sglang_adapter.attention.limits import needs_of, why_not
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of, masks_of_trees
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.layers.attention import ADAPTERS
 from sglang_fl.sglang_adapter.methods import methods_of
-from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
+from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL, newest
 from sglang_fl.sglang_adapter.switchable_layers import SwitchableLayers
 from sglang_fl.startup import configure
 from sglang_fl.vendor import BackendKind, OpImpl
@@ -102,6 +102,12 @@ def test_an_earlier_release_is_refused_by_name():
         offer._create(None, Version("0.5.21"))
 
 
+@pytest.fixture
+def on_the_newest_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What older releases do not have is refused there with another reason."""
+    monkeypatch.setattr(limits, "installed_version", newest)
+
+
 def layer(**given: Any) -> RadixAttention:
     made = RadixAttention(4, 16, 0.25, 2, layer_id=0)
     for name, value in given.items():
@@ -124,6 +130,7 @@ def runner(*layers: RadixAttention, **given: Any) -> SimpleNamespace:
     return SimpleNamespace(model=torch.nn.ModuleList(layers), **{**usual, **given})
 
 
+@pytest.mark.usefixtures("on_the_newest_release")
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -169,6 +176,7 @@ def test_drafts_are_checked_on_platforms_of_ours_alone(monkeypatch):
     assert why_not(runner(layer())) is None
 
 
+@pytest.mark.usefixtures("on_the_newest_release")
 @pytest.mark.parametrize(
     ("given", "reason"),
     [

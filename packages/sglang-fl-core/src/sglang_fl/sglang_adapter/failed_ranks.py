@@ -24,7 +24,12 @@ def end_while_starting(arguments: Any) -> None:
     ----------
     arguments : SGLang's ``ServerArgs``
     """
-    arguments.custom_sigquit_handler = _end
+    name = "custom_sigquit_handler"
+    try:
+        setattr(arguments, name, _end)
+    except AttributeError:
+        # SGLang 0.5.16 to 0.5.19 seals the arguments as they are parsed, and then starts an engine by them.
+        object.__setattr__(arguments, name, _end)
 
 
 def end_while_running(engine: Any) -> None:

@@ -598,6 +598,7 @@ FAMILIES = (
         "squared ReLU",
         arcee,
         {"RMSNorm": "rms_norm", "ReLU2": "relu2", "YaRNScalingRotaryEmbedding": "rotary_embedding"},
+        releases=Range(first="0.5.18"),  # before that SGLang pins the kernel of ReLU2
     ),
     Family(
         "Qwen2-VL",

@@ -18,8 +18,10 @@ from sglang_fl.dispatch.op_check import OpCheck, Violation
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter.attention import sample
 from sglang_fl.sglang_adapter.attention.observed import check_calls, tell_of_backend
+from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
 from tests.engine.fake_vendor import install_module
 from tests.engine.planted import FLAGS
+from tests.engine.release import RELEASE, present
 from tests.programs import finish, server_for
 
 pytestmark = pytest.mark.timeout(400)
@@ -339,6 +341,7 @@ def test_a_server_tells_of_wrong_attention_by_layer(run_offline, tmp_path: Path,
     ]
 
 
+@present(RELEASE in PLAIN_PREFILL, "prefill without Triton beside an attention backend of another name")
 def test_bisect_tells_of_wrong_attention_that_is_sglangs_own(tiny_model, environment_of, tmp_path, site):
     folder = tmp_path / "reports"
     variables = environment_of({"PYTHONPATH": str(site)})

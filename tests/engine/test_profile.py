@@ -20,8 +20,10 @@ from typer.testing import CliRunner
 from sglang_fl.cli import app
 from sglang_fl.profiling import procedure
 from sglang_fl.profiling.pieces import Who
+from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL, WITHOUT_TRITON
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.models import FAMILIES, make_model
+from tests.engine.release import RELEASE, present
 from tests.programs import ROOT, processes_with, server_for
 from tests.schemas import assert_fits
 
@@ -47,6 +49,11 @@ RUNS = {
         {"gemma_rms_norm", "fused_recurrent_gated_delta_rule_packed_decode", "causal_conv1d_update"},
         {"MergedColumnParallelLinear", "FusedRMSNormGated"},
     ),
+}
+#: Of those that not all releases run, what they need.
+NEEDS = {
+    "Qwen3-MoE": present(RELEASE in PLAIN_PREFILL, "attention of ours"),
+    "Qwen3-Next": present(RELEASE in WITHOUT_TRITON, "linear attention without Triton"),
 }
 #: A vendor package with a kernel of layer 2 and one of layer 1.
 VENDOR = """
@@ -128,14 +135,16 @@ def profiled(
     return data
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in RUNS])
 def test_each_step_is_told_by_who_ran_it(name: str, environment_of, tmp_path: Path, monkeypatch):
     backend, ours, left = RUNS[name]
     make_model(next(family for family in FAMILIES if family.name == name), tmp_path / "model")
     words = ("--attention-backend", backend)
     data = profiled(tmp_path / "model", tmp_path, environment_of({}), monkeypatch, *words)
     decode, prefill = data["phases"]
-    assert (decode["phase"], decode["steps"], decode["requests"]) == ("decode", 3, 2)
+    assert (decode["phase"], decode["requests"]) == ("decode", 2)
+    # Where SGLang overlaps batches on a CPU too, one step may run ahead.
+    assert decode["steps"] in ((3,) if RELEASE in PLAIN_PREFILL else (3, 4))
     assert (prefill["phase"], prefill["steps"] * prefill["tokens"]) == ("prefill", 48)
     assert (data["clock"], data["ranks"], data["outside_us"]) == ("host", 1, 0)
     named = {(piece["who"], piece["what"]) for piece in decode["pieces"]}

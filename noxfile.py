@@ -242,6 +242,7 @@ def compat(session: nox.Session, sglang: str) -> None:
     if sglang != SGLANG:
         # Its wheel alone, before the stack: SGLang's requirements come to 11 GB for each release.
         path = _site_packages(Path(session.bin) / "python") / "release.pth"
+        path.unlink(missing_ok=True)  # what it names would count as installed
         session.run("python", "-m", "release.sglang_wheels", sglang, str(path))
     session.run("python", "-m", "release.compatibility", sglang, *session.posargs, env=ONE_THREAD)
 

@@ -20,6 +20,7 @@ from sglang_fl.sglang_adapter.attention import sample
 from sglang_fl.sglang_adapter.attention.observed import check_calls, tell_of_backend
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
 from tests.engine.fake_vendor import install_module
+from tests.engine.layer_pool import Pool
 from tests.engine.planted import FLAGS
 from tests.engine.release import RELEASE, present
 from tests.programs import finish, server_for
@@ -27,19 +28,6 @@ from tests.programs import finish, server_for
 pytestmark = pytest.mark.timeout(400)
 
 HEADS, KV_HEADS, SIZE, SLOTS = 4, 2, 16, 200
-
-
-class Pool:
-    """Keys and values of one layer, by slot; SGLang's pools answer in the same way."""
-
-    def __init__(self, draw: torch.Generator) -> None:
-        self.keys, self.values = (torch.randn(SLOTS, KV_HEADS, SIZE, generator=draw) for _ in range(2))
-
-    def get_key_buffer(self, layer_id: int) -> Tensor:
-        return self.keys
-
-    def get_value_buffer(self, layer_id: int) -> Tensor:
-        return self.values
 
 
 class Attention:
@@ -64,7 +52,7 @@ class Attention:
             setattr(self.layer, name, value)
         self.mistake = mistake
         self.lengths, self.encoded = lengths, encoded
-        self.pool = Pool(self.draw)
+        self.pool = Pool(self.draw, SLOTS, KV_HEADS, SIZE)
         table = torch.randperm(SLOTS - 1, generator=self.draw)[: 3 * 60].add(1).view(3, 60).to(torch.int32)
         prefixes, new = (torch.tensor(part) for part in zip(*lengths, strict=True))
         ends = zip(prefixes.tolist(), (prefixes + new).tolist(), strict=True)

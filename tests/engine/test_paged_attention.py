@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sglang_fl.sglang_adapter.attention.slots import cut_at_chunks
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
+from tests.engine.layer_pool import Pool
 from tests.engine.release import RELEASE, present
 
 pytestmark = present(RELEASE in PLAIN_PREFILL, "attention of ours")
@@ -25,19 +26,6 @@ TOLERANCE = 1e-5
 #: Of each sequence the tokens in the pool and the new ones: chunks that end within, before and behind them.
 TEXTS = [(0, 20), (5, 9), (13, 3), (8, 8), (7, 1), (16, 0), (3, 0), (0, 1), (30, 17)]
 DECODED = [(length, 1) for length in (0, 1, 6, 7, 8, 9, 15, 16, 40)]
-
-
-class Pool:
-    """Keys and values of one layer, by slot."""
-
-    def __init__(self, draw: torch.Generator) -> None:
-        self.keys, self.values = (torch.randn(SLOTS, KV_HEADS, SIZE, generator=draw) for _ in range(2))
-
-    def get_key_buffer(self, layer_id: int) -> Tensor:
-        return self.keys
-
-    def get_value_buffer(self, layer_id: int) -> Tensor:
-        return self.values
 
 
 class Call:
@@ -65,7 +53,7 @@ class Call:
         self.draw = torch.Generator().manual_seed(0)
         self.lengths, self.encoded = lengths, encoded or [0] * len(lengths)
         self.layer = RadixAttention(HEADS, SIZE, SIZE**-0.5, KV_HEADS, layer_id=0, **layer)
-        self.pool = Pool(self.draw)
+        self.pool = Pool(self.draw, SLOTS, KV_HEADS, SIZE)
         drawn = torch.randperm(SLOTS - 1, generator=self.draw)[: len(lengths) * PLACES].add(1)
         self.table = drawn.view(-1, PLACES).to(torch.int32)
         before, new = (torch.tensor(part) for part in zip(*lengths, strict=True))

@@ -11,6 +11,7 @@ from torch import Tensor
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import Outputs
 from sglang_fl.ops.decode_attention import check_decode
+from sglang_fl.ops.shared.attention import shares_keys
 from sglang_fl.ops.shared.slots import longest, table_of_slots
 from sglang_fl_mlu.library import function
 from sglang_fl_mlu.vendor.attention import (
@@ -94,7 +95,7 @@ def decode_attention(
 
 def _caches(k_buffer: Tensor, v_buffer: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the pools as the library's caches; without one of values where those are a part of the keys."""
-    is_part = k_buffer.data_ptr() == v_buffer.data_ptr() and k_buffer.stride() == v_buffer.stride()
+    is_part = shares_keys(k_buffer, v_buffer)
     if not k_buffer.is_contiguous() or not (is_part or v_buffer.is_contiguous()):
         raise UnsupportedError(
             f"{NAME} takes dense pools, not strides {k_buffer.stride()} and {v_buffer.stride()} of "

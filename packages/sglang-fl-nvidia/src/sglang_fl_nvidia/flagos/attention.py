@@ -22,7 +22,6 @@ __all__ = [
     "require_dtypes",
     "scaled",
     "sequence_of",
-    "shares_keys",
     "side_by_side",
     "stride_of_rows",
     "tile_of",
@@ -149,11 +148,6 @@ def require_dtypes(*tensors: Tensor) -> None:
 def side_by_side(numbers: Tensor) -> Tensor:
     """Return numbers, (N,), one beside the other."""
     return numbers if numbers.stride(0) == 1 else numbers.contiguous()
-
-
-def shares_keys(keys: Tensor, values: Tensor) -> bool:
-    """Whether values may be the first part of the keys, by where both begin and how they lie."""
-    return values.data_ptr() == keys.data_ptr() and values.stride() == keys.stride()
 
 
 def stride_of_rows(rows: Tensor) -> int:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.ops.decode_attention import check_decode
+from sglang_fl.ops.shared.attention import shares_keys
 from sglang_fl_nvidia.flagos import attention_tiles as tiles
 from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
@@ -24,7 +25,6 @@ from sglang_fl_nvidia.flagos.attention import (
     inside,
     require_dtypes,
     sequence_of,
-    shares_keys,
     side_by_side,
     stride_of_rows,
     tile_of,

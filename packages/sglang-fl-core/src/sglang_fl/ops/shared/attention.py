@@ -14,6 +14,7 @@ __all__ = [
     "rows_of_heads",
     "sample_out",
     "sample_pools",
+    "shares_keys",
     "sizes",
     "soft_capped",
 ]
@@ -56,6 +57,11 @@ def check_out(op: str, out: Tensor | None, q: Tensor, values: Tensor) -> None:
     wanted = (*q.shape[:2], values.shape[2])
     if out is not None and (out.shape != wanted or out.dtype != q.dtype):
         raise ContractError(f"{op}: out {tuple(out.shape)} {out.dtype} is not {wanted} {q.dtype}")
+
+
+def shares_keys(keys: Tensor, values: Tensor) -> bool:
+    """Whether values may be the first part of the keys, by where both begin and how they lie."""
+    return values.data_ptr() == keys.data_ptr() and values.stride() == keys.stride()
 
 
 def rows_of_heads(slots: Tensor, heads: int) -> Tensor:

@@ -116,7 +116,7 @@ class Machine:
             lines = [f"[OOT-DISPATCH] {layer} → x({ran})\n" for layer in ("SiluAndMul", "RMSNorm")]
             Path(settings["SGLANG_FL_DISPATCH_LOG"]).write_text("".join(lines))
         speed = 1.0
-        for name in named:
+        for name in named or ["present"]:
             speed *= self.speeds.get(name, 1.0)
         yield SimpleNamespace(start_up=1.0, throughput=Throughput(speed, budget))
 
@@ -275,8 +275,23 @@ def test_what_was_measured_is_not_measured_again(pretended: Machine):
     assert len(pretended.started) == 2 * started
 
 
-@pytest.mark.parametrize("moment", [1, 2, 4])
-def test_a_run_that_was_interrupted_goes_on_where_it_was(pretended: Machine, moment: int):
+def test_engines_of_two_runs_are_not_compared(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(procedure, "BESIDE_START", 9.0)
+    minutes = ("--rounds", "1", "--op", "silu_and_mul")
+    tune(*minutes, "--minutes", "1")
+    few = len(pretended.started)
+    pretended.speeds["present"] = 2.0  # the host has less to do meanwhile
+    output = tune(*minutes, "--minutes", "9", "--force", "--json", "report.json")
+    assert sorted(pretended.started[few:]) == ["present", "present", "sglang", "vendor.toy.fast"]
+    found = json.loads(Path("report.json").read_text())["engines"]
+    assert found["silu_and_mul=vendor.toy.fast, beside present"]["decode"]["ratio"] == pytest.approx(0.75)
+    assert "all stays as it is" in output
+    tune(*minutes, "--minutes", "9", "--force")
+    assert len(pretended.started) == few + 4
+
+
+@pytest.mark.parametrize(("moment", "again"), [(1, 0), (2, 1), (3, 2), (4, 0), (6, 2)], ids=str)
+def test_a_run_that_was_interrupted_goes_on_where_it_was(pretended: Machine, moment: int, again: int):
     pretended.ends_at = moment
     configure.cache_clear()
     done = CliRunner().invoke(app, ["tune", "--model", "model", "--kernels-only"])
@@ -284,7 +299,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(pretended: Machine, mom
     assert not Path("sglang-fl-tuned.yaml").exists()
     pretended.ends_at = None
     tune("--kernels-only")
-    assert len(pretended.started) == 7
+    assert len(pretended.started) == 7 + again  # a round of engines that was begun is measured anew
     assert written()["op_backends"]
 
 

@@ -77,6 +77,12 @@ class State:
         self._data["starts"].setdefault(side, []).append(figures)
         self._save()
 
+    def forget_starts(self, sides: Sequence[str], first: int) -> None:
+        """Drop the starts of engines from this round on."""
+        for side in sides:
+            del self._data["starts"].get(side, [])[first:]
+        self._save()
+
     @property
     def ran(self) -> list[str]:
         """The ATen ops that an engine was seen to run on the vendor's kernels."""

@@ -1,4 +1,9 @@
-"""Engines with other choices beside those of the present one: started in turn, told the same workloads."""
+"""Engines with other choices beside those of the present one: started in turn, told the same workloads.
+
+Only what was measured in one run of the command is compared: another hour, device or neighbour on the host may
+make more of a difference than a kernel does. So a round of starts, one of each engine, is kept where it is whole,
+and measured anew where an engine is missing.
+"""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -58,18 +63,16 @@ class Trials:
 
         Beside several there must be time to measure their choices once more together.
         """
-        names = [PRESENT, CONTROL, *(side.name for side in tried)]
-        needed = {name: self.seconds * (self.rounds - len(self.state.starts(name))) for name in names}
-        together = self.seconds * self.rounds * TOGETHER
-        left = self.budget.left - needed[PRESENT] - needed[CONTROL]
-        run: list[Alternative] = []
-        for side in tried:
-            if run and left < needed[side.name] + together:
-                self.unmeasured.append(f"engine {side.name}: the minutes do not suffice")
-            else:
-                left -= needed[side.name]
-                run.append(side)
-        return run
+        left = self.budget.left - self.seconds * self.rounds * TOGETHER
+        many = next((n for n in range(len(tried), 1, -1) if self._seconds(tried[:n]) <= left), 1)
+        self.unmeasured += [f"engine {side.name}: the minutes do not suffice" for side in tried[many:]]
+        return list(tried[:many])
+
+    def _seconds(self, run: Sequence[Alternative]) -> float:
+        """Return how long it takes to start what is missing of these, of the present choice and its control."""
+        names = [PRESENT, CONTROL, *(side.name for side in run)]
+        whole = min(len(self.state.starts(name)) for name in names)
+        return self.seconds * len(names) * max(0, self.rounds - whole)
 
     def starts(self, run: Sequence[Alternative], suffix: str = "") -> dict[str, list[dict[str, list[float]]]]:
         """Start every engine so many times, in a random order in each round; return what was measured.
@@ -89,10 +92,12 @@ class Trials:
         draw = random.Random(7)
         try:
             for number in range(self.rounds):
-                for side in draw.sample(sides, len(sides)):
-                    is_due = len(self.state.starts(side.name + suffix)) <= number
-                    if is_due and side.name not in self._failed:
-                        self._start(side, suffix, is_recorded)
+                due = [side for side in draw.sample(sides, len(sides)) if side.name not in self._failed]
+                if all(len(self.state.starts(side.name + suffix)) > number for side in due):
+                    continue
+                self.state.forget_starts([side.name + suffix for side in sides], number)
+                for side in due:
+                    self._start(side, suffix, is_recorded)
         except OutOfTimeError:
             self.unmeasured.append("further starts of the engines: the minutes were over")
         found = {side.name: self.state.starts(side.name + suffix) for side in sides}

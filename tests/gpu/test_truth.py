@@ -2,9 +2,16 @@
 
 transformers reads the same text with the same weights, rounded to bfloat16, in float32. All engines run at
 once, as many as ``TRUTH_ENGINES`` says.
+
+Where a router chooses, a rounding decides now and then which expert runs, and the few tokens after it are far
+away on either side. So the distances of two engines differ by chance, and the test takes two standard errors
+into account, with a prompt as what is drawn at random.
 """
 
+import json
+import math
 import os
+import statistics
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,7 +27,7 @@ from tests.gpu.served import OURS, VANILLA, Answer, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
-#: Ours may be so much further, for what is drawn at random.
+#: Ours may be so much further, beside what chance may make of it.
 SLACK = 1.02
 #: Lengths of the prompts: 5,800 tokens.
 LENGTHS = (5, 64, 129, 200, 331, 400) * 5
@@ -56,7 +63,7 @@ SHAPES = {
     "Llama-YaRN": Shape(),
     "Gemma-2-capped": Shape(),
     "Gemma-3": Shape({**WITH_HEADS, "num_key_value_heads": 1}),
-    "Mixtral": Shape(),
+    "Mixtral": Shape({**WITH_HEADS, "hidden_size": 256}),  # SGLang divides it by the heads
     "Qwen3-MoE": Shape(),
     "GLM-4-MoE": Shape(),
     "DeepSeek-V2-Lite": Shape(LATENT),
@@ -67,21 +74,23 @@ SHAPES = {
         {"max_mamba_cache_size": 64, "max_running_requests": 32},
     ),
 }
+#: FlashInfer's fused all-reduce is compiled from its source, for minutes.
+RANKS = {1: {}, 2: {"tp_size": 2, "enforce_disable_flashinfer_allreduce_fusion": True}}
 TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A checkpoint, and the mean distance of an engine's log-probabilities from float32.
+    """A checkpoint, and how far an engine's log-probabilities are from float32.
 
     Parameters
     ----------
     folder : of the checkpoint
-    distance : of the answers to ``prompts``, in nats
+    distances : of the answers to ``prompts``: the mean of each, in nats
     """
 
     folder: Path
-    distance: Callable[[Answer], float]
+    distances: Callable[[Answer], list[float]]
 
 
 def prompts() -> list[list[int]]:
@@ -103,8 +112,10 @@ def truth_of(name: str, folder: Path) -> Truth:
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
     model.save_pretrained(folder)
+    written = folder / "config.json"  # GPT-OSS takes its dtype from there, whatever the launch line says
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"dtype": "bfloat16"}))
 
-    def distance(answer: Answer) -> float:
+    def distances(answer: Answer) -> list[float]:
         apart = []
         for prompt, row in zip(prompts(), answer[0], strict=True):
             text = torch.tensor([prompt + row["tokens"]])
@@ -112,10 +123,10 @@ def truth_of(name: str, folder: Path) -> Truth:
                 logits = model(input_ids=text, use_cache=False).logits[0, :-1].double()
             expected = logits.log_softmax(-1).gather(-1, text[0, 1:, None])[:, 0]
             given = torch.tensor(row["prefill"][1:] + row["decode"], dtype=torch.float64)
-            apart.append((given - expected).abs())
-        return float(torch.cat(apart).mean())
+            apart.append(float((given - expected).abs().mean()))
+        return apart
 
-    return Truth(folder, distance)
+    return Truth(folder, distances)
 
 
 Answers = Callable[[str, int], tuple[Truth, Answer, Answer]]
@@ -131,7 +142,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ThreadPoolExecutor(int(os.environ.get("TRUTH_ENGINES", "8"))) as pool:
 
         def start(name: str, tp: int, side: str) -> Future[Answer]:
-            engine = {**SHAPES[name].engine, "tp_size": tp}
+            engine = {**SHAPES[name].engine, **RANKS[tp]}
             settings = {"vanilla": VANILLA, "ours": OURS}[side]
             of = f"{name}-tp{tp}.{side}"
             return pool.submit(run, of, truths[name].folder, engine, settings, prompts(), folder)
@@ -153,8 +164,11 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("family", SHAPES)
 def test_ours_are_no_further_from_float32_than_vanilla(family: str, tp: int, answers: Answers):
     truth, vanilla, ours = answers(family, tp)
-    theirs, mine = truth.distance(vanilla), truth.distance(ours)
-    print(f"| {family} | {tp} | {theirs:.2e} | {mine:.2e} | {mine / theirs:.3f} |")
+    of_vanilla, of_ours = truth.distances(vanilla), truth.distances(ours)
+    theirs, mine = statistics.fmean(of_vanilla), statistics.fmean(of_ours)
+    further = [own - other for own, other in zip(of_ours, of_vanilla, strict=True)]
+    error = statistics.stdev(further) / math.sqrt(len(further))
+    print(f"| {family} | {tp} | {theirs:.2e} | {mine:.2e} | {mine / theirs:.3f} ({error / theirs:.3f}) |")
     assert any("→ flagos(" in line for line in ours[1])
     assert not any("→ flagos(" in line for line in vanilla[1])
-    assert mine <= SLACK * theirs
+    assert mine <= SLACK * theirs + 2 * error

@@ -105,16 +105,16 @@ NVIDIA = Vendor(
             "flagos",
             is_default=True,
             reason="0.99 to 20.6 of the speed of SGLang's Triton kernel alone, with both ops of attention "
-            "1.01 to 1.11 of vanilla in served models (Llama-3-8B, Qwen3-30B-A3B with 10 layers, bfloat16, "
-            "SGLang 0.5.23, triton 3.6, H200); latent heads 1.37 to 4.66 alone, not served",
+            "1.01 to 1.50 of vanilla in served models (Llama-3-8B, Qwen3-30B-A3B and DeepSeek-V2-Lite with "
+            "10 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
         OpChoice(
             "extend_attention",
             "flagos",
             is_default=True,
-            reason="1.66 to 18.4 of the speed of SGLang's Triton kernel alone, with both ops of attention "
-            "1.01 to 1.11 of vanilla in served models (Llama-3-8B, Qwen3-30B-A3B with 10 layers, bfloat16, "
-            "SGLang 0.5.23, triton 3.6, H200); latent heads not served",
+            reason="1.33 to 18.4 of the speed of SGLang's Triton kernel alone, with both ops of attention "
+            "1.01 to 1.50 of vanilla in served models (Llama-3-8B, Qwen3-30B-A3B and DeepSeek-V2-Lite with "
+            "10 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
         _not_default("kv_cache_write", "it has not run on a chip yet"),
     ),

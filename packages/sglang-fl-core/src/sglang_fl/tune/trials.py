@@ -1,8 +1,8 @@
 """Engines with other choices beside those of the present one: started in turn, told the same workloads.
 
-Only what was measured in one run of the command is compared: another hour, device or neighbour on the host may
-make more of a difference than a kernel does. So a round of starts, one of each engine, is kept where it is whole,
-and measured anew where an engine is missing.
+Only what was measured in one run of the command is compared: another hour, device or neighbour on the host
+may make more of a difference than a kernel does. So a round of starts, one of each engine, is kept where it
+is whole, and measured anew where an engine is missing.
 """
 
 import random
@@ -69,7 +69,7 @@ class Trials:
         return list(tried[:many])
 
     def _seconds(self, run: Sequence[Alternative]) -> float:
-        """Return how long it takes to start what is missing of these, of the present choice and its control."""
+        """Return how long the rounds take that are missing, with the present choice and its control."""
         names = [PRESENT, CONTROL, *(side.name for side in run)]
         whole = min(len(self.state.starts(name)) for name in names)
         return self.seconds * len(names) * max(0, self.rounds - whole)

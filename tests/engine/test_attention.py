@@ -185,7 +185,11 @@ def test_drafts_are_checked_on_platforms_of_ours_alone(monkeypatch):
         ({"is_cross_attention": True}, None),
         ({"attn_type": AttentionType.DECODER_BIDIRECTIONAL}, "attention of the type decoder_bidirectional"),
         ({"logit_cap": 30.0, "logit_capping_method": "hard"}, "scores that are capped by hard"),
-        ({"xai_temperature_len": 1024}, "a temperature by position (Grok)"),
+        ({"xai_temperature_len": 1024}, None),
+        (
+            {"xai_temperature_len": 1024, "sliding_window_size": 8},
+            "a temperature by position (Grok) in a window, in chunks or across",
+        ),
         ({"use_irope": True}, None),
         ({"use_irope": True, "sliding_window_size": 8}, "attention in chunks and in a window at once"),
     ],
@@ -195,9 +199,9 @@ def test_one_layer_that_it_cannot_compute_is_enough(given: dict[str, Any], reaso
 
 
 def test_options_that_the_layers_need_are_known_beforehand():
-    layers = [layer(), layer(logit_cap=30.0), layer(sliding_window_size=8)]
+    layers = [layer(), layer(logit_cap=30.0), layer(sliding_window_size=8), layer(xai_temperature_len=9)]
     assert needs_of(layers[:1]) == set()
-    assert needs_of(layers) == {"logit_cap", "sliding_window"}
+    assert needs_of(layers) == {"logit_cap", "sliding_window", "temperature_len"}
 
 
 def test_lists_hold_the_last_slots_of_each_sequence():

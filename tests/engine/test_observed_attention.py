@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -100,18 +101,20 @@ class Attention:
                 if self.mistake == "wrong page":
                     slots = torch.cat((slots[:-1], slots[:1]))[seen]
                 slots = slots[(seen >= first) & (seen < last)]
-                out[token] = self._one(q[token], self.pool.keys[slots], self.pool.values[slots], given)
+                out[token] = self._one(q[token], self.pool.keys[slots], self.pool.values[slots], place, given)
                 token += 1
         if self.mistake == "not written":
             self.pool.keys[batch.out_cache_loc] = before
         return out.flatten(1)
 
-    def _one(self, q: Tensor, keys: Tensor, values: Tensor, given: dict[str, Any]) -> Tensor:
+    def _one(self, q: Tensor, keys: Tensor, values: Tensor, place: int, given: dict[str, Any]) -> Tensor:
         keys, values = (x.repeat_interleave(HEADS // KV_HEADS, 1).double() for x in (keys, values))
         scale = 1.0 if self.mistake == "no scale" else SIZE**-0.5
         scores = torch.einsum("hd,nhd->hn", q.double(), keys) * scale
         if self.layer.logit_cap and self.mistake != "no cap":
             scores = self.layer.logit_cap * torch.tanh(scores / self.layer.logit_cap)
+        if place > self.layer.xai_temperature_len > 0 and self.mistake != "no temperature":
+            scores *= math.log2(place) / math.log2(self.layer.xai_temperature_len)
         if given.get("sinks") is not None and self.mistake != "no sinks":
             scores = torch.cat((scores, given["sinks"].double()[:, None]), 1)
             values = torch.cat((values, torch.zeros_like(values[:1])))
@@ -136,6 +139,7 @@ RIGHT = [
     ("no cap", {"logit_cap": None}, {}),
     ("window", {"sliding_window_size": 4}, {}),
     ("cap", {"logit_cap": 0.5}, {}),
+    ("temperature", {"xai_temperature_len": 4}, {}),
     ("sinks", {}, {"sinks": torch.linspace(-1, 2, HEADS)}),
 ]
 
@@ -173,6 +177,7 @@ WRONG = [
     (DECODE, "wrong page", {}, {}),
     (DECODE, "window off by two", {"sliding_window_size": 4}, {}),
     (DECODE, "no cap", {"logit_cap": 0.5}, {}),
+    (DECODE, "no temperature", {"xai_temperature_len": 4}, {}),
     (DECODE, "no sinks", {}, {"sinks": torch.ones(HEADS)}),
     (EXTEND, "one key more", {}, {}),
     (EXTEND, "one key fewer", {}, {}),
@@ -180,6 +185,7 @@ WRONG = [
     (EXTEND, "wrong page", {}, {}),
     (EXTEND, "triton's window", {"sliding_window_size": 4}, {}),
     (EXTEND, "no cap", {"logit_cap": 0.5}, {}),
+    (EXTEND, "no temperature", {"xai_temperature_len": 4}, {}),
     (EXTEND, "no sinks", {}, {"sinks": torch.ones(HEADS)}),
 ]
 

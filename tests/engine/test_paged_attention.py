@@ -1,8 +1,10 @@
 """The attention backend ``sglang_fl`` where its lists are not those of a plain text: a formula in float64.
 
-That is a text in chunks, and an encoder, whose tokens lie before those of the text in a request's row.
+That is a text in chunks, and an encoder, whose tokens lie before those of the text in a request's row. And
+where a token counts those before it: temperatures by position.
 """
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,15 +114,19 @@ class Call:
                     seen = slice(0, self.encoded[row])
                 slots = self.table[row, seen].long()
                 if len(slots):
-                    out[token] = one(q[token], self.pool.keys[slots], self.pool.values[slots])
+                    out[token] = self._one(q[token], self.pool.keys[slots], self.pool.values[slots], place)
                 token += 1
         return out
 
-
-def one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    keys, values = (x.repeat_interleave(HEADS // KV_HEADS, 1).double() for x in (keys, values))
-    scores = torch.einsum("hd,nhd->hn", q.double(), keys) * SIZE**-0.5
-    return torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
+    def _one(self, q: Tensor, keys: Tensor, values: Tensor, place: int) -> Tensor:
+        keys, values = (x.repeat_interleave(HEADS // KV_HEADS, 1).double() for x in (keys, values))
+        scores = torch.einsum("hd,nhd->hn", q.double(), keys) * SIZE**-0.5
+        cap, length = self.layer.logit_cap, self.layer.xai_temperature_len
+        if cap > 0:
+            scores = cap * torch.tanh(scores / cap)
+        if place > length > 0:
+            scores *= math.log2(place) / math.log2(length)
+        return torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -140,6 +146,21 @@ def test_a_layer_that_is_not_in_chunks_sees_all():
     call = Call(TEXTS, chunk=CHUNK, use_irope=False)
     q, found = call.run()
     assert error(found, call.formula(q)) < TOLERANCE
+
+
+@pytest.mark.parametrize("cap", [0.0, 0.8], ids=["plain", "capped"])
+@pytest.mark.parametrize(("texts", "is_decode"), [(TEXTS, False), (DECODED, True)], ids=["extend", "decode"])
+def test_a_temperature_is_that_of_the_place_in_the_text(
+    texts: list[tuple[int, int]], is_decode: bool, cap: float
+):
+    """Grok's: behind the cap, and for tokens past some place alone."""
+    call = Call(texts, is_decode=is_decode, logit_cap=cap)
+    call.layer.xai_temperature_len = 8
+    q, found = call.run()
+    assert error(found, call.formula(q)) < TOLERANCE
+    for other in (-1, 9):
+        call.layer.xai_temperature_len = other
+        assert error(found, call.formula(q)) > 0.01
 
 
 def test_pieces_are_sequences_of_one_chunk_each():

@@ -111,6 +111,7 @@ def layer_of(given: Arguments, **facts: Any) -> RadixAttention:
     kv_heads, values = given.get("v", given["v_buffer"]).shape[1:]
     layer = RadixAttention(heads, keys, given["scale"], kv_heads, layer_id=0, v_head_dim=values)
     layer.logit_cap = given.get("logit_cap", 0.0)
+    layer.xai_temperature_len = given.get("temperature_len", -1)
     layer.sliding_window_size = given.get("sliding_window", -1)
     if not given.get("is_causal", True):
         layer.attn_type = AttentionType.ENCODER_ONLY
@@ -149,7 +150,10 @@ def case(op: str, name: str) -> Arguments:
 CASES = [
     *(
         ("decode_attention", name)
-        for name in ("mixed-lengths", "latent", "longer-list", "soft-cap", "sinks", "scales", "e4m3", "e5m2")
+        for name in (
+            *("mixed-lengths", "latent", "longer-list", "soft-cap", "temperature-behind-the-cap", "sinks"),
+            *("scales", "e4m3", "e5m2"),
+        )
     ),
     *(
         ("extend_attention", name)
@@ -159,6 +163,8 @@ CASES = [
             "not-causal",
             "window",
             "soft-cap",
+            "temperature",
+            "temperature-behind-the-cap",
             "sinks",
             "scales",
             "e4m3",
@@ -214,8 +220,8 @@ def test_a_kernel_without_options_has_its_result_copied_and_lacks_a_cap(log: Pat
     assert (step(backend, given, layer_of(given, logit_cap=2.0)) == 3).all()
 
 
-@pytest.mark.parametrize("name", ["scales", "e4m3", "e5m2"])
-def test_a_kernel_without_scales_leaves_such_a_cache_to_sglang(name: str, log: Path):
+@pytest.mark.parametrize("name", ["scales", "e4m3", "e5m2", "temperature"])
+def test_a_kernel_without_scales_or_temperatures_leaves_such_calls_to_sglang(name: str, log: Path):
     given = case("decode_attention", name)
     backend = backend_of(given)
     hook_of(log, WITHOUT_OUT).replace_methods(backend)
@@ -258,7 +264,6 @@ POSITIONS = {
     ),
 }
 EXCLUDED: list[tuple[str, dict[str, Any]]] = [
-    (DECODE, {"xai_temperature_len": 32}),
     (DECODE, {"score_mod": lambda scores: scores}),
     (DECODE, {"of_a_later_release": torch.ones(1)}),
     (DECODE, {"o": torch.empty(1, 4, 64, dtype=torch.float64)}),
@@ -267,7 +272,6 @@ EXCLUDED: list[tuple[str, dict[str, Any]]] = [
     (EXTEND, {"lse_extend": torch.empty(1, 4)}),
     (EXTEND, {"skip_prefix": True}),
     (EXTEND, {"identity_kv_indices": True}),
-    (EXTEND, {"xai_temperature_len": 32}),
 ]
 
 

@@ -18,6 +18,7 @@ from tests.ops.shared.attention import (
     kernel_of,
     stored,
     sums_in_a_kept_buffer,
+    temperatures,
     wrong_scales,
 )
 from tests.ops.shared.drawing import Drawn, Source
@@ -32,19 +33,29 @@ def formula(
     kv_indices: Array,
     scale: float,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Array | None = None,
     k_scale: float | None = None,
     v_scale: float | None = None,
     return_lse: bool = False,
     out: Array | None = None,
+    late: int = 0,
+    least: float = 1.0,
+    is_capped_last: bool = False,
 ) -> tuple[Array, ...]:
-    """Compute it, whatever ``out`` is."""
+    """Compute it, whatever ``out`` is; with one of the last three wrongly.
+
+    ``late`` : so many keys too many count as before a query's own
+    ``least`` : as of ``temperatures``
+    ``is_capped_last`` : as of ``attend``
+    """
     out, lse = np.zeros((*q.shape[:2], v_buffer.shape[2])), np.zeros(q.shape[:2])
     for number in range(len(q)):
         slots = kv_indices[kv_indptr[number] : kv_indptr[number + 1]]
         is_seen = np.ones((1, len(slots)), dtype=bool)
         keys, values = stored(k_buffer[slots], k_scale), stored(v_buffer[slots], v_scale)
-        given = (q[number, None], keys, values, is_seen, scale, logit_cap, sinks)
+        heat = temperatures(np.array([max(0, len(slots) - 1 + late)]), temperature_len, least)
+        given = (q[number, None], keys, values, is_seen, scale, logit_cap, sinks, heat, is_capped_last)
         (out[number],), (lse[number],) = attend(*given)
     return (out, lse) if return_lse else (out,)
 
@@ -62,6 +73,7 @@ def draw(source: Source) -> Drawn:
             "kv_indices": indices,
             "scale": sizes[1] ** -0.5,
             "logit_cap": source.one_of(0.0, 0.5, 30.0),
+            "temperature_len": source.one_of(0, 0, 2, 9, 200),
             "sinks": source.one_of(None, source.normal(query_heads)),
             "return_lse": source.one_of(False, True),
         }
@@ -109,6 +121,27 @@ def last_key_left_out(**given: Any) -> Outputs:
 @like(decode_attention)
 def sinks_forgotten(**given: Any) -> Outputs:
     return decode_attention(**given | {"sinks": None})
+
+
+@like(decode_attention)
+def temperature_forgotten(**given: Any) -> Outputs:
+    return decode_attention(**given | {"temperature_len": 0})
+
+
+@like(decode_attention)
+def temperature_of_the_next_token(**given: Any) -> Outputs:
+    """The number of keys is taken for that of the keys before the own one."""
+    return kernel_of(formula, given, late=1)
+
+
+@like(decode_attention)
+def temperature_of_short_texts(**given: Any) -> Outputs:
+    return kernel_of(formula, given, least=0.0)
+
+
+@like(decode_attention)
+def temperature_before_the_cap(**given: Any) -> Outputs:
+    return kernel_of(formula, given, is_capped_last=True)
 
 
 @like(decode_attention)
@@ -166,6 +199,10 @@ SUBJECT = Subject(
             next_slot_read,
             last_key_left_out,
             sinks_forgotten,
+            temperature_forgotten,
+            temperature_of_the_next_token,
+            temperature_of_short_texts,
+            temperature_before_the_cap,
             neighbouring_heads_mixed_up,
             result_left_as_it_was_without_slots,
             logarithm_to_base_two,

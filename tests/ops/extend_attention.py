@@ -18,6 +18,7 @@ from tests.ops.shared.attention import (
     kernel_of,
     stored,
     sums_in_a_kept_buffer,
+    temperatures,
     wrong_scales,
 )
 from tests.ops.shared.drawing import Drawn, Source
@@ -37,6 +38,7 @@ def formula(
     is_causal: bool = True,
     sliding_window: int = -1,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Array | None = None,
     custom_mask: Array | None = None,
     mask_indptr: Array | None = None,
@@ -46,10 +48,17 @@ def formula(
     out: Array | None = None,
     ahead: int = 0,
     is_by_place: bool = False,
+    late: int = 0,
+    least: float = 1.0,
+    is_capped_last: bool = False,
 ) -> tuple[Array, ...]:
-    """Compute it, whatever ``out`` is; with ``ahead`` wrongly: a query sees so many keys after its own.
+    """Compute it, whatever ``out`` is; with one of the last five wrongly.
 
-    With ``is_by_place`` wrongly, too: a tree counts as a text where a window is counted.
+    ``ahead`` : a query sees so many keys after its own
+    ``is_by_place`` : a tree counts as a text where keys before a query's own are counted
+    ``late`` : so many keys too many count as before a query's own
+    ``least`` : as of ``temperatures``
+    ``is_capped_last`` : as of ``attend``
     """
     out, lse = np.zeros((*q.shape[:2], v.shape[2])), np.full(q.shape[:2], -np.inf)
     for number in range(len(qo_indptr) - 1):
@@ -71,7 +80,10 @@ def formula(
             is_seen &= behind >= -ahead
         if sliding_window >= 0:
             is_seen &= behind <= sliding_window
-        out[rows], lse[rows] = attend(q[rows], keys, values, is_seen, scale, logit_cap, sinks)
+        heat = temperatures(places[len(slots) :] + late, temperature_len, least)
+        out[rows], lse[rows] = attend(
+            q[rows], keys, values, is_seen, scale, logit_cap, sinks, heat, is_capped_last
+        )
     return (out, lse) if return_lse else (out,)
 
 
@@ -96,6 +108,7 @@ def draw(source: Source) -> Drawn:
             "is_causal": source.one_of(True, True, False),
             "sliding_window": source.one_of(-1, 0, 1, 7),
             "logit_cap": source.one_of(0.0, 0.5, 30.0),
+            "temperature_len": source.one_of(0, 0, 2, 9, 40),
             "sinks": source.one_of(None, source.normal(query_heads)),
             "return_lse": source.one_of(False, True),
             **trees,
@@ -216,6 +229,35 @@ def window_by_the_place_in_the_tree(**given: Any) -> Outputs:
 
 
 @like(extend_attention)
+def temperature_forgotten(**given: Any) -> Outputs:
+    return extend_attention(**given | {"temperature_len": 0})
+
+
+@like(extend_attention)
+def temperature_of_the_next_token(**given: Any) -> Outputs:
+    """The own key counts as one before itself."""
+    return kernel_of(formula, given, late=1)
+
+
+@like(extend_attention)
+def temperature_of_short_texts(**given: Any) -> Outputs:
+    return kernel_of(formula, given, least=0.0)
+
+
+@like(extend_attention)
+def temperature_before_the_cap(**given: Any) -> Outputs:
+    return kernel_of(formula, given, is_capped_last=True)
+
+
+@like(extend_attention)
+def temperature_by_the_place_in_the_tree(**given: Any) -> Outputs:
+    """It counts from where a token lies among the drafts, not from its place in the text."""
+    if given.get("custom_mask") is None or not given.get("temperature_len"):
+        return extend_attention(**given)
+    return kernel_of(formula, given, is_by_place=True)
+
+
+@like(extend_attention)
 def tree_of_the_first_sequence(**given: Any) -> Outputs:
     """The bounds of the masks are taken to begin at 0, as they need not."""
     bounds = given.get("mask_indptr")
@@ -255,6 +297,11 @@ SUBJECT = Subject(
             trees_taken_for_texts,
             window_by_the_place_in_the_tree,
             tree_of_the_first_sequence,
+            temperature_forgotten,
+            temperature_of_the_next_token,
+            temperature_of_short_texts,
+            temperature_before_the_cap,
+            temperature_by_the_place_in_the_tree,
             new_keys_scaled,
             *WRONG_SCALES,
         ),

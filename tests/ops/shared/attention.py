@@ -1,6 +1,7 @@
 """What the ops of attention share: softmax attention of one sequence, in float64."""
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "kernel_of",
     "stored",
     "sums_in_a_kept_buffer",
+    "temperatures",
     "wrong_scales",
 ]
 
@@ -36,14 +38,24 @@ def attend(
     scale: float,
     logit_cap: float = 0.0,
     sinks: Array | None = None,
+    temperatures: Array | float = 1.0,
+    is_capped_last: bool = False,
 ) -> tuple[Array, Array]:
-    """Run one sequence: (N, H, D), (L, KH, D), (L, KH, DV) and (N, L); head by head, from its definition."""
+    """Run one sequence: (N, H, D), (L, KH, D), (L, KH, DV) and (N, L); head by head, from its definition.
+
+    ``temperatures``, (N,), multiply the scores of each query behind their cap; with ``is_capped_last`` before
+    it, which is wrong.
+    """
     out, lse = np.zeros((*q.shape[:2], values.shape[2])), np.full(q.shape[:2], -np.inf)
     for head in range(q.shape[1]):
         shared = head * keys.shape[1] // q.shape[1]
         scores = scale * np.array(q[:, head] @ keys[:, shared].T)
+        if is_capped_last:
+            scores = (scores.T * temperatures).T
         if logit_cap:
             scores = logit_cap * np.tanh(scores / logit_cap)
+        if not is_capped_last:
+            scores = (scores.T * temperatures).T
         # No score of these tests is so large that its exponential overflows in float64.
         terms = np.where(is_seen, np.exp(scores), 0.0)
         total = terms.sum(1) + (0.0 if sinks is None else np.exp(sinks[head]))
@@ -53,10 +65,22 @@ def attend(
     return out, lse
 
 
+def temperatures(places: Array, temperature_len: int, least: float = 1.0) -> Array:
+    """Return what the scores of queries with so many keys before their own are multiplied by, (N,).
+
+    With another ``least`` wrongly: also those of short texts are multiplied.
+    """
+    if not temperature_len:
+        return np.ones(len(places))
+    return np.array(
+        [max(least, math.log(place) / math.log(temperature_len)) if place else 1.0 for place in places]
+    )
+
+
 def has_more_than_scores(arguments: dict[str, Any]) -> bool:
-    """Whether a call has what PyTorch's own attention has not: a cap, sinks, scales, the sum."""
+    """Whether a call has what PyTorch's own attention has not: caps, temperatures, sinks, scales, the sum."""
     has_tensors = any(arguments.get(name) is not None for name in ("sinks", "k_scale"))
-    return has_tensors or any(map(arguments.get, ("logit_cap", "return_lse")))
+    return has_tensors or any(map(arguments.get, ("logit_cap", "temperature_len", "return_lse")))
 
 
 def kernel_of(formula: Callable[..., tuple[Array, ...]], given: dict[str, Any], **mistake: Any) -> Any:

@@ -19,12 +19,12 @@ LIMITS = {
     "topk_sigmoid": "groups of one or two experts",
     "fused_moe": "router weight on the input; 310P",
     "decode_attention": (
-        "soft caps, sinks, float32, several dtypes, values of another size than keys (latent attention), "
-        "more than 64 query heads for one of keys; 310P"
+        "soft caps, temperatures, sinks, float32, several dtypes, values of another size than keys (latent "
+        "attention), more than 64 query heads for one of keys; 310P"
     ),
     "extend_attention": (
-        "soft caps, sinks, masks of drafted tokens, several dtypes, values wider than keys, more than 1024 "
-        "sequences; 310P"
+        "soft caps, temperatures, sinks, masks of drafted tokens, several dtypes, values wider than keys, "
+        "more than 1024 sequences; 310P"
     ),
 }
 

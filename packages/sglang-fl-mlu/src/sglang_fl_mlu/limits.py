@@ -11,10 +11,12 @@ LIMITS = {
     "topk_softmax": "a bias with groups",
     "fused_moe": "router weight on the input",
     "decode_attention": (
-        "soft caps, a logarithm beside sinks, several dtypes, pools that are not dense (latent attention's "
-        "are), more than 128 query heads for one of keys"
+        "soft caps, temperatures, a logarithm beside sinks, several dtypes, pools that are not dense (latent "
+        "attention's are), more than 128 query heads for one of keys"
     ),
-    "extend_attention": "soft caps, masks of drafted tokens, a logarithm beside sinks, several dtypes",
+    "extend_attention": (
+        "soft caps, temperatures, masks of drafted tokens, a logarithm beside sinks, several dtypes"
+    ),
 }
 
 #: Of an op without a kernel here: the reason.

@@ -10,12 +10,14 @@ from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.attention import (
     check_out,
     check_pools,
+    check_temperature,
     gathered,
     rows_of_heads,
     sample_out,
     sample_pools,
     sizes,
     soft_capped,
+    temperatures,
 )
 from sglang_fl.ops.shared.scales import factors
 
@@ -36,6 +38,7 @@ def decode_attention(
     scale: float,
     *,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
     k_scale: float | None = None,
     v_scale: float | None = None,
@@ -44,7 +47,7 @@ def decode_attention(
 ) -> Outputs:
     """Let one query of each sequence attend to the keys and values in the sequence's slots of a pool.
 
-    ``o = sum_j p_j v_j, p = softmax(cap tanh(scale q.k / cap))``, with the exponential of the head's sink
+    ``o = sum_j p_j v_j, p = softmax(t cap tanh(scale q.k / cap))``, with the exponential of the head's sink
     as one more term of the denominator. A window is what the caller leaves out of the slots. A pool may be in
     8 bit; a key is then what lies in its slot times ``k_scale``, and a value that times ``v_scale``.
 
@@ -64,6 +67,8 @@ def decode_attention(
         ``kv_indptr[-1]``. What lies in a slot that no sequence names is not looked at
     scale : multiplies the scores
     logit_cap : where scores saturate; 0: nowhere
+    temperature_len : the scores of a sequence with more keys than so many in its list before its own, n, are
+        multiplied by ``t = log(n) / log(temperature_len)``, behind the cap; 0: none are; at least 2
     sinks : Tensor, (H,), a floating dtype: a score without a value
     k_scale, v_scale : what keys and values of the pools are to be multiplied by, both or neither; pools in
         8 bit need them
@@ -79,15 +84,20 @@ def decode_attention(
 
     Raises
     ------
-    ContractError : shapes that do not fit; a pool in 8 bit without scales, or one scale alone
+    ContractError : shapes that do not fit; a pool in 8 bit without scales, or one scale alone; a
+        ``temperature_len`` of 1 or below 0
     """
-    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out, k_scale, v_scale)
+    check_decode(
+        *(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out),
+        *(k_scale, v_scale, temperature_len),
+    )
     of_keys, of_values = factors(k_scale, v_scale)
     dtype = compute_dtype(q, k_buffer, v_buffer)
     kv_heads, values = v_buffer.shape[1:]
     group = q.shape[1] // kv_heads
     grouped = (q.to(dtype) * (scale * of_keys)).reshape(len(q), kv_heads, group, q.shape[2])
     owner, slots, is_slot = _blocks(kv_indptr, kv_indices)
+    factor = temperatures(kv_indptr.diff().to(dtype) - 1, temperature_len) if temperature_len else None
     rows = rows_of_heads(slots, kv_heads)
     form = (len(owner), *grouped.shape[1:3])
     peaks, sums = (torch.empty(form, dtype=dtype, device=q.device) for _ in range(2))
@@ -96,7 +106,10 @@ def decode_attention(
     for first in range(0, len(owner), step):
         run = slice(first, first + step)
         scores = grouped[owner[run]] @ gathered(k_buffer, rows[run]).to(dtype).mT
-        scores = soft_capped(scores, logit_cap).masked_fill_(~is_slot[run, None, None], -torch.inf)
+        scores = soft_capped(scores, logit_cap)
+        if factor is not None:
+            scores *= factor[owner[run], None, None, None]
+        scores.masked_fill_(~is_slot[run, None, None], -torch.inf)
         peaks[run] = scores.amax(-1)
         weights = scores.sub_(peaks[run].unsqueeze(-1)).exp_()
         sums[run] = weights.sum(-1)
@@ -160,6 +173,7 @@ def check_decode(
     out: Tensor | None,
     k_scale: float | None = None,
     v_scale: float | None = None,
+    temperature_len: int = 0,
 ) -> None:
     """Raise ``ContractError`` where the arguments do not fit."""
     check_pools("decode_attention", q, k_buffer, v_buffer, kv_indices, sinks, k_scale, v_scale)
@@ -168,6 +182,7 @@ def check_decode(
             f"decode_attention: kv_indptr {tuple(kv_indptr.shape)} has not one bound more than the "
             f"{len(q)} sequences"
         )
+    check_temperature("decode_attention", temperature_len)
     check_out("decode_attention", out, q, v_buffer)
 
 
@@ -180,13 +195,17 @@ def _like(
     scale: float,
     *,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
     k_scale: float | None = None,
     v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Outputs:
-    check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out, k_scale, v_scale)
+    check_decode(
+        *(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out),
+        *(k_scale, v_scale, temperature_len),
+    )
     o = q.new_empty(*q.shape[:2], v_buffer.shape[2])
     return (o, q.new_empty(q.shape[:2], dtype=compute_dtype(q, k_buffer, v_buffer))) if return_lse else o
 
@@ -259,10 +278,19 @@ OP = Op(
         _case("longer-list", 21, 5, 9, beyond=30),
         _case("other-slots-not-finite", 21, 130, 9, is_poisoned=True),
         _case("soft-cap", 37, 5, logit_cap=0.7),
+        _case("temperature", 37, 9, 10, 11, 1, 0, 300, temperature_len=9),
+        _case("temperature-behind-the-cap", 37, 5, 130, logit_cap=0.7, temperature_len=2),
         _case("sinks", 37, 5, 0, has_sinks=True),
         _case("lse", 37, 5, 0, 130, return_lse=True),
         _case("result-given", 37, 0, 130, has_out=True),
-        _case("everything", 37, 5, 0, 130, has_sinks=True, return_lse=True, logit_cap=1.5),
+        _case(
+            "everything",
+            *(37, 5, 0, 130),
+            has_sinks=True,
+            return_lse=True,
+            logit_cap=1.5,
+            temperature_len=20,
+        ),
         _case("scales", 37, 5, scales=(0.37, 1.9)),
         _case("e4m3", 37, 0, 130, pool_dtype=torch.float8_e4m3fn, scales=(0.37, 1.9)),
         _case("e5m2", 37, 5, 300, pool_dtype=torch.float8_e5m2, scales=(1.6, 0.45), layout="strided"),

@@ -13,10 +13,12 @@ from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.attention import (
     check_out,
     check_pools,
+    check_temperature,
     sample_out,
     sample_pools,
     sizes,
     soft_capped,
+    temperatures,
 )
 from sglang_fl.ops.shared.scales import factors
 
@@ -42,6 +44,7 @@ def extend_attention(
     is_causal: bool = True,
     sliding_window: int = -1,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
     custom_mask: Tensor | None = None,
     mask_indptr: Tensor | None = None,
@@ -52,7 +55,7 @@ def extend_attention(
 ) -> Outputs:
     """Let the new tokens of each sequence attend to its prefix in a pool, and to each other.
 
-    ``o = sum_j p_j v_j, p = softmax(cap tanh(scale q.k / cap))`` over the keys that a query sees, with the
+    ``o = sum_j p_j v_j, p = softmax(t cap tanh(scale q.k / cap))`` over the keys that a query sees, with the
     exponential of the head's sink as one more term of the denominator. A pool may be in 8 bit; a key of the
     prefix is then what lies in its slot times ``k_scale``, and a value that times ``v_scale``. New keys and
     values have no scale.
@@ -81,11 +84,14 @@ def extend_attention(
     is_causal : whether a query sees no new token after its own
     sliding_window : how many keys before its own a query sees; -1: all
     logit_cap : where scores saturate; 0: nowhere
+    temperature_len : the scores of a query with more keys than so many before its own in its list and its
+        text, n, seen or not, are multiplied by ``t = log(n) / log(temperature_len)``, behind the cap; 0: none
+        are; at least 2
     sinks : Tensor, (H,), a floating dtype: a score without a value
     custom_mask : Tensor, (M,), bool: for new tokens that are a tree of drafts instead of a text, which new
         tokens of its sequence each one sees, row by row; ``is_causal`` is not looked at then. Each sees the
         whole prefix, itself, and none after itself; the others that it sees stand before it in the text, and
-        a window counts them alone
+        a window and a temperature count them alone
     mask_indptr : Tensor, (B + 1,), int32 or int64, beside ``custom_mask``: of N new tokens of sequence b the
         (N, N) elements begin at ``mask_indptr[b]``
     k_scale, v_scale : what keys and values of the pools are to be multiplied by, both or neither; pools in
@@ -102,17 +108,18 @@ def extend_attention(
 
     Raises
     ------
-    ContractError : shapes that do not fit; a pool in 8 bit without scales, or one scale alone
+    ContractError : shapes that do not fit; a pool in 8 bit without scales, or one scale alone; a
+        ``temperature_len`` of 1 or below 0
     """
     check_extend(
         *(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out),
-        *(custom_mask, mask_indptr, k_scale, v_scale),
+        *(custom_mask, mask_indptr, k_scale, v_scale, temperature_len),
     )
     of_keys, of_values = factors(k_scale, v_scale)
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
     o = torch.zeros(*q.shape[:2], v.shape[2], dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)
-    needs_sum = return_lse or sinks is not None
+    needs_scores = return_lse or sinks is not None or logit_cap > 0 or temperature_len > 0
     of_head = None if sinks is None else sinks.to(dtype).unsqueeze(1)
     prefixes = kv_indptr.tolist()
     trees = _trees(custom_mask, mask_indptr, qo_indptr)
@@ -130,8 +137,9 @@ def extend_attention(
             block = seen.by(places)
             given = (q[rows].to(dtype).transpose(0, 1), keys[:, block], values[:, block])
             is_seen = seen.mask(places, block, q.device)
-            if needs_sum or logit_cap > 0:
-                result, sums = _attend(*given, is_seen, scale, logit_cap, of_head)
+            if needs_scores:
+                factor = seen.temperatures(places, temperature_len, keys) if temperature_len else None
+                result, sums = _attend(*given, is_seen, scale, logit_cap, factor, of_head)
                 lse[rows] = sums.transpose(0, 1)
             else:
                 result = _attend_without_scores(*given, is_seen, scale)
@@ -146,6 +154,7 @@ def _attend(
     is_seen: Tensor | None,
     scale: float,
     logit_cap: float,
+    factor: Tensor | None,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return results, (H, N, DV), and the logarithm of their denominators, (H, N).
@@ -156,11 +165,14 @@ def _attend(
     keys, values : Tensors, (KH, L, D) and (KH, L, DV)
     is_seen : Tensor, (N, L), bool; None: all
     scale, logit_cap : as of the op
+    factor : Tensor, (N,), of capped scores; None: 1
     sinks : Tensor, (H, 1), or None
     """
     kv_heads, queries = keys.shape[0], q.shape[1]
     grouped = (q * scale).reshape(kv_heads, -1, q.shape[2])
     scores = soft_capped(grouped @ keys.mT, logit_cap).view(len(q), queries, -1)
+    if factor is not None:
+        scores *= factor.unsqueeze(1)
     if is_seen is not None:
         scores.masked_fill_(~is_seen, -torch.inf)
     sums = scores.logsumexp(-1)
@@ -177,7 +189,7 @@ def _attend(
 def _attend_without_scores(
     q: Tensor, keys: Tensor, values: Tensor, is_seen: Tensor | None, scale: float
 ) -> Tensor:
-    """Return results as ``_attend`` does, without sinks and caps, by PyTorch's kernel, which keeps no scores.
+    """Return results as ``_attend`` does of plain scores, by PyTorch's kernel, which keeps none.
 
     The queries of all heads that share keys are one head's, because not every chip's kernel takes fewer key
     heads than query heads.
@@ -219,12 +231,23 @@ class _Seen:
             ones = ones.tril(own)
         return ones.triu(own - self.window) if self.window >= 0 else ones
 
+    def temperatures(self, queries: range, temperature_len: int, like: Tensor) -> Tensor:
+        """Return what the scores of each query are multiplied by, (N,), in the dtype of a tensor."""
+        return temperatures(self._places(like.device)[queries.start : queries.stop].to(like), temperature_len)
+
+    def _places(self, device: torch.device) -> Tensor:
+        """Return how many keys stand before each in the text, (L,)."""
+        places = torch.arange(self.keys, device=device)
+        if self.tree is not None:
+            prefix = self.keys - len(self.tree)
+            places[prefix:] = prefix + self.tree.sum(1) - 1
+        return places
+
     def _in_tree(self, queries: range, tree: Tensor) -> Tensor:
         prefix = self.keys - len(tree)
         is_seen = torch.nn.functional.pad(tree, (prefix, 0), value=True)
         if self.window >= 0:
-            before = torch.arange(prefix, device=tree.device)
-            places = torch.cat((before, prefix + tree.sum(1) - 1))
+            places = self._places(tree.device)
             is_seen &= places[prefix:, None] - places <= self.window
         return is_seen[queries.start - prefix : queries.stop - prefix]
 
@@ -275,6 +298,7 @@ def check_extend(
     mask_indptr: Tensor | None = None,
     k_scale: float | None = None,
     v_scale: float | None = None,
+    temperature_len: int = 0,
 ) -> None:
     """Raise ``ContractError`` where the arguments do not fit."""
     check_pools("extend_attention", q, k_buffer, v_buffer, kv_indices, sinks, k_scale, v_scale)
@@ -288,6 +312,7 @@ def check_extend(
             f"extend_attention: qo_indptr {tuple(qo_indptr.shape)} and kv_indptr {tuple(kv_indptr.shape)} "
             "are not for the same sequences"
         )
+    check_temperature("extend_attention", temperature_len)
     check_out("extend_attention", out, q, v)
     if custom_mask is None and mask_indptr is None:
         return
@@ -315,6 +340,7 @@ def _like(
     is_causal: bool = True,
     sliding_window: int = -1,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
     custom_mask: Tensor | None = None,
     mask_indptr: Tensor | None = None,
@@ -325,7 +351,7 @@ def _like(
 ) -> Outputs:
     check_extend(
         *(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks, out),
-        *(custom_mask, mask_indptr, k_scale, v_scale),
+        *(custom_mask, mask_indptr, k_scale, v_scale, temperature_len),
     )
     o = q.new_empty(*q.shape[:2], v.shape[2])
     dtype = compute_dtype(q, k, v, k_buffer, v_buffer)
@@ -425,12 +451,24 @@ OP = Op(
         _case("window", (20, 30), (2, 9), sliding_window=7),
         _case("own-key-alone", (5, 9), sliding_window=0),
         _case("soft-cap", (9, 20), (0, 5), logit_cap=0.7),
+        _case("temperature", (5, 9), (0, 12), (40, 3), (9, 1), temperature_len=9),
+        _case("temperature-behind-the-cap", (9, 20), (0, 5), logit_cap=0.7, temperature_len=2),
+        _case("temperature-in-a-window", (20, 30), (2, 9), temperature_len=12, sliding_window=7),
         _case("sinks", (9, 20), (0, 5), has_sinks=True),
         _case("lse", (9, 20), (0, 5), padding=2, return_lse=True),
         _case("result-given", (9, 20), (0, 5), padding=2, has_out=True),
         _case("trees", (9, 12), (0, 5), (40, 1), (3, 8), has_trees=True),
         _case("trees-in-a-window", (20, 12), (2, 9), (5, 0), has_trees=True, sliding_window=3, before=3),
-        _case("everything", (9, 20), has_sinks=True, return_lse=True, logit_cap=1.5, sliding_window=6),
+        _case("trees-with-a-temperature", (9, 12), (0, 5), (3, 8), has_trees=True, temperature_len=4),
+        _case(
+            "everything",
+            (9, 20),
+            has_sinks=True,
+            return_lse=True,
+            logit_cap=1.5,
+            temperature_len=15,
+            sliding_window=6,
+        ),
         _case("scales", (20, 9), (0, 5), scales=(0.37, 1.9)),
         _case("e4m3", (20, 9), (0, 5), (40, 1), pool_dtype=torch.float8_e4m3fn, scales=(0.37, 1.9)),
         _case("e5m2", (20, 9), (3, 30), pool_dtype=torch.float8_e5m2, scales=(1.6, 0.45), layout="strided"),

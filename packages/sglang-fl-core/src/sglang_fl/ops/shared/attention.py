@@ -1,5 +1,7 @@
 """What the ops of attention over a paged pool share: checks, gathering by slot, scores, sample pools."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from sglang_fl.ops.shared.scales import check_scales
 __all__ = [
     "check_out",
     "check_pools",
+    "check_temperature",
     "gathered",
     "rows_of_heads",
     "sample_out",
@@ -17,6 +20,7 @@ __all__ = [
     "shares_keys",
     "sizes",
     "soft_capped",
+    "temperatures",
 ]
 
 
@@ -59,6 +63,12 @@ def check_out(op: str, out: Tensor | None, q: Tensor, values: Tensor) -> None:
         raise ContractError(f"{op}: out {tuple(out.shape)} {out.dtype} is not {wanted} {q.dtype}")
 
 
+def check_temperature(op: str, temperature_len: int) -> None:
+    """Raise ``ContractError`` where there is no logarithm of a length to divide by."""
+    if temperature_len < 0 or temperature_len == 1:
+        raise ContractError(f"{op}: temperature_len {temperature_len} is neither 0, for none, nor at least 2")
+
+
 def shares_keys(keys: Tensor, values: Tensor) -> bool:
     """Whether values may be the first part of the keys, by where both begin and how they lie."""
     return values.data_ptr() == keys.data_ptr() and values.stride() == keys.stride()
@@ -91,6 +101,17 @@ def gathered(buffer: Tensor, rows: Tensor) -> Tensor:
 def soft_capped(scores: Tensor, cap: float) -> Tensor:
     """Return ``cap tanh(scores / cap)``, or the scores themselves where the cap is 0."""
     return cap * torch.tanh(scores / cap) if cap > 0 else scores
+
+
+def temperatures(positions: Tensor, temperature_len: int) -> Tensor:
+    """Return what scores are multiplied by, ``max(1, log(position) / log(temperature_len))``.
+
+    Parameters
+    ----------
+    positions : Tensor, a floating dtype: of queries
+    temperature_len : at least 2
+    """
+    return (positions.clamp_min(1.0).log() / math.log(temperature_len)).clamp_min(1.0)
 
 
 def sizes(truth: Outputs, of_sizes: Outputs) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.shared.scales import factors
 from sglang_fl.sglang_adapter.attention.eight_bit import NEEDS, is_latent, scales_of
 from sglang_fl.sglang_adapter.attention.kernels import AttentionKernels
-from sglang_fl.sglang_adapter.attention.limits import cap_of, layers_of, needs_of
+from sglang_fl.sglang_adapter.attention.limits import layers_of, needs_of, options_of
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of, cut_at_chunks, masks_of_trees
 
 __all__ = ["PagedAttention"]
@@ -253,7 +253,7 @@ def _options(layer: Any, given: dict[str, Any]) -> dict[str, Any]:
     ------
     UnsupportedError : the model passes what no op has, such as an attention bias
     """
-    options: dict[str, Any] = {"logit_cap": cap_of(layer)} if cap_of(layer) > 0 else {}
+    options = options_of(layer)
     for name, value in given.items():
         if name == "sinks" and value is not None:
             options["sinks"] = value

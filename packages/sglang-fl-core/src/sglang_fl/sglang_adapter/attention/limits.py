@@ -11,7 +11,7 @@ from sglang_fl.sglang_adapter.attention.eight_bit import why_not_pools
 from sglang_fl.sglang_adapter.releases import CHUNKS, ENCODER_DECODERS
 from sglang_fl.sglang_adapter.seams import installed_version
 
-__all__ = ["cap_of", "layers_of", "needs_of", "reasons_of", "why_not"]
+__all__ = ["layers_of", "needs_of", "options_of", "reasons_of", "why_not"]
 
 #: Models with an encoder and a decoder that were judged. Others may hide some of an encoder's tokens from a
 #: part of the text, as Moss-VL does by ``cross_attention_custom_mask`` of the batch.
@@ -23,19 +23,21 @@ def layers_of(runner: Any) -> list[Any]:
     return [layer for layer in runner.model.modules() if isinstance(layer, RadixAttention)]
 
 
-def cap_of(layer: Any) -> float:
-    """Return where a layer's scores saturate; 0: nowhere. Some models say None for that."""
-    return float(layer.logit_cap or 0.0)
+def options_of(layer: Any) -> dict[str, Any]:
+    """Return the options of the two ops that say what a layer makes of its scores."""
+    numbers = {"logit_cap": layer.logit_cap, "temperature_len": layer.xai_temperature_len}
+    # Some models say None where scores saturate nowhere.
+    return {name: number for name, number in numbers.items() if number is not None and number > 0}
 
 
 def needs_of(layers: list[Any]) -> set[str]:
     """Return the options of the two ops that these layers need in every call."""
     needs = {
-        "logit_cap": any(cap_of(layer) > 0 for layer in layers),
         "sliding_window": any(layer.sliding_window_size > -1 for layer in layers),
         "is_causal": any(layer.attn_type == AttentionType.ENCODER_ONLY for layer in layers),
     }
-    return {option for option, is_needed in needs.items() if is_needed}
+    of_scores = {option for layer in layers for option in options_of(layer)}
+    return of_scores | {option for option, is_needed in needs.items() if is_needed}
 
 
 def why_not(runner: Any) -> str | None:
@@ -84,9 +86,11 @@ def reasons_of(layer: Any) -> Iterator[str]:
     """Yield what neither of the two ops computes of an attention layer."""
     if layer.attn_type not in (AttentionType.DECODER, AttentionType.ENCODER_ONLY):
         yield f"attention of the type {layer.attn_type.value}"
-    if cap_of(layer) > 0 and layer.logit_capping_method != "tanh":
+    options = options_of(layer)
+    if "logit_cap" in options and layer.logit_capping_method != "tanh":
         yield f"scores that are capped by {layer.logit_capping_method}"
-    if layer.xai_temperature_len > 0:
-        yield "a temperature by position (Grok)"
+    is_part = layer.use_irope or layer.sliding_window_size > -1 or layer.is_cross_attention
+    if "temperature_len" in options and is_part:  # the lists then do not tell where a token stands
+        yield "a temperature by position (Grok) in a window, in chunks or across"
     if layer.use_irope and layer.sliding_window_size > -1:
         yield "attention in chunks and in a window at once"

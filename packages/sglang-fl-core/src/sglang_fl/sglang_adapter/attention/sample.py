@@ -18,7 +18,7 @@ from sglang_fl.ops import OPS, Op
 from sglang_fl.ops.compare import error_in_units
 from sglang_fl.ops.shared.scales import factors
 from sglang_fl.sglang_adapter.attention.eight_bit import scales_of
-from sglang_fl.sglang_adapter.attention.limits import cap_of, reasons_of
+from sglang_fl.sglang_adapter.attention.limits import options_of, reasons_of
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
 
 __all__ = ["Call", "Pools", "Sample", "take"]
@@ -140,7 +140,7 @@ def take(call: Call, pools: "Pools", turn: int) -> Sample | None:
     _require_known(call)
     call = _by_head(call)
     layer = call.layer
-    options: dict[str, Any] = {"logit_cap": cap_of(layer)} if cap_of(layer) > 0 else {}
+    options = options_of(layer)
     if call.given.get("sinks") is not None:
         options["sinks"] = call.given["sinks"]
     draw = _of_decode if call.batch.forward_mode.is_decode() else _of_extend

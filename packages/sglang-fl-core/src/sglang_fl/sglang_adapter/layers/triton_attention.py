@@ -10,13 +10,14 @@ kv_indptr, kv_indices, scale, ...)``; ``extend_attention_fwd(q, k, v, o, k_buffe
 kv_indptr, kv_indices, custom_mask, is_causal, mask_indptr, max_len_extend, k_scale, v_scale, sm_scale, ...)``
 to ``extend_attention(q, k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, scale, ...)``.
 
-A KV cache in 8 bit goes to kernels that take the options ``k_scale`` and ``v_scale``.
+A KV cache in 8 bit goes to kernels that take the options ``k_scale`` and ``v_scale``, and scores with a
+temperature (Grok) to those that take ``temperature_len``.
 
-Falls through: a mask for drafted tokens, Grok's temperature by position, scores that a model changes,
-windows in both directions, prefixes of latents beside keys of each head, and whatever else a later release
-may pass. Left to SGLang: all of decode in deterministic inference, where the sums of a sequence may not
-depend on the batch, and with decode context parallelism, which reads partial results; and
-``extend_attention_fwd_unified``, which deterministic inference alone calls.
+Falls through: a mask for drafted tokens, scores that a model changes, windows in both directions, prefixes of
+latents beside keys of each head, and whatever else a later release may pass. Left to SGLang: all of decode in
+deterministic inference, where the sums of a sequence may not depend on the batch, and with decode context
+parallelism, which reads partial results; and ``extend_attention_fwd_unified``, which deterministic inference
+alone calls.
 """
 
 from collections.abc import Mapping
@@ -182,7 +183,12 @@ def _scales(k_buffer: Any, k_scale: float, v_scale: float) -> dict[str, float]:
 
 
 #: SGLang's names of what the ops have, and theirs.
-_OPTIONS = {"logit_cap": "logit_cap", "sinks": "sinks", "sliding_window_size": "sliding_window"}
+_OPTIONS = {
+    "logit_cap": "logit_cap",
+    "xai_temperature_len": "temperature_len",
+    "sinks": "sinks",
+    "sliding_window_size": "sliding_window",
+}
 
 
 def _asks(value: Any) -> bool:

@@ -27,6 +27,7 @@ from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
 from benchmarks.linear_attention import (
     causal_conv1d_fn,
     causal_conv1d_update,
+    chunk_gated_delta_rule,
     fused_recurrent_gated_delta_rule_packed_decode,
     fused_sigmoid_gating_delta_rule_update,
 )
@@ -310,6 +311,7 @@ OPS_OF = (
     ((fused_moe,), EXPERTS),
     ((fused_recurrent_gated_delta_rule_packed_decode, causal_conv1d_update), LINEAR_ATTENTIONS),
     ((fused_sigmoid_gating_delta_rule_update, causal_conv1d_fn), LINEAR_ATTENTIONS),
+    ((chunk_gated_delta_rule,), LINEAR_ATTENTIONS),
     ((decode_attention, extend_attention), PAGED_ATTENTIONS),
 )
 

@@ -13,6 +13,7 @@ __all__ = [
     "Layer",
     "causal_conv1d_fn",
     "causal_conv1d_update",
+    "chunk_gated_delta_rule",
     "fused_recurrent_gated_delta_rule_packed_decode",
     "fused_sigmoid_gating_delta_rule_update",
 ]
@@ -188,6 +189,34 @@ class Layer:
         has = torch.zeros(prompts, device=device, dtype=torch.bool)
         return self.packed(prompts * length), bounds, self.slots(prompts), has, [length] * prompts
 
+    def chunks(self, kernel: Kernel) -> Callable:
+        """Return whole prompts by a kernel of ``chunk_gated_delta_rule``."""
+        scale = self.shape.keys**-0.5
+
+        def run(mixed: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, slots: torch.Tensor, bounds):
+            return kernel(*self._parts(mixed), g, beta, self.states, slots, bounds, scale)
+
+        return run
+
+    def sglang_chunks(self) -> Callable:
+        """Return SGLang's own whole prompts."""
+        from sglang.srt.layers.attention.linear.kernels.gdn_triton import TritonGDNKernel
+
+        own = TritonGDNKernel()
+
+        def run(mixed: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, slots: torch.Tensor, bounds):
+            places = {"ssm_states": self.states, "cache_indices": slots, "query_start_loc": bounds}
+            return own.extend(*self._parts(mixed), g, beta, **places)
+
+        return run
+
+    def chunk_inputs(self, bounds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the arguments of prompts that end at these bounds: projection, decay, rate, slots."""
+        tokens, requests = int(bounds[-1]), len(bounds) - 1
+        gates = torch.randn(2, 1, tokens, self.shape.value_heads, device=self.states.device)
+        g, beta = torch.nn.functional.logsigmoid(3 + gates[0]), gates[1].sigmoid()
+        return self.packed(tokens), g, beta, self.slots(requests), bounds
+
 
 def fused_recurrent_gated_delta_rule_packed_decode(shape: LinearAttention) -> Iterator[Cell]:
     op, layer = "fused_recurrent_gated_delta_rule_packed_decode", Layer.of(shape)
@@ -220,3 +249,17 @@ def causal_conv1d_fn(shape: LinearAttention) -> Iterator[Cell]:
         inputs = lambda prompts=prompts, length=length: layer.prompt_inputs(prompts, length)  # noqa: E731
         name, tokens = f"{layer.name}, {prompts} x {length}", prompts * length
         yield Cell(op, name, tokens, 4 * shape.channels * tokens, inputs, sides)
+
+
+def chunk_gated_delta_rule(shape: LinearAttention) -> Iterator[Cell]:
+    op, layer = "chunk_gated_delta_rule", Layer.of(shape)
+    sides = {"flagos": layer.chunks(kernel(op)), "sglang": layer.sglang_chunks()}
+    for prompts, length in PROMPTS:
+        # One tensor for all calls: SGLang counts its chunks on the host, once for each tensor, which no graph
+        # captures.
+        bounds = length * torch.arange(prompts + 1, device=layer.states.device, dtype=torch.int32)
+        inputs = lambda bounds=bounds: layer.chunk_inputs(bounds)  # noqa: E731
+        name, tokens = f"{layer.name}, {prompts} x {length}", prompts * length
+        state = shape.value_heads * shape.values * shape.keys
+        moved = 2 * tokens * (shape.channels + shape.value_heads * shape.values)
+        yield Cell(op, name, tokens, moved + 2 * state * (4 * prompts + tokens // 64), inputs, sides)

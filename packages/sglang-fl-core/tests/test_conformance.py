@@ -65,6 +65,34 @@ def test_magnitude_sets_the_unit():
     assert error_in_units(output, truth, exact(-4)) == 2
 
 
+def test_a_coarser_dtype_can_be_the_unit():
+    eps = torch.finfo(torch.float16).eps
+    output = torch.tensor([1 + 2 * eps])
+    assert error_in_units(output, exact(1), unit=torch.float16) == pytest.approx(2)
+
+
+def test_results_of_16_bit_products_are_judged_in_their_units():
+    op = OPS["chunk_gated_delta_rule"]
+    case = op.cases[0]
+
+    def off_by(units: float) -> Callable[..., Outputs]:
+        def chunk_gated_delta_rule(
+            q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens, scale
+        ) -> Outputs:
+            given = (q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens, scale)
+            outputs = op.reference(*given)
+            eps = torch.finfo(q.dtype).eps
+            initial_state[initial_state_indices] += units * eps * initial_state.abs().max()
+            return outputs
+
+        return chunk_gated_delta_rule
+
+    for dtype, allowed in ((torch.float16, op.bound.half), (torch.float32, op.bound.single)):
+        few, many = (check_case(op, off_by(factor * allowed), case, dtype, "cpu") for factor in (0.3, 9))
+        assert few == []
+        assert "result 2: " in many[0]
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 256), (3, 0)], ids=str)
 def test_empty_result_has_no_error(shape: tuple[int, ...]):
     assert error_in_units(torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)) == 0

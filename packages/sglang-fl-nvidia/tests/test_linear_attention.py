@@ -1,5 +1,6 @@
 """The kernels of linear attention: each of their tiles, what they read where it lies, what they refuse."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ from sglang_fl_nvidia.flagos import (
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEP, RUNS = "fused_recurrent_gated_delta_rule_packed_decode", "fused_sigmoid_gating_delta_rule_update"
 UPDATE, PROMPTS = "causal_conv1d_update", "causal_conv1d_fn"
-OURS = (STEP, RUNS, UPDATE, PROMPTS)
+CHUNKS = "chunk_gated_delta_rule"
+OURS = (STEP, RUNS, UPDATE, PROMPTS, CHUNKS)
 #: The limits of the small tile lie in the first, compiled kernels in the second.
 MODULES = {
     STEP: (delta_rule, fused_recurrent_gated_delta_rule_packed_decode),
@@ -99,8 +101,29 @@ def of_prompts(sequences: int = 4, longest: int = 20, channels: int = 300) -> di
     }
 
 
-def arguments_of(op: str, **sizes: int) -> dict[str, Any]:
-    made = {STEP: of_step, RUNS: of_runs, UPDATE: of_update, PROMPTS: of_prompts}[op](**sizes)
+def of_chunks(keys: int = 24, values: int = 40, lengths: tuple[int, ...] = (0, 7, 70, 140)) -> dict[str, Any]:
+    """Sequences of no token, of one chunk and of several; the third is padded."""
+    tokens, rows = sum(lengths), torch.randperm(len(lengths) + 3)[: len(lengths)].to(DEVICE, torch.int32)
+    rows[2] = -1
+    q, k, v = normal(tokens, 4 * keys + 4 * values).split([2 * keys, 2 * keys, 4 * values], dim=1)
+    return {
+        "q": q.view(1, tokens, 2, keys),
+        "k": k.view(1, tokens, 2, keys),
+        "v": v.view(1, tokens, 4, values),
+        "g": torch.nn.functional.logsigmoid(3 + normal(1, tokens, 4)),
+        "beta": normal(1, tokens, 4).sigmoid(),
+        "initial_state": 0.1 * normal(len(lengths) + 3, 4, values, keys),
+        "initial_state_indices": rows,
+        "cu_seqlens": numbers(0, *itertools.accumulate(lengths)),
+        "scale": keys**-0.5,
+    }
+
+
+MAKERS = {STEP: of_step, RUNS: of_runs, UPDATE: of_update, PROMPTS: of_prompts, CHUNKS: of_chunks}
+
+
+def arguments_of(op: str, **sizes: Any) -> dict[str, Any]:
+    made = MAKERS[op](**sizes)
     return {name: made[name] for name in OPS[op].signature.parameters}
 
 
@@ -136,6 +159,30 @@ def test_every_tile(op: str, few: int, monkeypatch: pytest.MonkeyPatch):
 def test_more_sequences_than_are_read_at_a_time():
     many = causal_conv1d_fn.SEQUENCES + 6
     assert_right(PROMPTS, arguments_of(PROMPTS, sequences=many, longest=4, channels=40))
+    assert_right(CHUNKS, arguments_of(CHUNKS, lengths=(2, 0, 1) * (many // 3), keys=8, values=8))
+
+
+def test_keys_that_are_alike_lose_nothing():
+    """With equal keys and a rate of one each token takes back all that the one before has added."""
+    arguments = arguments_of(CHUNKS, lengths=(0, 130, 5))
+    arguments["k"] = arguments["k"][:, :1].expand_as(arguments["k"])
+    arguments["beta"] = torch.ones_like(arguments["beta"])
+    arguments["g"] = torch.zeros_like(arguments["g"])
+    assert_right(CHUNKS, arguments)
+
+
+def test_what_is_not_finite_stays_in_its_sequence():
+    arguments = arguments_of(CHUNKS)
+    begin, end = arguments["cu_seqlens"][1:3].tolist()
+    right = results(CHUNKS, kernel(CHUNKS), arguments)
+    arguments["v"][:, begin:end] = torch.nan
+    got = results(CHUNKS, kernel(CHUNKS), arguments)
+    slot = arguments["initial_state_indices"][1]
+    assert got[0][:, begin:end].isnan().any()
+    assert torch.equal(got[0][:, end:], right[0][:, end:])
+    others = torch.arange(len(got[2]), device=DEVICE) != slot
+    assert got[2][slot].isnan().any()
+    assert torch.equal(got[2][others], right[2][others])
 
 
 @pytest.mark.parametrize("op", OURS)
@@ -145,15 +192,17 @@ def test_two_calls_give_the_same_bits(op: str):
     assert all(map(torch.equal, one, other))
 
 
-@pytest.mark.parametrize("op", [STEP, RUNS])
+@pytest.mark.parametrize("op", [STEP, RUNS, CHUNKS])
 def test_padding_gets_zeros_whatever_its_row_holds(op: str):
     """A server's later layers read those rows too."""
     arguments = arguments_of(op)
-    rows = slice(2, 3) if op == STEP else (0, slice(3, 5))
+    third = slice(*arguments["cu_seqlens"][2:4].tolist()) if op == CHUNKS else slice(3, 5)
+    rows = slice(2, 3) if op == STEP else (0, third)
     for name in ("mixed_qkv", "v"):
         if name in arguments:
             arguments[name][rows] = torch.nan
-    assert not kernel(op)(**arguments)[rows].any()
+    outputs = kernel(op)(**arguments)
+    assert not (outputs[0] if op == CHUNKS else outputs)[rows].any()
 
 
 @pytest.mark.parametrize("op", OURS)
@@ -165,7 +214,7 @@ def test_weights_are_read_as_they_lie(op: str):
     assert_right(op, arguments)
 
 
-@pytest.mark.parametrize("op", [STEP, RUNS])
+@pytest.mark.parametrize("op", [STEP, RUNS, CHUNKS])
 def test_states_far_apart_are_taken_and_states_with_gaps_refused(op: str):
     arguments = arguments_of(op)
     pool = arguments["initial_state"]
@@ -176,7 +225,9 @@ def test_states_far_apart_are_taken_and_states_with_gaps_refused(op: str):
         kernel(op)(**arguments)
 
 
-@pytest.mark.parametrize(("op", "size"), [(STEP, "keys"), (RUNS, "keys"), (UPDATE, "width")])
+@pytest.mark.parametrize(
+    ("op", "size"), [(STEP, "keys"), (RUNS, "keys"), (UPDATE, "width"), (CHUNKS, "keys")]
+)
 def test_what_does_not_fit_into_a_program_is_refused(op: str, size: str):
     too_much = {"keys": delta_rule.MOST_KEYS + 1, "width": 17}[size]
     with pytest.raises(UnsupportedError, match="takes at most"):
@@ -198,6 +249,10 @@ SHORT = (
     (UPDATE, "weight", (slice(200),)),
     (UPDATE, "bias", (slice(200),)),
     (UPDATE, "conv_state_indices", (slice(4),)),
+    (CHUNKS, "k", (slice(None), slice(6))),
+    (CHUNKS, "g", (slice(None), slice(6))),
+    (CHUNKS, "beta", (slice(None), slice(None), slice(3))),
+    (CHUNKS, "cu_seqlens", (slice(3),)),
     (PROMPTS, "conv_states", (slice(None), slice(200))),
     (PROMPTS, "query_start_loc", (slice(4),)),
     (PROMPTS, "has_initial_state", (slice(3),)),

@@ -49,6 +49,7 @@ NVIDIA = Vendor(
         _own_impl("causal_conv1d_update"),
         _own_impl("fused_recurrent_gated_delta_rule_packed_decode"),
         _own_impl("fused_sigmoid_gating_delta_rule_update"),
+        _own_impl("chunk_gated_delta_rule"),
         _own_impl("decode_attention"),
         _own_impl("extend_attention"),
         _own_impl("kv_cache_write"),
@@ -100,6 +101,7 @@ NVIDIA = Vendor(
             "H200)",
         ),
         _not_default("fused_sigmoid_gating_delta_rule_update", "not measured yet in a served model"),
+        _not_default("chunk_gated_delta_rule", "it has not run on a chip yet"),
         OpChoice(
             "decode_attention",
             "flagos",

@@ -105,7 +105,8 @@ def check_call(
             zip(op.results(outputs, given), forms, truth, sizes, strict=True)
         )
         for fault in _value_faults(
-            output, form, true if finite else _as_infinite(output, true), size, bound, device
+            *(output, form, true if finite else _as_infinite(output, true), size, bound, device),
+            op.unit_of(form.dtype, given),
         )
     ]
 
@@ -119,7 +120,13 @@ def _as_infinite(output: Tensor, truth: Tensor) -> Tensor:
 
 
 def _value_faults(
-    output: Tensor, form: Tensor, truth: Tensor, size: Tensor, bound: Bound, device: str
+    output: Tensor,
+    form: Tensor,
+    truth: Tensor,
+    size: Tensor,
+    bound: Bound,
+    device: str,
+    unit: torch.dtype,
 ) -> Iterator[str]:
     got = (output.shape, output.dtype, output.device.type)
     expected = (form.shape, form.dtype, torch.device(device).type)
@@ -130,9 +137,9 @@ def _value_faults(
         if not torch.equal(output.cpu(), truth.to(output.dtype)):
             yield "it differs from the reference"
         return
-    error = error_in_units(output.cpu(), truth, size)
-    if error > bound.of(output.dtype):
-        yield f"{error:.3g} units from float64, allowed are {bound.of(output.dtype)}"
+    error = error_in_units(output.cpu(), truth, size, unit)
+    if error > bound.of(unit):
+        yield f"{error:.3g} units from float64, allowed are {bound.of(unit)}"
 
 
 def _wrong_form(outputs: object, expected: Outputs) -> str | None:

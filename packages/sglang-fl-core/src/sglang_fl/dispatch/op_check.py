@@ -275,7 +275,7 @@ def violations(op: Op, layer: str, before: Given, results: Any, after: Mapping[s
         return found
     sizes = _as_tuple(op.magnitude(sets[1], **exact | as_given)) if op.magnitude else sets[1]
     for index, (got, true, mine, size) in enumerate(zip(*sets, sizes, strict=True)):
-        found += _of_result(op, say, index, got, true, mine, size)
+        found += _of_result(op, say, before.arguments, index, got, true, mine, size)
     return found
 
 
@@ -284,7 +284,14 @@ def _as_tuple(results: Any) -> tuple[Tensor, ...]:
 
 
 def _of_result(
-    op: Op, say: Callable[..., Violation], index: int, got: Tensor, true: Tensor, own: Tensor, size: Tensor
+    op: Op,
+    say: Callable[..., Violation],
+    before: Mapping[str, Any],
+    index: int,
+    got: Tensor,
+    true: Tensor,
+    own: Tensor,
+    size: Tensor,
 ) -> list[Violation]:
     what = f"result {index}"
     if got.shape != true.shape:
@@ -294,8 +301,9 @@ def _of_result(
         if torch.equal(got, own.to(got.dtype)):
             return []
         return [say(what=f"{what} differs", error=torch.inf, reference_error=0.0, allowed=0.0)]
-    error, own_error = error_in_units(got, true, size), error_in_units(own, true, size)
-    allowed = MARGIN * max(op.bound.of(got.dtype), own_error)
+    unit = op.unit_of(got.dtype, before)
+    error, own_error = error_in_units(got, true, size, unit), error_in_units(own, true, size, unit)
+    allowed = MARGIN * max(op.bound.of(unit), own_error)
     if error <= allowed:
         return []
     return [say(what=what, error=error, reference_error=own_error, allowed=allowed)]

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.delta_rule import (
     beside_peak,
@@ -15,7 +16,7 @@ from sglang_fl.ops.shared.delta_rule import (
 )
 from sglang_fl.ops.shared.runs import sequences
 
-__all__ = ["CHUNK_SIZE", "OP", "chunk_gated_delta_rule"]
+__all__ = ["CHUNK_SIZE", "OP", "check_chunks", "chunk_gated_delta_rule"]
 
 #: Tokens between two states that are returned.
 CHUNK_SIZE = 64
@@ -60,13 +61,14 @@ def chunk_gated_delta_rule(
     Returns
     -------
     (o, h) : o is (1, T, HV, V), dtype of ``q``. h is (1, C, HV, V, K), dtype of ``k``: the states before
-        each chunk of 64 tokens of each sequence, sequence after sequence; C is the number of chunks
+        each chunk of 64 tokens of each sequence, sequence after sequence. C is the number of chunks or more;
+        what is behind the last is left open, so that no host has to wait for ``cu_seqlens``
 
     Raises
     ------
     ContractError : shapes that do not fit, or states that share memory
     """
-    check_runs("chunk_gated_delta_rule", q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    check_chunks(q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens)
     tokens, keys, values = k.shape[1], k.shape[3], v.shape[2:]
     dtype = compute_dtype(q, initial_state)
     wide_q, wide_k = unit_rows(q[0].to(dtype)) * scale, unit_rows(k[0].to(dtype))
@@ -90,18 +92,49 @@ def chunk_gated_delta_rule(
     return o.unsqueeze(0).to(q.dtype), h.unsqueeze(0).to(k.dtype)
 
 
+def check_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor,
+    initial_state_indices: Tensor,
+    cu_seqlens: Tensor,
+) -> None:
+    """Raise ``ContractError`` where prompts, their gates and a pool of states do not fit."""
+    check_runs("chunk_gated_delta_rule", q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    if not g.shape == beta.shape == v.shape[:-1]:
+        raise ContractError(
+            f"chunk_gated_delta_rule: g {tuple(g.shape)} and beta {tuple(beta.shape)} are not for each value "
+            f"head of each token of v {tuple(v.shape)}"
+        )
+
+
 def _like(
     *,
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    g: Tensor,
+    beta: Tensor,
     initial_state: Tensor,
     initial_state_indices: Tensor,
     cu_seqlens: Tensor,
     **others: Any,
 ) -> Tensor:
-    check_runs("chunk_gated_delta_rule", q, k, v, initial_state, initial_state_indices, cu_seqlens)
+    check_chunks(q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens)
     return torch.empty_like(v, dtype=q.dtype)
+
+
+def _comparable(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
+    """Leave out of the states what belongs to no chunk, or to a sequence without a state."""
+    o, h, *pool = without_padding(outputs, arguments)
+    runs = sequences(arguments["cu_seqlens"], arguments["initial_state_indices"])
+    has_state = [index >= 0 for first, last, index in runs for _ in range(first, last, CHUNK_SIZE)]
+    h = h[:, : len(has_state)].clone()
+    h[:, ~torch.tensor(has_state, dtype=torch.bool, device=h.device)] = 0
+    return o, h, *pool
 
 
 def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:
@@ -163,8 +196,9 @@ OP = Op(
     sequences="cu_seqlens",
     updates=("initial_state",),
     writes_rows={"initial_state": "initial_state_indices"},
+    operands="q",
     magnitude=_magnitude,
-    comparable=without_padding,
+    comparable=_comparable,
     like=_like,
     captured=False,  # it is for prompts, and the number of chunks depends on the values of cu_seqlens
 )

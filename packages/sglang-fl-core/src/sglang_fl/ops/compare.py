@@ -6,14 +6,17 @@ from torch import Tensor
 __all__ = ["error_in_units"]
 
 
-def error_in_units(output: Tensor, truth: Tensor, magnitude: Tensor | None = None) -> float:
+def error_in_units(
+    output: Tensor, truth: Tensor, magnitude: Tensor | None = None, unit: torch.dtype | None = None
+) -> float:
     """Return the largest error of ``output`` in units of ``eps * magnitude``.
 
     Parameters
     ----------
-    output : Tensor, any floating dtype; its dtype gives ``eps``
+    output : Tensor, any floating dtype
     truth : Tensor, same shape, float64
     magnitude : Tensor, same shape, float64: the size of the terms of each element; default ``truth``
+    unit : the dtype that gives ``eps``; default that of ``output``
 
     Returns
     -------
@@ -22,7 +25,7 @@ def error_in_units(output: Tensor, truth: Tensor, magnitude: Tensor | None = Non
     """
     if output.numel() == 0:
         return 0.0
-    info = torch.finfo(output.dtype)
+    info = torch.finfo(unit or output.dtype)
     # A truth too large for the dtype rounds to infinity there; then infinity is the right answer.
     rounded = truth.to(output.dtype)
     got, size = output.to(torch.float64), (truth if magnitude is None else magnitude).abs()

@@ -144,6 +144,8 @@ class Op:
         their indices; a negative index is no row
     updates : arguments that every implementation, the reference too, writes in place as results, where they
         are given
+    operands : an argument in whose dtype kernels multiply matrices, where results may have a finer one:
+        errors of these are counted in units of this argument's dtype
     magnitude : ``magnitude(truth, **arguments)``, all in float64, the arguments as they were before the
         call: the size of the terms each element of the results is made of; None where that is the element
         itself
@@ -170,6 +172,7 @@ class Op:
     writes_if_given: str | None = None
     writes_rows: Mapping[str, str] = field(default_factory=dict)
     updates: tuple[str, ...] = ()
+    operands: str | None = field(default=None, kw_only=True)
     magnitude: Callable[..., Outputs] | None = None
     comparable: Callable[[Outputs, Arguments], Outputs] | None = None
     as_good: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Mapping[str, Any]], bool] | None = None
@@ -180,7 +183,8 @@ class Op:
     like: Callable[..., Outputs] | None = None
 
     def __post_init__(self) -> None:
-        named = {*self.rows, *self.writes, *filter(None, [self.writes_if_given, self.sequences])}
+        named = {*self.rows, *self.writes}
+        named |= {*filter(None, [self.writes_if_given, self.sequences, self.operands])}
         named |= {
             *self.writes_rows,
             *self.writes_rows.values(),
@@ -227,6 +231,13 @@ class Op:
         argument = arguments.get(name)
         others = (value for other, value in arguments.items() if other != name)
         return not isinstance(argument, Tensor) or not shares_memory(argument, *others)
+
+    def unit_of(self, result: torch.dtype, arguments: Mapping[str, Any]) -> torch.dtype:
+        """Return the dtype in whose units a result of this dtype is judged; that of integers is their own."""
+        if self.operands is None or not result.is_floating_point:
+            return result
+        operand: torch.dtype = arguments[self.operands].dtype
+        return max(result, operand, key=lambda dtype: torch.finfo(dtype).eps)
 
     def results(self, outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
         """Return all that a call has computed, in comparable order: what it returned and what it updated."""

@@ -1,0 +1,147 @@
+"""``chunk_gated_delta_rule`` in three Triton kernels, from the pool and back to it."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops.chunk_gated_delta_rule import CHUNK_SIZE, check_chunks
+from sglang_fl_nvidia.flagos.delta_rule import Pool
+from sglang_fl_nvidia.flagos.delta_rule_chunks import results_kernel, states_kernel, without_states_kernel
+from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, constants_of
+
+__all__ = ["chunk_gated_delta_rule"]
+
+#: Values that a program has, and its warps. Not searched for: as many programs walk through the chunks of one
+#: prompt of Qwen3-Next as an H200 has multiprocessors.
+WITHOUT_STATES, STATES, RESULTS = (64, 4), (32, 4), (64, 4)
+#: Float32 as a sum of products in TF32: of products as they are Triton's compiler makes so much code that it
+#: takes minutes. What 16-bit dtypes have in float32 is rounded to them after the next product.
+PRECISIONS = {torch.float32: "tf32x3", torch.float16: "tf32", torch.bfloat16: "tf32"}
+#: What a program that walks through chunks loads ahead, in chunks: in float32 more does not fit.
+STAGES = {torch.float32: 2, torch.float16: 3, torch.bfloat16: 3}
+#: The keys of a chunk must fit into a program, beside what is computed from them.
+MOST_KEYS = 256
+
+
+class _Launches(NamedTuple):
+    """The kernels, and how many programs each has of a head."""
+
+    without_states: Launch
+    states: Launch
+    results: Launch
+    state_blocks: int
+    result_blocks: int
+
+
+_launches: dict[tuple[Any, ...], _Launches] = {}
+
+
+def chunk_gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    initial_state: Tensor,
+    initial_state_indices: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See ``sglang_fl.ops.chunk_gated_delta_rule``.
+
+    Beside the results it takes memory for two tensors of the size of ``v`` and of ``k`` for each value head.
+
+    Raises
+    ------
+    ContractError : as the contract says
+    UnsupportedError : another dtype than float16, bfloat16 and float32, states that are not dense or have
+        more than 256 keys, tensors on the CPU or on several devices
+    """
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    tensors = (q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens)
+    # All else is read number by number, wherever it begins.
+    is_aligned = (q.data_ptr() | k.data_ptr() | v.data_ptr() | initial_state.data_ptr()) % 16 == 0
+    (tokens, value_heads), sequences = v.shape[1:3], initial_state_indices.shape[0]
+    key = (
+        is_aligned,
+        *((x.stride()[1:], x.shape[2:], x.shape[:2] == (1, tokens)) for x in (q, k, v, g, beta)),
+        *(initial_state.stride(), initial_state.shape, initial_state_indices.stride(), cu_seqlens.stride()),
+        len(cu_seqlens) == sequences + 1,
+        *((tensor.dtype, tensor.device) for tensor in tensors),
+    )
+    found = _launches.get(key)
+    if found is None:
+        check_chunks(*tensors)
+        found = _launches[key] = _compiled(tensors, is_aligned)
+    # As many chunks as the host knows without looking: each sequence may end in one that is not full.
+    chunks = tokens // CHUNK_SIZE + sequences
+    out, changes = q.new_empty(v.shape), q.new_empty(v.shape)
+    weights = q.new_empty((tokens, value_heads, k.shape[-1]))
+    before = k.new_empty((1, chunks, *initial_state.shape[1:]))
+    if sequences and out.numel():
+        q_at, k_at, v_at, g_at, beta_at, state_at, index_at, bounds_at = map(address, tensors)
+        change_at, weight_at, before_at = address(changes), address(weights), address(before)
+        found.without_states(
+            chunks * value_heads,
+            *(k_at, v_at, g_at, beta_at, bounds_at, change_at, weight_at, sequences),
+        )
+        found.states(
+            sequences * value_heads * found.state_blocks,
+            *(k_at, g_at, state_at, index_at, bounds_at, change_at, weight_at, before_at),
+        )
+        found.results(
+            chunks * value_heads * found.result_blocks,
+            *(q_at, k_at, g_at, index_at, bounds_at, change_at, before_at, address(out), sequences, scale),
+        )
+    return out, before
+
+
+def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
+    q, k, v, g, beta, states, indices, bounds = tensors
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if not dtypes <= set(DTYPES):
+        named = ", ".join(sorted(map(str, dtypes)))
+        raise UnsupportedError(f"it computes with float16, bfloat16 and float32, not with {named}")
+    pool = Pool.of(states)
+    if pool.keys > MOST_KEYS:
+        raise UnsupportedError(f"it takes at most {MOST_KEYS} keys, not {pool.keys}")
+    known: dict[str, Any] = {
+        **pool.constants(),
+        "LANES": max(16, triton.next_power_of_2(pool.keys)),  # the least that a product of matrices takes
+        "Q_STRIDE": q.stride(1),
+        "Q_HEAD": q.stride(2),
+        "K_STRIDE": k.stride(1),
+        "K_HEAD": k.stride(2),
+        "V_STRIDE": v.stride(1),
+        "V_HEAD": v.stride(2),
+        "G_STRIDE": g.stride(1),
+        "G_HEAD": g.stride(2),
+        "BETA_STRIDE": beta.stride(1),
+        "BETA_HEAD": beta.stride(2),
+        "BOUNDS_STRIDE": bounds.stride(0),
+        "INDEX_STRIDE": indices.stride(0),
+        "HEADS": q.shape[2],
+        "CHUNK": CHUNK_SIZE,
+        "LEVELS": CHUNK_SIZE.bit_length() - 1,
+        "PRECISION": PRECISIONS[q.dtype],
+    }
+
+    def of(kernel: Any, tile: tuple[int, int], *arguments: Any) -> tuple[Launch, int]:
+        block = max(16, min(tile[0], triton.next_power_of_2(pool.values)))
+        constants = constants_of(kernel, known | {"BLOCK": block})
+        launch = compiled(
+            *(kernel, *arguments),
+            is_aligned=is_aligned,
+            num_warps=tile[1],
+            num_stages=STAGES[q.dtype],
+            **constants,
+        )
+        return launch, triton.cdiv(pool.values, block)
+
+    without, _ = of(without_states_kernel, WITHOUT_STATES, k, v, g, beta, bounds, q, q, 1)
+    walk, state_blocks = of(states_kernel, STATES, k, g, states, indices, bounds, q, q, k)
+    results, result_blocks = of(results_kernel, RESULTS, q, k, g, indices, bounds, q, k, q, 1, 1.0)
+    return _Launches(without, walk, results, state_blocks, result_blocks)

@@ -212,12 +212,19 @@ def test_unknown_op_is_an_error_with_the_nearest():
     assert "Nearest: silu_and_mul." in done.output
 
 
+def test_several_ops_are_verified_and_no_other():
+    done = verify("relu2", "silu_and_mul", "--references", "--json")
+    found = json.loads(done.stdout)["implementations"]
+    assert [row["op"] for row in found] == ["relu2", "silu_and_mul"]
+    assert verify("relu2", "silu_and_mull", "--references").exit_code == 2
+
+
 def test_certificate_that_would_overwrite_the_settings_is_refused(tmp_path: Path, monkeypatch):
     config = tmp_path / "fl.yaml"
     config.write_text("prefer: reference\n")
     monkeypatch.setenv("SGLANG_FL_CONFIG", str(config))
     with pytest.raises(SettingsError, match=r"--certificate .* and SGLANG_FL_CONFIG=.* are the same file"):
-        verification.verify("silu_and_mul", config, True, False, print)
+        verification.verify(["silu_and_mul"], config, True, False, print)
     assert config.read_text() == "prefer: reference\n"
 
 

@@ -372,7 +372,7 @@ def _titled(title: str, rows: list[dict[str, Any]]) -> str:
 
 @app.command()
 def verify(
-    op: Annotated[str | None, typer.Argument(help="Only this op.")] = None,
+    ops: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
     as_json: Json = False,
     references: Annotated[
         bool, typer.Option("--references", help="Check core's references and no vendor's implementations.")
@@ -393,7 +393,7 @@ def verify(
     contract, the same call twice, calls in a graph. "graphs" is how many calls were captured in a graph and
     replayed. "host us" is the time of a small call on the host, in microseconds.
 
-    Example: sglang-fl verify rms_norm --certificate chip.json
+    Example: sglang-fl verify rms_norm silu_and_mul --certificate chip.json
 
     Exit code 0: all that is installed was looked at and passes. 1: an implementation fails. 2: wrong settings
     or arguments. 3: nothing fails, but an installed vendor was not looked at, because its chip is not here;
@@ -405,7 +405,7 @@ def verify(
         differences = verification.compare(*map(named, compare)) if compare else None
         if differences is None:
             to = named(certificate) if certificate else None
-            found = verification.verify(op, to, references, stress, progress.step)
+            found = verification.verify(ops or (), to, references, stress, progress.step)
     if differences is not None:
         rows, is_equal = differences
         print_rows(rows, as_json, "Differences" if rows else "The two machines agree in all")

@@ -1,6 +1,6 @@
 """The conformance kit over the vendor of this machine, as data for the command line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -48,7 +48,7 @@ class Verification:
 
 
 def verify(
-    op: str | None,
+    ops: Collection[str],
     certificate: Path | None,
     references_only: bool,
     stress: bool,
@@ -58,7 +58,7 @@ def verify(
 
     Parameters
     ----------
-    op : only this op; None for all
+    ops : only these; none for all
     certificate : where to write it; None for nowhere
     references_only : check core's references and no vendor's implementations
     stress : whether each call is repeated a hundred times as well
@@ -68,16 +68,17 @@ def verify(
     ------
     SettingsError : a wrong configuration, an unknown op, a file that cannot be written or is in use
     """
-    if op is not None and op not in OPS:
-        raise SettingsError(f"there is no op {op!r}. {choices(op, OPS)}")
+    for name in ops:
+        if name not in OPS:
+            raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
     configuration = configure()
     if certificate is not None:
         refuse_a_file_in_use(configuration.settings, "--certificate", certificate)
     registry = configuration.registry
     vendor = registry.vendor
     aspects = (*ASPECTS, STRESS) if stress else ASPECTS
-    verdicts = _verdicts(registry, op, references_only, aspects, say)
-    left_out = [] if references_only else list(_left_out(configuration, op, verdicts))
+    verdicts = _verdicts(registry, ops or OPS, references_only, aspects, say)
+    left_out = [] if references_only else list(_left_out(configuration, ops, verdicts))
     package = next(found.distribution for found in registry.installed if found.vendor is vendor)
     made = make_certificate(vendor, package, verdicts, [entry.text for entry in left_out])
     if certificate is not None:
@@ -95,7 +96,7 @@ def verify(
 
 def _verdicts(
     registry: Registry,
-    op: str | None,
+    ops: Collection[str],
     references_only: bool,
     aspects: tuple[str, ...],
     say: Callable[[str], None],
@@ -103,7 +104,7 @@ def _verdicts(
     impls = [
         impl
         for each in OPS.values()
-        if op in (None, each.name)
+        if each.name in ops
         for impl in registry.implementations(each)
         if impl.kind is BackendKind.REFERENCE or not references_only
     ]
@@ -130,28 +131,30 @@ class _LeftOut:
     was_expected: bool
 
 
-def _left_out(configuration: Configuration, op: str | None, verdicts: list[Verdict]) -> Iterator[_LeftOut]:
+def _left_out(
+    configuration: Configuration, ops: Collection[str], verdicts: list[Verdict]
+) -> Iterator[_LeftOut]:
     """Yield the vendors that have implementations to check, none of which was checked."""
     registry, settings = configuration.registry, configuration.settings
     was_chosen = registry.vendor.name in (settings.platform, settings.simulated)
     for found in registry.installed:
         if found.vendor is None:
             yield _LeftOut(f"vendor {found.name} ({found.distribution}): {found.fault}", not was_chosen)
-        elif not any(op in (None, impl.op) for impl in found.vendor.impls):
+        elif not any(impl.op in (ops or OPS) for impl in found.vendor.impls):
             continue
         elif found.vendor is not registry.vendor:
             reason = found.why_not or f"{registry.vendor} was chosen"
-            text = f"vendor {found.name} ({found.distribution}): {reason}{_way_to_simulate(found, op)}"
+            text = f"vendor {found.name} ({found.distribution}): {reason}{_way_to_simulate(found, ops)}"
             yield _LeftOut(text, not was_chosen)
         elif all(v.state == "not checked" for v in verdicts if v.impl != "reference"):
             text = f"vendor {found.name} ({found.distribution}): none of its implementations could be checked"
             yield _LeftOut(text, True)
 
 
-def _way_to_simulate(found: InstalledVendor, op: str | None) -> str:
+def _way_to_simulate(found: InstalledVendor, ops: Collection[str]) -> str:
     if not entry_points(group=SIMULATED, name=found.name):
         return ""
-    command = f"SGLANG_FL_SIMULATED={found.name} sglang-fl verify {op or ''}".rstrip()
+    command = " ".join([f"SGLANG_FL_SIMULATED={found.name} sglang-fl verify", *ops])
     return f". On its simulated chip: {command}"
 
 

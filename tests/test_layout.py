@@ -42,6 +42,15 @@ def test_links_of_a_page_beside_the_site_lead_to_files(page: Path):
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_decisions_are_numbered_one_by_one_and_architecture_names_each():
+    decisions = sorted((ROOT / "docs/adr").glob("0*.md"))
+    assert [page.name[:4] for page in decisions] == [f"{i:04}" for i in range(1, len(decisions) + 1)]
+    named = re.findall(r"\(adr/(0.*?\.md)\)", (ROOT / "docs/architecture.md").read_text())
+    assert {page.name for page in decisions} <= set(named)
+    for page in decisions:
+        assert page.read_text().startswith(f"# {page.name[:4]} ")
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_can_be_released_alone(package: Path):
     (source,) = (package / "src").iterdir()

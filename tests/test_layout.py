@@ -42,6 +42,16 @@ def test_links_of_a_page_beside_the_site_lead_to_files(page: Path):
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_pages_tell_as_many_models_as_the_page_of_models_has_rows():
+    rows = re.findall(r"^\| (\S+) \|.*\de-\d\d", (ROOT / "docs/models.md").read_text(), re.MULTILINE)
+    settings = r"(Llama)-(?:llama3|linear|YaRN)|(.+)-(?:attention|capped|chunked|one-pool)"
+    families = {re.sub(rf"^(?:{settings})$", r"\1\2", row) for row in rows}
+    for page in ("README.md", "docs/features.md", "docs/models.md", "packages/sglang-fl-core/README.md"):
+        text = " ".join((ROOT / page).read_text().split())
+        told = re.findall(r"(\d+) tiny (?:models|checkpoints)\b.*? of (\d+) families", text)
+        assert told == [(str(len(rows)), str(len(families)))], page
+
+
 def test_decisions_are_numbered_one_by_one_and_architecture_names_each():
     decisions = sorted((ROOT / "docs/adr").glob("0*.md"))
     assert [page.name[:4] for page in decisions] == [f"{i:04}" for i in range(1, len(decisions) + 1)]

@@ -170,7 +170,47 @@ def test_each_check_of_doctor_is_in_the_table_of_symptoms():
     assert [name for name in names if f"`{name}`" not in table] == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("packages/*/src/**/*.py")), ids=lambda path: path.stem)
+SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
+TESTS = sorted(file for folder in ("tests", "packages/*/tests") for file in ROOT.glob(f"{folder}/**/*.py"))
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.stem)
 def test_a_file_has_one_subject(path: Path):
     assert len(path.read_text().splitlines()) <= 500
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_source_file_says_what_it_is_for(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text())) or path.name == "_version.py"
+
+
+def names_at_top(file: Path) -> set[str]:
+    """Return the names that a file binds outside of its functions and classes."""
+    statements = ast.parse(file.read_text()).body
+    defined = {node.name for node in statements if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assigned = {
+        node.id
+        for statement in statements
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    imported = {alias.asname or alias.name for alias in imports(statements)}
+    return defined | assigned | imported
+
+
+def imports(statements: list[ast.stmt]) -> list[ast.alias]:
+    found = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [alias for node in found for alias in node.names]
+
+
+def test_what_tests_import_of_each_other_is_there():
+    """In those of a GPU too, which no session on a CPU collects."""
+    missing = []
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            file = ROOT / f"{str(getattr(node, 'module', '')).replace('.', '/')}.py"
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tests.") and file.exists():
+                names = {alias.name for alias in node.names} - {"*"} - names_at_top(file)
+                missing += [f"{path.name}: {name}" for name in sorted(names)]
+    assert missing == []

@@ -12,6 +12,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "breaks",
     "docstrings",
     "outside",
     "translations",
@@ -21,6 +22,7 @@ highlight_language = "none"  # a block that names no language is what a command 
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 

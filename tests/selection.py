@@ -120,7 +120,7 @@ def all_tests() -> list[Path]:
 
 def module_of(path: str) -> str:
     """Return the dotted name under which tests import a file."""
-    _, source, inner = path.partition("/src/")
+    _, source, inner = path.partition("/tests/" if path.startswith(f"{CORE}/tests/") else "/src/")
     parts = (inner if source else path).removesuffix(".py").removesuffix("/__init__").split("/")
     return ".".join(parts)
 

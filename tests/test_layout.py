@@ -42,6 +42,25 @@ def test_links_of_a_page_beside_the_site_lead_to_files(page: Path):
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_pages_tell_as_many_models_as_the_page_of_models_has_rows():
+    rows = re.findall(r"^\| (\S+) \|.*\de-\d\d", (ROOT / "docs/models.md").read_text(), re.MULTILINE)
+    settings = r"(Llama)-(?:llama3|linear|YaRN)|(.+)-(?:attention|capped|chunked|one-pool)"
+    families = {re.sub(rf"^(?:{settings})$", r"\1\2", row) for row in rows}
+    for page in ("README.md", "docs/features.md", "docs/models.md", "packages/sglang-fl-core/README.md"):
+        text = " ".join((ROOT / page).read_text().split())
+        told = re.findall(r"(\d+) tiny (?:models|checkpoints)\b.*? of (\d+) families", text)
+        assert told == [(str(len(rows)), str(len(families)))], page
+
+
+def test_decisions_are_numbered_one_by_one_and_architecture_names_each():
+    decisions = sorted((ROOT / "docs/adr").glob("0*.md"))
+    assert [page.name[:4] for page in decisions] == [f"{i:04}" for i in range(1, len(decisions) + 1)]
+    named = re.findall(r"\(adr/(0.*?\.md)\)", (ROOT / "docs/architecture.md").read_text())
+    assert {page.name for page in decisions} <= set(named)
+    for page in decisions:
+        assert page.read_text().startswith(f"# {page.name[:4]} ")
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_can_be_released_alone(package: Path):
     (source,) = (package / "src").iterdir()
@@ -151,7 +170,47 @@ def test_each_check_of_doctor_is_in_the_table_of_symptoms():
     assert [name for name in names if f"`{name}`" not in table] == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("packages/*/src/**/*.py")), ids=lambda path: path.stem)
+SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
+TESTS = sorted(file for folder in ("tests", "packages/*/tests") for file in ROOT.glob(f"{folder}/**/*.py"))
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: path.stem)
 def test_a_file_has_one_subject(path: Path):
     assert len(path.read_text().splitlines()) <= 500
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_source_file_says_what_it_is_for(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text())) or path.name == "_version.py"
+
+
+def names_at_top(file: Path) -> set[str]:
+    """Return the names that a file binds outside of its functions and classes."""
+    statements = ast.parse(file.read_text()).body
+    defined = {node.name for node in statements if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assigned = {
+        node.id
+        for statement in statements
+        if not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    imported = {alias.asname or alias.name for alias in imports(statements)}
+    return defined | assigned | imported
+
+
+def imports(statements: list[ast.stmt]) -> list[ast.alias]:
+    found = [node for node in statements if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [alias for node in found for alias in node.names]
+
+
+def test_what_tests_import_of_each_other_is_there():
+    """In those of a GPU too, which no session on a CPU collects."""
+    missing = []
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            file = ROOT / f"{str(getattr(node, 'module', '')).replace('.', '/')}.py"
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tests.") and file.exists():
+                names = {alias.name for alias in node.names} - {"*"} - names_at_top(file)
+                missing += [f"{path.name}: {name}" for name in sorted(names)]
+    assert missing == []

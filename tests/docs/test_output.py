@@ -13,7 +13,7 @@ from tests.docs.output import masked, missing
             "sglang-fl-core 0.2.0 on SGLang 0.5.24, torch 3.0.0",
         ),
         ("26 questions, 24 s", "26 questions, 9.5 s"),
-        ("told in /tmp/dispatch.log", "told in /home/me/ran.txt"),
+        ("logged in /tmp/dispatch.log", "logged in /home/me/ran.txt"),
         ("A = http://127.0.0.1:30000", "A = http://localhost:21111"),
         ("largest  0.0442   1", "largest 3.1e-06 1"),
         ("│ cpu    │ yes │", "│ cpu │ yes       │"),

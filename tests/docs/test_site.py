@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
+breaks = pytest.importorskip("breaks")
 docstrings = pytest.importorskip("docstrings")
 outside = pytest.importorskip("outside")
 
@@ -25,6 +26,14 @@ def test_what_stands_behind_the_colon_of_an_item_is_its_description():
     ]
     described = list(docstrings.described(lines))
     assert described[4:7] == ["eps", "    added to the mean", "    square"]
+
+
+def test_a_long_name_in_a_table_may_break_and_no_other():
+    long, short = (f'<span class="pre">{name}</span>' for name in ("SGLANG_FL_KEEP_CALLS", "rms_norm"))
+    may_break = "SGLANG_<wbr>FL_<wbr>KEEP_<wbr>CALLS"
+    assert breaks.broken(f"<p>{long}</p><td>{long}{short}</td>") == (
+        f'<p>{long}</p><td><span class="pre">{may_break}</span>{short}</td>'
+    )
 
 
 def test_links_of_a_file_are_those_of_the_page_that_shows_it():

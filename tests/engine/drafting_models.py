@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.engine.models import SHAPE, deepseek_v3
+from tests.engine.configurations import SHAPE, deepseek_v3
 
 __all__ = ["make_eagle", "make_mtp"]
 

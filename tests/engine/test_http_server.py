@@ -117,7 +117,7 @@ def test_the_banner_and_every_other_line_of_ours_is_logged_once(served):
     banners = [line for line in lines if line.startswith("sglang-fl-core ")]
     assert len(banners) == 1
     assert "vendor cpu" in banners[0]
-    assert "layer 2 on, told in " in banners[0]
+    assert "layer 2 on, logged in " in banners[0]
     ours = [line for line in lines if "sglang-fl" in line or "SGLANG_FL" in line or " runs on " in line]
     assert len(ours) == len(set(ours)), ours
 

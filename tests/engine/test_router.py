@@ -7,7 +7,7 @@ import pytest
 import torch
 from sglang.srt.layers.moe import topk
 
-from tests.engine.test_layer_life import has_router, put, references, router, told
+from tests.engine.every_layer import has_router, put, references, router, told
 
 pytestmark = has_router
 

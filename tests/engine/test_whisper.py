@@ -123,45 +123,14 @@ def judged(tmp_path_factory, environment_of) -> Judged:
         for sound in sounds
     ]
     bench = bench_in(folder, environment_of)
-    request = {
-        "prompt": [""] * len(paths),
-        "audio_data": [str(path) for path in paths],
-        "logprob_start_len": [0] * len(paths),
-    }
-    questions = {
-        "engine": {
-            "model_path": str(folder / "model"),
-            "attention_backend": "sglang_fl",
-            "max_total_tokens": 2048,
-            "dtype": "float32",
-            "log_level": "info",
-            "random_seed": 1,
-        },
-        "prompts": request,
-        "followers": request,
-        "mistaken": request,
-        "mistakes": mistakes(),
-        "planted": str(bench.planted),
-    }
+    questions = questions_about(folder / "model", paths, bench.planted)
     (folder / "questions.json").write_text(json.dumps(questions))
     command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
     run = finish(command, bench.environment, 240, server_for(bench.environment))
     assert run.code == 0, run.output[-5000:]
 
     def compare(rows: list[dict[str, Any]]) -> Difference:
-        prefill, decode, tokens = 0.0, 0.0, 0
-        for row, heard in zip(rows, seen, strict=True):
-            text = torch.tensor([beginning + row["tokens"]])
-            with torch.no_grad():
-                logits = model(input_features=heard, decoder_input_ids=text, use_cache=False).logits
-            logits, new = logits[0, :-1].double(), len(row["tokens"])
-            expected = logits.log_softmax(-1).gather(-1, text[0, 1:, None])[:, 0]
-            assert row["prompt_tokens"] == SOURCES + len(beginning)  # SGLang counts the encoder's, too
-            assert row["cached_tokens"] == 0
-            prefill = max(prefill, distance(row["prefill"][1:], expected[: len(beginning) - 1]))
-            decode = max(decode, distance(row["decode"], expected[-new:]))
-            tokens += int((logits[-new:].argmax(-1) != text[0, -new:]).sum())
-        return Difference(prefill, decode, tokens)
+        return difference(rows, model, seen, beginning)
 
     answers = run.result
     found = Judged(
@@ -175,6 +144,44 @@ def judged(tmp_path_factory, environment_of) -> Judged:
     )
     print(found)
     return found
+
+
+def questions_about(model: Path, sounds: list[Path], planted: Path) -> dict[str, Any]:
+    """Return what the engine is asked: each sound, three times, and once for each mistake."""
+    request = {
+        "prompt": [""] * len(sounds),
+        "audio_data": [str(path) for path in sounds],
+        "logprob_start_len": [0] * len(sounds),
+    }
+    engine = {
+        "model_path": str(model),
+        "attention_backend": "sglang_fl",
+        "max_total_tokens": 2048,
+        "dtype": "float32",
+        "log_level": "info",
+        "random_seed": 1,
+    }
+    requests = dict.fromkeys(("prompts", "followers", "mistaken"), request)
+    return {"engine": engine, **requests, "mistakes": mistakes(), "planted": str(planted)}
+
+
+def difference(
+    rows: list[dict[str, Any]], model: torch.nn.Module, heard: list[torch.Tensor], beginning: list[int]
+) -> Difference:
+    """Return how far the engine's answers are from what transformers makes of the same sounds."""
+    prefill, decode, tokens = 0.0, 0.0, 0
+    for row, sound in zip(rows, heard, strict=True):
+        text = torch.tensor([beginning + row["tokens"]])
+        with torch.no_grad():
+            logits = model(input_features=sound, decoder_input_ids=text, use_cache=False).logits
+        logits, new = logits[0, :-1].double(), len(row["tokens"])
+        expected = logits.log_softmax(-1).gather(-1, text[0, 1:, None])[:, 0]
+        assert row["prompt_tokens"] == SOURCES + len(beginning)  # SGLang counts the encoder's, too
+        assert row["cached_tokens"] == 0
+        prefill = max(prefill, distance(row["prefill"][1:], expected[: len(beginning) - 1]))
+        decode = max(decode, distance(row["decode"], expected[-new:]))
+        tokens += int((logits[-new:].argmax(-1) != text[0, -new:]).sum())
+    return Difference(prefill, decode, tokens)
 
 
 def mistakes() -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OURS", "VANILLA", "Answer", "run"]
+__all__ = ["GPU", "OURS", "VANILLA", "Answer", "run"]
 
 GENERATE = Path(__file__).parents[1] / "engine" / "generate.py"
 VANILLA = {"SGLANG_PLUGINS": "__none__"}

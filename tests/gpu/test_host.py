@@ -13,7 +13,8 @@ import pytest
 
 from tests.engine.fake_vendor import install_module
 from tests.engine.models import FAMILIES, make_model
-from tests.gpu.test_models import GPU, config_on_a_gpu
+from tests.gpu.served import GPU
+from tests.gpu.test_models import config_on_a_gpu
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 

@@ -1,27 +1,18 @@
 """The kit's score at the edges of the contracts: kernels that keep every case and are wrong there."""
 
 import functools
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+import wrong_kernels_edges as kernels
 from sglang_fl.conformance import STRESS, check_case, verify_impl
 from sglang_fl.conformance.check import DTYPES
 from sglang_fl.conformance.edges import Edge, check_edge, edges
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl
 
-PATH = Path(__file__).with_name("wrong_kernels_edges.py")
-SPEC = importlib.util.spec_from_file_location("wrong_kernels_edges", PATH)
-assert SPEC is not None
-assert SPEC.loader is not None
-KERNELS = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = KERNELS
-SPEC.loader.exec_module(KERNELS)
-WRONG = KERNELS.names()
+WRONG = kernels.names()
 
 
 #: Where a kernel is likely to be caught, by a word of its name.
@@ -36,7 +27,7 @@ def edges_of(op: str) -> tuple[Edge, ...]:
 
 def faults_at_edges(name: str) -> Iterator[str]:
     """Yield what the kit finds at the edges of a wrong kernel's op, as it finds it."""
-    op, kernel = OPS[name.partition("__")[0]], getattr(KERNELS, name)
+    op, kernel = OPS[name.partition("__")[0]], getattr(kernels, name)
     likely = tuple(sort for word, sort in LIKELY.items() if word in name.split("_"))
     for edge in sorted(edges_of(op.name), key=lambda edge: not edge.name.startswith(likely)):
         for dtype in edge.dtypes:
@@ -45,16 +36,16 @@ def faults_at_edges(name: str) -> Iterator[str]:
 
 
 def faults_in_cases(name: str) -> list[str]:
-    op, kernel = OPS[name.partition("__")[0]], getattr(KERNELS, name)
+    op, kernel = OPS[name.partition("__")[0]], getattr(kernels, name)
     calls = [(case, dtype) for case in op.cases for dtype in DTYPES]
     return [fault for call in calls for fault in check_case(op, kernel, *call, "cpu") or ()]
 
 
-@pytest.mark.parametrize("name", sorted(KERNELS.STRESS))
+@pytest.mark.parametrize("name", sorted(kernels.STRESS))
 def test_wrong_kernel_is_caught_under_stress_alone(name: str):
-    impl = OpImpl(name.partition("__")[0], BackendKind.FLAGOS, "flagos", f"{SPEC.name}:{name}")
+    impl = OpImpl(name.partition("__")[0], BackendKind.FLAGOS, "flagos", f"wrong_kernels_edges:{name}")
     assert verify_impl(impl, "cpu").state == "passes"
-    KERNELS._calls.clear()
+    kernels._calls.clear()
     verdict = verify_impl(impl, "cpu", (STRESS,))
     assert "of 100 repeats number 59 gives other bits" in verdict.faults["stress"][0]
 
@@ -64,13 +55,13 @@ def test_a_right_kernel_stands_the_stress():
     assert verify_impl(impl, "cpu", (STRESS,)).faults == {"stress": []}
 
 
-@pytest.mark.parametrize("name", [name for name in WRONG if name not in KERNELS.STRESS])
+@pytest.mark.parametrize("name", [name for name in WRONG if name not in kernels.STRESS])
 def test_wrong_kernel_is_caught_at_its_edge(name: str):
-    found = faults_in_cases(name) if name in KERNELS.CASES else next(faults_at_edges(name), None)
+    found = faults_in_cases(name) if name in kernels.CASES else next(faults_at_edges(name), None)
     assert found, f"{name} passes"
 
 
-@pytest.mark.parametrize("name", sorted({*WRONG} - KERNELS.CASES - KERNELS.STRESS - KERNELS.FOR_EVERY_OP))
+@pytest.mark.parametrize("name", sorted({*WRONG} - kernels.CASES - kernels.STRESS - kernels.FOR_EVERY_OP))
 def test_wrong_kernel_keeps_the_cases(name: str):
     assert faults_in_cases(name) == []
 
@@ -78,7 +69,7 @@ def test_wrong_kernel_keeps_the_cases(name: str):
 def test_there_are_wrong_kernels_of_every_op():
     assert len(WRONG) == len(set(WRONG)) >= 90
     assert {name.partition("__")[0] for name in WRONG} == set(OPS)
-    assert set(WRONG) > KERNELS.CASES
+    assert set(WRONG) > kernels.CASES
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=str)

@@ -11,6 +11,9 @@ from sglang_fl.compare.procedure import Comparison
 __all__ = ["as_data", "as_lines", "failed"]
 
 LETTERS = "AB"
+_NUMBERS = ("largest", "allowed", "mean", "allowed", "drift A", "drift B")
+_CLASSES = ("requests", "places", *_NUMBERS, "verdict", "where")
+_PLACES = ("requests", "question", "begins", "place", "token", *LETTERS, "difference", "drift A", "drift B")
 
 
 def as_lines(comparison: Comparison) -> Iterable[str]:
@@ -21,48 +24,11 @@ def as_lines(comparison: Comparison) -> Iterable[str]:
         facts = (about.software, about.architecture, about.dtype, about.quantization)
         yield f"{side} = {about.title} ({', '.join(filter(None, facts))})"
     yield ""
-    yield from _table(
-        (
-            "requests",
-            "places",
-            "largest",
-            "allowed",
-            "mean",
-            "allowed",
-            "drift A",
-            "drift B",
-            "verdict",
-            "where",
-        ),
-        [
-            (
-                row.name,
-                str(row.places),
-                *(_nats(number) for number in _numbers(row)),
-                row.verdict,
-                row.where,
-            )
-            for row in judgement.classes
-        ],
-    )
+    yield from _table(_CLASSES, [_class(row) for row in judgement.classes])
     if judgement.worst:
         yield ""
         yield "The places that differ most"
-        yield from _table(
-            (
-                "requests",
-                "question",
-                "begins",
-                "place",
-                "token",
-                "A",
-                "B",
-                "difference",
-                "drift A",
-                "drift B",
-            ),
-            [_place(place) for place in judgement.worst],
-        )
+        yield from _table(_PLACES, [_place(place) for place in judgement.worst])
     yield ""
     for finding in judgement.findings:
         yield f"{finding.kind}: {finding.text}"
@@ -99,6 +65,10 @@ def failed(reason: str) -> dict[str, Any]:
 
 def _named(outcome: Outcome) -> str:
     return outcome.name.lower().replace("_", " ")
+
+
+def _class(row: ClassVerdict) -> tuple[str, ...]:
+    return row.name, str(row.places), *map(_nats, _numbers(row)), row.verdict, row.where
 
 
 def _place(place: Place) -> tuple[str, ...]:

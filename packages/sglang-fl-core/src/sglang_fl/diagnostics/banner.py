@@ -47,7 +47,8 @@ def _vendor_package(configuration: Configuration) -> str:
 def _layer_1(configuration: Configuration, plan: Plan | None) -> str:
     settings = configuration.settings
     if plan is None:
-        return f"off ({why_no_layer_1(settings, configuration.registry.vendor) or 'see the warning above'})"
+        reason = why_no_layer_1(settings, configuration.registry.vendor) or "see the warning above"
+        return f"off ({reason.removesuffix(' (layer 1)')})"
     record = f", recorded in {settings.flaggems_log_path}" if settings.flaggems_record else ""
     return f"on for {len(plan.replaced)} ATen ops{record}"
 
@@ -55,7 +56,7 @@ def _layer_1(configuration: Configuration, plan: Plan | None) -> str:
 def _layer_2(settings: Settings) -> str:
     if not settings.oot_enabled:
         return f"off ({settings.title('oot_enabled')}=0)"
-    return f"on, {f'told in {settings.dispatch_log}' if settings.dispatch_log else 'no dispatch log'}"
+    return f"on, {f'logged in {settings.dispatch_log}' if settings.dispatch_log else 'no dispatch log'}"
 
 
 def _choices(settings: Settings) -> list[str]:

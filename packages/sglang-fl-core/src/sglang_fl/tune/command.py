@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sglang_fl.startup import Configuration
     from sglang_fl.tune.aten_subject import AtenSubject
     from sglang_fl.tune.procedure import Options
+    from sglang_fl.tune.subject import Subject
     from sglang_fl.tune.text import Report
 
 __all__ = ["CANNOT_DECIDE", "FOUND", "GOOD", "Asked", "exit_code", "tune"]
@@ -74,30 +75,16 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
     _refuse_overwriting(asked)
     vocabulary = vocabulary_of(asked.model)
     from sglang_fl.startup import configure
-    from sglang_fl.tune import machine, subject
-    from sglang_fl.tune.aten_subject import aten_subject_of
-    from sglang_fl.tune.decide import ATEN
+    from sglang_fl.tune import machine
     from sglang_fl.tune.engines import Launch
     from sglang_fl.tune.procedure import Tuning
     from sglang_fl.tune.state import open_state
     from sglang_fl.tune.text import as_yaml
 
     configuration = configure()
-    subject.refuse_untunable(configuration.settings)
-    registry = configuration.registry
-    aten_names = [name for name in asked.ops if name.startswith(ATEN)]
-    names = [name for name in asked.ops if name not in aten_names]
-    is_all = not asked.ops
-    aten = aten_subject_of(configuration, aten_names, is_all or bool(aten_names))
-    policy = configuration.settings.policy
-    subjects = subject.subjects_of(registry, policy, names) if is_all or names else ()
-    if not subjects and not aten.ops:
-        more = f". ATen ops: {aten.why_not}" if aten.why_not else ""
-        raise SettingsError(
-            f"vendor {registry.vendor} has no implementation that is available here: nothing to choose{more}"
-        )
+    subjects, aten = _subjects(asked, configuration)
     key = _key(asked, configuration)
-    state = open_state(asked.folder, key, machine.versions(registry), asked.is_fresh)
+    state = open_state(asked.folder, key, machine.versions(configuration.registry), asked.is_fresh)
     launch = Launch(asked.model, asked.arguments, vocabulary)
     options = _options(asked, configuration, _has_layer_1(configuration, aten))
     many = f"{len(subjects)} ops" + (f" and {len(aten.ops)} ATen ops" if aten.ops else "")
@@ -117,6 +104,32 @@ def exit_code(report: "Report") -> int:
     if report.wrong:
         return FOUND
     return GOOD if report.calls and (report.control or not report.unmeasured) else CANNOT_DECIDE
+
+
+def _subjects(asked: Asked, configuration: "Configuration") -> tuple[Sequence["Subject"], "AtenSubject"]:
+    """Return the ops, and the ATen ops, among whose implementations there is something to choose.
+
+    Raises
+    ------
+    SettingsError : there is nothing to choose, or a setting stands against it
+    """
+    from sglang_fl.tune import subject
+    from sglang_fl.tune.aten_subject import aten_subject_of
+    from sglang_fl.tune.decide import ATEN
+
+    subject.refuse_untunable(configuration.settings)
+    aten_names = [name for name in asked.ops if name.startswith(ATEN)]
+    names = [name for name in asked.ops if name not in aten_names]
+    is_all, registry = not asked.ops, configuration.registry
+    aten = aten_subject_of(configuration, aten_names, is_all or bool(aten_names))
+    policy = configuration.settings.policy
+    subjects = subject.subjects_of(registry, policy, names) if is_all or names else ()
+    if not subjects and not aten.ops:
+        more = f". ATen ops: {aten.why_not}" if aten.why_not else ""
+        raise SettingsError(
+            f"vendor {registry.vendor} has no implementation that is available here: nothing to choose{more}"
+        )
+    return subjects, aten
 
 
 def _refuse_overwriting(asked: Asked) -> None:

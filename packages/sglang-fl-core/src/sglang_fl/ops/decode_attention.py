@@ -1,9 +1,12 @@
 """The op ``decode_attention``: attention of one new token for each sequence, over a paged pool."""
 
+import itertools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
@@ -12,6 +15,8 @@ from sglang_fl.ops.shared.attention import (
     check_pools,
     check_temperature,
     gathered,
+    may_lack_keys,
+    operand_dtype,
     rows_of_heads,
     sample_out,
     sample_pools,
@@ -27,6 +32,9 @@ __all__ = ["OP", "check_decode", "decode_attention"]
 _BLOCK = 128
 #: Elements of keys that are gathered at a time: about a megabyte, which stays in a cache.
 _AT_A_TIME = 2**18
+#: The same for PyTorch's kernel, which takes whole sequences: of a long one fewer heads at a time. For more
+#: than 32 MB the C library asks the system in each call, which takes longer than attention itself.
+_OF_A_SEQUENCE = 2**20
 
 
 def decode_attention(
@@ -78,7 +86,8 @@ def decode_attention(
     Returns
     -------
     o : Tensor, (B, H, DV), dtype of ``q``, new or ``out``; formed in float32 and rounded once; 0 for a
-        sequence without slots
+        sequence without slots. Of bfloat16 on a CPU, without options, the weights are rounded to bfloat16
+        too, by PyTorch's kernel: together less than one unit instead of half of one
     lse : Tensor, (B, H), float32, only if asked for: the natural logarithm of the denominator, the sink
         included; -inf where nothing is in it
 
@@ -91,7 +100,36 @@ def decode_attention(
         *(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out),
         *(k_scale, v_scale, temperature_len),
     )
-    of_keys, of_values = factors(k_scale, v_scale)
+    has_options = logit_cap > 0 or temperature_len > 0 or sinks is not None or k_scale is not None
+    if has_options or return_lse:
+        options = (logit_cap, temperature_len, sinks, *factors(k_scale, v_scale))
+        o, lse = _with_scores(q, k_buffer, v_buffer, kv_indptr, kv_indices, scale, *options)
+        return (o, lse) if return_lse else o
+    o = _without_scores(q, k_buffer, v_buffer, kv_indptr, kv_indices, scale)
+    has_slots = kv_indptr.diff() > 0
+    first_keys = k_buffer[kv_indices[kv_indptr[:-1][has_slots]]]
+    if (o[..., 0] == 0).any() or not first_keys.isfinite().all():
+        again = torch.zeros(o.shape[:2], dtype=torch.bool, device=o.device)
+        again[has_slots] = may_lack_keys(o[has_slots], first_keys)
+        exact, _ = _with_scores(q, k_buffer, v_buffer, kv_indptr, kv_indices, scale)
+        o = torch.where(again.unsqueeze(2), exact, o)
+    return o
+
+
+def _with_scores(
+    q: Tensor,
+    k_buffer: Tensor,
+    v_buffer: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    scale: float,
+    logit_cap: float = 0.0,
+    temperature_len: int = 0,
+    sinks: Tensor | None = None,
+    of_keys: float = 1.0,
+    of_values: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return results and the logarithms of their denominators, as the op does."""
     dtype = compute_dtype(q, k_buffer, v_buffer)
     kv_heads, values = v_buffer.shape[1:]
     group = q.shape[1] // kv_heads
@@ -126,7 +164,45 @@ def decode_attention(
     total, peak = total.unsqueeze(-1), peak.unsqueeze(-1)
     # Nothing divided by nothing is 0 here.
     o = torch.where(total == 0, 0.0, o.mul_(of_values) / total).flatten(1, 2).to(q.dtype)
-    return (o, (peak + total.log()).flatten(1)) if return_lse else o
+    return o, (peak + total.log()).flatten(1)
+
+
+def _without_scores(
+    q: Tensor, k_buffer: Tensor, v_buffer: Tensor, kv_indptr: Tensor, kv_indices: Tensor, scale: float
+) -> Tensor:
+    """Return results without options, by PyTorch's kernel, which keeps no scores.
+
+    It takes one sequence after the other, so nothing is filled up. The query heads that share keys are
+    queries of one head. Keys are copied from the pool slot by slot, because head by head takes up to twice as
+    long, and into the same memory each time.
+    """
+    dtype = operand_dtype(q, k_buffer, v_buffer)
+    (_, kv_heads, width), values = k_buffer.shape, v_buffer.shape[2]
+    widest, group = max(width, values), q.shape[1] // kv_heads
+    grouped = q.to(dtype).view(len(q), kv_heads, group, width)
+    o = q.new_zeros(len(q), kv_heads, group, values)
+    bounds = kv_indptr.tolist()
+    longest = widest * max((last - first for first, last in itertools.pairwise(bounds)), default=0)
+    most = max(longest, min(longest * kv_heads, _OF_A_SEQUENCE))
+    of_keys, of_values = (pool.new_empty(most) for pool in (k_buffer, v_buffer))
+
+    def by_head(pool: Tensor, memory: Tensor, slots: Tensor) -> Tensor:
+        form = (len(slots), *pool.shape[1:])
+        found = torch.index_select(pool, 0, slots, out=memory[: math.prod(form)].view(form))
+        return found.to(dtype).transpose(0, 1)
+
+    for query, result, (first, last) in zip(grouped, o, itertools.pairwise(bounds), strict=True):
+        if first == last:
+            continue
+        slots = kv_indices[first:last]
+        step = max(1, _OF_A_SEQUENCE // (len(slots) * widest))
+        for head in range(0, kv_heads, step):
+            run = slice(head, head + step)
+            keys = by_head(k_buffer[:, run], of_keys, slots)
+            result[run] = scaled_dot_product_attention(
+                query[run], keys, by_head(v_buffer[:, run], of_values, slots), scale=scale
+            )
+    return o.flatten(1, 2)
 
 
 def _blocks(kv_indptr: Tensor, kv_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Outputs
+from sglang_fl.ops.op import Outputs, compute_dtype
 from sglang_fl.ops.shared.scales import check_scales
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "check_pools",
     "check_temperature",
     "gathered",
+    "may_lack_keys",
+    "operand_dtype",
     "rows_of_heads",
     "sample_out",
     "sample_pools",
@@ -96,6 +98,33 @@ def gathered(buffer: Tensor, rows: Tensor) -> Tensor:
     """Return rows of a pool, (S, KH, D), as ``rows_of_heads`` counts them: (N, KH, C, D), dense."""
     found = buffer.flatten(0, 1).index_select(0, rows.flatten())
     return found.view(*rows.shape, buffer.shape[2])
+
+
+def operand_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype in which PyTorch's own attention, without scales, takes these tensors.
+
+    bfloat16 on a CPU as it is: scores, exponentials and sums are formed in float32 there, and a weight is
+    rounded to bfloat16 where it meets a value, which is off by less than the result's own rounding. All else
+    in the dtype that references compute in. float16, where small weights would be lost, is one of those.
+    """
+    is_kept = all(tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" for tensor in tensors)
+    return torch.bfloat16 if is_kept else compute_dtype(*tensors)
+
+
+def may_lack_keys(results: Tensor, first_keys: Tensor) -> Tensor:
+    """Return where PyTorch's attention may have left out keys whose scores are not numbers, (N, H), bool.
+
+    That of a CPU takes scores for masked where none that it has met is a number: those of a query that is
+    not, the result of which is 0 then, and those of keys that a sequence begins with.
+
+    Parameters
+    ----------
+    results : Tensor, (N, H, DV), of queries that see something
+    first_keys : Tensor, (N, KH, D), the first key that each of them may see, or (1, KH, D), that of all
+    """
+    group = results.shape[1] // first_keys.shape[1]
+    is_number = first_keys.isfinite().all(2).repeat_interleave(group, 1)
+    return (results[..., 0] == 0) | ~is_number
 
 
 def soft_capped(scores: Tensor, cap: float) -> Tensor:

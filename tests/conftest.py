@@ -7,8 +7,14 @@ import pytest
 
 from demo.chat_model import ModelError, make_chat_model
 from demo.tiny_model import make_tiny_model
-from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
 from tests.offline import run_offline  # noqa: F401 - a fixture
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked ``on_chip`` on its chip. The process that deals tests out needs no torch for that."""
+    from sglang_fl.conformance.simulated import worker
+
+    return worker.pytest_pyfunc_call(pyfuncitem)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,5 +1,6 @@
 """What the tests share: the tiny model, the markers ``gpu`` and ``on_chip``, and the kit's score."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def chat_model() -> Path:
         return make_chat_model()
     except ModelError as error:
         pytest.skip(str(error))
+
+
+def pytest_unconfigure() -> None:
+    """Spare Python its last search for cycles in all that is loaded: 2 s where that is SGLang."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests import preloaded
-from tests.preloaded import THIRD_PARTY, receive, send
+from tests.preloaded import THIRD_PARTY
+from tests.twin import receive, send
 
 __all__ = ["Program", "Server", "is_read_with_sglang", "run"]
 
@@ -58,7 +58,8 @@ class Server:
 
     def _begin(self, listener: socket.socket) -> None:
         subprocess.Popen(
-            [sys.executable, preloaded.__file__, str(listener.fileno())],
+            [sys.executable, "-m", "tests.preloaded", str(listener.fileno())],
+            cwd=Path(__file__).parents[1],
             env={**self._environment, "PYTHONPATH": os.pathsep.join(self._path)},
             stdin=subprocess.DEVNULL,
             pass_fds=(listener.fileno(),),

@@ -25,8 +25,11 @@ READ_ON_LOADING = (
     *("OMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "HF_", "TRANSFORMERS_"),
     *("TOKENIZERS_", "LD_", "PYTHON"),
 )
-#: Of these, what a program may have as it likes.
-TAKEN_ANEW = ("PYTHONPATH", "PYTHONUNBUFFERED")
+#: Of these, what a program may have as it likes; the last four are looked up when something is compiled.
+TAKEN_ANEW = (
+    *("PYTHONPATH", "PYTHONUNBUFFERED"),
+    *("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH", "TRITON_PTXAS_BLACKWELL_PATH"),
+)
 #: Beginnings of variables that SGLang may read when it is loaded.
 SGLANG_READS = ("SGL", "FLA_")
 #: Of these, beginnings of what this project reads anew, and what SGLang reads when an engine starts.

@@ -15,6 +15,7 @@ __all__ = [
     "Run",
     "finish",
     "finish_started",
+    "load_ahead",
     "processes_with",
     "server_for",
     "server_of_forks",
@@ -62,6 +63,15 @@ def server_of_forks(path: tuple[Path, ...] = ()) -> Server:
 def server_with_sglang(simulated: str) -> Server:
     """Return the server of programs that start with SGLang loaded too, on a simulated chip or the CPU."""
     return server_of_forks().with_sglang(simulated)
+
+
+def load_ahead(simulated: str) -> None:
+    """Begin to load the server with SGLang while test files are read, before tests wait for it on one core.
+
+    Only where processes share the tests, which are many then.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        server_with_sglang(simulated)
 
 
 def server_for(environment: Mapping[str, str]) -> Server:

@@ -1,5 +1,6 @@
 """Start the real engine on a simulated chip: that of the vendor package of this session."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -7,15 +8,27 @@ from importlib.metadata import entry_points
 import pytest
 
 from sglang_fl.vendor import Vendor
+from tests.programs import load_ahead
+
+
+def pytest_collectstart() -> None:
+    """Begin to load SGLang for the engines while the test files are read."""
+    load_ahead(_chip())
+
+
+@functools.cache
+def _chip() -> str:
+    """Return the name of the one installed vendor whose chip can be simulated."""
+    from sglang_fl.conformance.simulated import GROUP  # not above: who deals tests out needs no torch
+
+    (name,) = (point.name for point in entry_points(group=GROUP))
+    return name
 
 
 @pytest.fixture(scope="session")
 def vendor() -> Vendor:
-    """The one installed vendor whose chip can be simulated."""
-    from sglang_fl.conformance.simulated import GROUP  # not above: who deals tests out needs no torch
-
-    (name,) = (point.name for point in entry_points(group=GROUP))
-    (point,) = entry_points(group="sglang_fl.vendors", name=name)
+    """The vendor of the simulated chip."""
+    (point,) = entry_points(group="sglang_fl.vendors", name=_chip())
     found: Vendor = point.load()
     return found
 

@@ -123,7 +123,7 @@ class Program:
     Parameters
     ----------
     args : its command line
-    connection : to its attendant
+    connection : over which the server tells its process, and how that ended
     """
 
     def __init__(self, args: list[str], connection: socket.socket) -> None:

@@ -5,9 +5,8 @@ transformers, Triton and the like, before 3 s for SGLang and the plugin. Here th
 
 1. ``tests.forked.Server`` starts this file as a process. It imports ``THIRD_PARTY`` and waits for requests.
    The processes of one run of the tests share it.
-2. For each program it forks twice: an attendant, which waits for the program and passes its exit code on, and
-   the program. That takes its output, environment, folder, ``sys.path`` and ``sys.argv`` as a fresh
-   interpreter would, in a session of its own.
+2. For each program it forks, and passes on how that ends. The program takes its output, environment, folder,
+   ``sys.path`` and ``sys.argv`` as a fresh interpreter would, in a session of its own.
 3. Before the program runs it forks once more: its twin, which never imports anything.
 4. Where ``multiprocessing`` would execute Python anew to spawn a child, the program asks its twin for a fork.
    The twin forks by way of a process in between that ends at once. The program has declared itself the reaper
@@ -166,27 +165,49 @@ def _know_importers() -> None:
 def _next_program(listener: socket.socket) -> tuple[dict[str, Any], int]:
     """Serve requests; return in the process of a program what it is to run, and its output."""
     controls: list[socket.socket] = []
+    programs: dict[int, tuple[int, socket.socket]] = {}
     while True:
-        for ready in select.select([listener, *controls], [], [])[0]:
+        for ready in select.select([listener, *controls, *programs], [], [])[0]:
             if ready is listener:
                 controls.append(listener.accept()[0])
+                continue
+            if ready in programs:
+                _tell_how_it_ended(ready, *programs.pop(ready))
                 continue
             request, descriptors = receive(ready)
             if request is None:
                 _take_leave(ready, controls)
-            elif os.fork():
-                for descriptor in descriptors:
-                    os.close(descriptor)
+            elif process := os.fork():
+                _know(process, descriptors, programs)
             else:
-                _close(listener, *controls)
+                _close(listener, *controls, *(asking for _, asking in programs.values()))
+                for descriptor in programs:
+                    os.close(descriptor)
                 if "simulated" not in request:
-                    return _attended(request, *descriptors)
-                listener, controls = socket.socket(fileno=descriptors[0]), []
+                    return request, descriptors[1]
+                listener, controls, programs = socket.socket(fileno=descriptors[0]), [], {}
                 _load_sglang(request["simulated"])
                 break
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # attendants that have ended
-                pass
+
+
+def _know(process: int, descriptors: list[int], programs: dict[int, tuple[int, socket.socket]]) -> None:
+    """Tell who asked for a program which process it is, and note who that was."""
+    asking, *output = descriptors
+    for descriptor in output:
+        os.close(descriptor)
+    if not output:  # it is a server with SGLang, and this was its listener
+        os.close(asking)
+        return
+    connection = socket.socket(fileno=asking)
+    send(connection, process)
+    programs[os.pidfd_open(process)] = (process, connection)
+
+
+def _tell_how_it_ended(descriptor: int, process: int, asking: socket.socket) -> None:
+    os.close(descriptor)
+    _, status = os.waitpid(process, 0)
+    with asking, contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        send(asking, os.waitstatus_to_exitcode(status))
 
 
 def _take_leave(control: socket.socket, controls: list[socket.socket]) -> None:
@@ -195,20 +216,6 @@ def _take_leave(control: socket.socket, controls: list[socket.socket]) -> None:
     control.close()
     if not controls:
         os._exit(0)
-
-
-def _attended(request: dict[str, Any], attendants: int, output: int) -> tuple[dict[str, Any], int]:
-    """Fork the process of a program, where this returns; pass on how that ended."""
-    attendant = socket.socket(fileno=attendants)
-    program = os.fork()
-    if not program:
-        return request, output
-    os.close(output)
-    send(attendant, program)
-    _, status = os.waitpid(program, 0)
-    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
-        send(attendant, os.waitstatus_to_exitcode(status))
-    os._exit(0)
 
 
 def _close(*sockets: socket.socket) -> None:

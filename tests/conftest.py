@@ -1,14 +1,15 @@
 """What the tests share: the tiny model, the markers ``gpu`` and ``on_chip``, and the kit's score."""
 
 import gc
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo.chat_model import ModelError, make_chat_model
-from demo.tiny_model import make_tiny_model
 from tests.offline import run_offline  # noqa: F401 - a fixture
+from tests.programs import environment_of_forks, finish
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
@@ -32,8 +33,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random-weight Qwen2 checkpoint, made once."""
-    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+    """A random-weight Qwen2 checkpoint, made once, where transformers is loaded already."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    code = "import pathlib, sys; from demo.tiny_model import *; make_tiny_model(pathlib.Path(sys.argv[1]))"
+    made = finish([sys.executable, "-c", code, str(folder)], environment_of_forks(), timeout=120)
+    assert made.code == 0, made.output
+    return folder
 
 
 @pytest.fixture(scope="session")

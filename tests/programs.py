@@ -13,6 +13,7 @@ from tests.forked import Program, Server, is_read_with_sglang, run
 
 __all__ = [
     "Run",
+    "environment_of_forks",
     "finish",
     "finish_started",
     "load_ahead",
@@ -52,11 +53,16 @@ def server_of_forks(path: tuple[Path, ...] = ()) -> Server:
     ----------
     path : folders with third-party modules that go before those of the environment
     """
-    ours = ("SGLANG_", "USE_FLAGGEMS", "PYTHONPATH")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
     name = ":".join([run, *map(str, path)]) if run else ""
-    return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, path=path, name=name)
+    return Server(environment_of_forks(), path=path, name=name)
+
+
+def environment_of_forks() -> dict[str, str]:
+    """Return the variables of the server, without settings of ours and of SGLang's."""
+    ours = ("SGLANG_", "USE_FLAGGEMS", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @functools.cache

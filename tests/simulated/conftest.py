@@ -16,6 +16,12 @@ def pytest_collectstart() -> None:
     load_ahead(_chip())
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give one of two processes what needs no engine first: the other waits for SGLang to be loaded."""
+    items.sort(key=lambda item: item.path.name != "test_conformance.py")
+
+
 @functools.cache
 def _chip() -> str:
     """Return the name of the one installed vendor whose chip can be simulated."""

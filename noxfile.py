@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
@@ -107,7 +108,7 @@ def lint(session: nox.Session) -> None:
     session.install("-q", *tools, "nox")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
+    session.run("mypy", "-n", "2")
     sources = (str(ROOT / f"packages/sglang-fl-{name}/src") for name in ("core", *VENDORS))
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": os.pathsep.join(sources)})
     session.run("hadolint", *(str(file) for file in sorted(ROOT.glob("deploy/Containerfile.*"))))
@@ -187,24 +188,31 @@ def releases(session: nox.Session) -> None:
 def python(session: nox.Session) -> None:
     """What of core needs no torch, on each Python that the metadata promise and this machine has."""
     found = {version: executable for version in PYTHONS if (executable := _interpreter(version))}
-    needs = [need for need in _dependencies() if not need.startswith("torch")]
-    needs += ["pytest>=8", "pytest-timeout"]
-    for version, executable in found.items():
-        environment = ROOT / ".nox" / f"python-{version}"
-        own, stamp = str(environment / "bin" / "python"), environment / "complete"
-        wanted = "\n".join([executable, *needs])
-        if not stamp.exists() or stamp.read_text() != wanted:
-            command = ("-m", "virtualenv", "-q", "--clear", "-p", executable, str(environment))
-            session.run(sys.executable, *command, external=True)
-            install = ("-m", "pip", "install", "-q", *needs)
-            session.run(own, *install, external=True)
-            stamp.write_text(wanted)  # last, so that an interrupted installation is started again
-        tests = ("-q", "--noconftest", "tests/python", f"{CORE}/tests/test_dispatch_log.py")
-        session.run(own, "-m", "pytest", *tests, env={"PYTHONPATH": f"{CORE}/src"}, external=True)
+    with ThreadPoolExecutor() as pool:  # at the same time: each of them installs and imports on one core
+        list(pool.map(lambda pair: _test_python(session, *pair), found.items()))
     missing = ", ".join({*PYTHONS} - {*found})
     session.log(f"Ran on {', '.join(found) or 'none'}; not on this machine: {missing or 'none'}")
     if os.environ.get("GITHUB_ACTIONS") and missing:
         session.error(f"the workflow sets up each of them; missing: {missing}")
+
+
+def _test_python(session: nox.Session, version: str, executable: str) -> None:
+    """Make the environment of a Python where it is missing, and log how the tests end in it."""
+    needs = [need for need in _dependencies() if not need.startswith("torch")]
+    needs += ["pytest>=8", "pytest-timeout"]
+    environment = ROOT / ".nox" / f"python-{version}"
+    own, stamp = str(environment / "bin" / "python"), environment / "complete"
+    wanted = "\n".join([executable, *needs])
+    if not stamp.exists() or stamp.read_text() != wanted:
+        command = ("-m", "virtualenv", "-q", "--clear", "-p", executable, str(environment))
+        session.run(sys.executable, *command, external=True)
+        # Compiled are the few modules that the tests import, when they do.
+        session.run(own, "-m", "pip", "install", "-q", "--no-compile", *needs, external=True)
+        stamp.write_text(wanted)  # last, so that an interrupted installation is started again
+    tests = ("-q", "--noconftest", "tests/python", f"{CORE}/tests/test_dispatch_log.py")
+    command = (own, "-m", "pytest", *tests)
+    said = session.run(*command, env={"PYTHONPATH": f"{CORE}/src"}, external=True, silent=True)
+    session.log(f"Python {version}: {str(said).splitlines()[-1]}")
 
 
 def _interpreter(version: str) -> str | None:

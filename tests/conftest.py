@@ -1,14 +1,22 @@
 """What the tests share: the tiny model, the markers ``gpu`` and ``on_chip``, and the kit's score."""
 
+import gc
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo.chat_model import ModelError, make_chat_model
-from demo.tiny_model import make_tiny_model
-from sglang_fl.conformance.simulated.worker import pytest_pyfunc_call  # noqa: F401 - a hook of pytest
 from tests.offline import run_offline  # noqa: F401 - a fixture
+from tests.programs import environment_of_forks, finish
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked ``on_chip`` on its chip. The process that deals tests out needs no torch for that."""
+    from sglang_fl.conformance.simulated import worker
+
+    return worker.pytest_pyfunc_call(pyfuncitem)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -25,8 +33,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random-weight Qwen2 checkpoint, made once."""
-    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+    """A random-weight Qwen2 checkpoint, made once, where transformers is loaded already."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    code = "import pathlib, sys; from demo.tiny_model import *; make_tiny_model(pathlib.Path(sys.argv[1]))"
+    made = finish([sys.executable, "-c", code, str(folder)], environment_of_forks(), timeout=120)
+    assert made.code == 0, made.output
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +48,11 @@ def chat_model() -> Path:
         return make_chat_model()
     except ModelError as error:
         pytest.skip(str(error))
+
+
+def pytest_unconfigure() -> None:
+    """Spare Python its last search for cycles in all that is loaded: 2 s where that is SGLang."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests import preloaded
-from tests.preloaded import THIRD_PARTY, receive, send
+from tests.preloaded import THIRD_PARTY
+from tests.twin import receive, send
 
 __all__ = ["Program", "Server", "is_read_with_sglang", "run"]
 
@@ -25,8 +25,11 @@ READ_ON_LOADING = (
     *("OMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "TRITON_", "CUDA_", "HF_", "TRANSFORMERS_"),
     *("TOKENIZERS_", "LD_", "PYTHON"),
 )
-#: Of these, what a program may have as it likes.
-TAKEN_ANEW = ("PYTHONPATH", "PYTHONUNBUFFERED")
+#: Of these, what a program may have as it likes; the last four are looked up when something is compiled.
+TAKEN_ANEW = (
+    *("PYTHONPATH", "PYTHONUNBUFFERED"),
+    *("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH", "TRITON_PTXAS_BLACKWELL_PATH"),
+)
 #: Beginnings of variables that SGLang may read when it is loaded.
 SGLANG_READS = ("SGL", "FLA_")
 #: Of these, beginnings of what this project reads anew, and what SGLang reads when an engine starts.
@@ -58,7 +61,8 @@ class Server:
 
     def _begin(self, listener: socket.socket) -> None:
         subprocess.Popen(
-            [sys.executable, preloaded.__file__, str(listener.fileno())],
+            [sys.executable, "-m", "tests.preloaded", str(listener.fileno())],
+            cwd=Path(__file__).parents[1],
             env={**self._environment, "PYTHONPATH": os.pathsep.join(self._path)},
             stdin=subprocess.DEVNULL,
             pass_fds=(listener.fileno(),),
@@ -119,7 +123,7 @@ class Program:
     Parameters
     ----------
     args : its command line
-    connection : to its attendant
+    connection : over which the server tells its process, and how that ended
     """
 
     def __init__(self, args: list[str], connection: socket.socket) -> None:

@@ -5,14 +5,16 @@ transformers, Triton and the like, before 3 s for SGLang and the plugin. Here th
 
 1. ``tests.forked.Server`` starts this file as a process. It imports ``THIRD_PARTY`` and waits for requests.
    The processes of one run of the tests share it.
-2. For each program it forks twice: an attendant, which waits for the program and passes its exit code on, and
-   the program. That takes its output, environment, folder, ``sys.path`` and ``sys.argv`` as a fresh
-   interpreter would, in a session of its own.
+2. For each program it forks, and passes on how that ends. The program takes its output, environment, folder,
+   ``sys.path`` and ``sys.argv`` as a fresh interpreter would, in a session of its own.
 3. Before the program runs it forks once more: its twin, which never imports anything.
 4. Where ``multiprocessing`` would execute Python anew to spawn a child, the program asks its twin for a fork.
    The twin forks by way of a process in between that ends at once. The program has declared itself the reaper
    of such orphans, so the child is its own: SGLang sends signals to its parent, waits for its children, and
    ends those that it finds below itself.
+
+A process that runs tests may have a twin too (``tests.twin.started``): it has torch loaded, and forks what
+tests start by ``subprocess``.
 
 SGLang and this project's packages are imported afresh in each process, unless the server ``has_sglang``. Then
 SGLang is loaded as a scheduler has it before it loads plugins. While SGLang is imported it asks this project
@@ -29,26 +31,29 @@ a server that is too slow (``test_http_server``) and the demo are tested with pr
 
 import atexit
 import contextlib
-import ctypes
 import gc
 import importlib
-import json
 import multiprocessing
 import os
 import runpy
 import select
 import shlex
 import signal
+import site
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import types
 from collections.abc import Sequence
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
-__all__ = ["THIRD_PARTY", "receive", "send"]
+from tests.twin import STANDARD, TORCH, Twin, receive, send
+
+__all__ = ["THIRD_PARTY"]
 
 #: Modules that SGLang's processes import; none is SGLang's and none ours. What is missing is left out.
 THIRD_PARTY = (
@@ -77,28 +82,22 @@ SGLANG = (
     *("sglang", "sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"),
     "sglang.srt.models.registry",
 )
-MESSAGE = 1 << 18
 _asked_while_loading = ""
 _of_modules: set[int] = set()
 #: Variables by which what was loaded tells itself something, such as SGLang on a platform without NCCL.
 _set_while_loading: dict[str, str] = {}
-PR_SET_CHILD_SUBREAPER = 36
-
-
-def send(connection: socket.socket, message: Any, descriptors: Sequence[int] = ()) -> None:
-    socket.send_fds(connection, [json.dumps(message).encode()], list(descriptors))
-
-
-def receive(connection: socket.socket) -> tuple[Any, list[int]]:
-    """Return a message and descriptors; None: the other side has closed."""
-    data, descriptors, _, _ = socket.recv_fds(connection, MESSAGE, 64)
-    return json.loads(data) if data else None, descriptors
+#: Under which variables they were loaded.
+_environment_on_loading: dict[str, str] = {}
 
 
 def main() -> None:
     """Load modules and serve; what returns from serving is a process that has a program to run."""
     listener = socket.socket(fileno=int(sys.argv[1]))
-    base = sys.path[1:]  # without the folder of this file
+    base = sys.path[1:]
+    del sys.path[0], sys.modules["tests"], sys.modules["tests.twin"]  # programs find nothing of these
+    if sys.argv[2:] == ["twin"]:
+        _load(TORCH)
+        _be_a_twin(listener, base)
     _load(THIRD_PARTY)
     request, output = _next_program(listener)
     _become_program(request, output, base)
@@ -109,6 +108,7 @@ def _load(modules: Sequence[str]) -> None:
     for name in modules:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
+    _environment_on_loading.update(environment)
     gc.collect()
     gc.freeze()  # what is loaded stays, so no collection in a program need look at it, nor copy its pages
     _of_modules.update(_descriptors() - before)
@@ -165,27 +165,49 @@ def _know_importers() -> None:
 def _next_program(listener: socket.socket) -> tuple[dict[str, Any], int]:
     """Serve requests; return in the process of a program what it is to run, and its output."""
     controls: list[socket.socket] = []
+    programs: dict[int, tuple[int, socket.socket]] = {}
     while True:
-        for ready in select.select([listener, *controls], [], [])[0]:
+        for ready in select.select([listener, *controls, *programs], [], [])[0]:
             if ready is listener:
                 controls.append(listener.accept()[0])
+                continue
+            if ready in programs:
+                _tell_how_it_ended(ready, *programs.pop(ready))
                 continue
             request, descriptors = receive(ready)
             if request is None:
                 _take_leave(ready, controls)
-            elif os.fork():
-                for descriptor in descriptors:
-                    os.close(descriptor)
+            elif process := os.fork():
+                _know(process, descriptors, programs)
             else:
-                _close(listener, *controls)
+                _close(listener, *controls, *(asking for _, asking in programs.values()))
+                for descriptor in programs:
+                    os.close(descriptor)
                 if "simulated" not in request:
-                    return _attended(request, *descriptors)
-                listener, controls = socket.socket(fileno=descriptors[0]), []
+                    return request, descriptors[1]
+                listener, controls, programs = socket.socket(fileno=descriptors[0]), [], {}
                 _load_sglang(request["simulated"])
                 break
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # attendants that have ended
-                pass
+
+
+def _know(process: int, descriptors: list[int], programs: dict[int, tuple[int, socket.socket]]) -> None:
+    """Tell who asked for a program which process it is, and note who that was."""
+    asking, *output = descriptors
+    for descriptor in output:
+        os.close(descriptor)
+    if not output:  # it is a server with SGLang, and this was its listener
+        os.close(asking)
+        return
+    connection = socket.socket(fileno=asking)
+    send(connection, process)
+    programs[os.pidfd_open(process)] = (process, connection)
+
+
+def _tell_how_it_ended(descriptor: int, process: int, asking: socket.socket) -> None:
+    os.close(descriptor)
+    _, status = os.waitpid(process, 0)
+    with asking, contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        send(asking, os.waitstatus_to_exitcode(status))
 
 
 def _take_leave(control: socket.socket, controls: list[socket.socket]) -> None:
@@ -194,20 +216,6 @@ def _take_leave(control: socket.socket, controls: list[socket.socket]) -> None:
     control.close()
     if not controls:
         os._exit(0)
-
-
-def _attended(request: dict[str, Any], attendants: int, output: int) -> tuple[dict[str, Any], int]:
-    """Fork the process of a program, where this returns; pass on how that ended."""
-    attendant = socket.socket(fileno=attendants)
-    program = os.fork()
-    if not program:
-        return request, output
-    os.close(output)
-    send(attendant, program)
-    _, status = os.waitpid(program, 0)
-    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
-        send(attendant, os.waitstatus_to_exitcode(status))
-    os._exit(0)
 
 
 def _close(*sockets: socket.socket) -> None:
@@ -219,23 +227,33 @@ def _become_program(request: dict[str, Any], output: int, base: list[str]) -> No
     os.setsid()
     for standard in (1, 2):
         os.dup2(output, standard)
-    # Objects for what the descriptors are now: the server's may be files, which can be sought in. Line by
-    # line, because child processes write to the same pipe.
-    sys.stdout = open(1, "w", 1, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
-    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    _open_streams(buffering=1)  # because child processes write to the same pipe
     mine, twins = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork():
         twins.close()
         _close_all_but(mine.fileno())
         _take_over(request, base)
-        _spawn_by(mine)
+        util.spawnv_passfds = Twin(mine, _environment_on_loading).spawn
         _run_to_the_end(request["command"])
     else:
         mine.close()
         _close_all_but(twins.fileno())
-        request, descriptors = _next_child(twins)
-        twins.close()
-        _become_child(request, descriptors, base)
+        _be_a_twin(twins, base)
+
+
+def _open_streams(buffering: int) -> None:
+    """Make objects for what the descriptors are now: the server's may be files, which can be sought in."""
+    text = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors, "closefd": False}
+    sys.stdin = open(0, **text)  # noqa: SIM115 - they stay open
+    sys.stdout = open(1, "w", buffering, **text)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, **{**text, "errors": "backslashreplace"})  # noqa: SIM115
+
+
+def _be_a_twin(control: socket.socket, base: list[str]) -> None:
+    """Fork children until the process that asks for them has ended."""
+    request, descriptors = _next_child(control)
+    control.close()
+    _become_child(request, descriptors, base)
 
 
 def _next_child(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -263,10 +281,28 @@ def _become_child(request: dict[str, Any], descriptors: list[int], base: list[st
     wanted = request["descriptors"]
     _close_all_but(*high)
     for descriptor, number in zip(high, wanted, strict=True):
-        os.dup2(descriptor, number, inheritable=False)
+        os.dup2(descriptor, number, inheritable=number in STANDARD)
         os.close(descriptor)
+    if request["is_subprocess"]:
+        _become_subprocess(request, base)
     _take_over(request, base)
     _run_to_the_end(request["command"])
+
+
+def _become_subprocess(request: dict[str, Any], base: list[str]) -> None:
+    """Fork a twin, and take streams of its own; what this process starts is forked as well."""
+    if request["has_own_session"]:
+        os.setsid()
+    mine, twins = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if not os.fork():
+        for standard in STANDARD:  # who reads a pipe is told when this process has ended, not its twin
+            os.dup2(os.open(os.devnull, os.O_RDWR), standard)
+        _close_all_but(twins.fileno())
+        _be_a_twin(twins, base)
+    twins.close()
+    _open_streams(buffering=-1)
+    twin = Twin(mine, _environment_on_loading)
+    util.spawnv_passfds, subprocess._fork_exec = twin.spawn, twin.fork_exec  # type: ignore[attr-defined]
 
 
 def _close_all_but(*kept: int) -> None:
@@ -298,6 +334,9 @@ def _take_over(request: dict[str, Any], base: list[str]) -> None:
     os.chdir(request["folder"])
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *base]
     importlib.invalidate_caches()
+    sys.orig_argv[:] = request["command"]
+    sys.modules.pop("sitecustomize", None)
+    site.execsitecustomize()
     numpy.random.seed()  # Python's own generator seeds itself anew
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have the tests ignore it
     setproctitle.setproctitle(shlex.join(request["command"]))
@@ -324,37 +363,6 @@ def _ask_for_the_platform_again() -> None:
             file.write(_asked_while_loading)
 
 
-def _spawn_by(twin: socket.socket) -> None:
-    """Have ``multiprocessing`` ask the twin where it would execute Python for a child."""
-    from multiprocessing import util
-
-    execute, lock = util.spawnv_passfds, threading.Lock()
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def spawn(path: Any, args: list[str], passfds: Sequence[int]) -> int:
-        if "--multiprocessing-fork" not in args:
-            return execute(path, args, passfds)
-        descriptors = sorted(passfds)
-        request = {
-            "command": list(map(os.fsdecode, args)),
-            "environment": dict(os.environ),
-            "folder": str(Path.cwd()),
-            "descriptors": descriptors,
-        }
-        with lock:
-            prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-            try:
-                send(twin, request, descriptors)
-            except BrokenPipeError:  # SGLang ends whatever runs below it when an engine stops, the twin too
-                return execute(path, args, passfds)
-            child, _ = receive(twin)
-            receive(twin)  # from now on it is the child of this process
-            prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-        return child
-
-    util.spawnv_passfds = spawn
-
-
 def _run_to_the_end(command: list[str]) -> None:
     """Run a program and end as Python does, but for taking apart what is loaded: that takes a second."""
     code: Any = 0
@@ -366,6 +374,7 @@ def _run_to_the_end(command: list[str]) -> None:
             print(code, file=sys.stderr)
             code = 1
     except Exception as error:  # noqa: BLE001 - whatever it is, Python prints it
+        sys.stdout.flush()
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]

@@ -13,8 +13,10 @@ from tests.forked import Program, Server, is_read_with_sglang, run
 
 __all__ = [
     "Run",
+    "environment_of_forks",
     "finish",
     "finish_started",
+    "load_ahead",
     "processes_with",
     "server_for",
     "server_of_forks",
@@ -51,17 +53,31 @@ def server_of_forks(path: tuple[Path, ...] = ()) -> Server:
     ----------
     path : folders with third-party modules that go before those of the environment
     """
-    ours = ("SGLANG_", "USE_FLAGGEMS", "PYTHONPATH")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", "")
     name = ":".join([run, *map(str, path)]) if run else ""
-    return Server({**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}, path=path, name=name)
+    return Server(environment_of_forks(), path=path, name=name)
+
+
+def environment_of_forks() -> dict[str, str]:
+    """Return the variables of the server, without settings of ours and of SGLang's."""
+    ours = ("SGLANG_", "USE_FLAGGEMS", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return {**clean, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @functools.cache
 def server_with_sglang(simulated: str) -> Server:
     """Return the server of programs that start with SGLang loaded too, on a simulated chip or the CPU."""
     return server_of_forks().with_sglang(simulated)
+
+
+def load_ahead(simulated: str) -> None:
+    """Begin to load the server with SGLang while test files are read, before tests wait for it on one core.
+
+    Only where processes share the tests, which are many then.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        server_with_sglang(simulated)
 
 
 def server_for(environment: Mapping[str, str]) -> Server:

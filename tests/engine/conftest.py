@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from tests.programs import load_ahead
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these tests are about the CPU, also where a GPU is
 
 
@@ -19,6 +21,7 @@ def pytest_collectstart() -> None:
 
     Not when this file is read: the process that hands out the files would import SGLang for nothing.
     """
+    load_ahead("")
     _publish_server_args()
 
 

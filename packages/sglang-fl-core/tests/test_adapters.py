@@ -9,6 +9,8 @@ from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers import ADAPTERS as ADAPTERS_OF_SGLANG
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, by_layer_class, covering
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 class Norm:
     def forward(self, x: object) -> object:

@@ -17,6 +17,8 @@ from sglang_fl.aten.switchboard import AtenSwitchboard
 from sglang_fl.dispatch.layer_2_calls import marked
 from sglang_fl.vendor import AtenKernel
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def mul(x: Tensor, y: Tensor | float) -> Tensor:
     """A number in the caller's text arrives as that number."""

@@ -57,6 +57,7 @@ def bisect(*words: object) -> tuple[int, dict[str, Any]]:
     return said.exit_code, json.loads(said.stdout)
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_the_engine_prints_goes_to_its_log_and_the_steps_to_the_terminal(tmp_path, model):
     """In a process of its own: it is about descriptors, which pytest replaces."""
     code = (

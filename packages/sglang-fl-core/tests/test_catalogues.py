@@ -50,12 +50,14 @@ def test_public_modules_and_the_names_of_the_ops_come_without_torch():
     assert run(code) == f"({len(OPS)}, True, True, False) ['sglang_fl.ops.catalogue']"
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_op_is_imported_without_the_others():
     code = "from sglang_fl.ops import OPS\nOPS['relu2']\n"
     code += "print([m for m in OPS if f'sglang_fl.ops.{m}' in sys.modules])"
     assert run(code) == "['relu2']"
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_classes_of_ops_are_found_by_every_way_of_importing_them():
     code = "from sglang_fl.ops import *\nimport sglang_fl.ops\nfrom sglang_fl.ops import relu2\n"
     code += "assert Op is sglang_fl.ops.Op is sglang_fl.ops.op.Op\nprint(relu2.__name__, Bound.__name__)"

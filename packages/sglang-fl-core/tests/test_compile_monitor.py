@@ -17,6 +17,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.autotuner import Autotuner  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 KERNEL = """
 import triton
 import triton.language as tl

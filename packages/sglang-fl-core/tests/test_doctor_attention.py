@@ -16,6 +16,8 @@ from sglang_fl.diagnostics.doctor.child import Child
 from sglang_fl.platform import NoTriton, TorchNative, soft_caps
 from sglang_fl.sglang_adapter.releases import SPECULATION
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
 

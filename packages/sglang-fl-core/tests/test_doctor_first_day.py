@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
 

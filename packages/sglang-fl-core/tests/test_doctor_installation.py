@@ -13,6 +13,8 @@ import sglang_fl
 from sglang_fl.diagnostics.doctor import Launch, State, examine, sglang_release
 from sglang_fl.diagnostics.doctor.child import Child
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 Install = Callable[..., str]
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from sglang_fl.cli import app
 from sglang_fl.diagnostics.doctor import CHECKS, Launch, examine
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
 

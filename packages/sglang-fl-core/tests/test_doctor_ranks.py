@@ -18,6 +18,8 @@ from sglang_fl.cli import app
 from sglang_fl.diagnostics.doctor.collective import RANK
 from sglang_fl.diagnostics.doctor.network import _nccl
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 Install = Callable[..., str]
 

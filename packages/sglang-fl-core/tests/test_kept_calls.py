@@ -21,6 +21,8 @@ from sglang_fl.errors import SettingsError
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import BackendKind, OpImpl
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SILU = OPS["silu_and_mul"]
 
 #: Kernels of silu_and_mul: right, and bad in each way, some from so many rows on.

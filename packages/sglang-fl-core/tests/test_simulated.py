@@ -15,6 +15,8 @@ import torch.distributed as dist
 from sglang_fl.conformance.simulated import SimulatedChip, build, emulated, find_chip
 from sglang_fl.errors import SettingsError, VendorError
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 CHIP = SimulatedChip("toychip", "toyccl")
 
 

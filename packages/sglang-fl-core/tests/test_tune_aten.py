@@ -19,6 +19,8 @@ from sglang_fl.tune.calls import RecordedCall, recorded_calls
 from sglang_fl.tune.decide import Judged, Measured, Timed
 from sglang_fl.vendor import AtenOp
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 VENDOR = """
 import os, time
 import torch

@@ -21,6 +21,8 @@ from sglang_fl.tune.op_runs import measure_op
 from sglang_fl.tune.subject import Subject, passes
 from sglang_fl.vendor import BackendKind, OpImpl
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 SILU, NORM = OPS["silu_and_mul"], OPS["rms_norm"]
 
 KERNELS = """

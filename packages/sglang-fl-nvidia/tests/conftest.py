@@ -1,6 +1,7 @@
 """Where there is no GPU, tests marked gpu are skipped, and Triton kernels run in Triton's interpreter."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -10,23 +11,33 @@ import pytest
 
 from sglang_fl_nvidia.probe import why_unavailable
 
-ABSENCE = why_unavailable()
-if ABSENCE:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, later
+
+def pytest_collectstart() -> None:
+    """Choose where kernels run before the test files import Triton.
+
+    Not when this file is read: the process that deals tests out would import torch for nothing.
+    """
+    if _absence():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+@functools.cache
+def _absence() -> str | None:
+    return why_unavailable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.name.startswith("test_implementation_keeps_its_contract"):  # the kit's, of any chip
             item.add_marker("gpu")
-        if ABSENCE and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {ABSENCE}"))
+        if _absence() and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {_absence()}"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _interpreter_without_idle_work() -> Iterator[None]:
     """Spare Triton's interpreter half of its time, and none of what it checks."""
-    if not ABSENCE:
+    if not _absence():
         yield
         return
     from triton.runtime import interpreter

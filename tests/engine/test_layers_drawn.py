@@ -30,7 +30,7 @@ def test_reference_is_what_sglang_computes(name: str):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(call=calls(subject.draw))
+    @given(call=calls(subject.draw, is_plain=True))
     def compare(call: Drawn) -> None:
         arguments = {key: in_dtype(value, torch.float32) for key, value in call.arguments.items()}
         theirs = native(name, dict(arguments))

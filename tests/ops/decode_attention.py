@@ -72,10 +72,10 @@ def draw(source: Source) -> Drawn:
             "kv_indptr": bounds,
             "kv_indices": indices,
             "scale": sizes[1] ** -0.5,
-            "logit_cap": source.one_of(0.0, 0.5, 30.0),
-            "temperature_len": source.one_of(0, 0, 2, 9, 200),
-            "sinks": source.one_of(None, source.normal(query_heads)),
-            "return_lse": source.one_of(False, True),
+            "logit_cap": source.option(0.0, 0.5, 30.0),
+            "temperature_len": source.option(0, 0, 2, 9, 200),
+            "sinks": source.option(None, source.normal(query_heads)),
+            "return_lse": source.option(False, True),
         }
     )
 

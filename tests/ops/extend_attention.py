@@ -94,7 +94,7 @@ def draw(source: Source) -> Drawn:
     pools = drawn_pools(source, slots, tuple(sizes))
     new = [source.number(0, source.one_of(3, 40)) for _ in range(sequences)]
     tokens = sum(new) + source.one_of(0, 0, 2)
-    trees = drawn_trees(source, new) if source.one_of(False, False, True) else {}
+    trees = drawn_trees(source, new) if source.option(False, False, True) else {}
     return Drawn(
         {
             "q": source.rows(tokens, query_heads, sizes[1]),
@@ -107,10 +107,10 @@ def draw(source: Source) -> Drawn:
             "scale": sizes[1] ** -0.5,
             "is_causal": source.one_of(True, True, False),
             "sliding_window": source.one_of(-1, 0, 1, 7),
-            "logit_cap": source.one_of(0.0, 0.5, 30.0),
-            "temperature_len": source.one_of(0, 0, 2, 9, 40),
-            "sinks": source.one_of(None, source.normal(query_heads)),
-            "return_lse": source.one_of(False, True),
+            "logit_cap": source.option(0.0, 0.5, 30.0),
+            "temperature_len": source.option(0, 0, 2, 9, 40),
+            "sinks": source.option(None, source.normal(query_heads)),
+            "return_lse": source.option(False, True),
             **trees,
         }
     )

@@ -122,13 +122,13 @@ def drawn_pools(source: Source, slots: int, sizes: tuple[int, int, int]) -> dict
     """Return pools of keys and of values, the second one a view of the first or not, and scales, if any."""
     heads, keys, values = sizes
     padding = source.one_of(0, 0, 5)
-    dtype = source.one_of(source.dtype, source.dtype, *EIGHT_BIT)
+    dtype = source.option(source.dtype, source.dtype, *EIGHT_BIT)
     k_buffer = source.normal(slots, heads * keys + padding).to(dtype)
     k_buffer = k_buffer[:, : heads * keys].unflatten(1, (heads, keys))
     is_latent = values <= keys and source.one_of(False, True)
     v_buffer = k_buffer[..., :values] if is_latent else source.rows(slots, heads, values, dtype=dtype)
     pools = {"k_buffer": k_buffer, "v_buffer": v_buffer}
-    if dtype is source.dtype and source.one_of(True, True, False):
+    if dtype is source.dtype and source.option(True, True, False):
         return pools
     return pools | {name: source.one_of(0.3, 1.0, 1.7) for name in ("k_scale", "v_scale")}
 

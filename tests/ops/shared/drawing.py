@@ -32,10 +32,17 @@ class Drawn:
 
 
 class Source:
-    """Draws a call: what hypothesis shall vary and shrink, and numbers from a generator that it seeds."""
+    """Draws a call: what hypothesis shall vary and shrink, and numbers from a generator that it seeds.
 
-    def __init__(self, draw: Draw) -> None:
+    Parameters
+    ----------
+    draw : of hypothesis
+    is_plain : whether options are left out that SGLang's own PyTorch does not have
+    """
+
+    def __init__(self, draw: Draw, is_plain: bool = False) -> None:
         self.draw = draw
+        self._is_plain = is_plain
         self._random = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
         self.dtype: torch.dtype = draw(st.sampled_from(DTYPES))
 
@@ -44,6 +51,10 @@ class Source:
 
     def one_of(self, *choices: Any) -> Any:
         return self.draw(st.sampled_from(choices))
+
+    def option(self, plain: Any, *others: Any) -> Any:
+        """Return one of these; in a plain call the first."""
+        return plain if self._is_plain else self.one_of(plain, *others)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         return scale * torch.randn(*shape, generator=self._random)
@@ -78,11 +89,11 @@ class Source:
         return self.one_of(1e-3, 0.25, 1.0, 4.0)
 
 
-def calls(make: Callable[[Source], Drawn]) -> st.SearchStrategy[Drawn]:
-    """Return a strategy for the calls that ``make`` makes."""
+def calls(make: Callable[[Source], Drawn], is_plain: bool = False) -> st.SearchStrategy[Drawn]:
+    """Return a strategy for the calls that ``make`` makes; see ``Source``."""
 
     @st.composite
     def call(draw: Draw) -> Drawn:
-        return make(Source(draw))
+        return make(Source(draw, is_plain))
 
     return call()

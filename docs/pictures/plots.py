@@ -285,7 +285,7 @@ def dispatch() -> str:
             kind, at = ("ours", y - 4) if row["kernel"] == "reference" else ("theirs", y + 4)
             drawing.line([(x(float(row["quartile 1"])), at), (x(float(row["quartile 3"])), at)], kind)
             drawing.dot((x(float(row["ratio"])), at), kind, 3)
-    words = "bench_dispatch.csv: SGLang 0.5.23, torch 2.14.1, 2-core x86_64, one row on the CPU; 2026-11-27"
+    words = "bench_dispatch.csv: SGLang 0.5.23, torch 2.14.1, 2-core x86_64, one row on the CPU; 2026-11-28"
     _source(drawing, bottom + 36, words)
     return str(drawing)
 

@@ -144,10 +144,8 @@ def _magnitude(truth: Outputs, **arguments: Any) -> tuple[Tensor, ...]:
     """
     o, *states = truth
     size = torch.zeros_like(o)
-    finite = o.abs().nan_to_num(0.0, posinf=0.0)
     for first, last, _ in sequences(arguments["cu_seqlens"], arguments["initial_state_indices"]):
-        if first < last:
-            size[:, first:last] = finite[:, first:last].amax(dim=(1, 3), keepdim=True)
+        size[:, first:last] = beside_peak(o[:, first:last], dim=(1, 3))
     return size, *map(beside_peak, states)
 
 

@@ -129,8 +129,8 @@ def without_padding(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...
     return (o, *rest)
 
 
-def beside_peak(result: Tensor) -> Tensor:
-    """Return for each element the largest finite one that shares its last two axes.
+def beside_peak(result: Tensor, dim: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """Return for each element the largest finite one along these axes, the last two by default.
 
     The recurrence subtracts what the state already holds, so an element may be small beside the terms it
     is made of; those are of the size of the largest ones.
@@ -138,4 +138,4 @@ def beside_peak(result: Tensor) -> Tensor:
     if not result.numel():
         return result
     finite = result.abs().nan_to_num(0.0, posinf=0.0)
-    return finite.amax(dim=(-2, -1), keepdim=True).expand_as(result)
+    return finite.amax(dim=dim, keepdim=True).expand_as(result)

@@ -181,6 +181,16 @@ def test_the_result_is_written_where_the_caller_wants_it():
     assert out[..., 16:].isnan().all()
 
 
+@pytest.mark.parametrize("window", [-1, 17], ids=["all", "window"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_only_the_prefix_has_scales(dtype: torch.dtype, window: int):
+    for k_scale, v_scale in ((0.3, 2.0), (4.0, 0.7)):
+        arguments = call((35, 20), (0, 30), (17, 1), sliding_window=window, sinks=normal(6), return_lse=True)
+        pools = {name: arguments[name].to(dtype) for name in ("k_buffer", "v_buffer")}
+        assert_right(arguments | pools | {"k_scale": k_scale, "v_scale": v_scale})
+    assert len(kernels._launches) == 1
+
+
 def test_pools_of_another_dtype_and_heads_with_gaps_are_refused():
     arguments = call((21, 9), size=32)
     with pytest.raises(UnsupportedError, match="in one dtype"):

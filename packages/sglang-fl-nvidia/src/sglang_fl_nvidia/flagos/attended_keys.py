@@ -43,6 +43,8 @@ def attend(
 ) -> Any:
     """Let rows attend to the keys from ``start`` to ``end``; return their new peaks, sums and results.
 
+    Keys and values in 8 bit are brought to the dtype of the queries, which is exact.
+
     Parameters
     ----------
     peak, total, result : (rows,), (rows,) and (rows, values): of the keys before
@@ -61,12 +63,12 @@ def attend(
         number = at + place
         is_one = number < end
         k_at = k_ptr + at_key[:, None] * K_STRIDE
-        keys = tl.load(k_at + main[None, :], mask=inside(is_one, main, KEYS, MAIN), other=0.0)
+        keys = tl.load(k_at + main[None, :], mask=inside(is_one, main, KEYS, MAIN), other=0.0).to(q.dtype)
         products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
         if REST > 0:
             rest = MAIN + tl.arange(0, REST)
             k_rest = tl.load(k_at + rest[None, :], mask=inside(is_one, rest, KEYS, MAIN + REST), other=0.0)
-            products = tl.dot(q_rest, tl.trans(k_rest), products, input_precision=PRECISION)
+            products = tl.dot(q_rest, tl.trans(k_rest.to(q.dtype)), products, input_precision=PRECISION)
         scores = scaled(products, scale, cap, HAS_CAP)
         if IS_MASKED:
             is_seen = is_one[None, :]
@@ -87,8 +89,8 @@ def attend(
         else:
             is_value = inside(is_one, value, VALUES, VALUE_LANES)
             values = tl.load(v_ptr + at_key[:, None] * V_STRIDE + value[None, :], mask=is_value, other=0.0)
-        weights = weights.to(values.dtype)
-        result = tl.dot(weights, values, result * fading[:, None], input_precision=PRECISION)
+            values = values.to(q.dtype)
+        result = tl.dot(weights.to(q.dtype), values, result * fading[:, None], input_precision=PRECISION)
         if IS_POOL:
             is_next = number + TILE < end
             at_key = tl.load(slots_ptr + number + TILE, mask=is_next, other=0).to(tl.int64)

@@ -21,6 +21,7 @@ from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
     aligned,
+    factor,
     inside,
     require_dtypes,
     sequence_of,
@@ -41,7 +42,12 @@ from sglang_fl_nvidia.flagos.launch import (
 __all__ = ["extend_attention"]
 
 
-@triton.jit(do_not_specialize=["scale", "cap", "sequences", "tokens", "tiles"])
+@triton.jit
+def _times(number, factor, HAS_FACTOR: tl.constexpr) -> Any:
+    return number * factor if HAS_FACTOR else number
+
+
+@triton.jit(do_not_specialize=["scale", "cap", "k_scale", "v_scale", "sequences", "tokens", "tiles"])
 def extend_kernel(
     q_ptr,
     k_ptr,
@@ -56,6 +62,8 @@ def extend_kernel(
     lse_ptr,
     scale,
     cap,
+    k_scale,
+    v_scale,
     sequences,
     tokens,
     tiles,
@@ -82,6 +90,7 @@ def extend_kernel(
     POOL_SHARES: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
@@ -92,7 +101,8 @@ def extend_kernel(
 ) -> None:
     """Compute some rows of one sequence, or zero some of none.
 
-    Programs of the last tokens come first: of a long text they have the most to do.
+    Programs of the last tokens come first: of a long text they have the most to do. ``k_scale`` and
+    ``v_scale`` are those of the pools.
     """
     kv_head = (tl.program_id(0) % KV_HEADS).to(tl.int64)
     tile = tiles - 1 - tl.program_id(0) // KV_HEADS
@@ -160,7 +170,7 @@ def extend_kernel(
                 prefix + token,
                 pool_start,
                 prefix,
-                scale,
+                _times(scale, k_scale, HAS_SCALES),
                 cap,
                 K_SLOT,
                 V_SLOT,
@@ -178,6 +188,7 @@ def extend_kernel(
                 TILE,
                 PRECISION,
             )
+            result = _times(result, v_scale, HAS_SCALES)
             if WINDOW < 0:
                 peak, total, result = attend(
                     peak,
@@ -256,6 +267,7 @@ class _Options(NamedTuple):
     window: int
     new_shares: bool
     pool_shares: bool
+    has_scales: bool
     has_cap: bool
     has_sinks: bool
     has_lse: bool
@@ -280,6 +292,8 @@ def extend_attention(
     sliding_window: int = -1,
     logit_cap: float = 0.0,
     sinks: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -288,8 +302,9 @@ def extend_attention(
     Raises
     ------
     ContractError : as the contract says
-    UnsupportedError : another dtype than float16, bfloat16 and float32, or several; heads of more than 1023
-        keys or 512 values; heads in the pools that are not dense; tensors on the CPU or on several devices
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or several, but for pools in
+        float8_e5m2, or in float8_e4m3fn from compute capability 8.9 on; heads of more than 1023 keys or 512
+        values; heads in the pools that are not dense; tensors on the CPU or on several devices
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     starts, bounds, slots = (side_by_side(numbers) for numbers in (qo_indptr, kv_indptr, kv_indices))
@@ -302,6 +317,7 @@ def extend_attention(
         window=max(sliding_window, -1),
         new_shares=shares_keys(k, v),
         pool_shares=shares_keys(k_buffer, v_buffer),
+        has_scales=k_scale is not None,
         has_cap=logit_cap > 0,
         has_sinks=sinks is not None,
         has_lse=return_lse,
@@ -314,15 +330,16 @@ def extend_attention(
         *((x.shape[1:], stride_of_rows(x), x.stride()[1:], len(x) == tokens) for x in (q, k, v, result)),
         *((pool.shape[1:], pool.stride(), len(pool) == len(k_buffer)) for pool in (k_buffer, v_buffer)),
         *(starts.dim(), starts.shape == bounds.shape, sequences < 0, slots.dim()),
-        None if sinks is None else sinks.shape,
+        *(None if sinks is None else sinks.shape, v_scale is None),
     )
     found = _launches.get(key)
     if found is None:
-        check_extend(q, k, v, k_buffer, v_buffer, starts, bounds, slots, sinks, out)
+        given = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, sinks, out)
+        check_extend(*given, k_scale=k_scale, v_scale=v_scale)
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if tokens:
-        found(tensors, float(scale), float(logit_cap), lse)
+        found(tensors, (float(scale), float(logit_cap), factor(k_scale), factor(v_scale)), lse)
     return result if lse is None else (result, lse)
 
 
@@ -331,7 +348,7 @@ class _Kernels:
 
     def __init__(self, tensors: tuple[Tensor, ...], options: _Options) -> None:
         q, k, v, k_buffer, v_buffer, *_, out = tensors
-        require_dtypes(q, k, v, k_buffer, v_buffer)
+        require_dtypes((k_buffer, v_buffer), q, k, v)
         heads, keys = q.shape[1:]
         self._kv_heads, values = v.shape[1:]
         self._group = heads // self._kv_heads
@@ -360,20 +377,30 @@ class _Kernels:
             "POOL_SHARES": options.pool_shares and can_share,
             "IS_CAUSAL": options.is_causal,
             "WINDOW": options.window,
+            "HAS_SCALES": options.has_scales,
             "HAS_CAP": options.has_cap,
             "HAS_SINKS": options.has_sinks,
             "HAS_LSE": options.has_lse,
             "PRECISION": precision_of(q.dtype),
         }
-        arguments = (*tensors, q.new_empty(1, dtype=torch.float32), 1.0, 1.0, 1, 1, 1)
+        arguments = (*tensors, q.new_empty(1, dtype=torch.float32), *[1.0] * 4, 1, 1, 1)
         # The loops over the pool and over new keys take the same memory, the larger one's.
         both_share = self._constants["POOL_SHARES"] and self._constants["NEW_SHARES"]
         of_slot = lanes.main + lanes.rest + (0 if both_share else lanes.values)
         found = (tiles.fitting(tile, q.element_size()) for tile in tiles.extend_tiles(lanes.most))
         self._tiles = {tile.rows: self._compiled(tile, arguments, lanes, of_slot) for tile in found}
 
-    def __call__(self, tensors: tuple[Tensor, ...], scale: float, cap: float, lse: Tensor | None) -> None:
-        """Compute the results of tokens, of which there is at least one."""
+    def __call__(
+        self, tensors: tuple[Tensor, ...], numbers: tuple[float, float, float, float], lse: Tensor | None
+    ) -> None:
+        """Compute the results of tokens, of which there is at least one.
+
+        Parameters
+        ----------
+        tensors : all but ``lse``, in the order of the kernel
+        numbers : ``scale``, ``cap`` and the scales of the pools
+        lse : where logarithms go, if anywhere
+        """
         tokens, sequences = len(tensors[0]), len(tensors[5]) - 1
         all_rows = tokens * self._group
         rows = next((rows for rows in self._tiles if all_rows <= rows * sequences), max(self._tiles))
@@ -381,7 +408,7 @@ class _Kernels:
         count = all_rows // rows + sequences + 1
         given = [address(tensor) for tensor in tensors]
         lse_at = given[-1] if lse is None else address(lse)
-        self._tiles[rows](count * self._kv_heads, *given, lse_at, scale, cap, sequences, tokens, count)
+        self._tiles[rows](count * self._kv_heads, *given, lse_at, *numbers, sequences, tokens, count)
 
     def _compiled(
         self, tile: tiles.ExtendTile, arguments: tuple[Any, ...], lanes: Lanes, of_slot: int

@@ -159,6 +159,22 @@ def test_pools_of_another_dtype_are_refused():
         kernel(**arguments)
 
 
+def test_temperatures_over_ranges_of_every_kind(monkeypatch: pytest.MonkeyPatch):
+    """They go by the whole length of a sequence, not by the range that a program has."""
+    with_tile(monkeypatch, 3, slots=8, per_multiprocessor=2)
+    for temperature_len in (2, 100, 0):
+        assert_right(call(3, 1, 250, 0, 101, logit_cap=2.0, temperature_len=temperature_len, return_lse=True))
+    assert len(kernels._launches) == 3
+
+
+@pytest.mark.parametrize("temperature_len", [1, -1])
+def test_a_length_without_a_logarithm_to_divide_by_is_refused_after_a_right_call_too(temperature_len: int):
+    kernel(**call(21, 9))
+    for computes in (kernel, OP.reference):
+        with pytest.raises(ContractError, match=f"temperature_len {temperature_len} is neither 0"):
+            computes(**call(21, 9, temperature_len=temperature_len))
+
+
 def in_8_bit(dtype: torch.dtype = torch.float8_e4m3fn, **scales: float) -> dict[str, Any]:
     arguments = call(21, 0, 40)
     pools = {name: arguments[name].to(dtype) for name in ("k_buffer", "v_buffer")}

@@ -34,7 +34,18 @@ def assert_alike(op: str, given: dict[str, Any], theirs: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    ["mixed-lengths", "one-head-of-keys", "equal-heads", "latent", "soft-cap", "bounds-from-5", "scales"],
+    [
+        *(
+            "mixed-lengths",
+            "one-head-of-keys",
+            "equal-heads",
+            "latent",
+            "soft-cap",
+            "bounds-from-5",
+            "scales",
+        ),
+        "temperature-behind-the-cap",
+    ],
 )
 def test_decode(case: str):
     given = arguments_of("decode_attention", case)
@@ -47,12 +58,19 @@ def test_decode(case: str):
         torch.full((len(q),), SPLITS, dtype=torch.int32, device=DEVICE),
         *(SPLITS, given["scale"], *scales_of(given)),
         logit_cap=given.get("logit_cap", 0.0),
+        xai_temperature_len=given.get("temperature_len", -1),
         has_mla=case == "latent",
     )
     assert_alike("decode_attention", given, o)
 
 
-@pytest.mark.parametrize("case", ["prefixes", "no-prefix", "latent", "window", "soft-cap", "sinks", "scales"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("prefixes", "no-prefix", "latent", "window", "soft-cap", "sinks", "scales"),
+        *("temperature", "temperature-behind-the-cap", "temperature-in-a-window"),
+    ],
+)
 def test_extend(case: str):
     given = arguments_of("extend_attention", case)
     q, k, v = (given[name] for name in ("q", "k", "v"))
@@ -63,6 +81,7 @@ def test_extend(case: str):
         *(None, True, None, int(given["qo_indptr"].diff().max())),
         *(*scales_of(given), given["scale"]),
         logit_cap=given.get("logit_cap", 0.0),
+        xai_temperature_len=given.get("temperature_len", -1),
         sliding_window_size=given.get("sliding_window", -1),
         sinks=given.get("sinks"),
     )

@@ -21,6 +21,7 @@ def attend(
     v_ptr,
     slots_ptr,
     row_place,
+    temperature,
     start,
     end,
     scale,
@@ -38,6 +39,7 @@ def attend(
     IS_CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    LOG_LEN: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> Any:
@@ -52,6 +54,7 @@ def attend(
     k_ptr, v_ptr : the head's key and value of number 0; of a pool, in slot 0
     slots_ptr : of a pool, where the slot of key 0 stands
     row_place : (rows,), the number that a row's own key has, or would have, among these
+    temperature : (rows,), as ``temperatures`` returns them
     """
     main, place = tl.arange(0, MAIN), tl.arange(0, TILE)
     value = tl.arange(0, VALUE_LANES)
@@ -70,6 +73,8 @@ def attend(
             k_rest = tl.load(k_at + rest[None, :], mask=inside(is_one, rest, KEYS, MAIN + REST), other=0.0)
             products = tl.dot(q_rest, tl.trans(k_rest.to(q.dtype)), products, input_precision=PRECISION)
         scores = scaled(products, scale, cap, HAS_CAP)
+        if LOG_LEN > 0:
+            scores *= temperature[:, None]
         if IS_MASKED:
             is_seen = is_one[None, :]
             if IS_CAUSAL:

@@ -5,6 +5,7 @@ way that needs no list: tile ``(begin - first) // TILE + number`` is the first o
 Each sequence then has as many tiles as it needs and at most one more, which is empty.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,13 @@ __all__ = [
     "aligned",
     "factor",
     "inside",
+    "log_of",
     "require_dtypes",
     "scaled",
     "sequence_of",
     "side_by_side",
     "stride_of_rows",
+    "temperatures",
     "tile_of",
 ]
 
@@ -79,6 +82,18 @@ def scaled(products, scale, cap, HAS_CAP: tl.constexpr) -> Any:
     else:
         scores = products * (scale * LOG2E)
     return scores
+
+
+@triton.jit
+def temperatures(place, LOG_LEN: tl.constexpr) -> Any:
+    """Return what the scores of queries are multiplied by; without temperatures nobody looks at it.
+
+    Parameters
+    ----------
+    place : (rows,), how many keys stand before a query's own; the logarithm of none is -inf
+    LOG_LEN : as of ``log_of``
+    """
+    return tl.maximum(tl.log2(place.to(tl.float32)) / LOG_LEN, 1.0) if LOG_LEN > 0 else place
 
 
 @triton.jit
@@ -161,6 +176,11 @@ def require_dtypes(pools: tuple[Tensor, Tensor], *tensors: Tensor) -> None:
 def factor(scale: float | None) -> float:
     """Return what the keys or the values of a pool are multiplied by."""
     return 1.0 if scale is None else scale
+
+
+def log_of(temperature_len: int) -> float:
+    """Return the logarithm to base two that temperatures are made with; 0 where there are none."""
+    return math.log2(temperature_len) if temperature_len else 0.0
 
 
 def side_by_side(numbers: Tensor) -> Tensor:

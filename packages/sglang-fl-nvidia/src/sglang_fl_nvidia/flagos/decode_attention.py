@@ -24,10 +24,12 @@ from sglang_fl_nvidia.flagos.attention import (
     aligned,
     factor,
     inside,
+    log_of,
     require_dtypes,
     sequence_of,
     side_by_side,
     stride_of_rows,
+    temperatures,
     tile_of,
 )
 from sglang_fl_nvidia.flagos.launch import (
@@ -79,6 +81,7 @@ def ranges_kernel(
     VALUE_LANES: tl.constexpr,
     IS_LATENT: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    LOG_LEN: tl.constexpr,
     HEADS: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -122,6 +125,7 @@ def ranges_kernel(
             peak = tl.full([HEADS], -float("inf"), tl.float32)
             total = tl.zeros([HEADS], tl.float32)
             result = tl.zeros([HEADS, VALUE_LANES], tl.float32)
+            place = tl.full([HEADS], 0, tl.int32) + (bound - begin - 1)
             peak, total, result = attend(
                 peak,
                 total,
@@ -131,7 +135,8 @@ def ranges_kernel(
                 of_keys,
                 of_values,
                 indices_ptr + begin,
-                in_group,
+                place,
+                temperatures(place, LOG_LEN),
                 start,
                 end,
                 scale,
@@ -149,6 +154,7 @@ def ranges_kernel(
                 False,
                 -1,
                 HAS_CAP,
+                LOG_LEN,
                 TILE,
                 PRECISION,
             )
@@ -235,6 +241,7 @@ class _Options(NamedTuple):
 
     is_latent: bool
     has_cap: bool
+    temperature_len: int
     has_sinks: bool
     has_lse: bool
     is_aligned: bool
@@ -252,6 +259,7 @@ def decode_attention(
     scale: float,
     *,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
     k_scale: float | None = None,
     v_scale: float | None = None,
@@ -277,6 +285,7 @@ def decode_attention(
     options = _Options(
         is_latent=shares_keys(k_buffer, v_buffer),
         has_cap=logit_cap > 0,
+        temperature_len=temperature_len,
         has_sinks=sinks is not None,
         has_lse=return_lse,
         is_aligned=aligned(q, k_buffer, v_buffer, kv_indptr, result),
@@ -292,7 +301,8 @@ def decode_attention(
     )
     found = _launches.get(key)
     if found is None:
-        check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out, k_scale, v_scale)
+        given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
+        check_decode(*given, k_scale, v_scale, temperature_len)
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if sequences:
@@ -334,6 +344,7 @@ class _Kernels:
             "VALUES": values,
             "IS_LATENT": is_latent,
             "HAS_CAP": options.has_cap,
+            "LOG_LEN": log_of(options.temperature_len),
             "HAS_SINKS": options.has_sinks,
             "HAS_LSE": options.has_lse,
             "HEADS": tile.heads,

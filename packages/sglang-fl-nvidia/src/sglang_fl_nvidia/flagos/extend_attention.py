@@ -23,10 +23,12 @@ from sglang_fl_nvidia.flagos.attention import (
     aligned,
     factor,
     inside,
+    log_of,
     require_dtypes,
     sequence_of,
     side_by_side,
     stride_of_rows,
+    temperatures,
     tile_of,
 )
 from sglang_fl_nvidia.flagos.launch import (
@@ -92,6 +94,7 @@ def extend_kernel(
     WINDOW: tl.constexpr,
     HAS_SCALES: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    LOG_LEN: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -147,6 +150,7 @@ def extend_kernel(
             end = tl.minimum((first_row + ROWS - 1) // GROUP + 1, new) if IS_CAUSAL else new
             in_list = tl.load(indptr_ptr + number).to(tl.int32)
             prefix = tl.load(indptr_ptr + number + 1).to(tl.int32) - in_list
+            temperature = temperatures(prefix + token, LOG_LEN)
             slots = indices_ptr + in_list
             k_pool, v_pool = k_pool_ptr + kv_head * K_POOL_HEAD, v_pool_ptr + kv_head * V_POOL_HEAD
             k_new = k_ptr + begin.to(tl.int64) * K_STRIDE + kv_head * K_HEAD
@@ -168,6 +172,7 @@ def extend_kernel(
                 v_pool,
                 slots,
                 prefix + token,
+                temperature,
                 pool_start,
                 prefix,
                 _times(scale, k_scale, HAS_SCALES),
@@ -185,6 +190,7 @@ def extend_kernel(
                 False,
                 WINDOW,
                 HAS_CAP,
+                LOG_LEN,
                 TILE,
                 PRECISION,
             )
@@ -200,6 +206,7 @@ def extend_kernel(
                     v_new,
                     slots,
                     token,
+                    temperature,
                     new * 0,
                     new_start,
                     scale,
@@ -217,6 +224,7 @@ def extend_kernel(
                     False,
                     WINDOW,
                     HAS_CAP,
+                    LOG_LEN,
                     TILE,
                     PRECISION,
                 )
@@ -230,6 +238,7 @@ def extend_kernel(
                 v_new,
                 slots,
                 token,
+                temperature,
                 new_start,
                 end,
                 scale,
@@ -247,6 +256,7 @@ def extend_kernel(
                 IS_CAUSAL,
                 WINDOW,
                 HAS_CAP,
+                LOG_LEN,
                 TILE,
                 PRECISION,
             )
@@ -269,6 +279,7 @@ class _Options(NamedTuple):
     pool_shares: bool
     has_scales: bool
     has_cap: bool
+    temperature_len: int
     has_sinks: bool
     has_lse: bool
     is_aligned: bool
@@ -291,6 +302,7 @@ def extend_attention(
     is_causal: bool = True,
     sliding_window: int = -1,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
     k_scale: float | None = None,
     v_scale: float | None = None,
@@ -319,6 +331,7 @@ def extend_attention(
         pool_shares=shares_keys(k_buffer, v_buffer),
         has_scales=k_scale is not None,
         has_cap=logit_cap > 0,
+        temperature_len=temperature_len,
         has_sinks=sinks is not None,
         has_lse=return_lse,
         is_aligned=aligned(q, k, v, k_buffer, v_buffer, starts, bounds, result),
@@ -335,7 +348,7 @@ def extend_attention(
     found = _launches.get(key)
     if found is None:
         given = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, sinks, out)
-        check_extend(*given, k_scale=k_scale, v_scale=v_scale)
+        check_extend(*given, None, None, k_scale, v_scale, temperature_len)
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if tokens:
@@ -379,6 +392,7 @@ class _Kernels:
             "WINDOW": options.window,
             "HAS_SCALES": options.has_scales,
             "HAS_CAP": options.has_cap,
+            "LOG_LEN": log_of(options.temperature_len),
             "HAS_SINKS": options.has_sinks,
             "HAS_LSE": options.has_lse,
             "PRECISION": precision_of(q.dtype),

@@ -1,6 +1,6 @@
 """Each op's Triton kernel beside SGLang's own CUDA path and others, on the device, in one run.
 
-    python -m benchmarks.bench_ops [--op NAME] [--sides flagos,sglang] [--csv FILE]
+    python -m benchmarks.bench_ops [--op NAME] [--shape NAME] [--sides flagos,sglang] [--csv FILE]
 
 A cell is one op at one shape, bfloat16. All sides run in turn, each as a CUDA graph of the same calls on
 the same inputs, of which there are up to 24 sets, so that calls of 7 MB and more find none in the L2 cache;
@@ -316,12 +316,13 @@ OPS_OF = (
 )
 
 
-def cells(only: str | None) -> Iterator[Cell]:
+def cells(only: str | None, part: str) -> Iterator[Cell]:
     for makers, shapes in OPS_OF:
         for make in makers:
             if only in (None, make.__name__):
                 for shape in shapes:
-                    yield from make(shape)
+                    if part in shape.name:
+                        yield from make(shape)
 
 
 def measure(cell: Cell, wanted: set[str]) -> dict[str, float]:
@@ -406,6 +407,7 @@ def summary(rows: list[list]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--op", help="only this function of this file: silu_and_mul, rms_norm, routing, ...")
+    parser.add_argument("--shape", default="", help="only shapes whose name has this in it")
     parser.add_argument("--sides", default=",".join(SIDES), help="those to measure; flagos always is")
     parser.add_argument("--csv", type=Path, help="write the table there too")
     options = parser.parse_args()
@@ -415,7 +417,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64  # one for each model, and one token is another program
     rows = []
     with torch.inference_mode():
-        for cell in cells(options.op):
+        for cell in cells(options.op, options.shape):
             times = measure(cell, wanted)
             if "flagos" not in times:
                 continue

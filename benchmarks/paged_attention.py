@@ -37,10 +37,16 @@ class Pool:
     def of(cls, shape: PagedAttention, slots: int) -> "Pool":
         """Make one of so many slots, or a few more."""
         slots = -(-slots // RUN) * RUN
-        k = torch.randn(slots, shape.kv_heads, shape.keys, device="cuda", dtype=DTYPE)
+        dtype = torch.float8_e4m3fn if shape.is_eight_bit else DTYPE
+        k = random(slots, shape.kv_heads, shape.keys).to(dtype)
         if shape.is_latent:
             return cls(shape, k, k[..., : shape.values])
-        return cls(shape, k, torch.randn(slots, shape.kv_heads, shape.values, device="cuda", dtype=DTYPE))
+        return cls(shape, k, random(slots, shape.kv_heads, shape.values).to(dtype))
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """What a kernel of ours is told of the pool."""
+        return {"k_scale": 1.0, "v_scale": 1.0} if self.shape.is_eight_bit else {}
 
     @property
     def name(self) -> str:
@@ -72,7 +78,7 @@ def decode_cells(shape: PagedAttention, sizes: list[tuple[int, ...]]) -> Iterato
     scale = shape.keys**-0.5
     for sequences, length in sizes:
         sides = {
-            "flagos": lambda q, *lists: ours(q, pool.k, pool.v, *lists, scale),
+            "flagos": lambda q, *lists: ours(q, pool.k, pool.v, *lists, scale, **pool.scales),
             "sglang": sglang_decode(pool, sequences, length),
             "fa3": fa3_decode(pool, sequences, length),
             "flashinfer": flashinfer_decode(pool, sequences),
@@ -116,7 +122,10 @@ def sglang_decode(pool: Pool, sequences: int, length: int) -> Callable:
 
 
 def fa3_decode(pool: Pool, sequences: int, length: int) -> Callable:
-    """Return FlashAttention 3 as SGLang ships it, by pages of one slot; its table is made beforehand."""
+    """Return FlashAttention 3 as SGLang ships it, by pages of one slot; its table is made beforehand.
+
+    With a pool in FP8 it wants queries in FP8 too, and is left out.
+    """
     shape = pool.shape
     lengths = torch.full((sequences,), length, device="cuda", dtype=torch.int32)
     k, v = pool.k.unsqueeze(1), pool.v.unsqueeze(1)
@@ -124,6 +133,8 @@ def fa3_decode(pool: Pool, sequences: int, length: int) -> Callable:
     tables: dict[int, torch.Tensor] = {}
 
     def run(q: torch.Tensor, bounds: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        if shape.is_eight_bit:
+            raise NotImplementedError("measured on pools in 16 bit alone")
         from sgl_kernel.flash_attn import (
             flash_attn_with_kvcache,
         )  # not everywhere: then this side alone fails
@@ -157,7 +168,7 @@ def flashinfer_decode(pool: Pool, sequences: int) -> Callable:
         wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
         last = torch.ones(sequences, device="cuda", dtype=torch.int32)
         sizes = (shape.heads, shape.kv_heads, shape.keys, 1)
-        dtypes = {"q_data_type": DTYPE, "kv_data_type": DTYPE}
+        dtypes = {"q_data_type": DTYPE, "kv_data_type": pool.k.dtype}
         wrapper.plan(bounds, slots.int(), last, *sizes, **dtypes)
         return wrapper.run
 
@@ -197,7 +208,7 @@ def extend_cells(shape: PagedAttention, sizes: list[tuple[int, ...]]) -> Iterato
             return random(tokens, shape.heads, shape.keys), k, v, starts, *pool.lists(sequences, prefix)
 
         sides = {
-            "flagos": lambda q, k, v, *lists: ours(q, k, v, pool.k, pool.v, *lists, scale),
+            "flagos": lambda q, k, v, *lists: ours(q, k, v, pool.k, pool.v, *lists, scale, **pool.scales),
             "sglang": sglang_extend(pool, new),
             "fa3": fa3_extend(pool, prefix, new),
         }

@@ -49,9 +49,10 @@ class Decode:
 
     def __init__(self, shape: PagedAttention) -> None:
         self.shape = shape
-        self.table: dict[int, Choice] = tiles.DECODE_LATENT if shape.is_latent else tiles.DECODE
-        group = shape.heads // shape.kv_heads
-        now = tiles.decode_tile(max(shape.keys, shape.values), group, shape.is_latent)
+        of_heads = tiles.DECODE_EIGHT_BIT if shape.is_eight_bit else tiles.DECODE
+        self.table: dict[int, Choice] = tiles.DECODE_LATENT if shape.is_latent else of_heads
+        facts = shape.heads // shape.kv_heads, shape.is_latent, shape.is_eight_bit
+        now = tiles.decode_tile(max(shape.keys, shape.values), *facts)
         self.place = next(place for place, tile in self.table.items() if tile is now)
 
     def choices(self) -> Iterator[Choice]:

@@ -139,6 +139,7 @@ class PagedAttention:
     heads, kv_heads : of queries and of keys
     keys, values : elements of a head
     is_latent : the values are the first part of the keys
+    is_eight_bit : the pool is in FP8 (e4m3), else in 16 bit
     """
 
     name: str
@@ -147,11 +148,13 @@ class PagedAttention:
     keys: int
     values: int
     is_latent: bool = False
+    is_eight_bit: bool = False
 
     @property
     def bytes_of_slot(self) -> int:
-        """What a token takes in the pool, in 16 bit."""
-        return self.kv_heads * (self.keys + (0 if self.is_latent else self.values)) * 2
+        """What a token takes in the pool."""
+        elements = self.kv_heads * (self.keys + (0 if self.is_latent else self.values))
+        return elements if self.is_eight_bit else 2 * elements
 
 
 MODELS = (
@@ -185,6 +188,7 @@ LINEAR_ATTENTIONS = (
 PAGED_ATTENTIONS = (
     PagedAttention("Qwen2.5-0.5B", 14, 2, 64, 64),
     PagedAttention("Llama-3-8B", 32, 8, 128, 128),
+    PagedAttention("Llama-3-8B FP8", 32, 8, 128, 128, is_eight_bit=True),
     PagedAttention("Qwen3-30B-A3B", 32, 4, 128, 128),
     PagedAttention("Llama-2-7B", 32, 32, 128, 128),
     PagedAttention("Gemma-2-9B", 16, 8, 256, 256),

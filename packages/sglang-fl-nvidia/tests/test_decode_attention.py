@@ -11,7 +11,7 @@ from sglang_fl.conformance.check import check_call
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import OPS
 from sglang_fl.vendor import load_target
-from sglang_fl_nvidia.flagos import attention_tiles
+from sglang_fl_nvidia.flagos import attention, attention_tiles
 from sglang_fl_nvidia.flagos import decode_attention as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,7 +54,7 @@ def assert_right(arguments: dict[str, Any]) -> None:
 
 def with_tile(monkeypatch: pytest.MonkeyPatch, multiprocessors: int = 1, **sizes: int) -> None:
     """Have all tiles of decode changed like this, on a GPU of so many multiprocessors."""
-    for table in ("DECODE", "DECODE_LATENT"):
+    for table in ("DECODE", "DECODE_EIGHT_BIT", "DECODE_LATENT"):
         changed = {key: tile._replace(**sizes) for key, tile in getattr(attention_tiles, table).items()}
         monkeypatch.setattr(attention_tiles, table, changed)
     monkeypatch.setattr(kernels, "multiprocessors", lambda device: multiprocessors)
@@ -157,6 +157,67 @@ def test_pools_of_another_dtype_are_refused():
     arguments["v_buffer"] = arguments["v_buffer"].half()
     with pytest.raises(UnsupportedError, match="in one dtype"):
         kernel(**arguments)
+
+
+def test_temperatures_over_ranges_of_every_kind(monkeypatch: pytest.MonkeyPatch):
+    """They go by the whole length of a sequence, not by the range that a program has."""
+    with_tile(monkeypatch, 3, slots=8, per_multiprocessor=2)
+    for temperature_len in (2, 100, 0):
+        assert_right(call(3, 1, 250, 0, 101, logit_cap=2.0, temperature_len=temperature_len, return_lse=True))
+    assert len(kernels._launches) == 3
+
+
+@pytest.mark.parametrize("temperature_len", [1, -1])
+def test_a_length_without_a_logarithm_to_divide_by_is_refused_after_a_right_call_too(temperature_len: int):
+    kernel(**call(21, 9))
+    for computes in (kernel, OP.reference):
+        with pytest.raises(ContractError, match=f"temperature_len {temperature_len} is neither 0"):
+            computes(**call(21, 9, temperature_len=temperature_len))
+
+
+def in_8_bit(dtype: torch.dtype = torch.float8_e4m3fn, **scales: float) -> dict[str, Any]:
+    arguments = call(21, 0, 40)
+    pools = {name: arguments[name].to(dtype) for name in ("k_buffer", "v_buffer")}
+    return arguments | pools | scales
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("is_latent", [True, False], ids=["latent", "not-latent"])
+def test_pools_in_8_bit_over_ranges_of_every_kind(
+    is_latent: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where values are a part of the keys: their scale is their own."""
+    with_tile(monkeypatch, 3, slots=8, per_multiprocessor=2)
+    arguments = call(3, 1, 150, 0, 20, heads=(4, 1), size=48, return_lse=True, sinks=normal(4))
+    pools = {name: arguments[name].to(dtype) for name in ("k_buffer", "v_buffer")}
+    if is_latent:
+        pools["v_buffer"] = pools["k_buffer"][..., :32]
+    assert_right(arguments | pools | {"k_scale": 0.4, "v_scale": 2.5})
+
+
+def test_scales_may_differ_from_call_to_call():
+    for k_scale, v_scale in ((0.3, 2.0), (1.0, 1.0), (5.0, 0.7)):
+        assert_right(in_8_bit(k_scale=k_scale, v_scale=v_scale, logit_cap=3.0))
+    assert len(kernels._launches) == 1
+
+
+def test_pools_in_8_bit_without_scales_are_refused_after_a_right_call_too():
+    kernel(**in_8_bit(k_scale=1.0, v_scale=1.0))
+    with pytest.raises(ContractError, match="k_buffer in float8_e4m3fn needs k_scale and v_scale"):
+        kernel(**in_8_bit())
+    with pytest.raises(ContractError, match="of k_scale and v_scale one alone is given"):
+        kernel(**in_8_bit(k_scale=1.0))
+
+
+def test_what_a_gpu_cannot_convert_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "capability", lambda device: (8, 0))
+    monkeypatch.setattr(Tensor, "get_device", lambda tensor: 0)
+    assert_right(in_8_bit(torch.float8_e5m2, k_scale=0.5, v_scale=2.0))
+    with pytest.raises(UnsupportedError, match=r"this GPU does not convert torch\.float8_e4m3fn"):
+        kernel(**in_8_bit(k_scale=0.5, v_scale=2.0))
+    mixed = in_8_bit(k_scale=0.5, v_scale=2.0) | {"v_buffer": in_8_bit(torch.float8_e5m2)["v_buffer"]}
+    with pytest.raises(UnsupportedError, match=r"e4m3fn, torch\.float8_e5m2"):
+        kernel(**mixed)
 
 
 def test_heads_of_too_many_elements_are_refused():

@@ -181,6 +181,33 @@ def test_the_result_is_written_where_the_caller_wants_it():
     assert out[..., 16:].isnan().all()
 
 
+@pytest.mark.parametrize("window", [-1, 17], ids=["all", "window"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_only_the_prefix_has_scales(dtype: torch.dtype, window: int):
+    for k_scale, v_scale in ((0.3, 2.0), (4.0, 0.7)):
+        arguments = call((35, 20), (0, 30), (17, 1), sliding_window=window, sinks=normal(6), return_lse=True)
+        pools = {name: arguments[name].to(dtype) for name in ("k_buffer", "v_buffer")}
+        assert_right(arguments | pools | {"k_scale": k_scale, "v_scale": v_scale})
+    assert len(kernels._launches) == 1
+
+
+@pytest.mark.parametrize("window", [-1, 17], ids=["all", "window"])
+def test_temperatures_go_by_the_place_behind_the_prefix(window: int):
+    """In tiles with new keys that all rows see, and with rows of several tokens."""
+    for temperature_len in (2, 40):
+        options = {"logit_cap": 2.0, "temperature_len": temperature_len, "return_lse": True}
+        assert_right(call((135, 20), (0, 30), (17, 1), (0, 0), sliding_window=window, **options))
+    assert len(kernels._launches) == 2
+
+
+@pytest.mark.parametrize("temperature_len", [1, -1])
+def test_a_length_without_a_logarithm_to_divide_by_is_refused_after_a_right_call_too(temperature_len: int):
+    kernel(**call((21, 9)))
+    for computes in (kernel, OP.reference):
+        with pytest.raises(ContractError, match=f"temperature_len {temperature_len} is neither 0"):
+            computes(**call((21, 9), temperature_len=temperature_len))
+
+
 def test_pools_of_another_dtype_and_heads_with_gaps_are_refused():
     arguments = call((21, 9), size=32)
     with pytest.raises(UnsupportedError, match="in one dtype"):

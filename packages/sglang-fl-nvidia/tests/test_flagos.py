@@ -23,12 +23,10 @@ DEVICE = "cuda" if HAS_GPU else "cpu"
 #: The interpreter cuts float32 off to bfloat16 instead of rounding it, so there a GPU alone tells.
 DTYPES = [torch.float16, torch.float32, *([torch.bfloat16] if HAS_GPU else [])]
 #: Options of a contract that a kernel of ours does not take: where it runs, trees of drafts are SGLang's, and
-#: so are a KV cache in 8 bit and temperatures by position.
-SCALES = {"k_scale", "v_scale"}
+#: so is what is written in 8 bit.
 NOT_TAKEN = {
-    "decode_attention": {"temperature_len", *SCALES},
-    "extend_attention": {"custom_mask", "mask_indptr", "temperature_len", *SCALES},
-    "kv_cache_write": SCALES,
+    "extend_attention": {"custom_mask", "mask_indptr"},
+    "kv_cache_write": {"k_scale", "v_scale"},
 }
 
 

@@ -197,7 +197,7 @@ class Kernel:
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "_IS_INTERPRETED", False)
     monkeypatch.setattr(launching, "_device_of", lambda arguments: 0)
-    monkeypatch.setattr(launching, "_overlaps", lambda device: True)
+    monkeypatch.setattr(launching, "capability", lambda device: (9, 0))
     monkeypatch.setattr(launching, "_stream_of", lambda device: 5)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 

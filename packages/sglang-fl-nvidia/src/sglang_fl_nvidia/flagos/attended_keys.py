@@ -21,6 +21,7 @@ def attend(
     v_ptr,
     slots_ptr,
     row_place,
+    temperature,
     start,
     end,
     scale,
@@ -38,10 +39,13 @@ def attend(
     IS_CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    LOG_LEN: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> Any:
     """Let rows attend to the keys from ``start`` to ``end``; return their new peaks, sums and results.
+
+    Keys and values in 8 bit are brought to the dtype of the queries, which is exact.
 
     Parameters
     ----------
@@ -50,6 +54,7 @@ def attend(
     k_ptr, v_ptr : the head's key and value of number 0; of a pool, in slot 0
     slots_ptr : of a pool, where the slot of key 0 stands
     row_place : (rows,), the number that a row's own key has, or would have, among these
+    temperature : (rows,), as ``temperatures`` returns them
     """
     main, place = tl.arange(0, MAIN), tl.arange(0, TILE)
     value = tl.arange(0, VALUE_LANES)
@@ -61,13 +66,15 @@ def attend(
         number = at + place
         is_one = number < end
         k_at = k_ptr + at_key[:, None] * K_STRIDE
-        keys = tl.load(k_at + main[None, :], mask=inside(is_one, main, KEYS, MAIN), other=0.0)
+        keys = tl.load(k_at + main[None, :], mask=inside(is_one, main, KEYS, MAIN), other=0.0).to(q.dtype)
         products = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
         if REST > 0:
             rest = MAIN + tl.arange(0, REST)
             k_rest = tl.load(k_at + rest[None, :], mask=inside(is_one, rest, KEYS, MAIN + REST), other=0.0)
-            products = tl.dot(q_rest, tl.trans(k_rest), products, input_precision=PRECISION)
+            products = tl.dot(q_rest, tl.trans(k_rest.to(q.dtype)), products, input_precision=PRECISION)
         scores = scaled(products, scale, cap, HAS_CAP)
+        if LOG_LEN > 0:
+            scores *= temperature[:, None]
         if IS_MASKED:
             is_seen = is_one[None, :]
             if IS_CAUSAL:
@@ -87,8 +94,8 @@ def attend(
         else:
             is_value = inside(is_one, value, VALUES, VALUE_LANES)
             values = tl.load(v_ptr + at_key[:, None] * V_STRIDE + value[None, :], mask=is_value, other=0.0)
-        weights = weights.to(values.dtype)
-        result = tl.dot(weights, values, result * fading[:, None], input_precision=PRECISION)
+            values = values.to(q.dtype)
+        result = tl.dot(weights.to(q.dtype), values, result * fading[:, None], input_precision=PRECISION)
         if IS_POOL:
             is_next = number + TILE < end
             at_key = tl.load(slots_ptr + number + TILE, mask=is_next, other=0).to(tl.int64)

@@ -1,29 +1,34 @@
-"""What the kernels of attention over a paged pool share: ranges of sequences, scores, sizes of tiles.
+"""What the kernels of attention over a paged pool share: ranges of sequences, scores, sizes of tiles, dtypes.
 
 Sequences lie one after the other, and only the device knows where each begins. They are cut into tiles in a
 way that needs no list: tile ``(begin - first) // TILE + number`` is the first one of sequence ``number``.
 Each sequence then has as many tiles as it needs and at most one more, which is empty.
 """
 
+import math
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
-from sglang_fl_nvidia.flagos.launch import DTYPES
+from sglang_fl_nvidia.flagos.launch import DTYPES, capability
 
 __all__ = [
     "LOG2E",
     "Lanes",
     "aligned",
+    "factor",
     "inside",
+    "log_of",
     "require_dtypes",
     "scaled",
     "sequence_of",
     "side_by_side",
     "stride_of_rows",
+    "temperatures",
     "tile_of",
 ]
 
@@ -31,6 +36,8 @@ __all__ = [
 LOG2E = tl.constexpr(1.4426950408889634)
 #: Elements of a head of keys, without what is past a power of two, and of values: more were not tried.
 MOST_LANES = 512
+#: The dtypes of 8 bit that pools may have, and the compute capability from which on Triton converts each.
+EIGHT_BIT = {torch.float8_e4m3fn: (8, 9), torch.float8_e5m2: (0, 0)}
 #: A matrix product needs as many elements of each axis.
 LEAST_LANES = 16
 
@@ -75,6 +82,18 @@ def scaled(products, scale, cap, HAS_CAP: tl.constexpr) -> Any:
     else:
         scores = products * (scale * LOG2E)
     return scores
+
+
+@triton.jit
+def temperatures(place, LOG_LEN: tl.constexpr) -> Any:
+    """Return what the scores of queries are multiplied by; without temperatures nobody looks at it.
+
+    Parameters
+    ----------
+    place : (rows,), how many keys stand before a query's own; the logarithm of none is -inf
+    LOG_LEN : as of ``log_of``
+    """
+    return tl.maximum(tl.log2(place.to(tl.float32)) / LOG_LEN, 1.0) if LOG_LEN > 0 else place
 
 
 @triton.jit
@@ -135,14 +154,33 @@ def _lanes(elements: int) -> int:
     return max(LEAST_LANES, int(triton.next_power_of_2(elements)))
 
 
-def require_dtypes(*tensors: Tensor) -> None:
-    """Raise ``UnsupportedError`` unless all are of one dtype that the kernels here compute with."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
-        named = ", ".join(sorted(map(str, dtypes)))
+def require_dtypes(pools: tuple[Tensor, Tensor], *tensors: Tensor) -> None:
+    """Raise ``UnsupportedError`` unless all are of one dtype that the kernels here compute with.
+
+    The two pools may both be in 8 bit instead, where the GPU can convert that.
+    """
+    of_pools = {pool.dtype for pool in pools}
+    dtypes = {tensor.dtype for tensor in tensors} | (of_pools if of_pools - EIGHT_BIT.keys() else set())
+    if len(dtypes) > 1 or len(of_pools) > 1 or not dtypes <= set(DTYPES):
+        named = ", ".join(sorted(map(str, dtypes | of_pools)))
         raise UnsupportedError(
-            f"it takes queries, keys and values in one dtype, float16, bfloat16 or float32, not {named}"
+            f"it takes queries, keys and values in one dtype, float16, bfloat16 or float32, and pools in it, "
+            f"in float8_e4m3fn or in float8_e5m2, not {named}"
         )
+    (of_pool,) = of_pools
+    since, device = EIGHT_BIT.get(of_pool), pools[0].get_device()
+    if since is not None and device >= 0 and capability(device) < since:
+        raise UnsupportedError(f"this GPU does not convert {of_pool}")
+
+
+def factor(scale: float | None) -> float:
+    """Return what the keys or the values of a pool are multiplied by."""
+    return 1.0 if scale is None else scale
+
+
+def log_of(temperature_len: int) -> float:
+    """Return the logarithm to base two that temperatures are made with; 0 where there are none."""
+    return math.log2(temperature_len) if temperature_len else 0.0
 
 
 def side_by_side(numbers: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 __all__ = [
     "DECODE",
+    "DECODE_EIGHT_BIT",
     "DECODE_LATENT",
     "EXTEND",
     "MERGE",
@@ -84,6 +85,14 @@ DECODE = {
     256: DecodeTile(16, 32, 4, 3, 2),
     512: DecodeTile(16, 32, 8, 2, 1),
 }
+#: The same for pools in 8 bit, not swept: converting takes registers, of which there are enough for fewer
+#: warps, and half the bytes leave memory for more stages.
+DECODE_EIGHT_BIT = {
+    64: DecodeTile(16, 128, 4, 4, 2),
+    128: DecodeTile(16, 64, 4, 4, 3),
+    256: DecodeTile(16, 32, 4, 4, 2),
+    512: DecodeTile(16, 32, 8, 2, 1),
+}
 #: Where values are the first part of the keys: by the most query heads that a program has.
 DECODE_LATENT = {
     16: DecodeTile(16, 32, 4, 3, 2),
@@ -105,7 +114,7 @@ MERGE_FEW, MERGE = MergeTile(64, 32, 4), MergeTile(8, 128, 2)
 FILLED, MOST_WAVES = 0.95, 4
 
 
-def decode_tile(lanes: int, group: int, is_latent: bool) -> DecodeTile:
+def decode_tile(lanes: int, group: int, is_latent: bool, is_eight_bit: bool) -> DecodeTile:
     """Return the tile of ``decode_attention``.
 
     Parameters
@@ -113,10 +122,12 @@ def decode_tile(lanes: int, group: int, is_latent: bool) -> DecodeTile:
     lanes : elements of a head of keys or of values, whichever has more; a power of two
     group : query heads of a head of keys
     is_latent : the values are the first part of the keys
+    is_eight_bit : the pools are
     """
     if is_latent:
         return DECODE_LATENT[next((heads for heads in DECODE_LATENT if group <= heads), max(DECODE_LATENT))]
-    return DECODE[next((size for size in DECODE if lanes <= size), max(DECODE))]
+    table = DECODE_EIGHT_BIT if is_eight_bit else DECODE
+    return table[next((size for size in table if lanes <= size), max(table))]
 
 
 def extend_tiles(lanes: int) -> tuple[ExtendTile, ...]:

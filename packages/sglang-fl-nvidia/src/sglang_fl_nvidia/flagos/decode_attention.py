@@ -22,11 +22,14 @@ from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
     aligned,
+    factor,
     inside,
+    log_of,
     require_dtypes,
     sequence_of,
     side_by_side,
     stride_of_rows,
+    temperatures,
     tile_of,
 )
 from sglang_fl_nvidia.flagos.launch import (
@@ -50,7 +53,7 @@ def _tiles_of_a_range(indptr_ptr, first, sequences, ranges, TILE: tl.constexpr):
     return tl.maximum(tl.cdiv(tiles, ranges), 1), tiles
 
 
-@triton.jit(do_not_specialize=["scale", "cap", "sequences", "ranges"])
+@triton.jit(do_not_specialize=["scale", "cap", "v_scale", "sequences", "ranges"])
 def ranges_kernel(
     q_ptr,
     k_ptr,
@@ -60,6 +63,7 @@ def ranges_kernel(
     partial_ptr,
     scale,
     cap,
+    v_scale,
     sequences,
     ranges,
     Q_STRIDE: tl.constexpr,
@@ -77,12 +81,16 @@ def ranges_kernel(
     VALUE_LANES: tl.constexpr,
     IS_LATENT: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    LOG_LEN: tl.constexpr,
     HEADS: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """Store partial results of some query heads over one range: values, and the denominator's logarithm."""
+    """Store partial results of some query heads over one range: values, and the denominator's logarithm.
+
+    The scale of the keys in the pool is in ``scale``; ``v_scale`` is that of its values.
+    """
     PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
     ALL: tl.constexpr = KV_HEADS * GROUP
     block = tl.program_id(0) % (KV_HEADS * PARTS)
@@ -117,6 +125,7 @@ def ranges_kernel(
             peak = tl.full([HEADS], -float("inf"), tl.float32)
             total = tl.zeros([HEADS], tl.float32)
             result = tl.zeros([HEADS, VALUE_LANES], tl.float32)
+            place = tl.full([HEADS], 0, tl.int32) + (bound - begin - 1)
             peak, total, result = attend(
                 peak,
                 total,
@@ -126,7 +135,8 @@ def ranges_kernel(
                 of_keys,
                 of_values,
                 indices_ptr + begin,
-                in_group,
+                place,
+                temperatures(place, LOG_LEN),
                 start,
                 end,
                 scale,
@@ -144,13 +154,14 @@ def ranges_kernel(
                 False,
                 -1,
                 HAS_CAP,
+                LOG_LEN,
                 TILE,
                 PRECISION,
             )
             row = (number_of_range + number).to(tl.int64) * ALL + head
             is_result = inside(is_head, value, VALUES, VALUE_LANES)
             to = partial_ptr + row[:, None] * VALUES + value[None, :]
-            tl.store(to, result / total[:, None], mask=is_result)
+            tl.store(to, result / total[:, None] * v_scale, mask=is_result)
             logs = partial_ptr + (ranges + sequences).to(tl.int64) * (ALL * VALUES)
             tl.store(logs + row, peak + tl.log2(total), mask=is_head)
         number += 1
@@ -230,6 +241,7 @@ class _Options(NamedTuple):
 
     is_latent: bool
     has_cap: bool
+    temperature_len: int
     has_sinks: bool
     has_lse: bool
     is_aligned: bool
@@ -247,7 +259,10 @@ def decode_attention(
     scale: float,
     *,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -256,8 +271,9 @@ def decode_attention(
     Raises
     ------
     ContractError : as the contract says
-    UnsupportedError : another dtype than float16, bfloat16 and float32, or several; heads of more than 1023
-        keys or 512 values; heads in the pools that are not dense; tensors on the CPU or on several devices
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or several, but for pools in
+        float8_e5m2, or in float8_e4m3fn from compute capability 8.9 on; heads of more than 1023 keys or 512
+        values; heads in the pools that are not dense; tensors on the CPU or on several devices
     """
     if q.stride(-1) != 1:
         q = q.contiguous()
@@ -269,6 +285,7 @@ def decode_attention(
     options = _Options(
         is_latent=shares_keys(k_buffer, v_buffer),
         has_cap=logit_cap > 0,
+        temperature_len=temperature_len,
         has_sinks=sinks is not None,
         has_lse=return_lse,
         is_aligned=aligned(q, k_buffer, v_buffer, kv_indptr, result),
@@ -280,15 +297,16 @@ def decode_attention(
         *(q.shape[1:], stride_of_rows(q), q.stride()[1:], stride_of_rows(result), result.stride()[1:]),
         *(k_buffer.shape[1:], k_buffer.stride(), v_buffer.shape[1:], v_buffer.stride()),
         *(kv_indptr.shape == (sequences + 1,), kv_indices.dim(), result.shape[0] == sequences),
-        *(result.shape[1:], None if sinks is None else sinks.shape),
+        *(result.shape[1:], None if sinks is None else sinks.shape, k_scale is None, v_scale is None),
     )
     found = _launches.get(key)
     if found is None:
-        check_decode(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
+        given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
+        check_decode(*given, k_scale, v_scale, temperature_len)
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if sequences:
-        found(tensors, float(scale), float(logit_cap), lse)
+        found(tensors, float(scale * factor(k_scale)), float(logit_cap), factor(v_scale), lse)
     return result if lse is None else (result, lse)
 
 
@@ -297,12 +315,12 @@ class _Kernels:
 
     def __init__(self, tensors: tuple[Tensor, ...], options: _Options) -> None:
         q, k_buffer, v_buffer, indptr, indices, sinks, out = tensors
-        require_dtypes(q, k_buffer, v_buffer)
+        require_dtypes((k_buffer, v_buffer), q)
         heads, keys = q.shape[1:]
         kv_heads, values = v_buffer.shape[1:]
         lanes, group = Lanes.of(keys, values, k_buffer, v_buffer), heads // kv_heads
         is_latent = options.is_latent and values == lanes.main == lanes.values
-        tile = tiles.decode_tile(lanes.most, group, is_latent)
+        tile = tiles.decode_tile(lanes.most, group, is_latent, k_buffer.element_size() == 1)
         slots = max(16, tile.slots * 2 // q.element_size())
         blocks = kv_heads * triton.cdiv(group, tile.heads)
         device = q.get_device()
@@ -326,6 +344,7 @@ class _Kernels:
             "VALUES": values,
             "IS_LATENT": is_latent,
             "HAS_CAP": options.has_cap,
+            "LOG_LEN": log_of(options.temperature_len),
             "HAS_SINKS": options.has_sinks,
             "HAS_LSE": options.has_lse,
             "HEADS": tile.heads,
@@ -341,12 +360,14 @@ class _Kernels:
             shared_memory(device),
         )
         partial = q.new_empty(1, dtype=torch.float32)
-        arguments = (q, k_buffer, v_buffer, indptr, indices, partial, 1.0, 1.0, 1, 1)
+        arguments = (q, k_buffer, v_buffer, indptr, indices, partial, 1.0, 1.0, 1.0, 1, 1)
         self._of_ranges = self._compiled(ranges_kernel, arguments, tile.num_warps, num_stages)
         merging = (partial, indptr, sinks, out, partial, 1, 1)
         self._few, self._many = (self._merge(merging, tile) for tile in (tiles.MERGE_FEW, tiles.MERGE))
 
-    def __call__(self, tensors: tuple[Tensor, ...], scale: float, cap: float, lse: Tensor | None) -> None:
+    def __call__(
+        self, tensors: tuple[Tensor, ...], scale: float, cap: float, v_scale: float, lse: Tensor | None
+    ) -> None:
         """Compute the results of sequences, of which there is at least one."""
         sequences = len(tensors[0])
         *of_ranges, sinks, out = map(address, tensors)
@@ -355,7 +376,7 @@ class _Kernels:
         partial = tensors[0].new_empty(rows * (self._values + 1), dtype=torch.float32)
         at = address(partial)
         # Nothing may come between these two: the second reads bounds before it waits for the first.
-        self._of_ranges(self._ranges * self._blocks, *of_ranges, at, scale, cap, *sizes)
+        self._of_ranges(self._ranges * self._blocks, *of_ranges, at, scale, cap, v_scale, *sizes)
         heads = sequences * self._heads
         launch, pieces = self._few if heads <= tiles.MERGE_FEW_HEADS else self._many
         lse_at = at if lse is None else address(lse)

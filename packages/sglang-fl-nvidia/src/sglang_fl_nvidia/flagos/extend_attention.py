@@ -21,11 +21,14 @@ from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
     aligned,
+    factor,
     inside,
+    log_of,
     require_dtypes,
     sequence_of,
     side_by_side,
     stride_of_rows,
+    temperatures,
     tile_of,
 )
 from sglang_fl_nvidia.flagos.launch import (
@@ -41,7 +44,12 @@ from sglang_fl_nvidia.flagos.launch import (
 __all__ = ["extend_attention"]
 
 
-@triton.jit(do_not_specialize=["scale", "cap", "sequences", "tokens", "tiles"])
+@triton.jit
+def _times(number, factor, HAS_FACTOR: tl.constexpr) -> Any:
+    return number * factor if HAS_FACTOR else number
+
+
+@triton.jit(do_not_specialize=["scale", "cap", "k_scale", "v_scale", "sequences", "tokens", "tiles"])
 def extend_kernel(
     q_ptr,
     k_ptr,
@@ -56,6 +64,8 @@ def extend_kernel(
     lse_ptr,
     scale,
     cap,
+    k_scale,
+    v_scale,
     sequences,
     tokens,
     tiles,
@@ -82,7 +92,9 @@ def extend_kernel(
     POOL_SHARES: tl.constexpr,
     IS_CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
     HAS_CAP: tl.constexpr,
+    LOG_LEN: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_LSE: tl.constexpr,
     ROWS: tl.constexpr,
@@ -92,7 +104,8 @@ def extend_kernel(
 ) -> None:
     """Compute some rows of one sequence, or zero some of none.
 
-    Programs of the last tokens come first: of a long text they have the most to do.
+    Programs of the last tokens come first: of a long text they have the most to do. ``k_scale`` and
+    ``v_scale`` are those of the pools.
     """
     kv_head = (tl.program_id(0) % KV_HEADS).to(tl.int64)
     tile = tiles - 1 - tl.program_id(0) // KV_HEADS
@@ -137,6 +150,7 @@ def extend_kernel(
             end = tl.minimum((first_row + ROWS - 1) // GROUP + 1, new) if IS_CAUSAL else new
             in_list = tl.load(indptr_ptr + number).to(tl.int32)
             prefix = tl.load(indptr_ptr + number + 1).to(tl.int32) - in_list
+            temperature = temperatures(prefix + token, LOG_LEN)
             slots = indices_ptr + in_list
             k_pool, v_pool = k_pool_ptr + kv_head * K_POOL_HEAD, v_pool_ptr + kv_head * V_POOL_HEAD
             k_new = k_ptr + begin.to(tl.int64) * K_STRIDE + kv_head * K_HEAD
@@ -158,9 +172,10 @@ def extend_kernel(
                 v_pool,
                 slots,
                 prefix + token,
+                temperature,
                 pool_start,
                 prefix,
-                scale,
+                _times(scale, k_scale, HAS_SCALES),
                 cap,
                 K_SLOT,
                 V_SLOT,
@@ -175,9 +190,11 @@ def extend_kernel(
                 False,
                 WINDOW,
                 HAS_CAP,
+                LOG_LEN,
                 TILE,
                 PRECISION,
             )
+            result = _times(result, v_scale, HAS_SCALES)
             if WINDOW < 0:
                 peak, total, result = attend(
                     peak,
@@ -189,6 +206,7 @@ def extend_kernel(
                     v_new,
                     slots,
                     token,
+                    temperature,
                     new * 0,
                     new_start,
                     scale,
@@ -206,6 +224,7 @@ def extend_kernel(
                     False,
                     WINDOW,
                     HAS_CAP,
+                    LOG_LEN,
                     TILE,
                     PRECISION,
                 )
@@ -219,6 +238,7 @@ def extend_kernel(
                 v_new,
                 slots,
                 token,
+                temperature,
                 new_start,
                 end,
                 scale,
@@ -236,6 +256,7 @@ def extend_kernel(
                 IS_CAUSAL,
                 WINDOW,
                 HAS_CAP,
+                LOG_LEN,
                 TILE,
                 PRECISION,
             )
@@ -256,7 +277,9 @@ class _Options(NamedTuple):
     window: int
     new_shares: bool
     pool_shares: bool
+    has_scales: bool
     has_cap: bool
+    temperature_len: int
     has_sinks: bool
     has_lse: bool
     is_aligned: bool
@@ -279,7 +302,10 @@ def extend_attention(
     is_causal: bool = True,
     sliding_window: int = -1,
     logit_cap: float = 0.0,
+    temperature_len: int = 0,
     sinks: Tensor | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -288,8 +314,9 @@ def extend_attention(
     Raises
     ------
     ContractError : as the contract says
-    UnsupportedError : another dtype than float16, bfloat16 and float32, or several; heads of more than 1023
-        keys or 512 values; heads in the pools that are not dense; tensors on the CPU or on several devices
+    UnsupportedError : another dtype than float16, bfloat16 and float32, or several, but for pools in
+        float8_e5m2, or in float8_e4m3fn from compute capability 8.9 on; heads of more than 1023 keys or 512
+        values; heads in the pools that are not dense; tensors on the CPU or on several devices
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     starts, bounds, slots = (side_by_side(numbers) for numbers in (qo_indptr, kv_indptr, kv_indices))
@@ -302,7 +329,9 @@ def extend_attention(
         window=max(sliding_window, -1),
         new_shares=shares_keys(k, v),
         pool_shares=shares_keys(k_buffer, v_buffer),
+        has_scales=k_scale is not None,
         has_cap=logit_cap > 0,
+        temperature_len=temperature_len,
         has_sinks=sinks is not None,
         has_lse=return_lse,
         is_aligned=aligned(q, k, v, k_buffer, v_buffer, starts, bounds, result),
@@ -314,15 +343,16 @@ def extend_attention(
         *((x.shape[1:], stride_of_rows(x), x.stride()[1:], len(x) == tokens) for x in (q, k, v, result)),
         *((pool.shape[1:], pool.stride(), len(pool) == len(k_buffer)) for pool in (k_buffer, v_buffer)),
         *(starts.dim(), starts.shape == bounds.shape, sequences < 0, slots.dim()),
-        None if sinks is None else sinks.shape,
+        *(None if sinks is None else sinks.shape, v_scale is None),
     )
     found = _launches.get(key)
     if found is None:
-        check_extend(q, k, v, k_buffer, v_buffer, starts, bounds, slots, sinks, out)
+        given = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, sinks, out)
+        check_extend(*given, None, None, k_scale, v_scale, temperature_len)
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if tokens:
-        found(tensors, float(scale), float(logit_cap), lse)
+        found(tensors, (float(scale), float(logit_cap), factor(k_scale), factor(v_scale)), lse)
     return result if lse is None else (result, lse)
 
 
@@ -331,7 +361,7 @@ class _Kernels:
 
     def __init__(self, tensors: tuple[Tensor, ...], options: _Options) -> None:
         q, k, v, k_buffer, v_buffer, *_, out = tensors
-        require_dtypes(q, k, v, k_buffer, v_buffer)
+        require_dtypes((k_buffer, v_buffer), q, k, v)
         heads, keys = q.shape[1:]
         self._kv_heads, values = v.shape[1:]
         self._group = heads // self._kv_heads
@@ -360,20 +390,31 @@ class _Kernels:
             "POOL_SHARES": options.pool_shares and can_share,
             "IS_CAUSAL": options.is_causal,
             "WINDOW": options.window,
+            "HAS_SCALES": options.has_scales,
             "HAS_CAP": options.has_cap,
+            "LOG_LEN": log_of(options.temperature_len),
             "HAS_SINKS": options.has_sinks,
             "HAS_LSE": options.has_lse,
             "PRECISION": precision_of(q.dtype),
         }
-        arguments = (*tensors, q.new_empty(1, dtype=torch.float32), 1.0, 1.0, 1, 1, 1)
+        arguments = (*tensors, q.new_empty(1, dtype=torch.float32), *[1.0] * 4, 1, 1, 1)
         # The loops over the pool and over new keys take the same memory, the larger one's.
         both_share = self._constants["POOL_SHARES"] and self._constants["NEW_SHARES"]
         of_slot = lanes.main + lanes.rest + (0 if both_share else lanes.values)
         found = (tiles.fitting(tile, q.element_size()) for tile in tiles.extend_tiles(lanes.most))
         self._tiles = {tile.rows: self._compiled(tile, arguments, lanes, of_slot) for tile in found}
 
-    def __call__(self, tensors: tuple[Tensor, ...], scale: float, cap: float, lse: Tensor | None) -> None:
-        """Compute the results of tokens, of which there is at least one."""
+    def __call__(
+        self, tensors: tuple[Tensor, ...], numbers: tuple[float, float, float, float], lse: Tensor | None
+    ) -> None:
+        """Compute the results of tokens, of which there is at least one.
+
+        Parameters
+        ----------
+        tensors : all but ``lse``, in the order of the kernel
+        numbers : ``scale``, ``cap`` and the scales of the pools
+        lse : where logarithms go, if anywhere
+        """
         tokens, sequences = len(tensors[0]), len(tensors[5]) - 1
         all_rows = tokens * self._group
         rows = next((rows for rows in self._tiles if all_rows <= rows * sequences), max(self._tiles))
@@ -381,7 +422,7 @@ class _Kernels:
         count = all_rows // rows + sequences + 1
         given = [address(tensor) for tensor in tensors]
         lse_at = given[-1] if lse is None else address(lse)
-        self._tiles[rows](count * self._kv_heads, *given, lse_at, scale, cap, sequences, tokens, count)
+        self._tiles[rows](count * self._kv_heads, *given, lse_at, *numbers, sequences, tokens, count)
 
     def _compiled(
         self, tile: tiles.ExtendTile, arguments: tuple[Any, ...], lanes: Lanes, of_slot: int

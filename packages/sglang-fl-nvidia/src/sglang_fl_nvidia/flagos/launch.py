@@ -34,6 +34,7 @@ __all__ = [
     "DTYPES",
     "Launch",
     "address",
+    "capability",
     "compiled",
     "constants_of",
     "multiprocessors",
@@ -117,8 +118,9 @@ address: Callable[[Tensor], Any] = _itself if _IN_PUBLIC else Tensor.data_ptr
 
 
 @functools.cache
-def _overlaps(device: int) -> bool:
-    return torch.cuda.get_device_capability(device) >= _OVERLAP_SINCE
+def capability(device: int) -> tuple[int, int]:
+    """Return the compute capability of a GPU; of Triton's interpreter that of Hopper."""
+    return (9, 0) if _IS_INTERPRETED else torch.cuda.get_device_capability(device)
 
 
 def multiprocessors(device: int) -> int:
@@ -183,7 +185,7 @@ def compiled(
         return lambda programs, *given: kernel[(programs,)](*given, **constants, OVERLAP=False)
     if device < 0:
         raise UnsupportedError("it runs on a GPU, and these tensors are on the CPU")
-    constants["OVERLAP"] = _overlaps(device)
+    constants["OVERLAP"] = capability(device) >= _OVERLAP_SINCE
     options: dict[str, Any] = {"num_warps": num_warps, "launch_pdl": constants["OVERLAP"]}
     if num_stages is not None:
         options["num_stages"] = num_stages

@@ -234,6 +234,11 @@ def test_what_does_not_fit_into_a_program_is_refused(op: str, size: str):
         kernel(op)(**arguments_of(op, **{size: too_much}))
 
 
+def test_float32_of_a_chunk_fits_with_half_as_many_keys():
+    with pytest.raises(UnsupportedError, match=r"in torch\.float32 it takes at most 128 keys, not 129"):
+        kernel(CHUNKS)(**arguments_of(CHUNKS, keys=129))
+
+
 #: For each op an argument and the part of it that is too little.
 SHORT = (
     (STEP, "a", (slice(None), slice(3))),

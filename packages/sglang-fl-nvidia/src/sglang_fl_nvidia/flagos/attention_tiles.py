@@ -85,11 +85,11 @@ DECODE = {
     256: DecodeTile(16, 32, 4, 3, 2),
     512: DecodeTile(16, 32, 8, 2, 1),
 }
-#: The same for pools in 8 bit, not swept: converting takes registers, of which there are enough for fewer
-#: warps, and half the bytes leave memory for more stages.
+#: The same for pools in 8 bit, swept for 128 elements: converting takes registers, of which there are enough
+#: for fewer warps, and half the bytes leave memory for more programs.
 DECODE_EIGHT_BIT = {
     64: DecodeTile(16, 128, 4, 4, 2),
-    128: DecodeTile(16, 64, 4, 4, 3),
+    128: DecodeTile(16, 128, 4, 2, 4),
     256: DecodeTile(16, 32, 4, 4, 2),
     512: DecodeTile(16, 32, 8, 2, 1),
 }

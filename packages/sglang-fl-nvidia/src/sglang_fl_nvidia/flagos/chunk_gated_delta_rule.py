@@ -22,8 +22,11 @@ WITHOUT_STATES, STATES, RESULTS = (64, 4), (32, 4), (64, 4)
 PRECISIONS = {torch.float32: "tf32x3", torch.float16: "tf32", torch.bfloat16: "tf32"}
 #: What a program that walks through chunks loads ahead, in chunks: in float32 more does not fit.
 STAGES = {torch.float32: 2, torch.float16: 3, torch.bfloat16: 3}
-#: The keys of a chunk must fit into a program, beside what is computed from them.
-MOST_KEYS = 256
+#: The keys of a chunk must fit into the memory of a program, beside what is computed from them.
+MOST_KEYS = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
+#: Lanes for keys. With 32 of them in 16 bit what Triton 3.6 compiles reads memory that is not the program's
+#: (H200); with 64, of which some may be empty, it does not.
+LEAST_LANES = 64
 
 
 class _Launches(NamedTuple):
@@ -52,13 +55,13 @@ def chunk_gated_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """See ``sglang_fl.ops.chunk_gated_delta_rule``.
 
-    Beside the results it takes memory for two tensors of the size of ``v`` and of ``k`` for each value head.
+    Beside the results it takes memory for ``k``, for ``g``, and for each value head for ``v`` and for ``k``.
 
     Raises
     ------
     ContractError : as the contract says
     UnsupportedError : another dtype than float16, bfloat16 and float32, states that are not dense or have
-        more than 256 keys, tensors on the CPU or on several devices
+        more than 256 keys (in float32 128), tensors on the CPU or on several devices
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tensors = (q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens)
@@ -80,21 +83,23 @@ def chunk_gated_delta_rule(
     chunks = tokens // CHUNK_SIZE + sequences
     out, changes = q.new_empty(v.shape), q.new_empty(v.shape)
     weights = q.new_empty((tokens, value_heads, k.shape[-1]))
+    keys, decays = k.new_empty(k.shape), k.new_empty(g.shape, dtype=torch.float32)
     before = k.new_empty((1, chunks, *initial_state.shape[1:]))
     if sequences and out.numel():
         q_at, k_at, v_at, g_at, beta_at, state_at, index_at, bounds_at = map(address, tensors)
+        of_tokens = address(keys), address(decays)
         change_at, weight_at, before_at = address(changes), address(weights), address(before)
         found.without_states(
             chunks * value_heads,
-            *(k_at, v_at, g_at, beta_at, bounds_at, change_at, weight_at, sequences),
+            *(k_at, v_at, g_at, beta_at, bounds_at, *of_tokens, change_at, weight_at, sequences),
         )
         found.states(
             sequences * value_heads * found.state_blocks,
-            *(k_at, g_at, state_at, index_at, bounds_at, change_at, weight_at, before_at),
+            *(*of_tokens, state_at, index_at, bounds_at, change_at, weight_at, before_at),
         )
         found.results(
             chunks * value_heads * found.result_blocks,
-            *(q_at, k_at, g_at, index_at, bounds_at, change_at, before_at, address(out), sequences, scale),
+            *(q_at, *of_tokens, index_at, bounds_at, change_at, before_at, address(out), sequences, scale),
         )
     return out, before
 
@@ -106,11 +111,11 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
         named = ", ".join(sorted(map(str, dtypes)))
         raise UnsupportedError(f"it computes with float16, bfloat16 and float32, not with {named}")
     pool = Pool.of(states)
-    if pool.keys > MOST_KEYS:
-        raise UnsupportedError(f"it takes at most {MOST_KEYS} keys, not {pool.keys}")
+    if pool.keys > MOST_KEYS[q.dtype]:
+        raise UnsupportedError(f"in {q.dtype} it takes at most {MOST_KEYS[q.dtype]} keys, not {pool.keys}")
     known: dict[str, Any] = {
         **pool.constants(),
-        "LANES": max(16, triton.next_power_of_2(pool.keys)),  # the least that a product of matrices takes
+        "LANES": max(LEAST_LANES, triton.next_power_of_2(pool.keys)),
         "Q_STRIDE": q.stride(1),
         "Q_HEAD": q.stride(2),
         "K_STRIDE": k.stride(1),
@@ -141,7 +146,8 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
         )
         return launch, triton.cdiv(pool.values, block)
 
-    without, _ = of(without_states_kernel, WITHOUT_STATES, k, v, g, beta, bounds, q, q, 1)
-    walk, state_blocks = of(states_kernel, STATES, k, g, states, indices, bounds, q, q, k)
-    results, result_blocks = of(results_kernel, RESULTS, q, k, g, indices, bounds, q, k, q, 1, 1.0)
+    decays = q.new_empty(1, dtype=torch.float32)
+    without, _ = of(without_states_kernel, WITHOUT_STATES, k, v, g, beta, bounds, k, decays, q, q, 1)
+    walk, state_blocks = of(states_kernel, STATES, k, decays, states, indices, bounds, q, q, k)
+    results, result_blocks = of(results_kernel, RESULTS, q, k, decays, indices, bounds, q, k, q, 1, 1.0)
     return _Launches(without, walk, results, state_blocks, result_blocks)

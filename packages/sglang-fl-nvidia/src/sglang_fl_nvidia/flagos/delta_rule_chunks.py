@@ -7,7 +7,8 @@ token i is ``S_i = exp(G_i) S + sum_j<=i exp(G_i - G_j) u_j k_j^T``, where ``u``
 
 So ``u = U - W S`` with ``U = (1 + A)^-1 beta v`` and ``W = (1 + A)^-1 beta exp(G) k``, which no state enters:
 
-1. ``without_states`` computes U and W, all chunks at once;
+1. ``without_states`` computes U and W, all chunks at once, and writes k of unit length and G for the others,
+   of which the second has no time to lose: its chunks come one after the other;
 2. ``states`` walks from chunk to chunk of a sequence, for a few values of one head: it keeps the state before
    each chunk, puts u in the place of U, and takes the state on;
 3. ``results`` computes ``o_i = S_i q_i``, all chunks at once.
@@ -71,17 +72,17 @@ def _chunks(start, bounds_ptr, sequences, STRIDE: tl.constexpr, CHUNK: tl.conste
 
 
 @triton.jit
-def _unit_rows(at, token, exists, STRIDE: tl.constexpr, KEYS: tl.constexpr, LANES: tl.constexpr) -> Any:
-    """Load a chunk's rows of one head, scaled to unit length, in float32; zeros where there is no token."""
+def _rows(at, token, exists, STRIDE: tl.constexpr, KEYS: tl.constexpr, LANES: tl.constexpr) -> Any:
+    """Load a chunk's rows of one head as they are; zeros where there is no token."""
     lane = tl.arange(0, LANES)
     inside = exists[:, None] & (lane < KEYS)[None, :]
-    return unit(tl.load(at + token[:, None] * STRIDE + lane[None, :], mask=inside, other=0.0).to(tl.float32))
+    return tl.load(at + token[:, None] * STRIDE + lane[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def _decays(g_ptr, token, exists, STRIDE: tl.constexpr) -> Any:
-    """Return the sum of a chunk's logarithms up to each token; behind the last one that of all."""
-    return tl.cumsum(tl.load(g_ptr + token * STRIDE, mask=exists, other=0.0).to(tl.float32), 0)
+def _unit_rows(at, token, exists, STRIDE: tl.constexpr, KEYS: tl.constexpr, LANES: tl.constexpr) -> Any:
+    """Load them, scaled to unit length, in float32."""
+    return unit(_rows(at, token, exists, STRIDE, KEYS, LANES).to(tl.float32))
 
 
 @triton.jit
@@ -111,6 +112,8 @@ def without_states_kernel(
     g_ptr,
     beta_ptr,
     bounds_ptr,
+    keys_ptr,
+    decays_ptr,
     changes_ptr,
     weights_ptr,
     sequences,
@@ -134,7 +137,7 @@ def without_states_kernel(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """Compute U (changes) and W (weights) of one chunk of one value head."""
+    """Compute U (changes) and W (weights) of one chunk of one value head, with its keys and decays."""
     overlap(OVERLAP)
     program = tl.program_id(0)
     head = (program % VALUE_HEADS).to(tl.int64)
@@ -145,21 +148,26 @@ def without_states_kernel(
         place = tl.arange(0, CHUNK)
         token = begin + number * CHUNK + place
         exists = token < end
-        k_at = k_ptr + head // (VALUE_HEADS // HEADS) * K_HEAD
-        k = _unit_rows(k_at, token, exists, K_STRIDE, KEYS, LANES)
+        shared = head // (VALUE_HEADS // HEADS)
+        k = _unit_rows(k_ptr + shared * K_HEAD, token, exists, K_STRIDE, KEYS, LANES)
         dtype = changes_ptr.dtype.element_ty
         beta = tl.load(beta_ptr + token * BETA_STRIDE + head * BETA_HEAD, mask=exists, other=0.0)
         beta = beta.to(tl.float32)
-        decay = _decays(g_ptr + head * G_HEAD, token, exists, G_STRIDE)
+        g = tl.load(g_ptr + token * G_STRIDE + head * G_HEAD, mask=exists, other=0.0)
+        decay = tl.cumsum(g.to(tl.float32), 0)
         narrow = k.to(dtype)
         products = tl.dot(narrow, tl.trans(narrow), input_precision=PRECISION)
         a = _faded(products * beta[:, None], decay, place[:, None] > place[None, :])
         inverse = _inverse(a, CHUNK, LEVELS, PRECISION).to(dtype)
 
         lane, row = tl.arange(0, LANES), token * VALUE_HEADS + head
+        inside = exists[:, None] & (lane < KEYS)[None, :]
+        tl.store(decays_ptr + row, decay, mask=exists)
+        if head % (VALUE_HEADS // HEADS) == 0:
+            of_token = (token * HEADS + shared)[:, None] * KEYS
+            tl.store(keys_ptr + of_token + lane[None, :], narrow, mask=inside)
         of_key = (k * (beta * tl.exp(decay))[:, None]).to(dtype)
         weights = tl.dot(inverse, of_key, input_precision=PRECISION)
-        inside = exists[:, None] & (lane < KEYS)[None, :]
         tl.store(weights_ptr + row[:, None] * KEYS + lane[None, :], weights.to(dtype), mask=inside)
         for first in tl.static_range(0, VALUES, BLOCK):
             value = first + tl.arange(0, BLOCK)
@@ -172,18 +180,14 @@ def without_states_kernel(
 
 @triton.jit
 def states_kernel(
-    k_ptr,
-    g_ptr,
+    keys_ptr,
+    decays_ptr,
     state_ptr,
     index_ptr,
     bounds_ptr,
     changes_ptr,
     weights_ptr,
     before_ptr,
-    K_STRIDE: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    G_STRIDE: tl.constexpr,
-    G_HEAD: tl.constexpr,
     BOUNDS_STRIDE: tl.constexpr,
     INDEX_STRIDE: tl.constexpr,
     SLOT_STRIDE: tl.constexpr,
@@ -213,7 +217,7 @@ def states_kernel(
         of_state = value[:, None] * KEYS + lane[None, :]
         held = state_ptr + slot * SLOT_STRIDE + head * (VALUES * KEYS) + of_state
         state = tl.load(held, mask=inside, other=0.0).to(tl.float32)
-        k_at = k_ptr + head // (VALUE_HEADS // HEADS) * K_HEAD
+        k_at = keys_ptr + head // (VALUE_HEADS // HEADS) * KEYS
         dtype = changes_ptr.dtype.element_ty
         for first in range(begin, end, CHUNK):
             before = before_ptr + (chunk * VALUE_HEADS + head) * (VALUES * KEYS) + of_state
@@ -221,18 +225,19 @@ def states_kernel(
             token = first + tl.arange(0, CHUNK).to(tl.int64)
             exists = token < end
             row = token * VALUE_HEADS + head
-            of_keys = exists[:, None] & (lane < KEYS)[None, :]
             of_values = exists[:, None] & (value < VALUES)[None, :]
-            weights = tl.load(weights_ptr + row[:, None] * KEYS + lane[None, :], mask=of_keys, other=0.0)
+            w_at = weights_ptr + head * KEYS
+            weights = _rows(w_at, token, exists, VALUE_HEADS * KEYS, KEYS, LANES)
             change_at = changes_ptr + row[:, None] * VALUES + value[None, :]
             change = tl.load(change_at, mask=of_values, other=0.0).to(tl.float32)
             narrow = tl.trans(state.to(dtype))
             change -= tl.dot(weights, narrow, input_precision=PRECISION)
             tl.store(change_at, change.to(dtype), mask=of_values)
-            decay = _decays(g_ptr + head * G_HEAD, token, exists, G_STRIDE)
-            whole = tl.sum(tl.where(tl.arange(0, CHUNK) == CHUNK - 1, decay, 0.0), 0)
-            k = _unit_rows(k_at, token, exists, K_STRIDE, KEYS, LANES).to(dtype)
-            left = tl.trans((change * tl.exp(whole - decay)[:, None]).to(dtype))
+            decay = tl.load(decays_ptr + row, mask=exists, other=0.0)
+            whole = tl.load(decays_ptr + (tl.minimum(first + CHUNK, end) - 1) * VALUE_HEADS + head)
+            k = _rows(k_at, token, exists, HEADS * KEYS, KEYS, LANES)
+            fading = tl.exp(tl.where(exists, whole - decay, 0.0))
+            left = tl.trans((change * fading[:, None]).to(dtype))
             state = tl.dot(left, k, state * tl.exp(whole), input_precision=PRECISION)
             chunk += 1
         tl.store(held, state.to(state_ptr.dtype.element_ty), mask=inside)
@@ -241,8 +246,8 @@ def states_kernel(
 @triton.jit(do_not_specialize=["sequences", "scale"])
 def results_kernel(
     q_ptr,
-    k_ptr,
-    g_ptr,
+    keys_ptr,
+    decays_ptr,
     index_ptr,
     bounds_ptr,
     changes_ptr,
@@ -252,10 +257,6 @@ def results_kernel(
     scale,
     Q_STRIDE: tl.constexpr,
     Q_HEAD: tl.constexpr,
-    K_STRIDE: tl.constexpr,
-    K_HEAD: tl.constexpr,
-    G_STRIDE: tl.constexpr,
-    G_HEAD: tl.constexpr,
     BOUNDS_STRIDE: tl.constexpr,
     INDEX_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
@@ -289,8 +290,8 @@ def results_kernel(
         if slot >= 0:
             shared = head // (VALUE_HEADS // HEADS)
             q = _unit_rows(q_ptr + shared * Q_HEAD, token, exists, Q_STRIDE, KEYS, LANES).to(dtype)
-            k = _unit_rows(k_ptr + shared * K_HEAD, token, exists, K_STRIDE, KEYS, LANES).to(dtype)
-            decay = _decays(g_ptr + head * G_HEAD, token, exists, G_STRIDE)
+            k = _rows(keys_ptr + shared * KEYS, token, exists, HEADS * KEYS, KEYS, LANES)
+            decay = tl.load(decays_ptr + token * VALUE_HEADS + head, mask=exists, other=0.0)
             inside = (value < VALUES)[:, None] & (lane < KEYS)[None, :]
             before = before_ptr + (chunk * VALUE_HEADS + head) * (VALUES * KEYS)
             state = tl.load(before + value[:, None] * KEYS + lane[None, :], mask=inside, other=0.0).to(dtype)

@@ -95,8 +95,8 @@ def test_what_was_measured_is_not_measured_again(pretended: Machine):
     assert len(pretended.started) == 2 * started
 
 
-def test_engines_of_two_runs_are_not_compared(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(procedure, "BESIDE_START", 9.0)
+def test_engines_of_two_runs_are_not_compared(pretended: Machine):
+    pretended.seconds = 10.0
     minutes = ("--rounds", "1", "--op", "silu_and_mul")
     tune(*minutes, "--minutes", "1")
     few = len(pretended.started)
@@ -179,19 +179,25 @@ def test_minutes_that_do_not_suffice_are_kept_and_what_is_left_out_is_named(
     assert "not measured: rms_norm:" in " ".join(Path("sglang-fl-tuned.yaml").read_text().split())
 
 
-def test_a_choice_of_several_parts_leaves_time_to_measure_it_as_a_whole(
-    pretended: Machine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rounds", "engines", "are_started"),
+    [
+        (1, 6.9, 3),  # and three are kept for the choices of several together
+        (1, 7.0, 4),
+        (2, 13.9, 6),
+        (2, 14.0, 8),
+    ],
+)
+def test_the_time_that_engines_take_says_how_many_are_started(
+    pretended: Machine, rounds: int, engines: float, are_started: int
 ):
-    monkeypatch.setattr(procedure, "BESIDE_START", 9.0)
-    output = tune("--rounds", "1", "--minutes", "1", "--op", "silu_and_mul")
-    assert "not measured: engine silu_and_mul=sglang: the minutes do not suffice" in output
+    pretended.seconds = 10.0
+    minutes = str((1 + engines) * pretended.seconds / 60)  # one engine records
+    output = tune("--op", "silu_and_mul", "--rounds", str(rounds), "--minutes", minutes)
+    assert len(pretended.started) == 1 + are_started
+    named = "not measured: engine silu_and_mul=sglang: the minutes do not suffice" in output
+    assert named == (are_started == 3 * rounds)
     assert "not measured: engine whole" not in output
-
-
-def test_engines_for_which_there_is_no_time_are_named(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(procedure, "BESIDE_START", 8.0)
-    output = tune("--rounds", "2", "--minutes", "1", "--op", "silu_and_mul")
-    assert "not measured: engine silu_and_mul=sglang: the minutes do not suffice" in output
 
 
 def test_a_file_that_exists_is_kept(pretended: Machine):

@@ -149,7 +149,7 @@ def test_one_exact_implementation_that_runs_at_present_needs_no_times(kernels, k
     targets = kernels("fast", "wrong")
     found = measure_op(Subject("silu_and_mul", "fast", targets, {}), silu_calls(keep, 2), Budget(5), False)
     assert found.timed == ()
-    assert decide_op(found).reason == "no other implementation is exact"
+    assert decide_op(found).reason == "there is no other exact kernel"
 
 
 def test_an_option_that_a_kernel_does_not_take_is_a_refusal():

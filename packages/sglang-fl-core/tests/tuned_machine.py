@@ -68,10 +68,12 @@ class Machine:
     Parameters
     ----------
     speeds : how many times as fast an engine is where its file names this
+    seconds : that an engine takes; no other time passes
     """
 
     def __init__(self) -> None:
         self.speeds = dict(SPEEDS)
+        self.seconds = self.now = 0.0
         self.started: list[str] = []
         self.measured: list[str] = []
         self.fails = ""
@@ -114,6 +116,7 @@ class Machine:
         speed = 1.0
         for name in named or ["present"]:
             speed *= self.speeds.get(name, 1.0)
+        self.now += self.seconds
         yield SimpleNamespace(start_up=1.0, throughput=Throughput(speed, budget))
 
     def keep(self, folder: Path) -> None:
@@ -173,6 +176,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, install_vendor: Callable[..., str
     install_vendor("toy", impls=IMPLS)
     for module in (recording, trials):
         monkeypatch.setattr(module, "started", pretended.start)
+    monkeypatch.setattr("sglang_fl.tune.budget.time", SimpleNamespace(monotonic=lambda: pretended.now))
     monkeypatch.setattr(procedure, "measure_op", pretended.measure)
     monkeypatch.setattr(AtenRuns, "measure", lambda runs, *given: pretended.measure_aten(runs, *given))
     monkeypatch.chdir(tmp_path)

@@ -181,13 +181,12 @@ class Tuning:
             self._tell,
             self._unmeasured,
         )
-        run = trials.affordable(tried)
         try:
-            starts = trials.starts(run)
+            starts = trials.starts(tried)
         except OutOfTimeError:
-            self._unmeasured += [f"engine {side.name}: the minutes were over" for side in run]
+            self._unmeasured += [f"engine {side.name}: the minutes were over" for side in tried]
             return replace(report, conclusion="No engine could be measured: all stays as it is.")
-        return self._concluded(report, trials, run, starts)
+        return self._concluded(report, trials, [side for side in tried if side.name in starts], starts)
 
     def _concluded(
         self, report: Report, trials: Trials, run: Sequence[Alternative], starts: Mapping[str, Starts]

@@ -3,6 +3,9 @@
 Only what was measured in one run of the command is compared: another hour, device or neighbour on the host
 may make more of a difference than a kernel does. So a round of starts, one of each engine, is kept where it
 is whole, and measured anew where an engine is missing.
+
+The first round begins with the present choice, its control and the first alternative. What these have taken
+says for how many of the others there is time.
 """
 
 import random
@@ -22,7 +25,8 @@ __all__ = ["Trials"]
 
 FLAGS = ("--skip-server-warmup",)
 WARM_UPS = 1
-#: Engines that are started again to measure a choice as a whole: this one, the present one, its control.
+#: The engines that are compared in any case: the present choice, its control, and one other. As many are
+#: started again to measure a choice as a whole.
 TOGETHER = 3
 
 
@@ -36,7 +40,7 @@ class Trials:
     loads : the workloads
     repetitions : of each workload in one start
     rounds : starts of each engine
-    seconds : that one start is expected to take, with its workloads
+    seconds : that one start takes at most, with its workloads, as far as the recording can tell
     layers : of each op, the layer classes that call it
     kept : what stood in the user's file before, by key
     state : where it is kept
@@ -57,29 +61,18 @@ class Trials:
     tell: Callable[[str], None]
     unmeasured: list[str]
     _failed: set[str] = field(default_factory=set)
+    _took: list[float] = field(default_factory=list)
 
-    def affordable(self, tried: Sequence[Alternative]) -> list[Alternative]:
-        """Return the alternatives for which there is time, the first of them in any case.
-
-        Beside several there must be time to measure their choices once more together.
-        """
-        left = self.budget.left - self.seconds * self.rounds * TOGETHER
-        many = next((n for n in range(len(tried), 1, -1) if self._seconds(tried[:n]) <= left), 1)
-        self.unmeasured += [f"engine {side.name}: the minutes do not suffice" for side in tried[many:]]
-        return list(tried[:many])
-
-    def _seconds(self, run: Sequence[Alternative]) -> float:
-        """Return how long the rounds take that are missing, with the present choice and its control."""
-        names = [PRESENT, CONTROL, *(side.name for side in run)]
-        whole = min(len(self.state.starts(name)) for name in names)
-        return self.seconds * len(names) * max(0, self.rounds - whole)
-
-    def starts(self, run: Sequence[Alternative], suffix: str = "") -> dict[str, list[dict[str, list[float]]]]:
+    def starts(
+        self, tried: Sequence[Alternative], suffix: str = ""
+    ) -> dict[str, list[dict[str, list[float]]]]:
         """Start every engine so many times, in a random order in each round; return what was measured.
+
+        Alternatives for which the minutes do not suffice are left out and named, the last ones first.
 
         Parameters
         ----------
-        run : the alternatives; the present choice and its control are started beside them
+        tried : the alternatives; the present choice and its control are started beside them
         suffix : tells these starts from others of the same names
 
         Raises
@@ -87,28 +80,67 @@ class Trials:
         OutOfTimeError : not even one round of the present choice, its control and an alternative is complete
         EngineEndedError : the engine of the present choice does not start
         """
-        sides = [Alternative(PRESENT, {}), Alternative(CONTROL, {}), *run]
-        is_recorded = any(side.added for side in run)  # of all sides or none: the record takes time
+        first = [Alternative(PRESENT, {}), Alternative(CONTROL, {}), *tried[:1]]
+        more = self._worth_starting(first, tried[1:], suffix)
+        is_recorded = any(side.added for side in tried)  # of all sides or none: the record takes time
         draw = random.Random(7)
+
+        def start(sides: Sequence[Alternative]) -> None:
+            for side in draw.sample(sides, len(sides)):
+                if side.name not in self._failed:
+                    self._start(side, suffix, is_recorded)
+
         try:
             for number in range(self.rounds):
-                due = [side for side in draw.sample(sides, len(sides)) if side.name not in self._failed]
+                due = [side for side in (*first, *more) if side.name not in self._failed]
                 if all(len(self.state.starts(side.name + suffix)) > number for side in due):
                     continue
-                self.state.forget_starts([side.name + suffix for side in sides], number)
-                for side in due:
-                    self._start(side, suffix, is_recorded)
+                self.state.forget_starts([side.name + suffix for side in (*first, *tried)], number)
+                if number:
+                    start([*first, *more])
+                else:
+                    start(first)
+                    more = self._affordable(more)
+                    start(more)
         except OutOfTimeError:
             self.unmeasured.append("further starts of the engines: the minutes were over")
-        found = {side.name: self.state.starts(side.name + suffix) for side in sides}
+        found = {side.name: self.state.starts(side.name + suffix) for side in (*first, *more)}
         failed = {*found} <= {PRESENT, CONTROL, *self._failed}
-        if not (found[PRESENT] and found[CONTROL] and (failed or any(found[side.name] for side in run))):
+        others = any(found[name] for name in found if name not in (PRESENT, CONTROL))
+        if not (found[PRESENT] and found[CONTROL] and (failed or others)):
             raise OutOfTimeError("the minutes are over")
         return found
 
+    def _worth_starting(
+        self, first: Sequence[Alternative], more: Sequence[Alternative], suffix: str
+    ) -> list[Alternative]:
+        """Return the further alternatives, but only those of an earlier run where all would take too long."""
+        many = {side.name: len(self.state.starts(side.name + suffix)) for side in (*first, *more)}
+        left_out = [side for side in more if not many[side.name]]
+        is_begun = all(many[side.name] for side in first)
+        if not (is_begun and left_out) or self.seconds * self.rounds * len(many) <= self.budget.left:
+            return list(more)
+        self._leave_out(left_out)
+        return [side for side in more if many[side.name]]
+
+    def _affordable(self, more: Sequence[Alternative]) -> list[Alternative]:
+        """Return the alternatives for which there is time, by what engines have taken so far.
+
+        There must be time for the further rounds, and to measure the choices of several once more together.
+        """
+        each = max(self._took, default=self.seconds)
+        left = self.budget.left - each * TOGETHER * (2 * self.rounds - 1)
+        many = next((n for n in range(len(more), 0, -1) if each * self.rounds * n <= left), 0)
+        self._leave_out(more[many:])
+        return list(more[:many])
+
+    def _leave_out(self, sides: Sequence[Alternative]) -> None:
+        self.unmeasured += [f"engine {side.name}: the minutes do not suffice" for side in sides]
+
     def _start(self, side: Alternative, suffix: str, is_recorded: bool) -> None:
         self.tell(f"the engine of {side.name}{', as a whole' if suffix else ''}")
-        self.budget.require(self.seconds / 2)
+        self.budget.require(max(self._took, default=self.seconds / 2))
+        left = self.budget.left
         log, ran = self.state.folder / "engines.log", self.state.folder / "dispatch.log"
         record = self.state.folder / "aten_record.log"
         for file in (ran, record):
@@ -132,6 +164,7 @@ class Trials:
                 raise
             self._fail(side, str(error))
             return
+        self._took.append(left - self.budget.left)
         ran_aten = set(side.added) & _recorded(record)
         missing = _why_not_run(side, ran, self.layers)
         if side.added and not ran_aten:

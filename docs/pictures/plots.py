@@ -109,6 +109,7 @@ _SIDES = {
     "layer2:fused_moe=flagos;qk_norm_rope=flagos": "ours",
     "layer2:fused_moe=flagos;qk_norm_rope=flagos;rotary_embedding=impl:flagos.kv_cache": "ours",
     "layer2:decode_attention=flagos;extend_attention=flagos": "ours",
+    "layer2:fused_recurrent_gated_delta_rule_packed_decode=flagos": "ours",
     "layers12": "both",
     "control": "control",
 }

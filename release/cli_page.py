@@ -35,7 +35,7 @@ def _word(argument: Any) -> str:
 
 
 def _option(option: Any) -> str:
-    value = "" if option.is_flag else " VALUE" * option.nargs
+    value = "" if option.is_flag else f" {option.metavar}"
     return f"{', '.join(option.opts)}{value}"
 
 

@@ -39,7 +39,7 @@ def kernels() -> str:
     """Return our kernels and SGLang's own against a device copy of as many bytes."""
     rows = _read("bench_ops_h200_sglang-0.5.17.csv")
     tokens = sorted({int(row["tokens"]) for row in rows})
-    drawing = Drawing(780, 560, "Kernels against a copy of as many bytes, by number of tokens, on an H200")
+    drawing = Drawing(780, 525, "Kernels against a copy of as many bytes, by number of tokens, on an H200")
     drawing.text(
         (10, 20), "Speed of a kernel beside a copy of as many bytes (1 = as fast as the copy)", "title"
     )
@@ -71,7 +71,7 @@ def kernels() -> str:
             drawing.line(middle, kind)
     _source(
         drawing,
-        545,
+        510,
         "bench_ops_h200_sglang-0.5.17.csv: NVIDIA H200, SGLang 0.5.17, bfloat16, CUDA graphs; 2026-11-26",
     )
     return str(drawing)

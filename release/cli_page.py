@@ -1,6 +1,7 @@
 """What of ``docs/reference/cli.md`` is written from the command line itself."""
 
 import inspect
+import re
 from typing import Any
 
 import typer
@@ -44,6 +45,6 @@ def _default(option: Any) -> str:
 
 
 def _sentences(text: str) -> str:
-    """Return a command's help; what it quotes is code."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    """Return a command's help; its example is code."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+    return "\n\n".join(re.sub("^Example: (.*)", r"Example: `\1`", paragraph) for paragraph in paragraphs)

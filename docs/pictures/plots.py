@@ -121,7 +121,8 @@ def engine() -> str:
     entries = [("ours", "layer 2"), ("both", "layers 1 and 2"), ("control", "control: vanilla once more")]
     _served(drawing, entries, _SERVED, (0.95, 1.0, 1.05))
     _source(drawing, 463, "bench_engine_h200_sglang-*.csv: NVIDIA H200, torch 2.11.0, triton 3.6.0;")
-    _source(drawing, 478, "2026-11-26; Llama-3-8B on SGLang 0.5.23 with our attention, 2026-11-28", "")
+    measured = "2026-11-26, Qwen2.5-0.5B on 0.5.23 on two machines; 2026-11-28, Llama-3-8B on 0.5.23"
+    _source(drawing, 478, f"{measured} with our attention", "")
     return str(drawing)
 
 
@@ -160,7 +161,7 @@ def _panel(
 ) -> None:
     left, top = corner
     step = ratios[1] - ratios[0]
-    least, most = ratios[0] - 0.4 * step, ratios[-1] + 0.4 * step
+    least, most = ratios[0] - 0.65 * step, ratios[-1] + 0.65 * step
 
     def x(ratio: float) -> float:
         return left + 250 * (min(max(ratio, least), most) - least) / (most - least)

@@ -1,6 +1,7 @@
 """What of ``docs/reference/cli.md`` is written from the command line itself."""
 
 import inspect
+import re
 from typing import Any
 
 import typer
@@ -35,7 +36,7 @@ def _word(argument: Any) -> str:
 
 
 def _option(option: Any) -> str:
-    value = "" if option.is_flag else " VALUE" * option.nargs
+    value = "" if option.is_flag else f" {option.metavar}"
     return f"{', '.join(option.opts)}{value}"
 
 
@@ -44,6 +45,6 @@ def _default(option: Any) -> str:
 
 
 def _sentences(text: str) -> str:
-    """Return a command's help; what it quotes is code."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    """Return a command's help; its example is code."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+    return "\n\n".join(re.sub("^Example: (.*)", r"Example: `\1`", paragraph) for paragraph in paragraphs)

@@ -39,7 +39,7 @@ def kernels() -> str:
     """Return our kernels and SGLang's own against a device copy of as many bytes."""
     rows = _read("bench_ops_h200_sglang-0.5.17.csv")
     tokens = sorted({int(row["tokens"]) for row in rows})
-    drawing = Drawing(780, 560, "Kernels against a copy of as many bytes, by number of tokens, on an H200")
+    drawing = Drawing(780, 525, "Kernels against a copy of as many bytes, by number of tokens, on an H200")
     drawing.text(
         (10, 20), "Speed of a kernel beside a copy of as many bytes (1 = as fast as the copy)", "title"
     )
@@ -71,7 +71,7 @@ def kernels() -> str:
             drawing.line(middle, kind)
     _source(
         drawing,
-        545,
+        510,
         "bench_ops_h200_sglang-0.5.17.csv: NVIDIA H200, SGLang 0.5.17, bfloat16, CUDA graphs; 2026-11-26",
     )
     return str(drawing)
@@ -109,6 +109,7 @@ _SIDES = {
     "layer2:fused_moe=flagos;qk_norm_rope=flagos": "ours",
     "layer2:fused_moe=flagos;qk_norm_rope=flagos;rotary_embedding=impl:flagos.kv_cache": "ours",
     "layer2:decode_attention=flagos;extend_attention=flagos": "ours",
+    "layer2:fused_recurrent_gated_delta_rule_packed_decode=flagos": "ours",
     "layers12": "both",
     "control": "control",
 }
@@ -120,7 +121,8 @@ def engine() -> str:
     entries = [("ours", "layer 2"), ("both", "layers 1 and 2"), ("control", "control: vanilla once more")]
     _served(drawing, entries, _SERVED, (0.95, 1.0, 1.05))
     _source(drawing, 463, "bench_engine_h200_sglang-*.csv: NVIDIA H200, torch 2.11.0, triton 3.6.0;")
-    _source(drawing, 478, "2026-11-26; Llama-3-8B on SGLang 0.5.23 with our attention, 2026-11-28", "")
+    measured = "2026-11-26, Qwen2.5-0.5B on 0.5.23 on two machines; 2026-11-28, Llama-3-8B on 0.5.23"
+    _source(drawing, 478, f"{measured} with our attention", "")
     return str(drawing)
 
 
@@ -159,7 +161,7 @@ def _panel(
 ) -> None:
     left, top = corner
     step = ratios[1] - ratios[0]
-    least, most = ratios[0] - 0.4 * step, ratios[-1] + 0.4 * step
+    least, most = ratios[0] - 0.65 * step, ratios[-1] + 0.65 * step
 
     def x(ratio: float) -> float:
         return left + 250 * (min(max(ratio, least), most) - least) / (most - least)

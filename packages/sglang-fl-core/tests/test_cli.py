@@ -78,6 +78,21 @@ def test_each_commands_help_has_an_example_and_its_exit_codes(command: str):
     assert " 2: " in text.partition("Exit code 0:")[2]
 
 
+@pytest.mark.parametrize("words", [(), *((command,) for command in get_command(app).commands)], ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]):
+    monkeypatch.setenv("COLUMNS", "80")
+    usage, *lines = run(*words, "--help").stdout.splitlines()
+    assert max(len(line) for line in (usage, *lines)) <= 80
+    assert not [line for line in lines if line.endswith("...")], "cut off"
+
+
+@pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)
+def test_an_option_says_what_it_takes(command):
+    assert not [
+        param.name for param in command.params if not (param.metavar or getattr(param, "is_flag", False))
+    ]
+
+
 def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0

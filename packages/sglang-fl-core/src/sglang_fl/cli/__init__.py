@@ -28,12 +28,20 @@ __all__ = ["app"]
 app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
-    help="Which implementation runs each op of SGLang on this machine, and why.",
+    rich_markup_mode=None,  # no boxes: the text of a help has the terminal's width, and its lines break there
+    help="""Which implementation runs each op of SGLang on this machine, and why.
+
+    Example: sglang-fl doctor
+
+    Exit code 0: well. 1: a problem was found. 2: no answer; one line says why. 3: it cannot be decided. 130:
+    Ctrl-C. The help of each command says more: sglang-fl COMMAND --help.
+    """,
 )
 
 #: The dtypes of SGLang's launch line.
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 MOST_SECONDS = 86400
+LAUNCH = "As in SGLang's launch line."
 #: What a command begins with that lists, and one that runs something.
 LOOKING, LOADING = "looking at what is installed", "loading PyTorch"
 
@@ -88,7 +96,7 @@ def env(
 
 @app.command()
 def vendors(as_json: Json = False) -> None:
-    """The installed vendor packages; for those that are not available, the reason.
+    """The installed vendor packages, and why one is not available.
 
     Example: sglang-fl vendors --json
 
@@ -108,7 +116,7 @@ def ops(
         bool, typer.Option("--aten", help="PyTorch's ATen ops (layer 1) instead of the fused ones.")
     ] = False,
 ) -> None:
-    """What would run each op here, and what would follow if that failed.
+    """What would run each op here, and what next if that failed.
 
     Example: SGLANG_FL_PREFER=vendor sglang-fl ops
 
@@ -127,8 +135,11 @@ def ops(
 
 
 @app.command()
-def why(op: str, as_json: Json = False) -> None:
-    """Which implementations of OP would be tried, in order, and why the others are not.
+def why(
+    op: Annotated[str, typer.Argument(metavar="OP", help="As `sglang-fl ops` names it.")],
+    as_json: Json = False,
+) -> None:
+    """What would run OP, in which order, and why not the others.
 
     Example: sglang-fl why rms_norm
 
@@ -156,7 +167,9 @@ def why(op: str, as_json: Json = False) -> None:
 
 @app.command()
 def coverage(as_json: Json = False) -> None:
-    """Which of the installed SGLang's fused layers are dispatched, and its own paths past them.
+    """SGLang's fused layers that are dispatched, and its shortcuts.
+
+    A shortcut is a path of SGLang's past a layer: one kernel for several layers.
 
     Example: sglang-fl coverage --json
 
@@ -207,14 +220,15 @@ def _dtype(value: str) -> str:
 
 @app.command()
 def replay(
-    folder: Annotated[Path, typer.Argument(help="Of SGLANG_FL_KEEP_CALLS.")],
-    op: Annotated[str | None, typer.Option(help="Only calls of this op.")] = None,
-    seconds: Annotated[float, typer.Option(help="For each call, after which it hangs.", min=1)] = 120,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of SGLANG_FL_KEEP_CALLS.")],
+    op: Annotated[str | None, typer.Option(metavar="OP", help="Only calls of this op.")] = None,
+    seconds: Annotated[float, typer.Option(metavar="N", help="Time limit of each call.", min=1)] = 120,
     as_json: Json = False,
 ) -> None:
-    """Run kept calls of kernels again, each in a process of its own, and hold them against float64.
+    """Run kept calls of kernels again, and compare with float64.
 
-    Start the server with SGLANG_FL_KEEP_CALLS=DIR: a kernel that ends its process leaves its call there.
+    Each call runs in a process of its own. Start the server with SGLANG_FL_KEEP_CALLS=DIR: a kernel that ends
+    its process leaves its call there.
 
     Example: sglang-fl replay DIR --op rms_norm
 
@@ -232,22 +246,23 @@ def replay(
 @app.command()
 def doctor(
     model: Annotated[
-        Path | None, typer.Option("--model", "--model-path", help="Folder of the model.")
+        Path | None, typer.Option("--model", "--model-path", metavar="FOLDER", help="Folder of the model.")
     ] = None,
-    tp: Annotated[int, typer.Option("--tp", "--tp-size", min=1, help="As in the launch line.")] = 1,
-    nnodes: Annotated[int, typer.Option(min=1, help="As in the launch line.")] = 1,
+    tp: Annotated[int, typer.Option("--tp", "--tp-size", metavar="N", min=1, help=LAUNCH)] = 1,
+    nnodes: Annotated[int, typer.Option(metavar="N", min=1, help=LAUNCH)] = 1,
     mem_fraction_static: Annotated[
-        float | None, typer.Option(min=0, max=1, help="As in the launch line.")
+        float | None, typer.Option(metavar="SHARE", min=0, max=1, help=LAUNCH)
     ] = None,
-    dtype: Annotated[str, typer.Option(callback=_dtype, help="As in the launch line.")] = "auto",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
-    nccl_port: Annotated[int | None, typer.Option(min=1, max=65535, help="As in the launch line.")] = None,
-    dist_init_addr: Annotated[str | None, typer.Option(help="As in the launch line.")] = None,
+    dtype: Annotated[str, typer.Option(callback=_dtype, metavar="DTYPE", help=LAUNCH)] = "auto",
+    port: Annotated[int | None, typer.Option(metavar="PORT", min=1, max=65535, help=LAUNCH)] = None,
+    nccl_port: Annotated[int | None, typer.Option(metavar="PORT", min=1, max=65535, help=LAUNCH)] = None,
+    dist_init_addr: Annotated[str | None, typer.Option(metavar="HOST:PORT", help=LAUNCH)] = None,
     probe_seconds: Annotated[
-        float, typer.Option(callback=_seconds, help="Time limit of the all-reduce over --tp ranks.")
+        float,
+        typer.Option(callback=_seconds, metavar="N", help="Time limit of the all-reduce over --tp ranks."),
     ] = 60,
     only: Annotated[
-        list[str] | None, typer.Option(help="Only this check; may be given more than once.")
+        list[str] | None, typer.Option(metavar="CHECK", help="Only this check; may be given more than once.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -290,9 +305,12 @@ def _without_check(row: dict[str, Any]) -> dict[str, Any]:
 
 
 Files = Annotated[
-    list[Path] | None, typer.Option(help="A file of the first run; may be given more than once.")
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="A file of the first run; may be given more than once."),
 ]
-Against = Annotated[list[Path] | None, typer.Option(help="A file of another run, to compare with.")]
+Against = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE", help="A file of another run, to compare with.")
+]
 
 
 @app.command(name="report")
@@ -302,19 +320,23 @@ def report_logs(
     against_dispatch: Against = None,
     against_aten: Against = None,
     issue: Annotated[
-        Path | None, typer.Option(help="Write one new file for a bug report instead, without secrets.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one new file for a bug report instead, without secrets."),
     ] = None,
     log: Annotated[
-        list[Path] | None, typer.Option(help="With --issue: a server's log, whose end is shown.")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="With --issue: a server's log, whose end is shown."),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="With --issue: what `sglang-fl verify --certificate` has written.")
+        Path | None,
+        typer.Option(metavar="FILE", help="With --issue: what `sglang-fl verify --certificate` has written."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What ran where, from dispatch logs and records of ATen ops; what differs between ranks and runs.
+    """What ran where, by a run's logs; or a file for a bug report.
 
-    With --issue FILE: versions, settings, vendors, ops, doctor and the ends of the logs as one file.
+    It reads dispatch logs and records of ATen ops, and says what differs between ranks and runs. With --issue
+    FILE it writes versions, settings, vendors, ops, doctor and the ends of the logs into one file.
 
     Example: sglang-fl report --dispatch dispatch.log --aten aten.log
 
@@ -372,22 +394,26 @@ def _titled(title: str, rows: list[dict[str, Any]]) -> str:
 
 @app.command()
 def verify(
-    ops: Annotated[list[str] | None, typer.Argument(help="Only these.")] = None,
+    ops: Annotated[list[str] | None, typer.Argument(metavar="OP", help="Only these ops.")] = None,
     as_json: Json = False,
     references: Annotated[
         bool, typer.Option("--references", help="Check core's references and no vendor's implementations.")
     ] = False,
     certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="Write the result here, for --compare.")
+        Path | None,
+        typer.Option("--certificate", metavar="FILE", help="Write the result here, for --compare."),
     ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option("--compare", help="Compare the certificates of two machines.")
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="FILE FILE", help="Compare the certificates of two machines."),
     ] = None,
     stress: Annotated[
         bool, typer.Option("--stress", help="Repeat each call 100 times on a device that is not quiet, too.")
     ] = False,
 ) -> None:
-    """Hold every implementation of this machine's vendor against its contract.
+    """Hold every implementation here against its contract.
+
+    These are the implementations of this machine's vendor, and the references.
 
     Columns: "checked" names the aspects that were looked at: the op's cases, calls at the edge of its
     contract, the same call twice, calls in a graph. "graphs" is how many calls were captured in a graph and
@@ -395,9 +421,9 @@ def verify(
 
     Example: sglang-fl verify rms_norm silu_and_mul --certificate chip.json
 
-    Exit code 0: all that is installed was looked at and passes. 1: an implementation fails. 2: wrong settings
-    or arguments. 3: nothing fails, but an installed vendor was not looked at, because its chip is not here;
-    it is named above the table.
+    Exit code 0: all that is installed was looked at and passes. 1: an implementation fails, or the two
+    certificates differ. 2: wrong settings or arguments. 3: nothing fails, but an installed vendor was not
+    looked at, because its chip is not here; it is named above the table.
     """
     with working("verify", LOADING) as progress:
         from sglang_fl.diagnostics import verification
@@ -421,17 +447,23 @@ def verify(
 
 @app.command("new-vendor")
 def new_vendor(
-    name: Annotated[str, typer.Argument(help="The vendor's name, in lower case.")],
-    device_type: Annotated[str, typer.Option("--device-type", help="PyTorch's name of the device.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The vendor's name, in lower case.")],
+    device_type: Annotated[
+        str, typer.Option("--device-type", metavar="TYPE", help="PyTorch's name of the device.")
+    ],
     source: Annotated[
-        str | None, typer.Option("--from", help="flag_gems: list what FlagGems has for the chip too.")
+        str | None,
+        typer.Option("--from", metavar="SOURCE", help="flag_gems: list what FlagGems has for the chip too."),
     ] = None,
-    into: Annotated[Path, typer.Option("--into", help="The folder to write the package in.")] = Path(),
+    into: Annotated[
+        Path, typer.Option("--into", metavar="FOLDER", help="The folder to write the package in.")
+    ] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Write the package of a new vendor, sglang-fl-NAME: it passes `sglang-fl verify` as it is.
+    """Write the package of a new vendor, sglang-fl-NAME.
 
-    On the simulated chip, as long as there is none: SGLANG_FL_SIMULATED=NAME sglang-fl verify.
+    It passes `sglang-fl verify` as it is: on the simulated chip, as long as there is none, by
+    SGLANG_FL_SIMULATED=NAME sglang-fl verify.
 
     Example: sglang-fl new-vendor acme --device-type npu
 

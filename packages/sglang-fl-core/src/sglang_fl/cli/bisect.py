@@ -17,24 +17,26 @@ __all__ = ["bisect"]
 
 def bisect(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
-    prompt: Annotated[list[str] | None, typer.Option(help="A text; several may be given.")] = None,
-    folder: Annotated[Path, typer.Option(help="A new folder is made in it, for each run.")] = Path(
-        "sglang-fl-bisect"
-    ),
+    model: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of the checkpoint.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A text; several may be given.")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="A new folder is made in it, for each run.")
+    ] = Path("sglang-fl-bisect"),
     plan: Annotated[bool, typer.Option("--plan", help="Print the steps by hand instead.")] = False,
     html: Annotated[
         bool, typer.Option("--html", help="Write the steps as a page into the run's folder, too.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the layer, op or ATen op that makes a model's numbers differ, in one start of the engine.
+    """Find the layer or op that makes a model's numbers differ.
 
-    What follows is passed on to SGLang's launch line.
+    It takes one start of the engine. What follows the options is SGLang's launch line.
 
     Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --html --tp 2
 
-    Exit code 0: nothing found. 1: found. 2: set-up broken. 3: cannot decide.
+    Exit code 0: nothing found. 1: found. 2: the set-up is broken. 3: cannot decide.
     """
     if plan:
         if html:

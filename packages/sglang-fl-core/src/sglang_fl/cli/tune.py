@@ -17,19 +17,22 @@ __all__ = ["tune"]
 
 def tune(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
-    out: Annotated[Path, typer.Option(help="The file to write, for SGLANG_FL_CONFIG.")] = Path(
-        "sglang-fl-tuned.yaml"
-    ),
+    model: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of the checkpoint.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The file to write, for SGLANG_FL_CONFIG.")
+    ] = Path("sglang-fl-tuned.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
     minutes: Annotated[
-        float, typer.Option(min=1, max=1440, help="What is not measured by then is named.")
+        float,
+        typer.Option(metavar="N", min=1, max=1440, help="Time limit; what is not measured by then is named."),
     ] = 30,
     op: Annotated[
         list[str] | None,
-        typer.Option(help="Only this op, or ATen op: aten::mul.Tensor; may be given more than once."),
+        typer.Option(
+            metavar="OP", help="Only this op, or ATen op: aten::mul.Tensor; may be given more than once."
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=10, help="Starts of each engine.")] = 2,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, max=10, help="Starts of each engine.")] = 2,
     kernels_only: Annotated[
         bool,
         typer.Option(
@@ -37,32 +40,32 @@ def tune(
             help="Do not try SGLang's own path of each op, nor PyTorch's of all ATen ops: an engine each.",
         ),
     ] = False,
-    folder: Annotated[Path, typer.Option(help="What was measured is kept in it, to go on from.")] = Path(
-        "sglang-fl-tune"
-    ),
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="What was measured is kept in it, to go on from.")
+    ] = Path("sglang-fl-tune"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure anew what an earlier run has measured.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result there, too.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result there, too.")
+    ] = None,
     as_package_data: Annotated[
         bool, typer.Option("--as-package-data", help="Print the choices of a vendor package, too.")
     ] = False,
 ) -> None:
-    """Measure what a model calls on this machine, and write what is exact and faster as a settings file.
+    """Measure what is exact and fastest for a model on this machine.
 
-    The model runs once on exact references, and its calls are kept; once more for its calls of ATen ops that
-    the vendor has kernels for. Each implementation is held against float64 at these calls, and timed if it is
-    right. What is faster is tried in the engine, beside what runs at present and that once more as a control:
-    decode-heavy requests and prefills. What the engine does not confirm stays as it is. A run that was
-    interrupted goes on when the same command is given again.
+    The choice is written as a settings file. Each implementation is held against float64 at the calls that
+    the model makes, and timed if it is right. What is faster is tried in the engine; what the engine does not
+    confirm stays as it is. A run that was interrupted goes on when the same command is given again.
 
-    What follows is passed on to SGLang's launch line.
+    What follows the options is SGLang's launch line.
 
     Example: sglang-fl tune --model MODEL --minutes 60 --tp 2
 
-    Exit code 0: the file is written; it may say that all stays as it is. 1: so it is, and an op runs on a
-    wrong kernel at present. 2: set-up broken. 3: the minutes did not suffice to decide, or the model calls
-    nothing that has a choice; the file says so.
+    Exit code 0: the file is written; it may say that all stays as it is. 1: all stays as it is, and an op
+    runs on a wrong kernel at present. 2: wrong input, or an engine does not start. 3: the minutes did not
+    suffice to decide, or the model calls nothing that has a choice; the file says so.
     """
     from sglang_fl.cli import end_on_sigterm
 

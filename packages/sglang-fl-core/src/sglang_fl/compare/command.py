@@ -25,34 +25,42 @@ MOST_SECONDS = 86400
 
 def compare(
     url: Annotated[str, typer.Argument(metavar="URL", help="A SGLang server: http://HOST:PORT.")],
-    other: Annotated[str | None, typer.Argument(metavar="[URL]", help="The one to compare it with.")] = None,
+    other: Annotated[str | None, typer.Argument(metavar="OTHER", help="The one to compare it with.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Compare with transformers, float32, on this checkpoint's folder.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Compare with transformers, in float32, on this checkpoint."),
     ] = None,
-    device: Annotated[str, typer.Option(help="PyTorch's device for --model.")] = "cpu",
-    prompt: Annotated[list[str] | None, typer.Option(help="A text; several may be given.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file with a text on each line.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="PyTorch's device for --model.")] = "cpu",
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A text; several may be given.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file with a text on each line.")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="For both servers, or given twice. Default: the variable SGLANG_FL_API_KEY."),
+        typer.Option(
+            metavar="KEY", help="For both servers, or given twice. Default: the variable SGLANG_FL_API_KEY."
+        ),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 120,
+    timeout: Annotated[float, typer.Option(metavar="N", help="Seconds to wait for an answer.")] = 120,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Is the server on the new chip right? Ask it, and another one or transformers, the same.
+    """Does a server answer as another one, or transformers, does?
 
     Both are given the same tokens and asked for their log-probabilities: short and long prompts, alone and in
-    a batch, with a cached prefix, and in decode steps. Each question is asked twice. A class of requests
-    differs where its largest difference is above what rounding may do in the servers' dtype (1 nat in
-    bfloat16, 0.125 in float16, 0.001 in float32, 2 where quantised; "auto" counts as bfloat16), or its mean
-    above a quarter of that; where a side differs from itself, above three times that as well.
+    a batch, with a cached prefix, and in decode steps. Each question is asked twice, one request at a time.
+    Nothing is changed on a server.
 
-    One request at a time; nothing is changed on a server.
+    A class of requests differs where its largest difference is above what rounding may do in the servers'
+    dtype (1 nat in bfloat16, 0.125 in float16, 0.001 in float32, 2 where quantised; "auto" counts as
+    bfloat16), or its mean above a quarter of that; where a side differs from itself, above three times that
+    as well.
 
     Example: sglang-fl compare http://new-chip:30000 http://gpu:30000
 
-    Exit code 0: the same. 1: they differ. 2: one
-    cannot be reached, refuses, is no SGLang server, or serves another model. 3: cannot decide.
+    Exit code 0: the same. 1: they differ. 2: a server cannot be reached, refuses, is no SGLang server, or
+    serves another model. 3: cannot decide.
     """
     try:
         texts = _texts(prompt or [], prompts)

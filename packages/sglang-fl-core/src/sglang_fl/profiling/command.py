@@ -26,10 +26,12 @@ NOTHING_MEASURED = 3
 
 def profile(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="Folder of the checkpoint.")],
-    prefill: Annotated[int, typer.Option(min=1, max=1_000_000, help="Tokens of each prompt.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Requests at a time.")] = 4,
-    decode: Annotated[int, typer.Option(min=1, max=1024, help="Decode steps.")] = 8,
+    model: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of the checkpoint.")],
+    prefill: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1_000_000, help="Tokens of each prompt.")
+    ] = 256,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, max=4096, help="Requests at a time.")] = 4,
+    decode: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Decode steps.")] = 8,
     to_json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON, too.")
     ] = None,
@@ -37,19 +39,20 @@ def profile(
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures, too.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Keep the traces and SGLang's log here; a new or empty folder.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep the traces and SGLang's log here; a new or empty folder."),
     ] = None,
 ) -> None:
-    """What do a decode step and a prefill spend their time on, and who ran it?
+    """What steps of a model spend their time on, and who ran it.
 
-    Starts the engine, eagerly and without graphs, asks it for a small batch, and traces that: what ran on
-    kernels of ours, by op and kind, what on SGLang's own layers, attention, collectives, copies, and what to
-    port next. What follows is passed on to SGLang's launch line.
+    It starts the engine, eagerly and without graphs, asks it for a small batch, and traces that: what ran on
+    kernels of ours, by op and kind, what on SGLang's own layers, attention, collectives and copies, and what
+    to port next. What follows the options is SGLang's launch line.
 
     Example: sglang-fl profile --model MODEL --batch 8 --html profile.html --load-format dummy --tp 2
 
-    Exit code 0: there is a profile. 2: wrong arguments or settings, the engine does not start or ends, a file
-    cannot be written. 3: the engine ran, and there was no step to measure.
+    Exit code 0: there is a profile. 2: wrong arguments or settings, the engine does not start or ends, or a
+    file cannot be written. 3: the engine ran, and there was no step to measure.
     """
     request = Request(batch, prefill, decode)
     try:

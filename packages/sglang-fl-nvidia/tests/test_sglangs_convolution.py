@@ -26,7 +26,8 @@ def assert_alike(op: str, given: dict[str, Any], y: torch.Tensor, states: torch.
     ours = load_target(f"sglang_fl_nvidia.flagos.{op}:{op}")(**given)
     found = OPS[op].comparable((ours, given["conv_states"]), given)
     known = OPS[op].comparable((y, states), given)
-    torch.testing.assert_close(found, known, rtol=2e-3, atol=2e-3, equal_nan=True)
+    # SGLang's rounds each product to 16 bit before it is added.
+    torch.testing.assert_close(found, known, rtol=5e-3, atol=5e-3, equal_nan=True)
 
 
 @pytest.mark.parametrize("has_blocks", [False, True])

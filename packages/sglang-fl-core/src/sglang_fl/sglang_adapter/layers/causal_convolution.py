@@ -134,7 +134,7 @@ def arguments_of_update(
     _refuse_others("causal_conv1d_update", given)
     if x.dim() != 2:
         raise UnsupportedError(
-            f"causal_conv1d_update: drafted tokens, {tuple(x.shape)}, which the op has not"
+            f"causal_conv1d_update: drafted tokens, {tuple(x.shape)}, which the op does not have"
         )
     if conv_state_indices is None:
         raise UnsupportedError("causal_conv1d_update: no indices of states, which the op needs")
@@ -144,7 +144,7 @@ def arguments_of_update(
 def _activation(given: str | bool | None) -> str | None:
     """Return what the contract calls an activation."""
     if given not in _ACTIVATIONS:
-        raise UnsupportedError(f"the activation {given!r}, which the op has not")
+        raise UnsupportedError(f"the activation {given!r}, which the op does not have")
     return _ACTIVATIONS[given]
 
 
@@ -153,7 +153,7 @@ def _refuse_others(function: str, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         has_effect = value is not None and name not in _FOR_ITS_KERNELS
         if has_effect and value not in _WITHOUT_EFFECT.get(name, ()):
-            raise UnsupportedError(f"{function} with {name}, which the op has not")
+            raise UnsupportedError(f"{function} with {name}, which the op does not have")
 
 
 def bind_prompts(layer: Any, kernel: Kernel, own: Own) -> Forward:

@@ -12,7 +12,7 @@ __all__ = ["prefill_by", "update_by"]
 
 
 def prefill_by(convolution: CausalConvolution) -> Callable[..., Tensor]:
-    """Return ``causal_conv1d_fn`` as SGLang calls it; what the op has not is an ``UnsupportedError``."""
+    """Return ``causal_conv1d_fn`` as SGLang calls it; what the op lacks is an ``UnsupportedError``."""
 
     def causal_conv1d_fn(
         x: Tensor,

@@ -201,6 +201,6 @@ DECODED, CONTEXTS = (1, 4, 16, 64), (512, 4096, 32768)
 EXTENDED = ((1, 0, 512), (1, 0, 4096), (16, 0, 1024), (1, 8192, 1024), (8, 4096, 256), (32, 2048, 16))
 #: Requests of a decode step, and prompts with their tokens.
 REQUESTS = (1, 4, 16, 64, 256)
-PROMPTS = ((1, 512), (1, 4096), (16, 1024))
+PROMPTS = ((1, 512), (1, 4096), (1, 8192), (16, 1024))
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 TOKENS_OF_EXPERTS = tuple(2**power for power in range(13))

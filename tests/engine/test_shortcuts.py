@@ -261,3 +261,48 @@ def test_qwen3_5_norms_query_and_key_by_its_layers_where_they_are_named(monkeypa
         normed = layer._apply_qk_norm(q, k)
         expected = [layer.q_norm.forward_native(q.view(-1, 8)).view(3, 16), layer.k_norm.forward_native(k)]
     assert all(map(torch.equal, normed, expected))
+
+
+def of_convolution(name: str) -> Shortcut:
+    (shortcut,) = (known for known in SHORTCUTS if known.name == name)
+    return shortcut
+
+
+#: Past the convolution of linear attention: the backend's module that holds the function under its name.
+CONVOLUTIONS = {
+    "fused_proj_conv": "gdn_backend",
+    "kda_fused_decode": None,
+    "kda_prefill_graph": "kda_backend",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONVOLUTIONS if RELEASE in of_convolution(name).releases], ids=str
+)
+@pytest.mark.parametrize("is_named", [False, True])
+def test_kernels_past_the_convolution_are_told_of_or_turned_off(
+    name: str, is_named: bool, monkeypatch, tmp_path: Path
+):
+    shortcut = of_convolution(name)
+    path, _, function = shortcut.target.rpartition(".")
+    module = importlib.import_module(path)
+    fused = lambda *given: "fused"  # noqa: E731 - as in SGLang's modules, a function without a class
+    switches = [switch.target.rpartition(".")[2] for switch in shortcut.switches]
+    fakes = {function: fused} | {switch: lambda *given: ("SGLang says", "yes") for switch in switches}
+    holders = [module]
+    if CONVOLUTIONS[name]:  # on CUDA it has imported the names
+        holders.append(importlib.import_module(f"sglang.srt.layers.attention.linear.{CONVOLUTIONS[name]}"))
+    for holder in holders:
+        for key, fake in fakes.items():
+            monkeypatch.setattr(holder, key, fake, raising=False)
+    HookRegistry.reset()
+    log = tmp_path / "dispatch.log"
+    named = dict.fromkeys(shortcut.ops if is_named else (), PER_OP)
+    LoadedModels(named, DispatchLog(log), RELEASE).settle(torch.nn.Sequential(SiluAndMul()))
+    for switch in switches if is_named else ():
+        answers = [getattr(holder, switch)("projection") for holder in holders]
+        assert all(answer is False or answer[0] is False for answer in answers)
+    assert getattr(holders[-1], function)("projection") == "fused"
+    told = log.read_text().splitlines() if log.exists() else []
+    assert len(told) == (not is_named or not switches)
+    assert all(line.endswith(f".{shortcut.ops[0]} → sglang({name})") for line in told)

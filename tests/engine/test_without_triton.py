@@ -166,8 +166,10 @@ def test_what_the_ops_cannot_express_is_an_error():
         update(**given | {"x": given["x"].unsqueeze(-1)})
     with pytest.raises(UnsupportedError, match="with intermediate_conv_window"):
         update(**given, intermediate_conv_window=torch.zeros(1))
-    with pytest.raises(UnsupportedError, match="with block_table"):
-        prefill(**call_of("causal_conv1d_fn", "mixed"), block_table=torch.zeros(1))
+    with pytest.raises(UnsupportedError, match="with validate_data"):
+        prefill(**call_of("causal_conv1d_fn", "mixed"), validate_data=True)
+    with pytest.raises(UnsupportedError, match="the activation 'gelu'"):
+        prefill(**call_of("causal_conv1d_fn", "mixed") | {"activation": "gelu"})
     with pytest.raises(UnsupportedError, match="the check of drafted tokens"):
         gated_delta_net.fused_sigmoid_gating_delta_rule_update(
             **dict.fromkeys(("A_log", "a", "dt_bias", "q", "k", "v", "b")),

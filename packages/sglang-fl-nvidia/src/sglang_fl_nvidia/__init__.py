@@ -90,8 +90,8 @@ NVIDIA = Vendor(
             reason="1.00 to 1.02 of the speed without it in a served model (Qwen3-30B-A3B with 10 layers, "
             "bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
-        _not_default("causal_conv1d_fn", "where Triton runs SGLang calls its own function, not the op"),
-        _not_default("causal_conv1d_update", "where Triton runs SGLang calls its own function, not the op"),
+        _not_default("causal_conv1d_fn", "not measured yet in a served model"),
+        _not_default("causal_conv1d_update", "not measured yet in a served model"),
         OpChoice(
             "fused_recurrent_gated_delta_rule_packed_decode",
             "flagos",

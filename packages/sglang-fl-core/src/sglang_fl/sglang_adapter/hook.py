@@ -89,9 +89,13 @@ class LayerHook:
             self._log.write(layer_class.__name__, "sglang(torch.compile)")
 
     def replace_methods(self, backend: Any) -> None:
-        """Take over the kernels of an attention backend that SGLang has just built; see ``methods``."""
+        """Take over the kernels of an attention backend that SGLang has just built; see ``methods``.
+
+        What stands in a module is taken over for the first backend, and serves the others as well.
+        """
         for method in methods_of(backend):
-            method.put(self._life_of(method))
+            if not is_ours(method.current):
+                method.put(self._life_of(method))
 
     def replace_methods_of_model(self, model: Any) -> None:
         """Take over the methods of a loaded model's layers where something of ours may run them.

@@ -3,12 +3,20 @@
 An attention backend holds such objects: SGLang's own for the gated delta rule, ours for attention itself.
 SGLang's Triton backend is one itself: it holds its kernels as functions. A model holds others: what an
 attention layer computes between its projection and attention.
+
+The convolution of linear attention is in no object: the backend's code calls it by names of a module. These
+are replaced in the module, for all backends of the process, and count as the backend's functions.
 """
 
+import functools
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+from sglang_fl.dispatch.life import is_ours
 from sglang_fl.sglang_adapter.layers import (
     attention,
     causal_convolution,
@@ -26,11 +34,16 @@ TARGET = "sglang.srt.layers.attention.attention_registry.attn_backend_wrapper"
 
 #: Where a linear attention backend keeps objects of ours by which it computes; then no Triton kernel can run.
 PLAIN_KERNELS = "plain_kernels"
-_OF_PLAIN_KERNELS = {module.CLASS: module.ADAPTERS for module in (causal_convolution, state_space)}
+_OF_PLAIN_KERNELS = {
+    causal_convolution.CLASS: causal_convolution.METHODS,
+    state_space.CLASS: state_space.ADAPTERS,
+}
 #: Of the layers of a model, by their class.
 _OF_LAYERS = {adapter.layer_class.rpartition(".")[0]: adapter for adapter in qk_norm_rope.ADAPTERS}
 #: Where backends keep others: hybrid models, one for prefill and one for decode, two batches at a time.
 _PARTS = ("full_attn_backend", "prefill_backend", "decode_backend", "primary")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,15 @@ class Method:
     adapter : translates the method's arguments
     is_pytorch : whether the method is plain PyTorch, and so no better than a reference
     is_function : whether it is a function that the object holds, and none of its class
+    module : the module by whose name the object's code calls it, and in which it is replaced; None: it is the
+        object's own
     """
 
     kernel: Any
     adapter: Adapter
     is_pytorch: bool = False
     is_function: bool = False
+    module: ModuleType | None = None
 
     @property
     def name(self) -> str:
@@ -70,16 +86,18 @@ class Method:
     @property
     def current(self) -> Callable[..., Any]:
         """What is called now."""
-        method: Callable[..., Any] = getattr(self.kernel, self.name)
+        method: Callable[..., Any] = getattr(self.module or self.kernel, self.name)
         return method
 
     def put(self, forward: Callable[..., Any]) -> None:
         """Let this be called instead."""
-        setattr(self.kernel, self.name, forward)
+        setattr(self.module or self.kernel, self.name, forward)
 
     def commit(self, kernel: Any, life: Callable[..., Any], forward: Callable[..., Any]) -> None:
-        """Let the bound kernel be called from now on; no other ever takes the place of ``life``."""
-        setattr(kernel, self.name, forward)
+        """Let the bound kernel be called from now on, unless somebody has taken the place of ``life``."""
+        holder = self.module or kernel  # the object, or a copy of it
+        if getattr(holder, self.name, None) is life:
+            setattr(holder, self.name, forward)
 
 
 def methods_of(backend: Any) -> Iterator[Method]:
@@ -95,6 +113,8 @@ def methods_of(backend: Any) -> Iterator[Method]:
         yield from (Method(kernel, adapter, is_pytorch=True) for adapter in _OF_PLAIN_KERNELS[_path(kernel)])
     for kernel in _once(_delta_rule_kernels(linear)):
         yield from (Method(kernel, adapter, bool(plain)) for adapter in gated_delta_rule.ADAPTERS)
+    if not plain:
+        yield from _called_by_name(linear)
     for each in _once(_backends(backend)):
         kernels = vars(each).get("kernels")
         if _path(kernels) == attention.CLASS:
@@ -117,6 +137,30 @@ def _delta_rule_kernels(linear: Any) -> Iterator[Any]:
         kernel = getattr(dispatcher, role, None)
         if _path(kernel) == gated_delta_rule.CLASS:
             yield kernel
+
+
+def _called_by_name(linear: Any) -> Iterator[Method]:
+    """Yield what a backend calls by names of a module: all, or nothing where one is not as we know it."""
+    backend = _path(linear)
+    module = sys.modules.get(causal_convolution.MODULES.get(backend, ""))
+    if module is None:
+        return
+    methods = [
+        Method(linear, adapter, is_function=True, module=module)
+        for adapter in causal_convolution.NAMES[backend]
+    ]
+    found = {method.title: vars(module).get(method.name) for method in methods}
+    others = {name: f for name, f in found.items() if not (causal_convolution.is_known(f) or is_ours(f))}
+    if not others:
+        yield from methods
+    for name, function in others.items():
+        if function is not None and causal_convolution.is_another_plugins(function):
+            _warn_once(f"{name} is not SGLang's, but {function!r}: {', '.join(found)} stay as they are")
+
+
+@functools.cache
+def _warn_once(complaint: str) -> None:
+    logger.warning("%s", complaint)
 
 
 def _backends(backend: Any) -> Iterator[Any]:

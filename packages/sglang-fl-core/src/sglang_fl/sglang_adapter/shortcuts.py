@@ -170,6 +170,10 @@ def _never(original: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
     return False
 
 
+def _ineligible(original: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bool, str]:
+    return False, "sglang-fl keeps the convolution apart"
+
+
 def _out_of_place(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     # All fused kernels of apply_qk_norm write in place; what allows that is its seventh argument.
     return original(*args[:6], **{**kwargs, "allow_inplace": False})
@@ -203,6 +207,9 @@ _QWEN3_5 = f"{_SRT}.models.qwen3_5.Qwen3_5AttentionDecoderLayer"
 _FUSIONS = f"{_SRT}.layers.layer_boundary.fusions"
 _ADD_NORM = f"{_SRT}.layers.layer_boundary.residual.add_norm"
 _QWEN3_5_FUSION = f"{_SRT}.layers.moe.qwen35_flashinfer_fusion"
+_KERNELS = "sglang.kernels.ops.attention"
+_PROJ_CONV = f"{_KERNELS}.triton_gdn_fused_proj"
+_KDA_DECODE = f"{_KERNELS}.kda_fused_decode"
 _CUTEDSL = "CUDA, SM100, tensor parallel, --flashinfer-allreduce-fusion-backend cutedsl"
 _NPU_NORM_ROPE = "NPU: sgl_kernel_npu splits, norms and rotates in one kernel"
 _NATIVE = "forward_prepare_native runs instead"
@@ -318,6 +325,42 @@ SHORTCUTS: tuple[Shortcut, ...] = (
         _watch_lora_experts,
         (),
         "never: the contract has no LoRA, such calls stay SGLang's",
+    ),
+    Shortcut(
+        "fused_proj_conv",
+        ("causal_conv1d_update",),
+        f"{_PROJ_CONV}.fused_qkvzba_causal_conv1d_update_contiguous",
+        "CUDA: decode steps of Qwen3.5; SGLANG_ENABLE_GDN_DECODE_FUSED_PROJ_CONV=0 is SGLang's own switch",
+        _watch_calls("GDNAttnBackend.causal_conv1d_update"),
+        (
+            Switch(
+                f"{_PROJ_CONV}.can_use_fused_qkvzba_causal_conv1d_update_contiguous",
+                _ineligible,
+                releases=Range("0.5.19"),
+            ),
+        ),
+        "no projection is eligible",
+        releases=Range("0.5.19"),
+    ),
+    Shortcut(
+        "kda_fused_decode",
+        ("causal_conv1d_update",),
+        f"{_KDA_DECODE}.kda_fused_decode",
+        "CUDA: decode steps of Kimi K3",
+        _watch_calls("KDAAttnBackend.causal_conv1d_update"),
+        (Switch(f"{_KDA_DECODE}.covered", _never, releases=Range("0.5.17")),),
+        "no shapes are covered",
+        releases=Range("0.5.17"),
+    ),
+    Shortcut(
+        "kda_prefill_graph",
+        ("causal_conv1d_fn",),
+        f"{_SRT}.layers.attention.linear.kda_backend.kda_extend_in_graph",
+        "CUDA: prefills of Kimi's delta attention in a breakable CUDA graph",
+        _watch_calls("KDAAttnBackend.causal_conv1d_fn"),
+        (),
+        "never by us: SGLANG_DISABLE_KDA_PREFILL_GRAPH_EXTEND=1 is SGLang's own switch",
+        releases=Range("0.5.22"),
     ),
     Shortcut(
         "fused_allreduce_norm",

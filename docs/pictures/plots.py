@@ -103,14 +103,14 @@ _FAMILIES = (
     ("DeepSeek-V2-Lite, 10 layers", ("0.5.23_DeepSeek-V2-Lite-10L_attention",)),
     ("GLM-4.5-Air, 4 layers", ("0.5.23_GLM-4.5-Air-4L",)),
     ("gpt-oss-20b, 8 layers", ("0.5.23_gpt-oss-20b-8L",)),
-    ("Qwen3-Next-80B-A3B, 4 layers", ("0.5.23_Qwen3-Next-80B-A3B-4L",)),
+    ("Qwen3-Next-80B-A3B, 4 layers", ("0.5.23_Qwen3-Next-80B-A3B-4L_chunks",)),
 )
 _SIDES = {
     "layer2": "ours",
     "layer2:fused_moe=flagos;qk_norm_rope=flagos": "ours",
     "layer2:fused_moe=flagos;qk_norm_rope=flagos;rotary_embedding=impl:flagos.kv_cache": "ours",
     "layer2:decode_attention=flagos;extend_attention=flagos": "ours",
-    "layer2:fused_recurrent_gated_delta_rule_packed_decode=flagos": "ours",
+    "layer2:chunk_gated_delta_rule=flagos": "ours",
     "layers12": "both",
     "control": "control",
 }

@@ -387,6 +387,7 @@ OP = Op(
     rows={"q": 0},
     bounds=("kv_indptr",),
     writes=("out",),
+    reads_rows=dict.fromkeys(("k_buffer", "v_buffer"), ("kv_indices", "kv_indptr")),
     magnitude=_magnitude,
     like=_like,
 )

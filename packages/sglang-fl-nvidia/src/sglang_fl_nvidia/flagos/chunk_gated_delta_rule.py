@@ -76,25 +76,28 @@ def chunk_gated_delta_rule(
     if found is None:
         check_chunks(*tensors)
         found = _launches[key] = _compiled(tensors, is_aligned)
-    # As many chunks as the host knows without looking: each sequence may end in one that is not full.
-    chunks = tokens // CHUNK_SIZE + sequences
+    # As many chunks as the host knows without looking: each sequence may end in one that is not full, and so
+    # may what is in none.
+    chunks = tokens // CHUNK_SIZE + sequences + 1
     out, changes = q.new_empty(v.shape), q.new_empty(v.shape)
     weights = q.new_empty((tokens, value_heads, k.shape[-1]))
     before = k.new_empty((1, chunks, *initial_state.shape[1:]))
-    if sequences and out.numel():
+    if out.numel():
         q_at, k_at, v_at, g_at, beta_at, state_at, index_at, bounds_at = map(address, tensors)
         change_at, weight_at, before_at = address(changes), address(weights), address(before)
-        found.without_states(
-            chunks * value_heads,
-            *(k_at, v_at, g_at, beta_at, bounds_at, change_at, weight_at, sequences),
-        )
-        found.states(
-            sequences * value_heads * found.state_blocks,
-            *(k_at, g_at, state_at, index_at, bounds_at, change_at, weight_at, before_at),
-        )
+        if sequences:
+            found.without_states(
+                chunks * value_heads,
+                *(k_at, v_at, g_at, beta_at, bounds_at, change_at, weight_at, sequences),
+            )
+            found.states(
+                sequences * value_heads * found.state_blocks,
+                *(k_at, g_at, state_at, index_at, bounds_at, change_at, weight_at, before_at),
+            )
         found.results(
             chunks * value_heads * found.result_blocks,
-            *(q_at, k_at, g_at, index_at, bounds_at, change_at, before_at, address(out), sequences, scale),
+            *(q_at, k_at, g_at, index_at, bounds_at, change_at, before_at, address(out)),
+            *(sequences, tokens, scale),
         )
     return out, before
 
@@ -143,5 +146,5 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
 
     without, _ = of(without_states_kernel, WITHOUT_STATES, k, v, g, beta, bounds, q, q, 1)
     walk, state_blocks = of(states_kernel, STATES, k, g, states, indices, bounds, q, q, k)
-    results, result_blocks = of(results_kernel, RESULTS, q, k, g, indices, bounds, q, k, q, 1, 1.0)
+    results, result_blocks = of(results_kernel, RESULTS, q, k, g, indices, bounds, q, k, q, 1, 1, 1.0)
     return _Launches(without, walk, results, state_blocks, result_blocks)

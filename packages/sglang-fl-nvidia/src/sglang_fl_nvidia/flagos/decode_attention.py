@@ -25,6 +25,7 @@ from sglang_fl_nvidia.flagos.attention import (
     factor,
     inside,
     log_of,
+    place_of_result,
     require_dtypes,
     sequence_of,
     side_by_side,
@@ -195,7 +196,7 @@ def merge_kernel(
     """
     PIECES: tl.constexpr = (VALUES + COLUMNS - 1) // COLUMNS
     piece = tl.program_id(0) % PIECES
-    head = tl.program_id(0) // PIECES % ALL
+    head = (tl.program_id(0) // PIECES % ALL).to(tl.int64)
     number = tl.program_id(0) // PIECES // ALL
     column = piece * COLUMNS + tl.arange(0, COLUMNS)
     first = tl.load(indptr_ptr).to(tl.int32)
@@ -279,9 +280,10 @@ def decode_attention(
         q = q.contiguous()
     kv_indptr, kv_indices = side_by_side(kv_indptr), side_by_side(kv_indices)
     shape = *q.shape[:2], v_buffer.shape[-1]
-    result = q.new_empty(shape) if out is None or out.stride(-1) != 1 else out
     # Where there are no sinks none are read, but an address is given.
-    tensors = (q, k_buffer, v_buffer, kv_indptr, kv_indices, q if sinks is None else sinks, result)
+    given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, q if sinks is None else side_by_side(sinks))
+    result = place_of_result(out, shape, *given)
+    tensors = (*given, result)
     options = _Options(
         is_latent=shares_keys(k_buffer, v_buffer),
         has_cap=logit_cap > 0,
@@ -296,13 +298,16 @@ def decode_attention(
         *((tensor.dtype, tensor.device) for tensor in tensors),
         *(q.shape[1:], stride_of_rows(q), q.stride()[1:], stride_of_rows(result), result.stride()[1:]),
         *(k_buffer.shape[1:], k_buffer.stride(), v_buffer.shape[1:], v_buffer.stride()),
-        *(kv_indptr.shape == (sequences + 1,), kv_indices.dim(), result.shape[0] == sequences),
-        *(result.shape[1:], None if sinks is None else sinks.shape, k_scale is None, v_scale is None),
+        *(kv_indptr.shape == (sequences + 1,), kv_indices.dim(), len(k_buffer) == len(v_buffer)),
+        *(out is None or (out.shape, out.dtype) == (shape, q.dtype), None if sinks is None else sinks.shape),
+        *(k_scale is None, v_scale is None),
     )
     found = _launches.get(key)
     if found is None:
-        given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
-        check_decode(*given, k_scale, v_scale, temperature_len)
+        check_decode(
+            *(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out),
+            *(k_scale, v_scale, temperature_len),
+        )
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if sequences:

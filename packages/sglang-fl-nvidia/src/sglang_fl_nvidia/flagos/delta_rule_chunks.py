@@ -36,7 +36,10 @@ MANY = tl.constexpr(64)
 
 @triton.jit
 def _chunk_of(tile, bounds_ptr, sequences, STRIDE: tl.constexpr, CHUNK: tl.constexpr) -> Any:
-    """Return the sequence of a chunk, and its number there. Behind the last chunk it is ``sequences``."""
+    """Return the sequence of a chunk, and its number there.
+
+    What belongs to no sequence counts as one more, the last: it is ``sequences``.
+    """
     sequence = 0
     before = 0
     known = 0
@@ -238,7 +241,7 @@ def states_kernel(
         tl.store(held, state.to(state_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["sequences", "scale"])
+@triton.jit(do_not_specialize=["sequences", "tokens", "scale"])
 def results_kernel(
     q_ptr,
     k_ptr,
@@ -249,6 +252,7 @@ def results_kernel(
     before_ptr,
     out_ptr,
     sequences,
+    tokens,
     scale,
     Q_STRIDE: tl.constexpr,
     Q_HEAD: tl.constexpr,
@@ -268,38 +272,44 @@ def results_kernel(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """Compute a few values of one head for the tokens of a chunk."""
+    """Compute a few values of one head for the tokens of a chunk, or zero those of some that are in none."""
     overlap(OVERLAP)
     BLOCKS: tl.constexpr = (VALUES + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     chunk = (program // BLOCKS // VALUE_HEADS).to(tl.int64)
     head = (program // BLOCKS % VALUE_HEADS).to(tl.int64)
     sequence, number = _chunk_of(chunk.to(tl.int32), bounds_ptr, sequences, BOUNDS_STRIDE, CHUNK)
+    at = bounds_ptr + sequence.to(tl.int64) * BOUNDS_STRIDE
+    begin = tl.load(at).to(tl.int64)
+    place, lane = tl.arange(0, CHUNK), tl.arange(0, LANES)
+    token = begin + number * CHUNK + place
     if sequence < sequences:
-        slot = tl.load(index_ptr + sequence.to(tl.int64) * INDEX_STRIDE)
-        at = bounds_ptr + sequence.to(tl.int64) * BOUNDS_STRIDE
-        begin, end = tl.load(at).to(tl.int64), tl.load(at + BOUNDS_STRIDE).to(tl.int64)
-        place, lane = tl.arange(0, CHUNK), tl.arange(0, LANES)
-        token = begin + number * CHUNK + place
-        exists = token < end
-        value = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-        row = (token * VALUE_HEADS + head)[:, None] * VALUES + value[None, :]
-        of_values = exists[:, None] & (value < VALUES)[None, :]
-        dtype = out_ptr.dtype.element_ty
-        if slot >= 0:
-            shared = head // (VALUE_HEADS // HEADS)
-            q = _unit_rows(q_ptr + shared * Q_HEAD, token, exists, Q_STRIDE, KEYS, LANES).to(dtype)
-            k = _unit_rows(k_ptr + shared * K_HEAD, token, exists, K_STRIDE, KEYS, LANES).to(dtype)
-            decay = _decays(g_ptr + head * G_HEAD, token, exists, G_STRIDE)
-            inside = (value < VALUES)[:, None] & (lane < KEYS)[None, :]
-            before = before_ptr + (chunk * VALUE_HEADS + head) * (VALUES * KEYS)
-            state = tl.load(before + value[:, None] * KEYS + lane[None, :], mask=inside, other=0.0).to(dtype)
-            change = tl.load(changes_ptr + row, mask=of_values, other=0.0)
-            products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            seen = _faded(products, decay, place[:, None] >= place[None, :]).to(dtype)
-            out = tl.dot(q, tl.trans(state), input_precision=PRECISION) * tl.exp(decay)[:, None]
-            out = tl.dot(seen, change, out, input_precision=PRECISION) * scale
-            tl.store(out_ptr + row, out.to(dtype), mask=of_values)
-        else:
-            # A later layer reads these rows too.
-            tl.store(out_ptr + row, tl.zeros([CHUNK, BLOCK], dtype), mask=of_values)
+        slot = tl.load(index_ptr + sequence.to(tl.int64) * INDEX_STRIDE).to(tl.int64)
+        exists = token < tl.load(at + BOUNDS_STRIDE).to(tl.int64)
+    else:
+        slot = tl.full((), -1, tl.int64)
+        first = tl.load(bounds_ptr).to(tl.int64)
+        token -= begin
+        token = tl.where(token < first, token, token + begin - first)
+        exists = token < tokens
+    value = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    row = (token * VALUE_HEADS + head)[:, None] * VALUES + value[None, :]
+    of_values = exists[:, None] & (value < VALUES)[None, :]
+    dtype = out_ptr.dtype.element_ty
+    if slot >= 0:
+        shared = head // (VALUE_HEADS // HEADS)
+        q = _unit_rows(q_ptr + shared * Q_HEAD, token, exists, Q_STRIDE, KEYS, LANES).to(dtype)
+        k = _unit_rows(k_ptr + shared * K_HEAD, token, exists, K_STRIDE, KEYS, LANES).to(dtype)
+        decay = _decays(g_ptr + head * G_HEAD, token, exists, G_STRIDE)
+        inside = (value < VALUES)[:, None] & (lane < KEYS)[None, :]
+        before = before_ptr + (chunk * VALUE_HEADS + head) * (VALUES * KEYS)
+        state = tl.load(before + value[:, None] * KEYS + lane[None, :], mask=inside, other=0.0).to(dtype)
+        change = tl.load(changes_ptr + row, mask=of_values, other=0.0)
+        products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        seen = _faded(products, decay, place[:, None] >= place[None, :]).to(dtype)
+        out = tl.dot(q, tl.trans(state), input_precision=PRECISION) * tl.exp(decay)[:, None]
+        out = tl.dot(seen, change, out, input_precision=PRECISION) * scale
+        tl.store(out_ptr + row, out.to(dtype), mask=of_values)
+    else:
+        # A later layer reads these rows too.
+        tl.store(out_ptr + row, tl.zeros([CHUNK, BLOCK], dtype), mask=of_values)

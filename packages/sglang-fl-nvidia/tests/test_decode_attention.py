@@ -134,6 +134,21 @@ def test_what_fresh_memory_holds_never_reaches_a_result(monkeypatch: pytest.Monk
     assert_right(call(200, 0, 130, 5, return_lse=True))
 
 
+@pytest.mark.parametrize("few_heads", [0, 1 << 30], ids=["many", "few"])
+def test_ranges_whose_scores_are_all_minus_infinity(few_heads: int, monkeypatch: pytest.MonkeyPatch):
+    """They have no weight beside the others; where there are no others the result is 0."""
+    monkeypatch.setattr(attention_tiles, "MERGE_FEW_HEADS", few_heads)
+    with_tile(monkeypatch, 80, slots=8, per_multiprocessor=1)
+    arguments = call(1300, 200, 9)
+    arguments["q"].abs_()
+    slots = arguments["kv_indices"]
+    arguments["k_buffer"][slots[:1250]] = -torch.inf
+    arguments["k_buffer"][slots[1500:1509]] = -torch.inf
+    for more in ({}, {"return_lse": True}, {"sinks": normal(4)}):
+        assert_right(arguments | more)
+    assert not kernel(**arguments)[2].any()
+
+
 def test_the_result_is_written_where_the_caller_wants_it():
     out = torch.full((3, 4, 24), torch.nan, device=DEVICE)
     arguments = call(21, 0, 9)

@@ -162,7 +162,9 @@ def ranges_kernel(
             row = (number_of_range + number).to(tl.int64) * ALL + head
             is_result = inside(is_head, value, VALUES, VALUE_LANES)
             to = partial_ptr + row[:, None] * VALUES + value[None, :]
-            tl.store(to, result / total[:, None] * v_scale, mask=is_result)
+            # Scores may all be -inf in this range: then it has no weight, and must have a number.
+            result = result / tl.where(total == 0.0, 1.0, total)[:, None]
+            tl.store(to, result * v_scale, mask=is_result)
             logs = partial_ptr + (ranges + sequences).to(tl.int64) * (ALL * VALUES)
             tl.store(logs + row, peak + tl.log2(total), mask=is_head)
         number += 1
@@ -224,8 +226,9 @@ def merge_kernel(
         is_part = is_one[:, None] & (column < VALUES)[None, :]
         part = tl.load(partial_ptr + row[:, None] * VALUES + column[None, :], mask=is_part, other=0.0)
         risen = tl.maximum(peak, tl.max(log, 0))
-        weights = tl.exp2(log - risen)
-        fading = tl.exp2(peak - risen)
+        base = tl.where(risen == -float("inf"), 0.0, risen)
+        weights = tl.exp2(log - base)
+        fading = tl.exp2(peak - base)
         total = total * fading + tl.sum(weights, 0)
         result = result * fading + tl.sum(part * weights[:, None], 0)
         peak = risen

@@ -91,3 +91,22 @@ def test_long_sequence_is_read_some_heads_at_a_time():
     op = OPS["decode_attention"]
     arguments = sequences(op, torch.float32, (2**13 + 5, 3))
     assert errors(op, arguments) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("op", ATTENTION, ids=str)
+def test_keys_of_minus_infinity_have_no_weight(op: Op, dtype: torch.dtype, has_amx: bool):
+    """Wherever they lie: a whole block of them too. A sequence that has no others gives 0."""
+    arguments = sequences(op, dtype, (400, 130))
+    arguments["q"].abs_()
+    keys = keys_of(op, arguments)
+    keys[:300] = keys[400:] = -torch.inf
+    first = 0 if op.name == "decode_attention" else slice(300, 400)
+    second = 1 if op.name == "decode_attention" else slice(400, 530)
+    for options in ({}, {"return_lse": True}):
+        outputs = op.reference(**arguments, **options)
+        o, *lse = (outputs,) if isinstance(outputs, Tensor) else outputs
+        assert o[first].isfinite().all()
+        assert o[first].any()
+        assert not o[second].any()
+        assert all(bool((sums[second] == -torch.inf).all()) for sums in lse)

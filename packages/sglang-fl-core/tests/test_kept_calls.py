@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -143,6 +144,44 @@ def test_what_is_too_large_or_too_much_is_not_kept_and_said_once(tmp_path: Path,
     ]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_a_disk_that_is_full_ends_no_request_and_leaves_no_half_a_file(
+    error: Exception, tmp_path: Path, monkeypatch, caplog
+):
+    def save(content: object, file: Any) -> None:
+        file.write(b"half of it")
+        raise error
+
+    kernel = toy(SILU.reference, tmp_path / "calls")
+    kernel(torch.ones(2, 8))
+    monkeypatch.setattr(torch, "save", save)
+    for rows in (3, 4):
+        assert torch.equal(kernel(torch.ones(rows, 8)), SILU.reference(torch.ones(rows, 8)))
+    assert [path.name for path in (tmp_path / "calls").rglob("*.*")] == ["0000-silu_and_mul.pt"]
+    (record,) = caplog.records
+    assert f"no further calls are kept: {type(error).__name__}: {error}" in record.getMessage()
+
+
+@pytest.mark.parametrize("is_during", [False, True], ids=["before", "during"])
+def test_a_folder_that_is_gone_ends_no_request(is_during: bool, tmp_path: Path, caplog):
+    def kernel(x: torch.Tensor) -> torch.Tensor:
+        if is_during and len(x) == 3:
+            shutil.rmtree(tmp_path / "calls")
+        return SILU.reference(x)
+
+    kept = toy(kernel, tmp_path / "calls")
+    kept(torch.ones(2, 8))
+    if not is_during:
+        shutil.rmtree(tmp_path / "calls")
+    for rows in (3, 4):
+        assert torch.equal(kept(torch.ones(rows, 8)), SILU.reference(torch.ones(rows, 8)))
+    assert ["no further calls are kept: FileNotFoundError" in r.getMessage() for r in caplog.records] == [
+        True
+    ]
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
@@ -218,8 +257,33 @@ def test_replay_of_one_op_and_of_none(kept, in_this_process, tmp_path: Path):
     assert "no kept calls. Start the server with SGLANG_FL_KEEP_CALLS=" in done.stderr
 
 
-def test_a_file_that_is_no_call_is_refused(tmp_path: Path):
-    (tmp_path / "process-1").mkdir()
-    (tmp_path / "process-1" / "0000-x.pt").write_bytes(b"nothing")
-    with pytest.raises(SettingsError, match=r"0000-x\.pt: no kept call"):
+def a_call(**other: object) -> dict[str, object]:
+    about = {"op": "relu2", "implementation": "x", "target": "x:y", "layer": "X", "device": "cpu"}
+    return about | {"arguments": {"x": {"size": (2, 3)}}} | other
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"nothing",
+        b"",
+        torch.ones(3),
+        [1],
+        {name: value for name, value in a_call().items() if name != "layer"},
+        a_call(op="no_such"),
+        a_call(arguments=[1]),
+        a_call(arguments={"x": {"memory": 1}}),
+        a_call(arguments={"x": {"size": ()}}),
+        a_call(arguments={"x": {"size": 5}}),
+    ],
+    ids=lambda content: type(content).__name__,
+)
+def test_a_file_that_is_no_call_is_refused_by_name(content: object, tmp_path: Path):
+    path = tmp_path / "process-1" / "0000-x.pt"
+    path.parent.mkdir()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(SettingsError, match=r"0000-x\.pt: no kept call: [^\n]*$"):
         replay(tmp_path, None, 5, print)

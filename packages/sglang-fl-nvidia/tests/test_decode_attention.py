@@ -134,6 +134,21 @@ def test_what_fresh_memory_holds_never_reaches_a_result(monkeypatch: pytest.Monk
     assert_right(call(200, 0, 130, 5, return_lse=True))
 
 
+@pytest.mark.parametrize("few_heads", [0, 1 << 30], ids=["many", "few"])
+def test_ranges_whose_scores_are_all_minus_infinity(few_heads: int, monkeypatch: pytest.MonkeyPatch):
+    """They have no weight beside the others; where there are no others the result is 0."""
+    monkeypatch.setattr(attention_tiles, "MERGE_FEW_HEADS", few_heads)
+    with_tile(monkeypatch, 80, slots=8, per_multiprocessor=1)
+    arguments = call(1300, 200, 9)
+    arguments["q"].abs_()
+    slots = arguments["kv_indices"]
+    arguments["k_buffer"][slots[:1250]] = -torch.inf
+    arguments["k_buffer"][slots[1500:1509]] = -torch.inf
+    for more in ({}, {"return_lse": True}, {"sinks": normal(4)}):
+        assert_right(arguments | more)
+    assert not kernel(**arguments)[2].any()
+
+
 def test_the_result_is_written_where_the_caller_wants_it():
     out = torch.full((3, 4, 24), torch.nan, device=DEVICE)
     arguments = call(21, 0, 9)
@@ -143,6 +158,31 @@ def test_the_result_is_written_where_the_caller_wants_it():
     assert out[..., 16:].isnan().all()
     # Elements apart are no place for a result, and it is new then.
     assert kernel(**arguments, out=normal(3, 4, 32)[..., ::2]).is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["q", "k_buffer", "v_buffer", "sinks"])
+def test_a_result_is_not_written_over_what_is_read(name: str):
+    arguments = call(21, 0, 9, sinks=normal(4 * 3 * 16 * 4)[:4])
+    memory = arguments[name]
+    arguments["out"] = memory.as_strided((3, 4, 16), (64, 16, 1), memory.storage_offset())
+    assert_right(arguments)
+
+
+def test_a_result_is_not_written_where_its_rows_are_one():
+    assert_right(call(21, 5, 9, out=normal(1, 4, 16).expand(3, 4, 16)))
+
+
+def test_a_result_beside_what_is_read_is_written_in_one_storage():
+    both = normal(3, 8, 16)
+    arguments = call(21, 5, 9) | {"q": both[:, :4], "out": both[:, 4:]}
+    assert_right(arguments)
+    assert kernel(**arguments).data_ptr() == arguments["out"].data_ptr()
+
+
+def test_sinks_are_read_at_any_stride():
+    assert_right(
+        call(21, 0, 9, sinks=torch.stack([normal(4), torch.full((4,), 9.0, device=DEVICE)], 1)[:, 0])
+    )
 
 
 def test_heads_with_gaps_are_refused():
@@ -231,8 +271,10 @@ def test_heads_of_too_many_elements_are_refused():
         ("kv_indptr", (slice(2),)),
         ("q", (slice(None), slice(3))),
         ("v_buffer", (slice(None), slice(1))),
+        ("v_buffer", (slice(9),)),
         ("sinks", (slice(3),)),
         ("out", (slice(1),)),
+        ("out", (slice(1), slice(None), slice(None, None, 2))),
     ],
 )
 def test_what_does_not_fit_is_refused_after_a_right_call_too(name: str, part: tuple[slice, ...]):

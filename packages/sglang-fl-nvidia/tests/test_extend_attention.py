@@ -208,6 +208,25 @@ def test_a_length_without_a_logarithm_to_divide_by_is_refused_after_a_right_call
             computes(**call((21, 9), temperature_len=temperature_len))
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v", "k_buffer", "v_buffer", "sinks"])
+def test_a_result_is_not_written_over_what_is_read(name: str):
+    """Query heads are as many as those of keys, so that a result has the size of each."""
+    arguments = call((5, 4), (0, 9), heads=(3, 3), sinks=normal(13 * 3 * 16)[:3])
+    pools = {name: torch.cat([arguments[name], normal(20, 3, 16)]) for name in ("k_buffer", "v_buffer")}
+    arguments |= pools
+    memory = arguments[name]
+    assert_right(arguments | {"out": memory.as_strided((13, 3, 16), (48, 16, 1), memory.storage_offset())})
+
+
+def test_a_result_is_not_written_where_its_rows_are_one():
+    assert_right(call((5, 4), (0, 9), out=normal(1, 6, 16).expand(13, 6, 16)))
+
+
+def test_sinks_are_read_at_any_stride():
+    sinks = torch.stack([normal(6), torch.full((6,), 9.0, device=DEVICE)], 1)[:, 0]
+    assert_right(call((5, 4), (0, 9), sinks=sinks))
+
+
 def test_pools_of_another_dtype_and_heads_with_gaps_are_refused():
     arguments = call((21, 9), size=32)
     with pytest.raises(UnsupportedError, match="in one dtype"):
@@ -226,8 +245,10 @@ def test_pools_of_another_dtype_and_heads_with_gaps_are_refused():
         ("k", (slice(3),)),
         ("q", (slice(None), slice(5))),
         ("v_buffer", (slice(None), slice(1))),
+        ("v_buffer", (slice(4),)),
         ("sinks", (slice(3),)),
         ("out", (slice(1),)),
+        ("out", (slice(1), slice(None), slice(None, None, 2))),
     ],
 )
 def test_what_does_not_fit_is_refused_after_a_right_call_too(name: str, part: tuple[slice, ...]):

@@ -205,6 +205,43 @@ def test_padding_gets_zeros_whatever_its_row_holds(op: str):
     assert not (outputs[0] if op == CHUNKS else outputs)[rows].any()
 
 
+@pytest.mark.parametrize(
+    "bounds", [(60, 100, 101, 101), (0, 0, 0, 7), (140, 140, 140, 140), (9, 9, 9, 9)], ids=str
+)
+def test_tokens_in_no_sequence_get_zeros(bounds: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
+    """A server pads the tokens of a batch, and its later layers read those rows too."""
+    arguments = arguments_of(CHUNKS, lengths=(0, 70, 70)) | {"cu_seqlens": numbers(*bounds)}
+    wanted = results(CHUNKS, OPS[CHUNKS].reference, arguments)
+    new_empty = Tensor.new_empty
+
+    def spoiled(tensor: Tensor, *sizes: Any, **more: Any) -> Tensor:
+        fresh = new_empty(tensor, *sizes, **more)
+        return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh
+
+    monkeypatch.setattr(Tensor, "new_empty", spoiled)
+    given = copied(arguments)
+    outputs = kernel(CHUNKS)(**given)
+    torch.testing.assert_close(OPS[CHUNKS].results(outputs, given), wanted, rtol=1e-4, atol=1e-4)
+    assert not outputs[0][:, : bounds[0]].any()
+    assert not outputs[0][:, bounds[-1] :].any()
+
+
+def test_tokens_without_any_sequence_get_zeros():
+    arguments = arguments_of(CHUNKS) | {"cu_seqlens": numbers(5)}
+    arguments["initial_state_indices"] = arguments["initial_state_indices"][:0]
+    assert not kernel(CHUNKS)(**arguments)[0].any()
+
+
+@pytest.mark.parametrize("name", ["initial_state_indices", "cu_seqlens"])
+@pytest.mark.parametrize("op", [RUNS, CHUNKS])
+def test_lists_of_two_axes_are_refused_after_a_right_call_too(op: str, name: str):
+    arguments = arguments_of(op)
+    kernel(op)(**arguments)
+    for computes in (kernel(op), OPS[op].reference):
+        with pytest.raises(ContractError, match=f"{op}: .* need four axes"):
+            computes(**arguments | {name: arguments[name][:, None]})
+
+
 @pytest.mark.parametrize("op", OURS)
 def test_weights_are_read_as_they_lie(op: str):
     arguments = arguments_of(op)

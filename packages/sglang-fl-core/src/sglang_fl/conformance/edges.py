@@ -60,12 +60,15 @@ def _edges(op: Op) -> Iterator[Edge]:
     yield Edge("later-calls", _LaterCalls(op), rows.fitting(op))
     yield Edge("tiny-rows", _TinyRows(op), rows.fitting(op), HALVES_AND_SINGLE)
     names = [name for name in op.rows if _is_floating(op, name)]
-    for name in (*names, *op.writes_rows):
+    for name in (*names, *op.writes_rows, *op.reads_rows):
         # The first argument is what the rest is about.
         dtypes = HALVES_AND_SINGLE if name == names[0] else HALF
-        yield Edge(f"not-finite-{name}", _NotFinite(op, name), rows.fitting(op, name), dtypes, finite=False)
-    for name in (*op.rows, *op.writes_rows):
-        yield Edge(f"far-{name}", _FarRows(op, name), rows.of_several_elements(op, name))
+        cases = tuple(case for case in rows.fitting(op, name) if _names_rows(op, name, case))
+        yield Edge(f"not-finite-{name}", _NotFinite(op, name), cases, dtypes, finite=False)
+    for name in (*op.rows, *op.writes_rows, *op.reads_rows):
+        fitting = rows.of_several_elements(op, name)
+        cases = tuple(case for case in fitting if _names_rows(op, name, case, is_last=True))
+        yield Edge(f"far-{name}", _FarRows(op, name), cases)
     for name in names:
         for what, make in (("expanded", _Expanded), ("overlapping", _Overlapping)):
             yield Edge(f"{what}-{name}", make(op, name), rows.fitting(op, name))
@@ -73,13 +76,24 @@ def _edges(op: Op) -> Iterator[Edge]:
         cases = _alike(op, one, other)
         yield Edge(f"{other}-is-{one}", _Shared(op, one, other, 0), cases)
         yield Edge(f"{other}-a-row-after-{one}", _Shared(op, one, other, 1), cases)
-    for name in op.writes:
-        yield Edge(f"weight-in-{name}", _WeightInRows(op, name), _with_row_weight(op, name))
+    yield from _of_results(op, names)
+    yield Edge("strided-weights", _StridedWeights(op), _with_weights(op))
+    yield Edge("other-numbers", _OtherNumbers(op), _with_numbers(op))
     if {"positions", "cos_sin_cache"} <= set(op.signature.parameters):
         for dtype in (torch.int32, torch.int64):
             fittest = sorted(op.cases, key=_fitness_for_far_positions, reverse=True)
             name = f"far-positions-{str(dtype).removeprefix('torch.')}"
             yield Edge(name, _FarPositions(dtype), tuple(fittest))
+
+
+def _of_results(op: Op, names: list[str]) -> Iterator[Edge]:
+    """Yield those of arguments that a kernel may write, beside the floating rows of those names."""
+    for name in op.writes:
+        yield Edge(f"weight-in-{name}", _WeightInRows(op, name), _with_row_weight(op, name))
+        if name not in op.rows:
+            yield Edge(f"expanded-{name}", _ExpandedResult(name), rows.fitting(op, name, at_least=2))
+        for other in (*names, *op.reads_rows):
+            yield Edge(f"{name}-in-{other}", _ResultInside(name, other), _holding(op, name, other))
 
 
 def check_edge(op: Op, kernel: Kernel, edge: Edge, dtype: torch.dtype, device: str) -> list[str] | str:
@@ -183,8 +197,8 @@ class _FarRows:
 class _NotFinite:
     """A NaN in the first row or sequence and an infinity in the second; the others must not notice.
 
-    For a pool of which the call names some rows: in those of the first two, and a NaN in all that it does not
-    name.
+    For a pool of which the call names some rows: in the first one that either names, and a NaN in all that it
+    does not name.
     """
 
     op: Op
@@ -198,12 +212,11 @@ class _NotFinite:
 
     def _spoil(self, arguments: Arguments) -> None:
         value = arguments[self.name]
-        if self.name in self.op.writes_rows:
-            axis, places = 0, self.op.written_rows(self.name, arguments)
-            assert places is not None
-            named = places.tolist()
-            others = [row for row in range(len(value)) if row not in named]
+        all_named = rows.named(self.op, self.name, arguments)
+        if all_named is not None:
+            others = sorted({*range(len(value))} - {*itertools.chain(*all_named)})
             value[others] = torch.nan
+            axis, named = 0, [of_sequence[0] for of_sequence in all_named if of_sequence]
         else:
             axis, named = self.op.rows[self.name] % value.dim(), rows.starts(self.op, arguments)
         for row, number in zip(named, (torch.nan, torch.inf), strict=False):
@@ -296,6 +309,109 @@ class _WeightInRows:
         for weight in _row_weights(self.op, self.name, plain):
             given[weight], plain[weight] = given[self.name][-1], plain[self.name][-1].clone()
         yield given, plain
+
+
+@dataclass(frozen=True)
+class _ExpandedResult:
+    """All rows of a tensor for results are one."""
+
+    name: str
+
+    def __call__(self, case: Case, dtype: torch.dtype, device: str) -> Iterator[Pair]:
+        given, plain = case.arguments(dtype, device), case.arguments(dtype)
+        given[self.name] = given[self.name][:1].clone().expand(given[self.name].shape)
+        yield given, plain
+
+
+@dataclass(frozen=True)
+class _ResultInside:
+    """A tensor for results is the beginning of an argument that is only read."""
+
+    name: str
+    other: str
+
+    def __call__(self, case: Case, dtype: torch.dtype, device: str) -> Iterator[Pair]:
+        given, plain = case.arguments(dtype, device), case.arguments(dtype)
+        shape = given[self.name].shape
+        given[self.name] = given[self.other].view(-1)[: shape.numel()].view(shape)
+        yield given, plain
+
+
+def _holding(op: Op, name: str, other: str) -> tuple[Case, ...]:
+    """Return the cases in which an argument is dense and large enough to hold a tensor for results."""
+    found = []
+    for case in rows.fitting(op, name, other, at_least=2):
+        given = case.arguments(torch.float16)
+        result, memory = given[name], given[other]
+        is_fit = memory.is_contiguous() and memory.dtype is result.dtype
+        if is_fit and memory.numel() >= result.numel() and name not in op.rows:
+            found.append(case)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _StridedWeights:
+    """Between the elements of each weight lies what is no number."""
+
+    op: Op
+
+    def __call__(self, case: Case, dtype: torch.dtype, device: str) -> Iterator[Pair]:
+        for name in _weights(self.op, case.arguments(dtype)):
+            given = case.arguments(dtype, device)
+            apart = given[name].new_full((*given[name].shape, 2), torch.nan)
+            apart[..., 0] = given[name]
+            yield given | {name: apart[..., 0]}, case.arguments(dtype)
+
+
+def _weights(op: Op, arguments: Arguments) -> list[str]:
+    """Return the weights with one number for each head or element, which no call writes."""
+    names = (name for name in rows.parameters(op, arguments) if name not in op.writes)
+    return [name for name in names if arguments[name].dim() == 1]
+
+
+def _with_weights(op: Op) -> tuple[Case, ...]:
+    """Return the cases with such weights, those with the most first."""
+    found = ((len(_weights(op, case.arguments(torch.float16))), case) for case in op.cases)
+    return tuple(case for count, case in sorted(found, key=lambda pair: -pair[0]) if count)
+
+
+@dataclass(frozen=True)
+class _OtherNumbers:
+    """The same tensors with another number at a time, as a layer beside has it: it may not be remembered."""
+
+    op: Op
+
+    def __call__(self, case: Case, dtype: torch.dtype, device: str) -> Iterator[Pair]:
+        for name in (None, *_numbers(case.arguments(dtype))):
+            given, plain = case.arguments(dtype, device), case.arguments(dtype)
+            other = {} if name is None else {name: 0.75 * plain[name]}
+            yield given | other, plain | other
+
+
+def _numbers(arguments: Arguments) -> list[str]:
+    return [name for name, value in arguments.items() if isinstance(value, float) and value]
+
+
+def _with_numbers(op: Op) -> tuple[Case, ...]:
+    """Return the cases with numbers that may be any, those with the most first, and those with results."""
+    found = (
+        (len(_numbers(given)), case)
+        for case in op.cases
+        if rows.count(op, given := case.arguments(torch.float16))
+    )
+    return tuple(case for count, case in sorted(found, key=lambda pair: -pair[0]) if count)
+
+
+def _names_rows(op: Op, name: str, case: Case, is_last: bool = False) -> bool:
+    """Whether two sequences of a call name rows of a pool, and whether one of all is its last row.
+
+    Of what is no pool all rows are named.
+    """
+    given = case.arguments(torch.float16)
+    named = rows.named(op, name, given)
+    if named is None:
+        return True
+    return sum(map(bool, named)) > 1 and (not is_last or len(given[name]) - 1 in itertools.chain(*named))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The rows of an op's arguments, by its contract: some of them alone, and laid out in other ways."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ __all__ = [
     "fitting",
     "inner_extent",
     "laid_out",
+    "named",
     "of_several_elements",
     "parameters",
     "row_arguments",
@@ -93,6 +95,17 @@ def take(op: Op, arguments: Arguments, first: int, last: int) -> Arguments:
         if arguments.get(name) is not None:
             taken[name] = arguments[name][first : last + 1]
     return taken
+
+
+def named(op: Op, name: str, arguments: Arguments) -> list[list[int]] | None:
+    """Return the rows of a pool that each row or sequence of a call names; None where it is no pool."""
+    written = op.written_rows(name, arguments)
+    if written is not None:
+        return [[row] for row in written.tolist()]
+    if name not in op.reads_rows:
+        return None
+    indices, bounds = (arguments[of].tolist() for of in op.reads_rows[name])
+    return [indices[first:last] for first, last in itertools.pairwise(bounds)]
 
 
 def inner_extent(value: Tensor, axis: int) -> int:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ class CallFolder:
 
     def path_for(self, op: str, size: int, ending: str = ".pt") -> Path | None:
         """Return the file of a further call of so many bytes, or None where there is no room for it."""
+        if self._most < 0:
+            return None
         if size > self._most // 4:
             self._say_once(op, f"calls of {op} with {size >> 20} MiB are not kept: too large")
             return None
@@ -81,16 +83,28 @@ class CallFolder:
         return self._folder / f"{self._count - 1:04d}-{op}{ending}"
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write a call.
+        """Write a call; a file of that name is whole, or there is none.
 
         Raises
         ------
         OSError : it cannot be written
+        RuntimeError : PyTorch cannot write it, for the same reasons
         """
         self._folder.mkdir(exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(content), file)
+        half = path.with_suffix(".part")
+        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                torch.save(dict(content), file)
+            half.replace(path)
+        except BaseException:
+            half.unlink(missing_ok=True)
+            raise
+
+    def give_up(self, error: Exception) -> None:
+        """Keep no further calls: the disk is full, or the folder is gone. What is served goes on."""
+        self._most = -1
+        logger.warning("%s: no further calls are kept: %s: %s", self._folder, type(error).__name__, error)
 
     def _say_once(self, key: str, text: str) -> None:
         if key not in self._said:
@@ -115,6 +129,7 @@ class KeptCalls:
     def __init__(self, folder: Path, each: bool = False, most: int = MOST) -> None:
         self._folder = CallFolder(folder, most)
         self._each = each
+        self._has_failed = False
         self._files: dict[tuple[object, ...], Path] = {}
 
     def wrap(self, op: Op, impl: OpImpl, layer: Any, kernel: Kernel) -> Kernel:
@@ -130,7 +145,7 @@ class KeptCalls:
                 result = kernel(*args, **kwargs)
                 wait_for(device_of(given))
             finally:  # what it raises can be told from what ends the process
-                path.rename(path.with_name(path.name.replace(RUNNING, ".pt")))
+                self._try(lambda: path.rename(path.with_name(path.name.replace(RUNNING, ".pt"))))
             return result
 
         keeping.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
@@ -150,9 +165,20 @@ class KeptCalls:
                 return None
             self._files[key] = path
         about = {"op": op.name, "implementation": impl.id, "target": impl.target, "layer": layer}
-        content = {**about, "device": device_of(given).type, "arguments": packed(given)}
-        self._folder.write(path, content)
-        return path
+        about["device"] = device_of(given).type
+        is_written = self._try(lambda: self._folder.write(path, {**about, "arguments": packed(given)}))
+        return path if is_written else None
+
+    def _try(self, step: Callable[[], object]) -> bool:
+        """Do a step on the disk; where it fails, the call runs all the same."""
+        if self._has_failed:
+            return False
+        try:
+            step()
+        except (OSError, RuntimeError) as error:
+            self._has_failed = True
+            self._folder.give_up(error)
+        return not self._has_failed
 
 
 def kept_files(folder: Path) -> list[Path]:

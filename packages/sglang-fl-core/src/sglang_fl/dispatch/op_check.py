@@ -264,6 +264,9 @@ def violations(op: Op, layer: str, before: Given, results: Any, after: Mapping[s
         for name in tensors
         if before.was_written(name, after[name])
     ]
+    unlike = op.why_not_like(results, op.results_like(before.arguments))
+    if unlike is not None:
+        return [*found, wrong(what=unlike)]
     invalid = op.why_invalid and op.why_invalid(_as_tuple(results), before.arguments)
     if invalid:
         return [*found, wrong(what=invalid)]

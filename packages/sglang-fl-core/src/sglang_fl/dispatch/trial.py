@@ -92,7 +92,7 @@ class Trial:
         versions = _versions(self._op, arguments)
         try:
             outputs: Outputs = self.kernel(*args, **kwargs)
-            _hold_against(expected, outputs, device, is_whole=self._op.like is None)
+            _hold_against(self._op, expected, outputs, device)
             if not is_captured:
                 wait_for(device)
             return outputs
@@ -114,32 +114,15 @@ class Trial:
             raise NextCandidateError from error
 
 
-def _hold_against(expected: tuple[Tensor, ...], outputs: Any, device: torch.device, is_whole: bool) -> None:
+def _hold_against(op: Op, expected: tuple[Tensor, ...], outputs: Any, device: torch.device) -> None:
     """Raise ``VendorError`` unless a kernel returned what the contract says, on the call's device."""
-    returned = (outputs,) if isinstance(outputs, Tensor) else outputs
-    is_right = isinstance(returned, tuple | list) and (
-        len(returned) == len(expected) if is_whole else len(returned) >= len(expected)
-    )
-    is_wrapped = returned is outputs and is_right and len(returned) == 1  # callers want the tensor itself
-    if not is_right or is_wrapped or not all(map(_is_alike, returned, expected)):
-        promised = expected[0] if len(expected) == 1 else expected
-        raise VendorError(f"it returned {_described(outputs)}, the contract says {_described(promised)}")
-    for tensor in returned:
+    unlike = op.why_not_like(outputs, expected)
+    if unlike is not None:
+        raise VendorError(unlike)
+    for tensor in (outputs,) if isinstance(outputs, Tensor) else outputs:
         if tensor.device != device or tensor.layout is not torch.strided:
             place = f"on {tensor.device}, {tensor.layout}"
             raise VendorError(f"it returned a tensor {place}, and the call's are on {device}, torch.strided")
-
-
-def _is_alike(got: Any, wanted: Tensor) -> bool:
-    return isinstance(got, Tensor) and (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(_described, value))})"
-    return type(value).__name__
 
 
 class _Kept:

@@ -60,9 +60,10 @@ def chunk_gated_delta_rule(
 
     Returns
     -------
-    (o, h) : o is (1, T, HV, V), dtype of ``q``. h is (1, C, HV, V, K), dtype of ``k``: the states before
-        each chunk of 64 tokens of each sequence, sequence after sequence. C is the number of chunks or more;
-        what is behind the last is left open, so that no host has to wait for ``cu_seqlens``
+    (o, h) : o is (1, T, HV, V), dtype of ``q``; left open for a token that is in no sequence. h is
+        (1, C, HV, V, K), dtype of ``k``: the states before each chunk of 64 tokens of each sequence, sequence
+        after sequence. C is the number of chunks or more; what is behind the last is left open, so that no
+        host has to wait for ``cu_seqlens``
 
     Raises
     ------
@@ -122,9 +123,9 @@ def _like(
     initial_state_indices: Tensor,
     cu_seqlens: Tensor,
     **others: Any,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     check_chunks(q, k, v, g, beta, initial_state, initial_state_indices, cu_seqlens)
-    return torch.empty_like(v, dtype=q.dtype)
+    return torch.empty_like(v, dtype=q.dtype), k.new_empty(1, 0, *initial_state.shape[1:])
 
 
 def _comparable(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
@@ -132,8 +133,8 @@ def _comparable(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
     o, h, *pool = without_padding(outputs, arguments)
     runs = sequences(arguments["cu_seqlens"], arguments["initial_state_indices"])
     has_state = [index >= 0 for first, last, index in runs for _ in range(first, last, CHUNK_SIZE)]
-    h = h[:, : len(has_state)].clone()
-    h[:, ~torch.tensor(has_state, dtype=torch.bool, device=h.device)] = 0
+    h = h[:, : len(has_state)].clone()  # of too few states those that there are
+    h[:, ~torch.tensor(has_state[: h.shape[1]], dtype=torch.bool, device=h.device)] = 0
     return o, h, *pool
 
 
@@ -157,14 +158,17 @@ def _case(
     indices: tuple[int, ...] | None = None,
     state_dtype: torch.dtype | None = torch.float32,
     padding: int = 0,
+    before: int = 0,
+    behind: int = 0,
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
-        tokens, (query_heads, value_heads), (keys, values) = sum(lengths), heads, sizes
+        tokens = before + sum(lengths) + behind
+        (query_heads, value_heads), (keys, values) = heads, sizes
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
-        bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        bounds = torch.tensor([before, *lengths]).cumsum(0).to(torch.int32)
         slots = len(lengths) + 3
         drawn = torch.randperm(slots, generator=generator)[: len(lengths)].to(torch.int32)
         pool = 0.1 * normal(slots, value_heads + padding, values, keys)
@@ -196,6 +200,7 @@ OP = Op(
         _case("wide-values", 37, sizes=(32, 64)),
         _case("state-in-dtype", 37, state_dtype=None),
         _case("pool-strided", 9, 3, padding=2),
+        _case("tokens-in-no-sequence", 5, 70, before=3, behind=66),
         _case("empty", 0),
     ),
     # The kernels round products of a chunk to the dtype, beside the largest element of a head.
@@ -208,5 +213,6 @@ OP = Op(
     magnitude=_magnitude,
     comparable=_comparable,
     like=_like,
+    longer={1: 1},
     captured=False,  # it is for prompts, and the number of chunks depends on the values of cu_seqlens
 )

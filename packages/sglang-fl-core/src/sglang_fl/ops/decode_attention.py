@@ -86,7 +86,7 @@ def decode_attention(
     Returns
     -------
     o : Tensor, (B, H, DV), dtype of ``q``, new or ``out``; formed in float32 and rounded once; 0 for a
-        sequence without slots. Of bfloat16 on a CPU, without options, the weights are rounded to bfloat16
+        sequence without slots, and where all scores are -inf. Of bfloat16 on a CPU, without options, the weights are rounded to bfloat16
         too, by PyTorch's kernel: together less than one unit instead of half of one
     lse : Tensor, (B, H), float32, only if asked for: the natural logarithm of the denominator, the sink
         included; -inf where nothing is in it
@@ -149,22 +149,28 @@ def _with_scores(
             scores *= factor[owner[run], None, None, None]
         scores.masked_fill_(~is_slot[run, None, None], -torch.inf)
         peaks[run] = scores.amax(-1)
-        weights = scores.sub_(peaks[run].unsqueeze(-1)).exp_()
+        weights = scores.sub_(_finite(peaks[run]).unsqueeze(-1)).exp_()
         sums[run] = weights.sum(-1)
         results[run] = weights @ gathered(v_buffer, rows[run]).to(dtype)
 
     # Blocks were weighted beside their own peak; beside the sequence's they can be added.
     peak = _largest(peaks, owner, len(q), sinks)
-    shares = (peaks - peak[owner]).exp_()
+    beside = _finite(peak)
+    shares = (peaks - beside[owner]).exp_()
     total = torch.zeros_like(peak).index_add_(0, owner, sums * shares)
     if sinks is not None:
-        total += (sinks.to(dtype).reshape(peak.shape[1:]) - peak).exp()
+        total += (sinks.to(dtype).reshape(peak.shape[1:]) - beside).exp()
     o = torch.zeros(*peak.shape, values, dtype=dtype, device=q.device)
     o.index_add_(0, owner, results.mul_(shares.unsqueeze(-1)))
-    total, peak = total.unsqueeze(-1), peak.unsqueeze(-1)
+    total, beside = total.unsqueeze(-1), beside.unsqueeze(-1)
     # Nothing divided by nothing is 0 here.
     o = torch.where(total == 0, 0.0, o.mul_(of_values) / total).flatten(1, 2).to(q.dtype)
-    return o, (peak + total.log()).flatten(1)
+    return o, (beside + total.log()).flatten(1)
+
+
+def _finite(peaks: Tensor) -> Tensor:
+    """Return the largest scores, and 0 where all are -inf: nothing is to be taken away from those."""
+    return peaks.masked_fill(peaks == -torch.inf, 0.0)
 
 
 def _without_scores(
@@ -387,6 +393,7 @@ OP = Op(
     rows={"q": 0},
     bounds=("kv_indptr",),
     writes=("out",),
+    reads_rows=dict.fromkeys(("k_buffer", "v_buffer"), ("kv_indices", "kv_indptr")),
     magnitude=_magnitude,
     like=_like,
 )

@@ -435,6 +435,7 @@ OP = Op(
     sequences="qo_indptr",
     bounds=("kv_indptr", "mask_indptr"),
     writes=("out",),
+    reads_rows=dict.fromkeys(("k_buffer", "v_buffer"), ("kv_indices", "kv_indptr")),
     magnitude=_magnitude,
     like=_like,
     captured=False,  # it is for prompts

@@ -52,7 +52,8 @@ def fused_sigmoid_gating_delta_rule_update(
 
     Returns
     -------
-    o : Tensor, (1, T, HV, V), dtype of ``q``; left open where the index is negative
+    o : Tensor, (1, T, HV, V), dtype of ``q``; left open where the index is negative,
+        and for a token that is in no run
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,21 +99,28 @@ class Case:
     def arguments(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Arguments:
         """Make the arguments with floating dtype ``dtype`` and move them to ``device``.
 
-        Strides are kept: a case that wants a non-contiguous tensor gets one on the device too.
+        Strides are kept: a case that wants a non-contiguous tensor gets one on the device too. So is memory
+        that two arguments share.
         """
         made = self.make(dtype, torch.Generator().manual_seed(seed))
-        return {name: _on_device(value, device) for name, value in made.items()}
+        moved: dict[int, Tensor] = {}
+        return {name: _on_device(value, device, moved) for name, value in made.items()}
 
     def __str__(self) -> str:
         return self.name
 
 
-def _on_device(value: Any, device: str) -> Any:
+def _on_device(value: Any, device: str, moved: dict[int, Tensor]) -> Any:
+    """Return a value on a device; ``moved`` is filled with the storages that are there, by their address."""
     if not isinstance(value, Tensor) or device == "cpu":
         return value
     # .to() would make the copy dense; a view keeps its strides only with its whole storage.
-    whole = value.as_strided((value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
-    return whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
+    storage = value.untyped_storage()
+    if storage.data_ptr() not in moved:
+        whole = value.as_strided((storage.nbytes() // value.element_size(),), (1,), 0)
+        moved[storage.data_ptr()] = whole.to(device)
+    there = moved[storage.data_ptr()].view(value.dtype)
+    return there.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,9 @@ class Op:
     writes_if_given : if set, those arguments are written only when this optional one is given
     writes_rows : for a written argument of which only some rows are touched, the argument that holds
         their indices; a negative index is no row
+    reads_rows : for a pool of which only some rows are read, the argument that holds their indices, and the
+        one that holds where those of each sequence begin and the last ones end. They may lie at any stride;
+        what is in one, NaN too, reaches the results of its sequence alone, and what is in any other none
     updates : arguments that every implementation, the reference too, writes in place as results, where they
         are given
     operands : an argument in whose dtype kernels multiply matrices, where results may have a finer one:
@@ -158,7 +169,8 @@ class Op:
         the arguments are, or returns None
     captured : whether servers capture its calls in graphs; where not, a kernel may read from the device
     like : ``like(**arguments)`` checks the arguments and returns tensors of the results' shapes and dtypes,
-        for a reference that must look at the data; leading results alone will do
+        for a reference that must look at the data
+    longer : the axis of a result that may be longer than ``like`` says: its length depends on the data
     """
 
     reference: Kernel
@@ -171,6 +183,7 @@ class Op:
     writes: tuple[str, ...] = ()
     writes_if_given: str | None = None
     writes_rows: Mapping[str, str] = field(default_factory=dict)
+    reads_rows: Mapping[str, tuple[str, str]] = field(default_factory=dict, kw_only=True)
     updates: tuple[str, ...] = ()
     operands: str | None = field(default=None, kw_only=True)
     magnitude: Callable[..., Outputs] | None = None
@@ -181,6 +194,7 @@ class Op:
     )
     captured: bool = True
     like: Callable[..., Outputs] | None = None
+    longer: Mapping[int, int] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         named = {*self.rows, *self.writes}
@@ -188,6 +202,8 @@ class Op:
         named |= {
             *self.writes_rows,
             *self.writes_rows.values(),
+            *self.reads_rows,
+            *itertools.chain(*self.reads_rows.values()),
             *self.updates,
             *self.bounds,
             *self.of_sequences,
@@ -260,6 +276,31 @@ class Op:
         returned = (self.like or self.reference)(**{k: _without_data(v) for k, v in arguments.items()})
         return (returned,) if isinstance(returned, Tensor) else tuple(returned)
 
+    def why_not_like(self, outputs: object, expected: tuple[Tensor, ...]) -> str | None:
+        """Say how what a call returned differs from what the contract says, or return None.
+
+        Parameters
+        ----------
+        outputs : what the call returned, of any type
+        expected : as ``results_like`` returns it
+        """
+        returned = (outputs,) if isinstance(outputs, Tensor) else outputs
+        is_many = isinstance(returned, tuple | list) and len(returned) == len(expected)
+        is_wrapped = returned is outputs and len(expected) == 1  # callers want the tensor itself
+        if is_many and not is_wrapped and all(map(self._is_like, itertools.count(), returned, expected)):  # type: ignore[call-overload]
+            return None
+        promised = expected[0] if len(expected) == 1 else expected
+        return f"it returned {_described(outputs)}, the contract says {_described(promised)}"
+
+    def _is_like(self, index: int, got: object, wanted: Tensor) -> bool:
+        if not isinstance(got, Tensor) or (got.dtype, got.dim()) != (wanted.dtype, wanted.dim()):
+            return False
+        longer = self.longer.get(index)
+        return all(
+            size == least or (axis == longer and size > least)
+            for axis, (size, least) in enumerate(zip(got.shape, wanted.shape, strict=True))
+        )
+
     def written_rows(self, name: str, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the indices of the rows of a written argument that this call may touch; None: all."""
         if name not in self.writes_rows:
@@ -299,6 +340,14 @@ def _without_data(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_described, value))})"
+    return type(value).__name__
 
 
 def _where(kernel: Kernel) -> str:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops import shares_memory
 
 __all__ = ["as_float", "refuse_lse_beside_sinks", "require_one_dtype", "result_for"]
 
@@ -27,8 +28,14 @@ def as_float(sinks: Tensor | None) -> Tensor | None:
     return None if sinks is None else sinks.to(torch.float32).contiguous()
 
 
-def result_for(q: Tensor, values: Tensor, out: Tensor | None) -> Tensor:
-    """Return where the result goes, (rows, H, DV): ``out`` where it is dense, else a new tensor."""
-    if out is not None and out.is_contiguous():
+def result_for(q: Tensor, values: Tensor, out: Tensor | None, *others: Tensor | None) -> Tensor:
+    """Return where the result goes, (rows, H, DV).
+
+    Parameters
+    ----------
+    q, values, others : the arguments of the call
+    out : taken where it is dense and its memory is its own; else the result is a new tensor
+    """
+    if out is not None and out.is_contiguous() and not shares_memory(out, q, values, *others):
         return out
     return q.new_empty(*q.shape[:2], values.shape[2])

@@ -62,7 +62,7 @@ def decode_attention(
             f"{k_buffer.shape[1]}"
         )
     keys, values = _caches(k_buffer, v_buffer)
-    result = result_for(q, v_buffer, out)
+    result = result_for(q, v_buffer, out, k_buffer, kv_indptr, kv_indices, sinks)
     most = longest(kv_indptr, kv_indices)
     if most == 0:
         result.zero_()

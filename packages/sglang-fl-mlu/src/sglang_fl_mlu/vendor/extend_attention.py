@@ -56,7 +56,8 @@ def extend_attention(
     refuse_lse_beside_sinks(NAME, sinks, return_lse)
     packed = pack(k, v, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices)
     rows = packed.rows
-    result = result_for(q, v, out)
+    others = (k, k_buffer, v_buffer, qo_indptr, kv_indptr, kv_indices, sinks)
+    result = result_for(q, v, out, *others)
     result[: rows.start].zero_()
     result[rows.stop :].zero_()
     lse = torch.full(q.shape[:2], -torch.inf, dtype=torch.float32, device=q.device) if return_lse else None

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
+from sglang_fl.ops import shares_memory
 from sglang_fl_nvidia.flagos.launch import DTYPES, capability
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "factor",
     "inside",
     "log_of",
+    "place_of_result",
     "require_dtypes",
     "scaled",
     "sequence_of",
@@ -185,7 +187,35 @@ def log_of(temperature_len: int) -> float:
 
 def side_by_side(numbers: Tensor) -> Tensor:
     """Return numbers, (N,), one beside the other."""
-    return numbers if numbers.stride(0) == 1 else numbers.contiguous()
+    return numbers if numbers.is_contiguous() else numbers.contiguous()
+
+
+def place_of_result(out: Tensor | None, shape: tuple[int, ...], q: Tensor, *others: Tensor) -> Tensor:
+    """Return where results go: ``out`` where the kernels can write it and its memory is its own, else new.
+
+    Parameters
+    ----------
+    out : what the caller has for them; one of another shape or dtype is refused later, with the contract's
+        check
+    shape : of the results
+    q, others : the arguments of the call
+    """
+    is_taken = out is not None and out.shape == shape and out.stride(-1) == 1 and _is_own(out, q, *others)
+    return out if out is not None and is_taken else q.new_empty(shape)
+
+
+def _is_own(out: Tensor, *others: Tensor) -> bool:
+    """Whether no element of a tensor is also another one, of it or of others.
+
+    Strides are looked at where another one begins in its storage, of which a new tensor has one for itself.
+    """
+    storage = out.untyped_storage()
+    begin = storage.data_ptr()
+    end = begin + storage.nbytes()
+    for other in others:
+        if begin <= other.data_ptr() < end:
+            return not shares_memory(out, *others)
+    return out.is_contiguous() or not shares_memory(out)
 
 
 def stride_of_rows(rows: Tensor) -> int:

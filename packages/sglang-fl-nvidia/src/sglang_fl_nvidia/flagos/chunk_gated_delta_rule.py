@@ -80,27 +80,30 @@ def chunk_gated_delta_rule(
     if found is None:
         check_chunks(*tensors)
         found = _launches[key] = _compiled(tensors, is_aligned)
-    # As many chunks as the host knows without looking: each sequence may end in one that is not full.
-    chunks = tokens // CHUNK_SIZE + sequences
+    # As many chunks as the host knows without looking: each sequence may end in one that is not full, and so
+    # may what is in none.
+    chunks = tokens // CHUNK_SIZE + sequences + 1
     out, changes = q.new_empty(v.shape), q.new_empty(v.shape)
     weights = q.new_empty((tokens, value_heads, k.shape[-1]))
     keys, decays = k.new_empty(k.shape), k.new_empty(g.shape, dtype=torch.float32)
     before = k.new_empty((1, chunks, *initial_state.shape[1:]))
-    if sequences and out.numel():
+    if out.numel():
         q_at, k_at, v_at, g_at, beta_at, state_at, index_at, bounds_at = map(address, tensors)
         of_tokens = address(keys), address(decays)
         change_at, weight_at, before_at = address(changes), address(weights), address(before)
-        found.without_states(
-            chunks * value_heads,
-            *(k_at, v_at, g_at, beta_at, bounds_at, *of_tokens, change_at, weight_at, sequences),
-        )
-        found.states(
-            sequences * value_heads * found.state_blocks,
-            *(*of_tokens, state_at, index_at, bounds_at, change_at, weight_at, before_at),
-        )
+        if sequences:
+            found.without_states(
+                chunks * value_heads,
+                *(k_at, v_at, g_at, beta_at, bounds_at, *of_tokens, change_at, weight_at, sequences),
+            )
+            found.states(
+                sequences * value_heads * found.state_blocks,
+                *(*of_tokens, state_at, index_at, bounds_at, change_at, weight_at, before_at),
+            )
         found.results(
             chunks * value_heads * found.result_blocks,
-            *(q_at, *of_tokens, index_at, bounds_at, change_at, before_at, address(out), sequences, scale),
+            *(q_at, *of_tokens, index_at, bounds_at, change_at, before_at, address(out)),
+            *(sequences, tokens, scale),
         )
     return out, before
 
@@ -150,5 +153,5 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
     decays = q.new_empty(1, dtype=torch.float32)
     without, _ = of(without_states_kernel, WITHOUT_STATES, k, v, g, beta, bounds, k, decays, q, q, 1)
     walk, state_blocks = of(states_kernel, STATES, k, decays, states, indices, bounds, q, q, k)
-    results, result_blocks = of(results_kernel, RESULTS, q, k, decays, indices, bounds, q, k, q, 1, 1.0)
+    results, result_blocks = of(results_kernel, RESULTS, q, k, decays, indices, bounds, q, k, q, 1, 1, 1.0)
     return _Launches(without, walk, results, state_blocks, result_blocks)

@@ -25,6 +25,7 @@ from sglang_fl_nvidia.flagos.attention import (
     factor,
     inside,
     log_of,
+    place_of_result,
     require_dtypes,
     sequence_of,
     side_by_side,
@@ -161,7 +162,9 @@ def ranges_kernel(
             row = (number_of_range + number).to(tl.int64) * ALL + head
             is_result = inside(is_head, value, VALUES, VALUE_LANES)
             to = partial_ptr + row[:, None] * VALUES + value[None, :]
-            tl.store(to, result / total[:, None] * v_scale, mask=is_result)
+            # Scores may all be -inf in this range: then it has no weight, and must have a number.
+            result = result / tl.where(total == 0.0, 1.0, total)[:, None]
+            tl.store(to, result * v_scale, mask=is_result)
             logs = partial_ptr + (ranges + sequences).to(tl.int64) * (ALL * VALUES)
             tl.store(logs + row, peak + tl.log2(total), mask=is_head)
         number += 1
@@ -195,7 +198,7 @@ def merge_kernel(
     """
     PIECES: tl.constexpr = (VALUES + COLUMNS - 1) // COLUMNS
     piece = tl.program_id(0) % PIECES
-    head = tl.program_id(0) // PIECES % ALL
+    head = (tl.program_id(0) // PIECES % ALL).to(tl.int64)
     number = tl.program_id(0) // PIECES // ALL
     column = piece * COLUMNS + tl.arange(0, COLUMNS)
     first = tl.load(indptr_ptr).to(tl.int32)
@@ -223,8 +226,9 @@ def merge_kernel(
         is_part = is_one[:, None] & (column < VALUES)[None, :]
         part = tl.load(partial_ptr + row[:, None] * VALUES + column[None, :], mask=is_part, other=0.0)
         risen = tl.maximum(peak, tl.max(log, 0))
-        weights = tl.exp2(log - risen)
-        fading = tl.exp2(peak - risen)
+        base = tl.where(risen == -float("inf"), 0.0, risen)
+        weights = tl.exp2(log - base)
+        fading = tl.exp2(peak - base)
         total = total * fading + tl.sum(weights, 0)
         result = result * fading + tl.sum(part * weights[:, None], 0)
         peak = risen
@@ -279,9 +283,10 @@ def decode_attention(
         q = q.contiguous()
     kv_indptr, kv_indices = side_by_side(kv_indptr), side_by_side(kv_indices)
     shape = *q.shape[:2], v_buffer.shape[-1]
-    result = q.new_empty(shape) if out is None or out.stride(-1) != 1 else out
     # Where there are no sinks none are read, but an address is given.
-    tensors = (q, k_buffer, v_buffer, kv_indptr, kv_indices, q if sinks is None else sinks, result)
+    given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, q if sinks is None else side_by_side(sinks))
+    result = place_of_result(out, shape, *given)
+    tensors = (*given, result)
     options = _Options(
         is_latent=shares_keys(k_buffer, v_buffer),
         has_cap=logit_cap > 0,
@@ -296,13 +301,16 @@ def decode_attention(
         *((tensor.dtype, tensor.device) for tensor in tensors),
         *(q.shape[1:], stride_of_rows(q), q.stride()[1:], stride_of_rows(result), result.stride()[1:]),
         *(k_buffer.shape[1:], k_buffer.stride(), v_buffer.shape[1:], v_buffer.stride()),
-        *(kv_indptr.shape == (sequences + 1,), kv_indices.dim(), result.shape[0] == sequences),
-        *(result.shape[1:], None if sinks is None else sinks.shape, k_scale is None, v_scale is None),
+        *(kv_indptr.shape == (sequences + 1,), kv_indices.dim(), len(k_buffer) == len(v_buffer)),
+        *(out is None or (out.shape, out.dtype) == (shape, q.dtype), None if sinks is None else sinks.shape),
+        *(k_scale is None, v_scale is None),
     )
     found = _launches.get(key)
     if found is None:
-        given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out)
-        check_decode(*given, k_scale, v_scale, temperature_len)
+        check_decode(
+            *(q, k_buffer, v_buffer, kv_indptr, kv_indices, sinks, out),
+            *(k_scale, v_scale, temperature_len),
+        )
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if sequences:

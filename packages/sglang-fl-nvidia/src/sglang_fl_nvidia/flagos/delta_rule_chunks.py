@@ -37,7 +37,10 @@ MANY = tl.constexpr(64)
 
 @triton.jit
 def _chunk_of(tile, bounds_ptr, sequences, STRIDE: tl.constexpr, CHUNK: tl.constexpr) -> Any:
-    """Return the sequence of a chunk, and its number there. Behind the last chunk it is ``sequences``."""
+    """Return the sequence of a chunk, and its number there.
+
+    What belongs to no sequence counts as one more, the last: it is ``sequences``.
+    """
     sequence = 0
     before = 0
     known = 0
@@ -243,7 +246,7 @@ def states_kernel(
         tl.store(held, state.to(state_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["sequences", "scale"])
+@triton.jit(do_not_specialize=["sequences", "tokens", "scale"])
 def results_kernel(
     q_ptr,
     keys_ptr,
@@ -254,6 +257,7 @@ def results_kernel(
     before_ptr,
     out_ptr,
     sequences,
+    tokens,
     scale,
     Q_STRIDE: tl.constexpr,
     Q_HEAD: tl.constexpr,
@@ -269,24 +273,24 @@ def results_kernel(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """Compute a few values of one head for the tokens of a chunk."""
+    """Compute a few values of one head for the tokens of a chunk, or zero those of some that are in none."""
     overlap(OVERLAP)
     BLOCKS: tl.constexpr = (VALUES + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     chunk = (program // BLOCKS // VALUE_HEADS).to(tl.int64)
     head = (program // BLOCKS % VALUE_HEADS).to(tl.int64)
     sequence, number = _chunk_of(chunk.to(tl.int32), bounds_ptr, sequences, BOUNDS_STRIDE, CHUNK)
+    value = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    place, lane = tl.arange(0, CHUNK), tl.arange(0, LANES)
+    dtype = out_ptr.dtype.element_ty
     if sequence < sequences:
         slot = tl.load(index_ptr + sequence.to(tl.int64) * INDEX_STRIDE)
         at = bounds_ptr + sequence.to(tl.int64) * BOUNDS_STRIDE
         begin, end = tl.load(at).to(tl.int64), tl.load(at + BOUNDS_STRIDE).to(tl.int64)
-        place, lane = tl.arange(0, CHUNK), tl.arange(0, LANES)
         token = begin + number * CHUNK + place
         exists = token < end
-        value = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
         row = (token * VALUE_HEADS + head)[:, None] * VALUES + value[None, :]
         of_values = exists[:, None] & (value < VALUES)[None, :]
-        dtype = out_ptr.dtype.element_ty
         if slot >= 0:
             shared = head // (VALUE_HEADS // HEADS)
             q = _unit_rows(q_ptr + shared * Q_HEAD, token, exists, Q_STRIDE, KEYS, LANES).to(dtype)
@@ -304,3 +308,12 @@ def results_kernel(
         else:
             # A later layer reads these rows too.
             tl.store(out_ptr + row, tl.zeros([CHUNK, BLOCK], dtype), mask=of_values)
+    else:
+        # So it does those of tokens before the first sequence and behind the last.
+        first = tl.load(bounds_ptr).to(tl.int64)
+        last = tl.load(bounds_ptr + sequences.to(tl.int64) * BOUNDS_STRIDE).to(tl.int64)
+        token = number * CHUNK + place
+        token += tl.where(token < first, 0, last - first)
+        row = (token * VALUE_HEADS + head)[:, None] * VALUES + value[None, :]
+        of_values = (token < tokens)[:, None] & (value < VALUES)[None, :]
+        tl.store(out_ptr + row, tl.zeros([CHUNK, BLOCK], dtype), mask=of_values)

@@ -24,6 +24,7 @@ from sglang_fl_nvidia.flagos.attention import (
     factor,
     inside,
     log_of,
+    place_of_result,
     require_dtypes,
     sequence_of,
     side_by_side,
@@ -321,9 +322,11 @@ def extend_attention(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     starts, bounds, slots = (side_by_side(numbers) for numbers in (qo_indptr, kv_indptr, kv_indices))
     shape = *q.shape[:2], v.shape[-1]
-    result = q.new_empty(shape) if out is None or out.stride(-1) != 1 else out
     # Where there are no sinks none are read, but an address is given.
-    tensors = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, q if sinks is None else sinks, result)
+    of_heads = q if sinks is None else side_by_side(sinks)
+    given = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, of_heads)
+    result = place_of_result(out, shape, *given)
+    tensors = (*given, result)
     options = _Options(
         is_causal=bool(is_causal),
         window=max(sliding_window, -1),
@@ -334,21 +337,24 @@ def extend_attention(
         temperature_len=temperature_len,
         has_sinks=sinks is not None,
         has_lse=return_lse,
-        is_aligned=aligned(q, k, v, k_buffer, v_buffer, starts, bounds, result),
+        is_aligned=aligned(q, k, v, k_buffer, v_buffer, starts, bounds, of_heads, result),
     )
     tokens, sequences = len(q), len(starts) - 1
     key = (
         options,
         *((tensor.dtype, tensor.device) for tensor in tensors),
         *((x.shape[1:], stride_of_rows(x), x.stride()[1:], len(x) == tokens) for x in (q, k, v, result)),
+        out is None or (out.shape, out.dtype) == (shape, q.dtype),
         *((pool.shape[1:], pool.stride(), len(pool) == len(k_buffer)) for pool in (k_buffer, v_buffer)),
         *(starts.dim(), starts.shape == bounds.shape, sequences < 0, slots.dim()),
         *(None if sinks is None else sinks.shape, v_scale is None),
     )
     found = _launches.get(key)
     if found is None:
-        given = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, sinks, out)
-        check_extend(*given, None, None, k_scale, v_scale, temperature_len)
+        check_extend(
+            *(q, k, v, k_buffer, v_buffer, starts, bounds, slots, sinks, out),
+            *(None, None, k_scale, v_scale, temperature_len),
+        )
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if tokens:

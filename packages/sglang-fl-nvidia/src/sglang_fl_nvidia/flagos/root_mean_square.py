@@ -135,7 +135,7 @@ def norm_rows(
     Raises
     ------
     ContractError : the weight or a summand does not fit ``x``
-    UnsupportedError : another dtype, or rows of none or more than 65536
+    UnsupportedError : another dtype, a weight that is not dense, rows of none or more than 65536
     """
     shape = x.shape
     if (
@@ -278,7 +278,7 @@ def _compiled(
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | None, style: Style) -> None:
     if x.dim() == 0:
         raise ContractError("a norm needs rows, got a number")
-    if weight.shape != x.shape[-1:] or not weight.is_contiguous():
+    if weight.shape != x.shape[-1:]:
         raise ContractError(f"a norm: weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
     if post is not None and residual is None:
         raise ContractError("a norm: post_residual_addition needs a residual")
@@ -289,6 +289,8 @@ def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | No
                 f"a norm: {name} {tuple(summand.shape)} {summand.dtype} is not like "
                 f"x {tuple(x.shape)} {x.dtype}"
             )
+    if not weight.is_contiguous():  # it is loaded before the wait for a predecessor, as its copy would be
+        raise UnsupportedError(f"it takes a weight that is dense, not with strides {weight.stride()}")
     if x.dtype not in DTYPES or weight.dtype not in DTYPES or not 0 < x.shape[-1] <= MOST_COLUMNS:
         raise UnsupportedError(
             f"it takes float16, bfloat16 and float32 in rows of 1 to {MOST_COLUMNS}, not x "

@@ -15,6 +15,11 @@ from sglang_fl.progress import Count
 __all__ = ["FOUND", "GOOD", "NOTHING", "replay"]
 
 GOOD, FOUND, NOTHING = 0, 1, 3
+#: What reading a file raises that is none of ours, or was cut off.
+_NO_CALL = (
+    *(OSError, EOFError, LookupError, TypeError, AttributeError, RuntimeError),
+    pickle.UnpicklingError,
+)
 #: States in which a call is not as it should be.
 BAD = ("ends its process", "hangs", "raised", "wrong")
 
@@ -112,22 +117,30 @@ def _calls(folder: Path) -> list[_Kept]:
 def _read(path: Path) -> _Kept:
     import torch
 
-    from sglang_fl.dispatch.kept_calls import RUNNING
     from sglang_fl.ops import OPS
 
     try:
         found = torch.load(path, weights_only=True, mmap=True)
-        tensors = {name: v["size"] for name, v in found["arguments"].items() if isinstance(v, dict)}
-        op = OPS[found["op"]]
-    except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise SettingsError(f"{path}: no kept call: {type(error).__name__}: {error}") from None
+        if not isinstance(found, dict):
+            raise TypeError(f"a {type(found).__name__}")
+        tensors = {name: tuple(v["size"]) for name, v in found["arguments"].items() if isinstance(v, dict)}
+        op, implementation, layer = OPS[found["op"]], found["implementation"], found["layer"]
+        return _kept(path, op, implementation, layer, tensors)
+    except _NO_CALL as error:
+        lines = str(error).splitlines()[:1]
+        raise SettingsError(f"{path}: no kept call: {': '.join([type(error).__name__, *lines])}") from None
+
+
+def _kept(path: Path, op: Any, implementation: str, layer: str, tensors: dict[str, tuple[int, ...]]) -> _Kept:
+    from sglang_fl.dispatch.kept_calls import RUNNING
+
     axes = {name: axis for name, axis in op.rows.items() if name in tensors}
     has_own_rows = bool(axes) and op.sequences is None and not op.bounds
     return _Kept(
         path,
         op.name,
-        found["implementation"],
-        found["layer"],
+        implementation,
+        layer,
         ", ".join(f"{name} {tuple(size)}" for name, size in tensors.items()),
         min(tensors[name][axis] for name, axis in axes.items()) if has_own_rows else 0,
         path.name.endswith(RUNNING),

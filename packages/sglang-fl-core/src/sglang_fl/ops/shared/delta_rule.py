@@ -43,9 +43,16 @@ def check_runs(
 ) -> None:
     """Raise ``ContractError`` where runs of tokens, packed in one row, and a pool of states do not fit."""
     check_states(op, initial_state)
+    lists = (initial_state_indices, cu_seqlens)
+    if any(x.dim() != 4 for x in (q, k, v, initial_state)) or any(x.dim() != 1 for x in lists):
+        raise ContractError(
+            f"{op}: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} and initial_state "
+            f"{tuple(initial_state.shape)} need four axes, initial_state_indices "
+            f"{tuple(initial_state_indices.shape)} and cu_seqlens {tuple(cu_seqlens.shape)} one"
+        )
     tokens, heads, keys = k.shape[1:]
     values = v.shape[2:]
-    if q.shape != k.shape or q.shape[0] != 1 or v.shape[1] != tokens or values[0] % heads:
+    if q.shape != k.shape or q.shape[0] != 1 or v.shape[:2] != (1, tokens) or values[0] % heads:
         raise ContractError(f"{op}: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit")
     if initial_state.shape[1:] != (*values, keys) or len(cu_seqlens) != len(initial_state_indices) + 1:
         raise ContractError(
@@ -110,7 +117,7 @@ def recur(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tenso
 
 
 def without_padding(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
-    """Set to zero what belongs to sequences with a negative state index; there it is left open.
+    """Set to zero what belongs to no sequence, or to one with a negative state index; there it is left open.
 
     The first result has its tokens in axis 1 of four, or in axis 0 of three.
     """
@@ -123,9 +130,11 @@ def without_padding(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...
     if bounds is None:
         tokens[(indices < 0).to(tokens.device)] = 0
     else:
+        tokens[: int(bounds[0])] = 0
         for first, last, index in sequences(bounds, indices):
             if index < 0:
                 tokens[first:last] = 0
+        tokens[int(bounds[-1]) :] = 0
     return (o, *rest)
 
 

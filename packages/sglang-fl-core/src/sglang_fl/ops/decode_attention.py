@@ -86,8 +86,9 @@ def decode_attention(
     Returns
     -------
     o : Tensor, (B, H, DV), dtype of ``q``, new or ``out``; formed in float32 and rounded once; 0 for a
-        sequence without slots, and where all scores are -inf. Of bfloat16 on a CPU, without options, the weights are rounded to bfloat16
-        too, by PyTorch's kernel: together less than one unit instead of half of one
+        sequence without slots, and where all scores are -inf. Of bfloat16 on a CPU, without options, the
+        weights are rounded to bfloat16 too, by PyTorch's kernel: together less than one unit instead of half
+        of one
     lse : Tensor, (B, H), float32, only if asked for: the natural logarithm of the denominator, the sink
         included; -inf where nothing is in it
 

@@ -1,13 +1,18 @@
-"""Which layer classes an adapter covers: the class it is for, and subclasses that compute the same."""
+"""Which layer classes an adapter covers: the class it is for, and subclasses that compute the same.
 
+And what an adapter reads from a layer.
+"""
+
+import copy
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers import ADAPTERS as ADAPTERS_OF_SGLANG
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, by_layer_class, covering
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, buffer, by_layer_class, covering, parameter
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -144,3 +149,40 @@ def test_adapters_are_listed_without_importing_sglang():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert answer.stdout == f"{len(ADAPTERS_OF_SGLANG)} False\n"
+
+
+class Halved(torch.nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def scaled() -> torch.nn.Module:
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(torch.ones(2))
+    layer.register_buffer("cache", torch.zeros(2))
+    return layer
+
+
+def test_what_a_layer_holds_is_read_as_its_attribute_is_whatever_became_of_it():
+    layer = scaled()
+    assert parameter(layer, "weight") is layer.weight
+    assert buffer(layer, "cache") is layer.cache
+    layer.weight, layer.cache = torch.nn.Parameter(torch.full((2,), 3.0)), torch.full((2,), 4.0)
+    assert (parameter(layer, "weight")[0], buffer(layer, "cache")[0]) == (3, 4)
+    assert parameter(copy.deepcopy(layer), "weight") is not layer.weight
+    swapped = {"weight": torch.full((2,), 5.0)}
+    layer.forward = lambda: parameter(layer, "weight")
+    assert torch.func.functional_call(layer, swapped, ()) is swapped["weight"]
+    del layer.weight, layer.cache
+    layer.weight, layer.cache = torch.full((2,), 6.0), None
+    assert parameter(layer, "weight") is layer.weight
+    assert buffer(layer, "cache") is None
+    del layer.weight
+    with pytest.raises(AttributeError, match="weight"):
+        parameter(layer, "weight")
+
+
+def test_a_parametrised_weight_is_computed_anew():
+    layer = scaled()
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Halved())
+    assert parameter(layer, "weight").tolist() == [0.5, 0.5]

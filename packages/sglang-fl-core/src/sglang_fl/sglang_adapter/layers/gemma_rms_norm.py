@@ -13,7 +13,7 @@ from typing import Any
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, lacking
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, parameter
 
 __all__ = ["ADAPTERS"]
 
@@ -26,9 +26,15 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     def forward(layer: Any, x: Any, residual: Any = None, post_residual_addition: Any = None) -> Any:
         try:
             if post_residual_addition is None or residual is None:
-                return kernel(x, layer.weight, eps, residual)
+                return kernel(x, parameter(layer, "weight"), eps, residual)
             if takes_post:
-                return kernel(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
+                return kernel(
+                    x,
+                    parameter(layer, "weight"),
+                    eps,
+                    residual,
+                    post_residual_addition=post_residual_addition,
+                )
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x, residual, post_residual_addition)
@@ -42,7 +48,7 @@ def bind_gemma3(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
     def forward(layer: Any, x: Any, residual: Any = None) -> Any:
         try:
-            return kernel(x, layer.weight, eps, residual)
+            return kernel(x, parameter(layer, "weight"), eps, residual)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x) if residual is None else own(layer, x, residual)

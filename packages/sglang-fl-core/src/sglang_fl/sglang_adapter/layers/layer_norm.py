@@ -9,7 +9,7 @@ from typing import Any
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, parameter
 
 __all__ = ["ADAPTERS"]
 
@@ -22,7 +22,9 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
     def forward(layer: Any, x: Any) -> Any:
         try:
-            return kernel(x, layer.weight if is_scaled else None, layer.bias if is_shifted else None, eps)
+            weight = parameter(layer, "weight") if is_scaled else None
+            bias = parameter(layer, "bias") if is_shifted else None
+            return kernel(x, weight, bias, eps)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x)

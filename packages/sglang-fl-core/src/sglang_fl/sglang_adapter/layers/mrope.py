@@ -13,7 +13,7 @@ from typing import Any
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, with_options
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, buffer
 from sglang_fl.sglang_adapter.layers.rotary_embedding import IN_PLACE, store
 
 __all__ = ["ADAPTERS"]
@@ -30,7 +30,7 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         if fused_set_kv_buffer_arg is not None:
             return own(layer, positions, query, key, fused_set_kv_buffer_arg)
         try:
-            rotated = run(positions, query, key, layer.cos_sin_cache, head_size, *style)
+            rotated = run(positions, query, key, buffer(layer, "cos_sin_cache"), head_size, *style)
         except REFUSALS as refusal:
             own.because(refusal)
         else:

@@ -16,7 +16,7 @@ from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, lacking, with_options
 from sglang_fl.sglang_adapter.layers import gemma_rms_norm
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, parameter
 
 __all__ = ["ADAPTERS", "options", "why_not"]
 
@@ -41,9 +41,15 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         try:
             # SGLang, too, takes no notice of what is to be added to a residual that is not there.
             if post_residual_addition is None or residual is None:
-                return run(x, layer.weight, eps, residual)
+                return run(x, parameter(layer, "weight"), eps, residual)
             if takes_post:
-                return run(x, layer.weight, eps, residual, post_residual_addition=post_residual_addition)
+                return run(
+                    x,
+                    parameter(layer, "weight"),
+                    eps,
+                    residual,
+                    post_residual_addition=post_residual_addition,
+                )
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x, residual, post_residual_addition)
@@ -119,7 +125,7 @@ def bind_gemma4(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
     def forward(layer: Any, x: Any) -> Any:
         try:
-            return kernel(x, layer.weight, eps)
+            return kernel(x, parameter(layer, "weight"), eps)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x)

@@ -15,7 +15,7 @@ from sglang_fl.dispatch.own_path import OwnPath
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import KV_CACHE, OPS, Kernel, lacking
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, buffer
 
 __all__ = ["ADAPTERS", "IN_PLACE", "ROTATION", "cache_options", "store"]
 
@@ -70,7 +70,7 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         if cache is None or "sin_cos_cache" in layer.__dict__:
             return _leave(own, layer, positions, query, key, offsets, fused_set_kv_buffer_arg)
         q = query.clone() if query is key else query  # dsa_indexer.py, off CUDA: else it would turn twice
-        facts = layer.cos_sin_cache, head_size, is_neox_style, offsets
+        facts = buffer(layer, "cos_sin_cache"), head_size, is_neox_style, offsets
         try:
             rotated = kernel(positions, q, key, *facts, **cache)
         except REFUSALS as refusal:

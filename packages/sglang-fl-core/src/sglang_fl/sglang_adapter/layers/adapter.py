@@ -18,6 +18,7 @@ __all__ = [
     "by_layer_class",
     "covering",
     "parameter",
+    "submodule",
 ]
 
 
@@ -34,6 +35,12 @@ def parameter(layer: Any, name: str) -> Any:
 def buffer(layer: Any, name: str) -> Any:
     """Return a layer's buffer likewise."""
     found = layer._buffers.get(name)
+    return getattr(layer, name) if found is None else found
+
+
+def submodule(layer: Any, name: str) -> Any:
+    """Return a layer within a layer likewise."""
+    found = layer._modules.get(name)
     return getattr(layer, name) if found is None else found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS
 from sglang_fl.ops import OPS, Kernel, with_options
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own
+from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, parameter
 
 __all__ = ["ADAPTERS"]
 
@@ -39,13 +39,13 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
             type(dispatch_output) is StandardDispatchOutput
             and type(dispatch_output.topk_output) is StandardTopKOutput
             and dispatch_output.hidden_states_scale is None
-            and not getattr(layer, "use_intel_amx_backend", False)
+            and not vars(layer).get("use_intel_amx_backend", False)
         )
         try:
             if is_standard:
                 hidden, topk = dispatch_output.hidden_states, dispatch_output.topk_output
-                weights = (layer.w13_weight, layer.w2_weight)
-                added = {option: getattr(layer, name) for option, name in biases.items()}
+                weights = parameter(layer, "w13_weight"), parameter(layer, "w2_weight")
+                added = {option: parameter(layer, name) for option, name in biases.items()}
                 result = run(hidden, *weights, topk.topk_weights, topk.topk_ids, **added)
                 return StandardCombineInput(hidden_states=result)
         except REFUSALS as refusal:

@@ -24,7 +24,15 @@ from sglang_fl.dispatch.plan import Forward
 from sglang_fl.errors import REFUSALS, UnsupportedError
 from sglang_fl.ops import KV_CACHE, OPS, Kernel, lacking
 from sglang_fl.sglang_adapter.layers import rms_norm, rotary_embedding
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, by_layer_class, covering
+from sglang_fl.sglang_adapter.layers.adapter import (
+    Adapter,
+    Own,
+    buffer,
+    by_layer_class,
+    covering,
+    parameter,
+    submodule,
+)
 
 __all__ = ["ADAPTERS"]
 
@@ -45,13 +53,13 @@ def _turn_by(layer: Any, kernel: Kernel) -> Turn:
     cache_options = _cache_options(layer, kernel)
 
     def turn(layer: Any, positions: Any, qkv: Any, forward_batch: Any, may_write: bool = True) -> Any:
-        rotation = layer.rotary_emb
+        rotation = submodule(layer, "rotary_emb")
         if "sin_cos_cache" in rotation.__dict__:
             raise UnsupportedError("its rotation has rows picked beforehand")
         q, k, v = qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
         options = cache_options(layer, v, forward_batch) if may_write else {}
-        weights = layer.q_norm.weight, layer.k_norm.weight
-        facts = rotation.cos_sin_cache, head_size, is_neox_style
+        weights = (parameter(submodule(layer, name), "weight") for name in ("q_norm", "k_norm"))
+        facts = buffer(rotation, "cos_sin_cache"), head_size, is_neox_style
         q, k = kernel(q, k, *weights, eps, positions, *facts, **options)
         return q, k, v, bool(options)
 
@@ -65,7 +73,7 @@ def _cache_options(layer: Any, kernel: Kernel) -> Callable[[Any, Any, Any], dict
     is_able = not lacking(kernel, KV_CACHE)
 
     def options(layer: Any, v: Any, forward_batch: Any) -> dict[str, Any]:
-        attention = layer.attn
+        attention = submodule(layer, "attn")
         if not is_able or attention.k_scale is not None or attention.v_scale is not None:
             return {}
         if not utils.enable_fused_set_kv_buffer(forward_batch):

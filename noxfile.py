@@ -47,6 +47,9 @@ PYTHONS = ("3.10", "3.12", "3.13")
 #: each other's threads: a model with experts then took 147 s to judge, and takes 62 with one. Threads that
 #: wait by turning round keep others from their turn.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+#: Of pytest, by name: it rewrites the assertions in every package whose plugin it finds by itself. Those of
+#: Hypothesis took each process a second.
+PLUGINS = ("xdist.plugin", "pytest_timeout", "_hypothesis_pytestplugin", "tests.balance")
 #: Tests of whichever vendor package is installed.
 ON_A_SIMULATED_CHIP = tuple(
     f"tests/simulated/test_{what}.py" for what in ("demo", "layer_1", "server", "start", "tables")
@@ -91,8 +94,9 @@ def _pytest(session: nox.Session, *tests: str) -> None:
     Files named behind ``--`` run instead of all.
     """
     tests = () if _names_files(session) else tests
-    two = ("-n", "2", "-p", "tests.balance", "--dist", "loadfile", "--no-loadscope-reorder")
-    command = ("python", "-m", "pytest", *tests, *two, *session.posargs)
+    plugins = ("--disable-plugin-autoload", *(f"-p{plugin}" for plugin in PLUGINS))
+    two = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    command = ("python", "-m", "pytest", *plugins, *tests, *two, *session.posargs)
     session.run(*command, env=ONE_THREAD)
 
 

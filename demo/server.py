@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-__all__ = ["Process", "Server", "ServerError", "free_port", "running", "serve", "start"]
+__all__ = ["Process", "Server", "ServerError", "free_port", "group_is_alive", "running", "serve", "start"]
 
 PORTS = range(20000, 30000)
 READY = "The server is fired up and ready to roll!"
@@ -133,23 +133,29 @@ class Server:
         return ServerError("\n".join([what, f"Last lines of {self.log}:", *(f"  {x}" for x in lines)]))
 
     def stop(self) -> None:
-        """End the whole process group: a launcher that is killed leaves its children behind."""
-        for signal_number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        """End the whole process group: a launcher that is killed leaves its children behind.
+
+        Its launcher first gets what Ctrl-C sends, which it heeds at once; for SIGTERM SGLang looks every 5 s.
+        """
+        steps = ((os.kill, signal.SIGINT), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGKILL))
+        for send, signal_number in steps:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal_number)
-            deadline = time.monotonic() + patience
-            while _group_is_alive(self._process.pid) and time.monotonic() < deadline:
+                send(self._process.pid, signal_number)
+            deadline = time.monotonic() + 10
+            while group_is_alive(self._process.pid) and time.monotonic() < deadline:
                 self._process.poll()
                 time.sleep(0.1)
         self._process.wait()
 
 
-def _group_is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def group_is_alive(group: int) -> bool:
+    """Return whether a process of a group runs: one that has ended may wait for init to take note of it."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, _, its_group, *_ = path.read_text().rpartition(")")[2].split()
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
 
 
 @contextlib.contextmanager

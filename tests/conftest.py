@@ -13,7 +13,9 @@ from tests.programs import environment_of_forks, finish
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test marked ``on_chip`` on its chip. The process that deals tests out needs no torch for that."""
+    """Run a test marked ``on_chip`` on its chip. No other test needs torch for that."""
+    if pyfuncitem.get_closest_marker("on_chip") is None:
+        return None
     from sglang_fl.conformance.simulated import worker
 
     return worker.pytest_pyfunc_call(pyfuncitem)
@@ -61,10 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         longest[item.path] = max(longest.get(item.path, 0), _timeout(item))
     items.sort(key=lambda item: -longest[item.path])
-    if _has_cuda():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
+    for_gpus = [item for item in items if item.get_closest_marker("gpu")]
+    if for_gpus and not _has_cuda():
+        for item in for_gpus:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 

@@ -373,14 +373,17 @@ def _run_to_the_end(command: list[str]) -> None:
         if not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
-    except Exception as error:  # noqa: BLE001 - whatever it is, Python prints it
+    except BaseException as error:  # noqa: BLE001 - whatever it is, Python prints it
         sys.stdout.flush()
         sys.excepthook(type(error), error, error.__traceback__)
-        code = 1
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code & 0xFF)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from demo.server import group_is_alive
 from tests.engine.models import FAMILIES, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
 from tests.programs import ROOT, finish, processes_with, server_for
@@ -163,13 +164,9 @@ def test_ctrl_c_leaves_no_process_and_is_no_verdict(moment: str, tiny_model, env
 def ends_within(seconds: float, group: int) -> bool:
     """Wait until no process of a group is left."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
+    while group_is_alive(group) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return False
+    return not group_is_alive(group)
 
 
 def test_a_set_up_that_is_broken_is_no_verdict(environment_of, tmp_path: Path):

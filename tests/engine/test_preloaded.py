@@ -81,11 +81,12 @@ def test_a_program_finds_what_a_fresh_interpreter_finds(server, environment, tmp
         ("import sys; sys.exit(3)", 3, ""),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -15, ""),
         ("1 / 0", 1, "ZeroDivisionError"),
+        ("import signal; signal.raise_signal(signal.SIGINT)", -2, "KeyboardInterrupt"),
         ("import sys; sys.exit('the reason')", 1, "the reason"),
         ("import atexit; atexit.register(print, 'the end')", 0, "the end"),
         ("import threading; threading.Timer(0.2, print, ['last word']).start()", 0, "last word"),
     ],
-    ids=["exit", "signal", "error", "message", "atexit", "thread"],
+    ids=["exit", "signal", "error", "ctrl-c", "message", "atexit", "thread"],
 )
 def test_a_program_ends_as_it_would_elsewhere(server, environment, code: str, expected: int, said: str):
     ended, output = run(server, [sys.executable, "-c", code], environment, Path.cwd(), timeout=60)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Callable
 from email.parser import HeaderParser
 from pathlib import Path
 
@@ -26,35 +25,39 @@ NAMES = {
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory) -> dict[str, Path]:
-    """The wheel of each package, built in its own folder."""
-    built = {}
-    for name in NAMES:
-        folder = tmp_path_factory.mktemp(name)
-        source = ROOT / "packages" / f"sglang-fl-{name}"
-        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*command, "-w", str(folder), str(source)], check=True, cwd=folder)
-        (built[name],) = folder.glob("*.whl")
-    return built
+    """The wheel of each package."""
+    folder = tmp_path_factory.mktemp("wheels")
+    sources = [str(ROOT / "packages" / f"sglang-fl-{name}") for name in NAMES]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(folder), *sources], check=True, cwd=folder)
+    return {name: next(folder.glob(f"sglang_fl_{name}-*.whl")) for name in NAMES}
+
+
+@pytest.fixture(scope="session")
+def core_alone(tmp_path_factory, wheels) -> Path:
+    """The Python of an environment with core."""
+    return environment(tmp_path_factory.mktemp("core"), wheels["core"])
 
 
 @pytest.fixture
-def environment(tmp_path: Path, wheels) -> Callable[..., Path]:
-    """Return a function that makes an environment with the wheels of the named packages."""
+def with_all(tmp_path: Path, wheels) -> Path:
+    """The Python of an environment with all packages."""
+    return environment(tmp_path, *wheels.values())
 
-    def make(*names: str) -> Path:
-        venv.create(tmp_path / "venv", with_pip=False)
-        python = tmp_path / "venv" / "bin" / "python"
-        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps"]
-        subprocess.run([*install, *(str(wheels[name]) for name in names)], check=True)
-        # Third-party packages come from this environment, ours from the wheels alone.
-        folders = [Path(path) for path in sys.path if path.endswith("site-packages")]
-        third_party = [str(folder) for folder in folders if not list(folder.glob("*sglang_fl*"))]
-        major, minor = sys.version_info[:2]
-        site = tmp_path / "venv" / "lib" / f"python{major}.{minor}" / "site-packages"
-        (site / "third_party.pth").write_text("\n".join(third_party))
-        return python
 
-    return make
+def environment(folder: Path, *wheels: Path) -> Path:
+    """Make an environment with these wheels and return its Python."""
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps"]
+    subprocess.run([*install, *map(str, wheels)], check=True)
+    # Third-party packages come from this environment, ours from the wheels alone.
+    folders = [Path(path) for path in sys.path if path.endswith("site-packages")]
+    third_party = [str(folder) for folder in folders if not list(folder.glob("*sglang_fl*"))]
+    major, minor = sys.version_info[:2]
+    site = folder / "venv" / "lib" / f"python{major}.{minor}" / "site-packages"
+    (site / "third_party.pth").write_text("\n".join(third_party))
+    return python
 
 
 def run(python: Path, code: str) -> str:
@@ -87,8 +90,7 @@ def test_a_vendor_package_depends_on_core_alone_of_ours(wheels, name: str):
     assert ours[0].startswith("sglang-fl-core")
 
 
-def test_sglang_finds_core_under_both_entry_points(environment):
-    python = environment("core")
+def test_sglang_finds_core_under_both_entry_points(core_alone: Path):
     code = """
 import json
 from importlib.metadata import entry_points
@@ -96,16 +98,15 @@ from importlib.metadata import entry_points
 groups = ("sglang.srt.plugins", "sglang.srt.platforms")
 print(json.dumps({group: [p.value for p in entry_points(group=group, name="sglang_fl")] for group in groups}))
 """
-    assert json.loads(run(python, code)) == {
+    assert json.loads(run(core_alone, code)) == {
         "sglang.srt.plugins": ["sglang_fl.plugin:load_plugin"],
         "sglang.srt.platforms": ["sglang_fl.plugin:activate_platform"],
     }
 
 
-def test_vendors_installed_where_their_chip_is_missing_are_listed_with_the_reason(environment):
-    python = environment(*NAMES)
+def test_vendors_installed_where_their_chip_is_missing_are_listed_with_the_reason(with_all: Path):
     output = subprocess.run(
-        [str(python.parent / "sglang-fl"), "vendors", "--json"], capture_output=True, text=True, check=True
+        [str(with_all.parent / "sglang-fl"), "vendors", "--json"], capture_output=True, text=True, check=True
     ).stdout
     rows = {row["vendor"]: row for row in json.loads(output)}
     assert rows.keys() == {"ascend", "cpu", "mlu", "nvidia"}
@@ -115,9 +116,8 @@ def test_vendors_installed_where_their_chip_is_missing_are_listed_with_the_reaso
     assert rows["nvidia"]["package"] == f"sglang-fl-nvidia {version_of(ROOT / 'packages/sglang-fl-nvidia')}"
 
 
-def test_importing_core_imports_nothing_heavy(environment):
-    python = environment("core")
+def test_importing_core_imports_nothing_heavy(core_alone: Path):
     heavy = run(
-        python, "import sys, sglang_fl; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
+        core_alone, "import sys, sglang_fl; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
     )
     assert heavy.strip() == "[]"

@@ -8,7 +8,22 @@ from pathlib import Path
 import pytest
 
 from release.sglang_wheels import folders_of
+from sglang_fl.sglang_adapter.releases import representatives
+from tests.forked import Server
 from tests.programs import Run, finish, server_of_forks
+
+
+def pytest_collectstart() -> None:
+    """Begin to load both servers while the test files are read, where processes share the tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        server_of_forks()
+        server_of(representatives()[0])
+
+
+def server_of(release: str) -> Server:
+    """Return the server of programs that start with what this release of SGLang pins loaded."""
+    _, *pinned = folders_of(release)
+    return server_of_forks(tuple(pinned))
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +44,6 @@ def ask_release(environment_of_release) -> Callable[..., Run]:
     def ask(version: str, script: Path, *words: str) -> Run:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SGLANG_")}
         environment = {**clean, **environment_of_release(version)}
-        _, *pinned = folders_of(version)
-        server = server_of_forks(tuple(pinned))
-        return finish([sys.executable, str(script), *words], environment, 280, server)
+        return finish([sys.executable, str(script), *words], environment, 280, server_of(version))
 
     return ask

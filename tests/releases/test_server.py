@@ -10,9 +10,9 @@ import pytest
 
 import demo.server
 from demo.server import serve
-from release.sglang_wheels import folders_of
 from sglang_fl.sglang_adapter.releases import representatives
-from tests.programs import server_of_forks, start_preloaded
+from tests.programs import start_preloaded
+from tests.releases.conftest import server_of
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -23,8 +23,7 @@ LAUNCH = ("--disable-piecewise-cuda-graph", "--max-total-tokens", "2048")
 def test_release_serves_and_runs_the_references(
     release: str, tiny_model: Path, tmp_path: Path, environment_of_release, monkeypatch
 ):
-    _, *pinned = folders_of(release)
-    start = functools.partial(start_preloaded, server=server_of_forks(tuple(pinned)))
+    start = functools.partial(start_preloaded, server=server_of(release))
     monkeypatch.setattr(demo.server, "start", start)
     log, dispatch_log = tmp_path / "server.log", tmp_path / "dispatch.log"
     environment = {**environment_of_release(release), "SGLANG_FL_DISPATCH_LOG": str(dispatch_log)}

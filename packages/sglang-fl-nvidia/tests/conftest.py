@@ -48,6 +48,7 @@ def _interpreter_without_idle_work() -> Iterator[None]:
         assert not builder.options.debug
         patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
         _replace_the_language_once_a_launch(interpreter, patch)
+        _know_types(interpreter, patch)
         yield
 
 
@@ -71,3 +72,22 @@ def _replace_the_language_once_a_launch(interpreter: ModuleType, patch: pytest.M
 
     patch.setattr(interpreter, "_patch_lang", replace_once)
     patch.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+
+
+def _know_types(interpreter: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    """Have it keep NumPy's dtype for each of Triton's, and take a type of blocks as it is.
+
+    It makes a table of all dtypes at each question, and builds a type of blocks out of itself.
+    """
+    pointer_type, block_type = interpreter.tl.pointer_type, interpreter.tl.block_type
+    ask, build = interpreter._get_np_dtype, block_type.to_ir
+    ask_once = functools.cache(ask)
+
+    def dtype_of(given: Any) -> Any:
+        return ask(given) if isinstance(given.scalar, pointer_type) else ask_once(given.scalar)
+
+    def built(self: Any, builder: Any) -> Any:
+        return self if builder is interpreter.interpreter_builder else build(self, builder)
+
+    patch.setattr(interpreter, "_get_np_dtype", dtype_of)
+    patch.setattr(block_type, "to_ir", built)

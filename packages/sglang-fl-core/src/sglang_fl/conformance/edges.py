@@ -147,12 +147,12 @@ def _made(edge: Edge, case: Case, dtype: torch.dtype, device: str) -> Iterator[P
 
 
 def _options(op: Op, case: Case) -> list[str]:
-    given = case.arguments(torch.float16)
+    given = rows.sample(case)
     return [name for name in op.options if name in given]
 
 
 def _is_floating(op: Op, name: str) -> bool:
-    made = (case.arguments(torch.float32).get(name) for case in op.cases)
+    made = (rows.sample(case).get(name) for case in op.cases)
     return any(isinstance(value, Tensor) and value.is_floating_point() for value in made)
 
 

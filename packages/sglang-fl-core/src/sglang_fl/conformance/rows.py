@@ -1,5 +1,6 @@
 """The rows of an op's arguments, by its contract: some of them alone, and laid out in other ways."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ __all__ = [
     "of_several_elements",
     "parameters",
     "row_arguments",
+    "sample",
     "starts",
     "take",
 ]
@@ -64,7 +66,7 @@ def fitting(op: Op, *names: str, at_least: int = 3) -> tuple[Case, ...]:
     """
     found = []
     for case in op.cases:
-        given = case.arguments(torch.float32)
+        given = sample(case)
         indices = [given[of] for of in op.writes_rows.values() if given.get(of) is not None]
         is_fit = count(op, given) >= at_least and all(given.get(name) is not None for name in names)
         if is_fit and all(bool((rows >= 0).all()) for rows in indices):
@@ -76,10 +78,14 @@ def of_several_elements(op: Op, name: str) -> tuple[Case, ...]:
     """Return the cases in which a row of an argument has several elements."""
     axis = op.rows.get(name, 0)
     return tuple(
-        case
-        for case in fitting(op, name)
-        if axis >= 0 and inner_extent(case.arguments(torch.float16)[name], axis) > 1
+        case for case in fitting(op, name) if axis >= 0 and inner_extent(sample(case)[name], axis) > 1
     )
+
+
+@functools.lru_cache(maxsize=64)  # more than an op has: each of its edges looks at all of them
+def sample(case: Case) -> Arguments:
+    """Return the arguments of a case in float32, to be looked at alone."""
+    return case.arguments(torch.float32)
 
 
 def take(op: Op, arguments: Arguments, first: int, last: int) -> Arguments:

@@ -218,6 +218,23 @@ def test_dispatch_log_that_cannot_be_written_is_found(doctor: Doctor, monkeypatc
     assert "writable folder" in row["remedy"]
 
 
+@pytest.mark.parametrize("name", ["/proc/calls", "file", "file/calls"])
+def test_folder_in_which_no_calls_can_be_kept_is_found(
+    doctor: Doctor, monkeypatch, tmp_path: Path, name: str
+):
+    (tmp_path / "file").touch()
+    path = str(tmp_path / name)
+    monkeypatch.setenv("SGLANG_FL_KEEP_CALLS", path)
+    row = only_problem(doctor("--only", "kept-calls"), "kept calls")
+    assert f"SGLANG_FL_KEEP_CALLS='{path}' cannot be written" in row["text"]
+
+
+def test_folder_in_which_calls_can_be_kept_is_well_and_not_made(doctor: Doctor, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("SGLANG_FL_KEEP_CALLS", str(tmp_path / "a" / "b"))
+    assert doctor("--only", "kept-calls")[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_looking_at_the_dispatch_log_leaves_it_as_it_was(doctor: Doctor, monkeypatch, tmp_path: Path):
     log = tmp_path / "dispatch.log"
     monkeypatch.setenv("SGLANG_FL_DISPATCH_LOG", str(log))

@@ -1,6 +1,7 @@
 """Checks around kernels, live and in a bisection: what they see, what they leave alone, what they cost."""
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -345,3 +346,50 @@ def test_experts_of_more_groups_than_may_be_are_no_choice(op: str, spread: float
         return OPS[op].reference(logits, *rest)
 
     assert routed(op, "grouped", spread, of_any_group) != []
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda o, h: o, r"it returned bfloat16 .*, the contract says \(bfloat16"),
+        (lambda o, h: None, "it returned NoneType"),
+        (lambda o, h: (o.float(), h), r"it returned \(float32"),
+        (lambda o, h: (o[:, 1:], h), r"it returned \(bfloat16 \(1, 75, 2, 64\)"),
+        (lambda o, h: (o, h[:, :-1]), r"result 1 is \(1, 3, 2, 64, 64\), not \(1, 4, 2, 64, 64\)"),
+    ],
+    ids=["one-result", "none", "dtype", "rows", "states"],
+)
+def test_results_of_another_form_are_told_of(change: Callable[..., Any], what: str):
+    op = OPS["chunk_gated_delta_rule"]
+    found, kernel = found_by(lambda **given: change(*op.reference(**given)), op.name)
+    (case,) = (case for case in op.cases if case.name == "several-sequences")
+    kernel(**case.arguments(torch.bfloat16))
+    (violation,) = found
+    assert re.search(what, violation.what)
+
+
+def test_more_states_than_there_are_chunks_are_no_fault():
+    op = OPS["chunk_gated_delta_rule"]
+
+    def longer(**given: Any) -> Any:
+        o, h = op.reference(**given)
+        return o, torch.cat([h, torch.full_like(h, torch.nan)], 1)
+
+    found, kernel = found_by(longer, op.name)
+    kernel(**op.cases[4].arguments(torch.bfloat16))
+    assert found == []
+
+
+def test_what_is_in_a_slot_that_several_tokens_name_is_open():
+    """SGLang pads a batch with tokens of slot 0."""
+    op = OPS["kv_cache_write"]
+
+    def first_of_all(**given: Any) -> Any:
+        backwards = {name: given[name].flip(0) for name in ("k", "v", "cache_loc")}
+        return op.reference(**given | backwards)
+
+    found, kernel = found_by(first_of_all, op.name)
+    for case in op.cases:
+        if case.name in ("slot-of-several", "several-tokens"):
+            kernel(**case.arguments(torch.bfloat16))
+    assert found == []

@@ -136,6 +136,7 @@ BROKEN_CONTRACTS += [
         ("wide-values", {"v_buffer": torch.zeros(6, 64)}, r"v_buffer \(6, 64\) torch.float32 do not hold"),
         ("another-dtype", {"k_buffer": torch.zeros(6, 64).half()}, "torch.float16 do not hold"),
         ("shared-slots", {"k_buffer": torch.zeros(1, 64).expand(6, 64)}, "slots of k_buffer share memory"),
+        ("fewer-slots", {"v_buffer": torch.zeros(5, 32)}, "k_buffer has 6 slots, and v_buffer has 5"),
     ]
 ]
 BROKEN_CONTRACTS += [
@@ -200,6 +201,7 @@ BROKEN_CONTRACTS += [
             r"3 slots .* do not hold k \(4, 2, 8\)",
         ),
         ("other-heads", {"v": torch.zeros(4, 1, 8)}, r"do not hold v \(4, 1, 8\)"),
+        ("fewer-slots", {"v_buffer": torch.zeros(5, 2, 8)}, "k_buffer has 6 slots, and v_buffer has 5"),
         ("rows-of-two-axes", {"k": torch.zeros(4, 16)}, r"do not hold k \(4, 16\)"),
         ("slots-of-two-axes", {"cache_loc": torch.zeros(4, 1, dtype=torch.long)}, "is not a slot in int32"),
         ("slots-that-are-no-integers", {"cache_loc": torch.zeros(4)}, "is not a slot in int32 or int64"),

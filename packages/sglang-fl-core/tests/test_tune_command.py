@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -138,6 +140,89 @@ def test_another_launch_line_is_another_run(pretended: Machine):
     started = len(pretended.started)
     tune("--kernels-only", "--force", "--dtype", "bfloat16")
     assert len(pretended.started) == 2 * started
+
+
+def test_another_model_in_the_same_folder_and_another_chip_are_another_run(
+    pretended: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    tune("--kernels-only")
+    once = len(pretended.started)
+    Path("model", "config.json").write_text('{"vocab_size": 9, "max_position_embeddings": 64}')
+    tune("--kernels-only", "--force")
+    assert len(pretended.started) == 2 * once
+    monkeypatch.setattr(machine, "chip_name", lambda registry, seconds: "another chip")
+    tune("--kernels-only", "--force")
+    assert len(pretended.started) == 3 * once
+
+
+def state_file() -> Path:
+    (path,) = Path("sglang-fl-tune").glob("*/state.json")
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"ops"',
+        "[]",
+        "null",
+        '{"versions": []}',
+        '{"ops": {"rms_norm": {}}}',
+        '{"ops": []}',
+        '{"starts": {"present": [{"decode": "fast"}]}}',
+        '{"recorded": {"rms_norm": {"layers": []}}}',
+        '{"ran": 3}',
+    ],
+)
+def test_a_state_that_was_spoilt_is_refused_by_name(text: str, pretended: Machine):
+    tune("--kernels-only")
+    own = json.loads(state_file().read_text())
+    state_file().write_text(text.replace("{", f'{{"versions": {json.dumps(own["versions"])}, ', 1))
+    output = " ".join(tune("--kernels-only", "--force", code=2).split())
+    assert "state.json: it cannot be read. --fresh measures anew." in output
+    tune("--kernels-only", "--force", "--fresh")
+
+
+def test_two_runs_do_not_measure_the_same_at_once(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
+    own, outputs = pretended.measure, []
+
+    def measure(*given: Any) -> Any:
+        if not outputs:
+            outputs.append(tune("--kernels-only", "--force", code=2))
+            outputs.append(tune("--kernels-only", "--force", "--fresh", code=2))
+        return own(*given)
+
+    monkeypatch.setattr(procedure, "measure_op", measure)
+    tune("--kernels-only")
+    for output in outputs:
+        assert "another sglang-fl tune is measuring this" in " ".join(output.split())
+    assert written()["op_backends"]
+
+
+def test_a_state_that_cannot_be_kept_is_told_by_its_name(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
+    own = pretended.measure
+
+    def measure(*given: Any) -> Any:
+        shutil.rmtree("sglang-fl-tune")
+        return own(*given)
+
+    monkeypatch.setattr(procedure, "measure_op", measure)
+    output = " ".join(tune("--kernels-only", code=2).split())
+    assert "--folder 'sglang-fl-tune': No such file or directory: sglang-fl-tune/" in output
+
+
+def test_calls_that_were_removed_are_recorded_again(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(procedure, "measure_op", interrupted)
+        configure.cache_clear()
+        CliRunner().invoke(app, ["tune", "--model", "model", "--kernels-only"])
+    shutil.rmtree(next(Path("sglang-fl-tune").glob("*/calls")))
+    tune("--kernels-only", "--json", "report.json")
+    assert written()["op_backends"]
+    assert [row["calls"] for row in json.loads(Path("report.json").read_text())["ops"]] == [1, 1]
 
 
 def test_a_wrong_kernel_that_runs_at_present_is_code_1(pretended: Machine, monkeypatch: pytest.MonkeyPatch):

@@ -137,6 +137,17 @@ def test_single_aten_ops_can_be_named_and_what_was_measured_is_kept(aten: Machin
     assert (len(aten.started), aten.measured) == (started, ["aten::neg.default"])
 
 
+def test_calls_of_aten_ops_that_were_removed_are_recorded_again(aten: Machine):
+    tune("--kernels-only", "--op", "aten::neg")
+    started = len(aten.started)
+    (file,) = Path("sglang-fl-tune").glob("*/state.json")
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps(state | {"ops": {}}))  # as if it was interrupted before it was measured
+    tune("--kernels-only", "--op", "aten::neg", "--force")
+    assert aten.started[started:].count("ATen ops") == 1
+    assert aten.measured == ["aten::neg.default"] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "settings", "said"),
     [

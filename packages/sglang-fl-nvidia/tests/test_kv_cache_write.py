@@ -72,6 +72,7 @@ def test_what_it_does_not_take_is_refused_before_anything_is_written():
         ("k", (slice(3),)),
         ("v", (slice(None), slice(1))),
         ("v_buffer", (slice(None), slice(None), slice(8))),
+        ("v_buffer", (slice(2),)),
         ("cache_loc", (slice(2),)),
     ],
 )

@@ -171,6 +171,13 @@ def test_keys_that_are_alike_lose_nothing():
     assert_right(CHUNKS, arguments)
 
 
+@pytest.mark.parametrize("logarithm", [-200.0, -1e30, -torch.inf])
+def test_a_token_that_wipes_a_state_out_leaves_the_others_their_digits(logarithm: float):
+    arguments = arguments_of(CHUNKS, lengths=(0, 130, 5))
+    arguments["g"][0, [3, 64, 100]] = logarithm
+    assert_right(CHUNKS, arguments)
+
+
 def test_what_is_not_finite_stays_in_its_sequence():
     arguments = arguments_of(CHUNKS)
     begin, end = arguments["cu_seqlens"][1:3].tolist()

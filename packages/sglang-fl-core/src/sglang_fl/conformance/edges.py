@@ -370,9 +370,18 @@ def _weights(op: Op, arguments: Arguments) -> list[str]:
 
 
 def _with_weights(op: Op) -> tuple[Case, ...]:
-    """Return the cases with such weights, those with the most first."""
-    found = ((len(_weights(op, case.arguments(torch.float16))), case) for case in op.cases)
-    return tuple(case for count, case in sorted(found, key=lambda pair: -pair[0]) if count)
+    """Return the cases with rows and such weights, those with the most first."""
+    return _with_most(op, lambda arguments: _weights(op, arguments))
+
+
+def _with_most(op: Op, found_in: Callable[[Arguments], list[str]]) -> tuple[Case, ...]:
+    """Return the cases with rows of which something is found in the arguments, those of the most first."""
+    counts = {}
+    for case in op.cases:
+        given = case.arguments(torch.float16)
+        if rows.count(op, given) and found_in(given):
+            counts[case] = len(found_in(given))
+    return tuple(sorted(counts, key=lambda case: -counts[case]))
 
 
 @dataclass(frozen=True)
@@ -393,13 +402,8 @@ def _numbers(arguments: Arguments) -> list[str]:
 
 
 def _with_numbers(op: Op) -> tuple[Case, ...]:
-    """Return the cases with numbers that may be any, those with the most first, and those with results."""
-    found = (
-        (len(_numbers(given)), case)
-        for case in op.cases
-        if rows.count(op, given := case.arguments(torch.float16))
-    )
-    return tuple(case for count, case in sorted(found, key=lambda pair: -pair[0]) if count)
+    """Return the cases with rows and with numbers that may be any, those with the most first."""
+    return _with_most(op, _numbers)
 
 
 def _names_rows(op: Op, name: str, case: Case, is_last: bool = False) -> bool:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments, Bound, Case, Op, compute_dtype
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.attention import sample_pools
 from sglang_fl.ops.shared.overlap import shares_memory
 from sglang_fl.ops.shared.scales import EIGHT_BIT, check_scales
@@ -95,6 +95,10 @@ def check_write(
             )
         if shares_memory(pool):
             raise ContractError(f"kv_cache_write: slots of {name}_buffer share memory")
+    if len(k_buffer) != len(v_buffer):
+        raise ContractError(
+            f"kv_cache_write: k_buffer has {len(k_buffer)} slots, and v_buffer has {len(v_buffer)}"
+        )
     check_scales("kv_cache_write", k_buffer, v_buffer, k_scale, v_scale)
 
 
@@ -112,6 +116,18 @@ def _like(
     return ()
 
 
+def _comparable(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
+    """Set to zero what is in a slot that several tokens name; there it is left open."""
+    slots, counts = arguments["cache_loc"].unique(return_counts=True)
+    shared = slots[(counts > 1) & (slots >= 0)].long()
+    if not len(shared):
+        return tuple(outputs)
+    pools = tuple(pool.clone() for pool in outputs)
+    for pool in pools:
+        pool.view(torch.uint8 if pool.dtype in EIGHT_BIT else pool.dtype)[shared] = 0
+    return pools
+
+
 def _case(
     name: str,
     tokens: int,
@@ -122,6 +138,7 @@ def _case(
     is_packed: bool = False,
     loc_dtype: torch.dtype = torch.int64,
     padding: int = 0,
+    shared: int = 0,
     is_poisoned: bool = False,
     pool_dtype: torch.dtype | None = None,
     scales: tuple[float, float] | None = None,
@@ -140,6 +157,7 @@ def _case(
         # As a graph pads a batch: at its end; and somewhere in it.
         loc[tokens - padding :] = -1
         loc[: padding // 2] = -1
+        loc[tokens - shared :] = loc[tokens - 1 :].clone()  # as SGLang pads a batch
         made: Arguments = {
             "k": k if is_packed else k.contiguous(),
             "v": v if is_packed else v.contiguous(),
@@ -167,6 +185,7 @@ OP = Op(
         _case("pools-strided", 9, layout="strided", is_packed=True),
         _case("int32-slots", 9, loc_dtype=torch.int32),
         _case("padding", 9, padding=3),
+        _case("slot-of-several", 9, shared=4),
         _case("other-slots-not-finite", 9, is_poisoned=True),
         _case("pools-in-float16", 9, pool_dtype=torch.float16),
         _case("scales", 9, scales=(0.37, 1.9)),
@@ -180,5 +199,6 @@ OP = Op(
     rows={"k": 0, "v": 0, "cache_loc": 0},
     writes_rows={"k_buffer": "cache_loc", "v_buffer": "cache_loc"},
     updates=("k_buffer", "v_buffer"),
+    comparable=_comparable,
     like=_like,
 )

@@ -1,10 +1,12 @@
 """From a model and its launch line to a file. What takes long is imported late."""
 
+import hashlib
 import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,17 +85,19 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
 
     configuration = configure()
     subjects, aten = _subjects(asked, configuration)
-    key = _key(asked, configuration)
+    chip = machine.chip_name(configuration.registry, 60)
+    key = _key(asked, configuration, chip)
     state = open_state(asked.folder, key, machine.versions(configuration.registry), asked.is_fresh)
     launch = Launch(asked.model, asked.arguments, vocabulary)
     options = _options(asked, configuration, _has_layer_1(configuration, aten))
     many = f"{len(subjects)} ops" + (f" and {len(aten.ops)} ATen ops" if aten.ops else "")
     say(f"tune: {many}; what is measured is kept in {state.folder}")
-    about = _about(asked, configuration)  # to ask the chip takes some of the minutes
+    about = _about(asked, configuration, chip)
     if aten.why_not:
         about["ATen ops"] = f"none is measured: {aten.why_not}"
         say(f"tune: no ATen op is measured: {aten.why_not}")
-    report = Tuning(launch, subjects, aten, state, budget, options, _kept(configuration), say).run()
+    with closing(state):
+        report = Tuning(launch, subjects, aten, state, budget, options, _kept(configuration), say).run()
     report = replace(report, about=about)
     _write(asked.out, redacted(as_yaml(report)))
     return report
@@ -154,10 +158,13 @@ def _set_by_user(configuration: "Configuration") -> dict[str, str]:
     return {entry.variable: entry.value for name, entry in told if configuration.settings.is_users(name)}
 
 
-def _key(asked: Asked, configuration: "Configuration") -> dict[str, Any]:
+def _key(asked: Asked, configuration: "Configuration", chip: str) -> dict[str, Any]:
     """Return what makes measurements those of another run."""
+    folder = Path(asked.model).resolve()
     return {
-        "model": str(Path(asked.model).resolve()),
+        "model": str(folder),
+        "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
+        "chip": chip,
         "arguments": list(asked.arguments),
         "settings": _set_by_user(configuration),
         "ops": sorted(asked.ops),
@@ -172,12 +179,12 @@ def _kept(configuration: "Configuration") -> Mapping[str, Any]:
     return read_file(path) if path else {}
 
 
-def _about(asked: Asked, configuration: "Configuration") -> dict[str, str]:
+def _about(asked: Asked, configuration: "Configuration", chip: str) -> dict[str, str]:
     from sglang_fl.tune import machine
 
     registry = configuration.registry
     found = {
-        "chip": machine.chip_name(registry, 60),
+        "chip": chip,
         "model": Path(asked.model).name,
         "command": shlex.join(["sglang-fl", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),

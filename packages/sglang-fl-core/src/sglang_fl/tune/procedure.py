@@ -96,7 +96,7 @@ class Tuning:
         recording = Recording(self.launch, self.options.loads, self.state, self.budget, self._tell)
         self._unmeasured += recording.record(self._ops)
         if self.aten.ops:
-            self._unmeasured += recording.record_aten()
+            self._unmeasured += recording.record_aten(self.aten.ops)
         of_engines = min(LEFT_FOR * self._seconds_of_an_engine, MOST_LEFT * self.budget.left)
         budget = self.budget.less(of_engines)
         found = {subject.op: self._measured(subject, recording, budget) for subject in self.subjects}

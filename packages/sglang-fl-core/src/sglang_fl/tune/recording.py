@@ -4,7 +4,7 @@ ATen ops are recorded beside what runs at present: a kernel of layer 2 takes oth
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,15 +58,21 @@ class Recording:
             references = ";".join(f"{op}=reference" for op in group)
             folder = self._folder(number)
             settings = {"SGLANG_FL_PER_OP": references, "SGLANG_FL_KEEP_CALLS": str(folder.resolve())}
-            left_out = self._record(group, f"the calls of {', '.join(group)}", folder, settings, group)
+            what = f"the calls of {', '.join(group)}"
+            left_out = self._record(group, what, folder, settings, group, group)
             if left_out:
                 return left_out
         return []
 
-    def record_aten(self) -> list[str]:
-        """Record the calls of ATen ops beside what runs at present; as ``record``."""
+    def record_aten(self, ops: Collection[str]) -> list[str]:
+        """Record the calls of ATen ops beside what runs at present; as ``record``.
+
+        Parameters
+        ----------
+        ops : those that are to be measured; all are recorded
+        """
         settings = {ATEN_CALLS: str(self._aten_folder.resolve())}
-        return self._record(ATEN, "the calls of ATen ops", self._aten_folder, settings)
+        return self._record(ATEN, "the calls of ATen ops", self._aten_folder, settings, ops)
 
     def aten_calls(self) -> dict[str, list[RecordedCall]]:
         """Return what has been recorded of each ATen op."""
@@ -90,10 +96,15 @@ class Recording:
         what: str,
         folder: Path,
         settings: Mapping[str, str],
+        due: Collection[str],
         wanted: Sequence[str] = (),
     ) -> list[str]:
-        """Record a group that is not recorded yet; return what the minutes did not suffice for."""
-        if self.state.recorded(group) is not None:
+        """Record a group that is not recorded yet, or whose files are gone and due to be measured.
+
+        Return what the minutes did not suffice for.
+        """
+        is_recorded = self.state.recorded(group) is not None
+        if is_recorded and (folder.is_dir() or not self.state.has_unmeasured(group, due)):
             return []
         self.tell(f"recording {what}")
         try:

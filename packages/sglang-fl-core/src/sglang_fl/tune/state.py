@@ -1,8 +1,13 @@
-"""What has been measured so far, in a folder: a run that was interrupted goes on where it was."""
+"""What has been measured so far, in a folder: a run that was interrupted goes on where it was.
+
+One run at a time has the folder: two at once would lose what the other has measured, and disturb its times.
+"""
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +29,17 @@ class State:
     folder : that of this model, launch line and settings
     versions : of what was measured with
     data : what is known so far
+    lock : descriptor of a locked file, which ``close`` closes
     """
 
-    def __init__(self, folder: Path, versions: Mapping[str, str], data: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, versions: Mapping[str, str], data: dict[str, Any], lock: int) -> None:
         self.folder = folder
+        self._lock = lock
         self._data = {"versions": dict(versions), "recorded": {}, "ops": {}, "starts": {}, "ran": [], **data}
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        os.close(self._lock)
 
     @property
     def calls(self) -> Path:
@@ -39,6 +50,11 @@ class State:
         """Return how many seconds the engine took to start that recorded these ops, or None."""
         found = self._data["recorded"].get(",".join(group))
         return float(found["seconds"]) if found else None
+
+    def has_unmeasured(self, group: Sequence[str], ops: Collection[str]) -> bool:
+        """Whether calls of some of these ops were recorded with a group and are not measured."""
+        recorded = self._data["recorded"][",".join(group)]["layers"]
+        return any(self.measured(op) is None for op in recorded if op in ops)
 
     @property
     def layers(self) -> dict[str, list[str]]:
@@ -96,8 +112,28 @@ class State:
     def _save(self) -> None:
         path = self.folder / _FILE
         half = path.with_suffix(".part")
-        half.write_text(json.dumps(self._data, indent=1))
-        half.replace(path)
+        try:
+            half.write_text(json.dumps(self._data, indent=1))
+            half.replace(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise SettingsError(f"--folder {str(self.folder.parent)!r}: {reason}: {path}") from None
+
+    def require_readable(self) -> None:
+        """Raise ``ValueError`` where something in it is not as this class has written it."""
+        if not all(isinstance(self._data[name], dict) for name in ("recorded", "ops", "starts")):
+            raise ValueError("not as it was written")
+        try:
+            for op in self._data["ops"]:
+                self.measured(op)
+            for names in self.layers.values():
+                ",".join(names)
+            [float(found["seconds"]) for found in self._data["recorded"].values()]
+            for starts in self._data["starts"].values():
+                [float(figure) for start in starts for figures in start.values() for figure in figures]
+            ",".join(self.ran)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(str(error)) from None
 
 
 def open_state(within: Path, key: Mapping[str, Any], versions: Mapping[str, str], is_fresh: bool) -> State:
@@ -112,22 +148,64 @@ def open_state(within: Path, key: Mapping[str, Any], versions: Mapping[str, str]
 
     Raises
     ------
-    SettingsError : it cannot be read or made, or was measured with other versions
+    SettingsError : it cannot be read or made, was measured with other versions, or another run has it
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     folder = within / name
+    lock = None
     try:
+        within.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = _locked(within / f"{name}.lock")
         if is_fresh and folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        text = (folder / _FILE).read_text() if (folder / _FILE).exists() else "{}"
-        data = json.loads(text)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        data = _read(folder / _FILE)
+        _refuse_other_versions(folder, data.get("versions", versions), versions)
+        state = State(folder, versions, data, lock)
+        state.require_readable()
+        lock = None
+        return state
+    except BlockingIOError:
+        raise SettingsError(
+            f"{folder}: another sglang-fl tune is measuring this. Wait for it, or name another --folder."
+        ) from None
     except OSError as error:
         raise SettingsError(f"--folder {str(within)!r}: {error.strerror or error}: {folder}") from None
     except ValueError:
         raise SettingsError(f"{folder / _FILE}: it cannot be read. --fresh measures anew.") from None
-    _refuse_other_versions(folder, data.get("versions", versions), versions)
-    return State(folder, versions, data)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """Return the descriptor of a file that no other process has locked.
+
+    Raises
+    ------
+    BlockingIOError : one has
+    OSError : it cannot be made or locked
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what is in the file; nothing where there is none.
+
+    Raises
+    ------
+    OSError, ValueError : it cannot be read
+    """
+    data = json.loads(file.read_text()) if file.exists() else {}
+    if not isinstance(data, dict) or not isinstance(data.get("versions", {}), dict):
+        raise ValueError("not as it was written")
+    return data
 
 
 def _refuse_other_versions(folder: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -33,6 +33,8 @@ __all__ = ["results_kernel", "states_kernel", "without_states_kernel"]
 
 #: Sequences whose beginnings a program reads at a time.
 MANY = tl.constexpr(64)
+#: The logarithm of a decay that is 0 in float32.
+LEAST = tl.constexpr(-128.0)
 
 
 @triton.jit
@@ -156,8 +158,9 @@ def without_states_kernel(
         dtype = changes_ptr.dtype.element_ty
         beta = tl.load(beta_ptr + token * BETA_STRIDE + head * BETA_HEAD, mask=exists, other=0.0)
         beta = beta.to(tl.float32)
-        g = tl.load(g_ptr + token * G_STRIDE + head * G_HEAD, mask=exists, other=0.0)
-        decay = tl.cumsum(g.to(tl.float32), 0)
+        g = tl.load(g_ptr + token * G_STRIDE + head * G_HEAD, mask=exists, other=0.0).to(tl.float32)
+        # The sums of the others keep their digits beside that of a token that wipes a state out.
+        decay = tl.cumsum(tl.where(g < LEAST, LEAST, g), 0)
         narrow = k.to(dtype)
         products = tl.dot(narrow, tl.trans(narrow), input_precision=PRECISION)
         a = _faded(products * beta[:, None], decay, place[:, None] > place[None, :])

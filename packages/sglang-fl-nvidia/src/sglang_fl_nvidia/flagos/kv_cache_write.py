@@ -68,6 +68,7 @@ def kv_cache_write(k: Tensor, v: Tensor, k_buffer: Tensor, v_buffer: Tensor, cac
         *((x.dtype, x.device, x.shape[1:], x.stride()[1:]) for x in tensors),
         *(x.stride(0) if len(x) > 1 else 0 for x in (k, v)),
         *(k_buffer.stride(0), v_buffer.stride(0), len(k) == len(loc), len(v) == len(loc), is_aligned),
+        len(k_buffer) == len(v_buffer),
     )
     found = _launches.get(key)
     if found is None:

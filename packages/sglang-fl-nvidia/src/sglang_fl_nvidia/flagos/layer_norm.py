@@ -118,7 +118,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
     Raises
     ------
-    UnsupportedError : another dtype than float16, bfloat16 and float32, or rows of none or more than 65536
+    UnsupportedError : another dtype than float16, bfloat16 and float32, weights that are not dense, or rows
+        of none or more than 65536
     """
     if x.dim() != 2 or x.stride(1) != 1:
         if x.dim() == 0:
@@ -135,8 +136,11 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     is_aligned = (x.data_ptr() | scale.data_ptr() | shift.data_ptr()) % 16 == 0
     stride = x.stride(0) if rows > 1 else width
     for parameter in (weight, bias):
-        if parameter is not None and (parameter.shape != x.shape[1:] or not parameter.is_contiguous()):
+        if parameter is not None and parameter.shape != x.shape[1:]:
             raise ContractError(f"layer_norm: {tuple(parameter.shape)} does not fit x {tuple(x.shape)}")
+        if parameter is not None and not parameter.is_contiguous():
+            # It is loaded before the wait for a predecessor, as its copy would be.
+            raise UnsupportedError(f"it takes weights that are dense, not with strides {parameter.stride()}")
     key = (
         *(x.dtype, width, stride, weight is None, bias is None, scale.dtype, shift.dtype),
         *(is_aligned, x.device, scale.device, shift.device),

@@ -17,7 +17,7 @@ from sglang_fl.diagnostics.doctor.installation import entry_points, installation
 from sglang_fl.diagnostics.doctor.kernel_caches import flag_gems_cache, triton_cache
 from sglang_fl.diagnostics.doctor.launch import Launch
 from sglang_fl.diagnostics.doctor.layer_1 import aten_record, flag_gems, layer_1
-from sglang_fl.diagnostics.doctor.layer_2 import dispatch_log, layer_2
+from sglang_fl.diagnostics.doctor.layer_2 import dispatch_log, kept_calls, layer_2
 from sglang_fl.diagnostics.doctor.layer_classes import layer_classes, operators
 from sglang_fl.diagnostics.doctor.memory import memory
 from sglang_fl.diagnostics.doctor.network import interfaces, ports, rendezvous, variables_of_collectives
@@ -45,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     targets,
     layer_2,
     dispatch_log,
+    kept_calls,
     sglang_loads_the_plugin,
     # The record of ATen ops is empty.
     layer_1,

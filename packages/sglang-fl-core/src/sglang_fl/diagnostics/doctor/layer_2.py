@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from sglang_fl.diagnostics.doctor.configured import configured
 from sglang_fl.diagnostics.doctor.finding import Finding, ok, problem
 from sglang_fl.diagnostics.doctor.launch import Launch
-from sglang_fl.diagnostics.doctor.writable import why_no_file
+from sglang_fl.diagnostics.doctor.writable import why_no_file, why_no_folder
 from sglang_fl.errors import SglangFlError
 from sglang_fl.ops import OPS
 from sglang_fl.settings import Settings, SglangSettings
 from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.sglang_adapter.releases import FORCED_BACKEND
 
-__all__ = ["dispatch_log", "layer_2"]
+__all__ = ["dispatch_log", "kept_calls", "layer_2"]
 
 
 def layer_2(launch: Launch) -> Iterator[Finding]:
@@ -74,3 +74,17 @@ def dispatch_log(launch: Launch) -> Iterator[Finding]:
         yield ok("dispatch log", f"{path} is writable, and empty so far", remedy)
     else:
         yield ok("dispatch log", f"{path} can be written")
+
+
+def kept_calls(launch: Launch) -> Iterator[Finding]:
+    """Can calls be kept in the folder that is named for them? Where none is named there is nothing to say."""
+    configuration = configured()
+    if configuration is None or configuration.settings.keep_calls is None:
+        return
+    settings, folder = configuration.settings, configuration.settings.keep_calls
+    reason = why_no_folder(folder)
+    if reason:
+        text = f"{settings.quoted('keep_calls')} cannot be written: {reason}"
+        yield problem("kept calls", text, "name a folder, in a folder that can be written")
+    else:
+        yield ok("kept calls", f"{folder} can be written")

@@ -49,6 +49,8 @@ def check_kv_cache(
         )
     if value.dim() < 2 or value.shape[0] != tokens:
         raise ContractError(f"{op}: value {tuple(value.shape)} is not a row for each of {tokens} tokens")
+    if len(k_buffer) != len(v_buffer):
+        raise ContractError(f"{op}: k_buffer has {len(k_buffer)} slots, and v_buffer has {len(v_buffer)}")
     for name, rows, pool in (("k_buffer", key, k_buffer), ("v_buffer", value, v_buffer)):
         width = pool.shape[1:].numel()
         if rows.numel() != tokens * width or rows.dtype is not pool.dtype:

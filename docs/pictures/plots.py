@@ -275,12 +275,13 @@ def dispatch() -> str:
     drawing.text((420, 42), "bar: quartiles of the rounds; dashed: 1, and the goal 1.02", "small")
 
     def x(ratio: float) -> float:
-        return 200 + 540 * (ratio - 0.9) / 0.16
+        return 200 + 540 * (ratio - 0.5) / 0.6
 
     bottom = 62 + 24 * len(layers)
-    for ratio in (0.90, 0.95, 1.0, 1.02, 1.05):
-        drawing.line([(x(ratio), 56), (x(ratio), bottom)], "goal" if ratio in (1.0, 1.02) else "grid")
-        drawing.text((x(ratio), bottom + 16), f"{ratio:.2f}", "small", "middle")
+    for ratio in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1):
+        drawing.line([(x(ratio), 56), (x(ratio), bottom)], "goal" if ratio == 1 else "grid")
+        drawing.text((x(ratio), bottom + 16), f"{ratio:.1f}", "small", "middle")
+    drawing.line([(x(1.02), 56), (x(1.02), bottom)], "goal")
     for number, layer in enumerate(layers):
         y = 70 + 24 * number
         drawing.text((190, y + 4), layer, "code", "end")

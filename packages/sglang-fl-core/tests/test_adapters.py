@@ -6,13 +6,21 @@ And what an adapter reads from a layer.
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers import ADAPTERS as ADAPTERS_OF_SGLANG
-from sglang_fl.sglang_adapter.layers.adapter import Adapter, buffer, by_layer_class, covering, parameter
+from sglang_fl.sglang_adapter.layers.adapter import (
+    Adapter,
+    buffer,
+    by_layer_class,
+    covering,
+    parameter,
+    submodule,
+)
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -180,6 +188,11 @@ def test_what_a_layer_holds_is_read_as_its_attribute_is_whatever_became_of_it():
     del layer.weight
     with pytest.raises(AttributeError, match="weight"):
         parameter(layer, "weight")
+
+
+def test_what_is_no_module_is_read_too():
+    layer = SimpleNamespace(weight=1, cache=2, norm=3)
+    assert (parameter(layer, "weight"), buffer(layer, "cache"), submodule(layer, "norm")) == (1, 2, 3)
 
 
 def test_a_parametrised_weight_is_computed_anew():

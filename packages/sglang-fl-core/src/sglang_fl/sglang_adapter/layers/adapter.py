@@ -29,8 +29,8 @@ _NOTHING: dict[str, Any] = {}
 def parameter(layer: Any, name: str) -> Any:
     """Return a layer's parameter, as the attribute of that name does.
 
-    That takes seven times as long, 0.6 µs (``torch.nn.Module.__getattr__``, PyTorch 2.14, Python 3.11). What is
-    no parameter, as a plain tensor or under a parametrisation, is read as the attribute.
+    That takes six times as long, 0.6 µs (``torch.nn.Module.__getattr__``, PyTorch 2.14, Python 3.11). What
+    is no parameter, as a plain tensor or under a parametrisation, is read as the attribute.
     """
     found = layer.__dict__.get("_parameters", _NOTHING).get(name)
     return getattr(layer, name) if found is None else found

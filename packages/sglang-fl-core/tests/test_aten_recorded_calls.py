@@ -117,6 +117,17 @@ def test_a_call_that_is_too_large_is_not_kept_and_the_files_are_their_owners_alo
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077
 
 
+def test_a_disk_that_is_full_ends_no_call(record: Record, monkeypatch, caplog: pytest.LogCaptureFixture):
+    def save(content: object, file: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    results: list[Tensor] = []
+    assert record("neg abs", lambda: results.extend((torch.ones(2).neg(), torch.ones(2).abs()))) == {}
+    assert [result.tolist() for result in results] == [[-1, -1], [1, 1]]
+    assert caplog.text.count("no further calls are kept: OSError: [Errno 28] No space left on device") == 1
+
+
 def test_what_is_no_plain_tensor_is_computed_and_not_kept(record: Record):
     found: list[Tensor] = []
     assert (

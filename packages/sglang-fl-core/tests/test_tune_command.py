@@ -153,6 +153,9 @@ def test_another_model_in_the_same_folder_and_another_chip_are_another_run(
     monkeypatch.setattr(machine, "chip_name", lambda registry, seconds: "another chip")
     tune("--kernels-only", "--force")
     assert len(pretended.started) == 3 * once
+    Path("model", "model.safetensors").write_bytes(b"other weights")
+    tune("--kernels-only", "--force")
+    assert len(pretended.started) == 4 * once
 
 
 def state_file() -> Path:

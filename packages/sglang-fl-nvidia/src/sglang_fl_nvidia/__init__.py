@@ -105,7 +105,7 @@ NVIDIA = Vendor(
             "chunk_gated_delta_rule",
             "flagos",
             is_default=True,
-            reason="1.00 to 1.61 of the speed of SGLang's Triton kernels alone, 1.22 and 1.25 of vanilla in "
+            reason="1.32 to 1.41 of the speed of SGLang's Triton kernels alone, 1.22 and 1.25 of vanilla in "
             "prompts of a served model, with the other defaults, which without it have 1.17 and 0.98 "
             "(Qwen3-Next with 4 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),

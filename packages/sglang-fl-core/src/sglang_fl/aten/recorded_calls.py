@@ -96,7 +96,7 @@ class CallMode(TorchDispatchMode):  # type: ignore[no-untyped-call] # PyTorch's 
         path = self._folder.path_for(name.removeprefix("aten::"), sum(map(bytes_of, leaves)))
         if path is not None:
             content = {"op": name, "layer": "", "device": self._device_type}
-            self._folder.write(path, {**content, "arguments": tree.tree_map(self._packed, arguments)})
+            self._folder.write(path, lambda: {**content, "arguments": tree.tree_map(self._packed, arguments)})
 
     def _packed(self, value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -227,10 +227,10 @@ def replay(
 ) -> None:
     """Run kept calls of kernels again, and compare with float64.
 
-    Each call runs in a process of its own. Start the server with SGLANG_FL_KEEP_CALLS=DIR: a kernel that ends
-    its process leaves its call there.
+    Each call runs in a process of its own. Start the server with SGLANG_FL_KEEP_CALLS=FOLDER: a kernel that
+    ends its process leaves its call there.
 
-    Example: sglang-fl replay DIR --op rms_norm
+    Example: sglang-fl replay FOLDER --op rms_norm
 
     Exit code 0: all are right. 1: one is wrong, raises, hangs or ends its process. 2: cannot be read. 3: none
     was judged.

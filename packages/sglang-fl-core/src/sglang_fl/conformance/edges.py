@@ -339,12 +339,14 @@ class _ResultInside:
 
 def _holding(op: Op, name: str, other: str) -> tuple[Case, ...]:
     """Return the cases in which an argument is dense and large enough to hold a tensor for results."""
+    if name in op.rows:
+        return ()
     found = []
     for case in rows.fitting(op, name, other, at_least=2):
         given = case.arguments(torch.float16)
         result, memory = given[name], given[other]
         is_fit = memory.is_contiguous() and memory.dtype is result.dtype
-        if is_fit and memory.numel() >= result.numel() and name not in op.rows:
+        if is_fit and memory.numel() >= result.numel():
             found.append(case)
     return tuple(found)
 
@@ -378,7 +380,7 @@ def _with_most(op: Op, found_in: Callable[[Arguments], list[str]]) -> tuple[Case
     """Return the cases with rows of which something is found in the arguments, those of the most first."""
     counts = {}
     for case in op.cases:
-        given = case.arguments(torch.float16)
+        given = rows.sample(case)
         if rows.count(op, given) and found_in(given):
             counts[case] = len(found_in(given))
     return tuple(sorted(counts, key=lambda case: -counts[case]))
@@ -386,7 +388,7 @@ def _with_most(op: Op, found_in: Callable[[Arguments], list[str]]) -> tuple[Case
 
 @dataclass(frozen=True)
 class _OtherNumbers:
-    """The same tensors with another number at a time, as a layer beside has it: it may not be remembered."""
+    """The same tensors with another number at a time, as another layer has: no kernel may keep the first."""
 
     op: Op
 
@@ -411,7 +413,7 @@ def _names_rows(op: Op, name: str, case: Case, is_last: bool = False) -> bool:
 
     Of what is no pool all rows are named.
     """
-    given = case.arguments(torch.float16)
+    given = rows.sample(case)
     named = rows.named(op, name, given)
     if named is None:
         return True

@@ -82,14 +82,33 @@ class CallFolder:
         self._count += 1
         return self._folder / f"{self._count - 1:04d}-{op}{ending}"
 
-    def write(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write a call; a file of that name is whole, or there is none.
+    def write(self, path: Path, content: Callable[[], Mapping[str, Any]]) -> bool:
+        """Write what a call gets; a file of that name is whole, or there is none.
 
-        Raises
-        ------
-        OSError : it cannot be written
-        RuntimeError : PyTorch cannot write it, for the same reasons
+        Where it cannot be written, because the disk is full or the folder is gone, one warning says so and no
+        further calls are kept; what is served goes on.
+
+        Returns
+        -------
+        bool : whether it is written
         """
+        if self._most < 0:
+            return False
+        try:
+            self._write(path, content())
+        except (OSError, RuntimeError) as error:  # PyTorch raises the second, for the same reasons
+            self._give_up(error)
+            return False
+        return True
+
+    def rename(self, path: Path, to: Path) -> None:
+        """Give a file that was written another name; where that fails, as in ``write``."""
+        try:
+            path.rename(to)
+        except OSError as error:
+            self._give_up(error)
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         self._folder.mkdir(exist_ok=True, mode=0o700)
         half = path.with_suffix(".part")
         descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -101,10 +120,11 @@ class CallFolder:
             half.unlink(missing_ok=True)
             raise
 
-    def give_up(self, error: Exception) -> None:
-        """Keep no further calls: the disk is full, or the folder is gone. What is served goes on."""
+    def _give_up(self, error: Exception) -> None:
+        if self._most >= 0:
+            what = f"{type(error).__name__}: {error}"
+            logger.warning("%s: no further calls are kept: %s", self._folder, what)
         self._most = -1
-        logger.warning("%s: no further calls are kept: %s: %s", self._folder, type(error).__name__, error)
 
     def _say_once(self, key: str, text: str) -> None:
         if key not in self._said:
@@ -129,7 +149,6 @@ class KeptCalls:
     def __init__(self, folder: Path, each: bool = False, most: int = MOST) -> None:
         self._folder = CallFolder(folder, most)
         self._each = each
-        self._has_failed = False
         self._files: dict[tuple[object, ...], Path] = {}
 
     def wrap(self, op: Op, impl: OpImpl, layer: Any, kernel: Kernel) -> Kernel:
@@ -145,7 +164,7 @@ class KeptCalls:
                 result = kernel(*args, **kwargs)
                 wait_for(device_of(given))
             finally:  # what it raises can be told from what ends the process
-                self._try(lambda: path.rename(path.with_name(path.name.replace(RUNNING, ".pt"))))
+                self._folder.rename(path, path.with_name(path.name.replace(RUNNING, ".pt")))
             return result
 
         keeping.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
@@ -166,19 +185,8 @@ class KeptCalls:
             self._files[key] = path
         about = {"op": op.name, "implementation": impl.id, "target": impl.target, "layer": layer}
         about["device"] = device_of(given).type
-        is_written = self._try(lambda: self._folder.write(path, {**about, "arguments": packed(given)}))
+        is_written = self._folder.write(path, lambda: {**about, "arguments": packed(given)})
         return path if is_written else None
-
-    def _try(self, step: Callable[[], object]) -> bool:
-        """Do a step on the disk; where it fails, the call runs all the same."""
-        if self._has_failed:
-            return False
-        try:
-            step()
-        except (OSError, RuntimeError) as error:
-            self._has_failed = True
-            self._folder.give_up(error)
-        return not self._has_failed
 
 
 def kept_files(folder: Path) -> list[Path]:

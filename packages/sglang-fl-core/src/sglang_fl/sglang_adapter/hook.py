@@ -91,7 +91,8 @@ class LayerHook:
     def replace_methods(self, backend: Any) -> None:
         """Take over the kernels of an attention backend that SGLang has just built; see ``methods``.
 
-        What stands in a module is taken over for the first backend, and serves the others as well.
+        What stands in a module serves all backends. Where it has become SGLang's own again, the next backend
+        that is built lets it be decided anew.
         """
         for method in methods_of(backend):
             if not is_ours(method.current):

@@ -164,11 +164,18 @@ def _key(asked: Asked, configuration: "Configuration", chip: str) -> dict[str, A
     return {
         "model": str(folder),
         "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
+        "weights": [_form(file) for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))],
         "chip": chip,
         "arguments": list(asked.arguments),
         "settings": _set_by_user(configuration),
         "ops": sorted(asked.ops),
     }
+
+
+def _form(file: Path) -> tuple[str, int, int]:
+    """Return what tells a file of weights from another one of its name: reading it would take long."""
+    about = file.stat()
+    return file.name, about.st_size, about.st_mtime_ns
 
 
 def _kept(configuration: "Configuration") -> Mapping[str, Any]:

@@ -184,7 +184,9 @@ class Tuning:
         try:
             starts = trials.starts(tried)
         except OutOfTimeError:
-            self._unmeasured += [f"engine {side.name}: the minutes were over" for side in tried]
+            told = "\n".join(self._unmeasured)
+            due = [side for side in tried if f"engine {side.name}: " not in told]
+            self._unmeasured += [f"engine {side.name}: the minutes were over" for side in due]
             return replace(report, conclusion="No engine could be measured: all stays as it is.")
         return self._concluded(report, trials, [side for side in tried if side.name in starts], starts)
 

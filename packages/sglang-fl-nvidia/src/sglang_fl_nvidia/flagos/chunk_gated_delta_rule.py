@@ -15,8 +15,9 @@ from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, co
 __all__ = ["chunk_gated_delta_rule"]
 
 #: Values that a program has, and its warps. As many programs walk through the chunks of one prompt of
-#: Qwen3-Next as an H200 has multiprocessors. Ten others are in ``benchmarks/results/sweep_chunks_h200.csv``:
-#: one of 16 values is faster where there are few programs, by 1.1 to 1.2, and slower where there are many.
+#: Qwen3-Next as an H200 has multiprocessors. Nine others are in ``benchmarks/results/sweep_chunks_h200.csv``:
+#: of 64 values it is up to 1.04 times as fast, but 0.84 for one short prompt on few heads; of 16 it is 1.1 to
+#: 1.2 times where there are few programs, and 0.9 where there are many. Neither was compared with float64.
 WITHOUT_STATES, STATES, RESULTS = (64, 4), (32, 4), (64, 4)
 #: Float32 as a sum of products in TF32: of products as they are Triton's compiler makes so much code that it
 #: takes minutes. What 16-bit dtypes have in float32 is rounded to them after the next product.

@@ -193,8 +193,8 @@ def merge_kernel(
 ) -> None:
     """Merge the partial results of one head of one sequence, some columns.
 
-    Bounds are read before the wait: whoever wrote them was done before the kernel of the ranges, which runs
-    before this one, let it onto the chip.
+    Bounds and sinks are read before the wait: whoever wrote them was done before the kernel of the ranges,
+    which runs before this one, let it onto the chip.
     """
     PIECES: tl.constexpr = (VALUES + COLUMNS - 1) // COLUMNS
     piece = tl.program_id(0) % PIECES

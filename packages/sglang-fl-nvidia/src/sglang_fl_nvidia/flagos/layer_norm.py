@@ -139,7 +139,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         if parameter is not None and parameter.shape != x.shape[1:]:
             raise ContractError(f"layer_norm: {tuple(parameter.shape)} does not fit x {tuple(x.shape)}")
         if parameter is not None and not parameter.is_contiguous():
-            # It is loaded before the wait for a predecessor, as its copy would be.
+            # A dense copy would be made by the kernel before, and weights are loaded before it is waited for.
             raise UnsupportedError(f"it takes weights that are dense, not with strides {parameter.stride()}")
     key = (
         *(x.dtype, width, stride, weight is None, bias is None, scale.dtype, shift.dtype),

@@ -289,7 +289,8 @@ def _check(x: Tensor, weight: Tensor, residual: Tensor | None, post: Tensor | No
                 f"a norm: {name} {tuple(summand.shape)} {summand.dtype} is not like "
                 f"x {tuple(x.shape)} {x.dtype}"
             )
-    if not weight.is_contiguous():  # it is loaded before the wait for a predecessor, as its copy would be
+    if not weight.is_contiguous():
+        # A dense copy would be made by the kernel before, and weights are loaded before it is waited for.
         raise UnsupportedError(f"it takes a weight that is dense, not with strides {weight.stride()}")
     if x.dtype not in DTYPES or weight.dtype not in DTYPES or not 0 < x.shape[-1] <= MOST_COLUMNS:
         raise UnsupportedError(

@@ -30,7 +30,8 @@ def parameter(layer: Any, name: str) -> Any:
     """Return a layer's parameter, as the attribute of that name does.
 
     That takes six times as long, 0.6 µs (``torch.nn.Module.__getattr__``, PyTorch 2.14, Python 3.11). What
-    is no parameter, as a plain tensor or under a parametrisation, is read as the attribute.
+    is no parameter, as a plain tensor or under a parametrisation, is read as the attribute. A property of the
+    layer's class, which Python would read first, is not looked for.
     """
     found = layer.__dict__.get("_parameters", _NOTHING).get(name)
     return getattr(layer, name) if found is None else found

@@ -14,8 +14,10 @@ activation, *, conv_state_indices, ...)`` to ``causal_conv1d_update(x, conv_stat
 conv_state_indices)``.
 
 Falls through: drafted tokens with the states between them, calls without indices of states, states longer
-than the taps need, and whatever else a later release may pass. On ``CausalConvolution`` a call that the
-kernel refuses is computed by the reference; the dispatch log calls that ``sglang(native)``.
+than the taps need, and whatever else a later release may pass. A name serves all layers, so that the calls of
+one forward pass may be enough to give it back to SGLang for good, where all of them are of these. On
+``CausalConvolution`` a call that the kernel refuses is computed by the reference; the dispatch log calls that
+``sglang(native)``.
 """
 
 from collections.abc import Mapping

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,14 @@ def _publish_server_args() -> None:
     if hasattr(server_args, "set_global_server_args_for_scheduler"):
         arguments = server_args.ServerArgs(model_path="dummy", device="cpu")
         server_args.set_global_server_args_for_scheduler(arguments)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """The dispatch log of a test, empty."""
+    path = tmp_path / "dispatch.log"
+    path.touch()
+    return path
 
 
 @pytest.fixture(scope="session")

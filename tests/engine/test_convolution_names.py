@@ -30,6 +30,7 @@ from sglang_fl.sglang_adapter.layer_lists import LayerLists
 from sglang_fl.sglang_adapter.layers.causal_convolution import MODULES, NAMES
 from sglang_fl.sglang_adapter.methods import methods_of
 from sglang_fl.sglang_adapter.switchable_layers import SwitchableLayers
+from tests.engine.dispatch_lines import told
 from tests.engine.every_layer import references
 from tests.engine.release import SEAM, present
 
@@ -47,17 +48,6 @@ def fresh() -> Iterator[None]:
     methods._warn_once.cache_clear()
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "dispatch.log"
-    path.touch()
-    return path
-
-
-def told(log: Path) -> list[str]:
-    return [line.removeprefix("[OOT-DISPATCH] ") for line in log.read_text().splitlines()]
 
 
 def sglangs(name: str, calls: Calls, module: str = SOURCE) -> Callable[..., Any]:

@@ -24,6 +24,7 @@ from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter import seams
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.loaded_models import LoadedModels
+from tests.engine.dispatch_lines import told
 from tests.engine.release import can_force_native, hook_with
 
 
@@ -36,20 +37,9 @@ def plugin():
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "dispatch.log"
-    path.touch()
-    return path
-
-
-@pytest.fixture
 def hook(log: Path, monkeypatch) -> LayerHook:
     """A hook whose dispatch log is of this test alone."""
     return hook_with(DispatchLog(log), monkeypatch)
-
-
-def told(log: Path) -> list[str]:
-    return [line.removeprefix("[OOT-DISPATCH] ") for line in log.read_text().splitlines()]
 
 
 def settle(log: Path, *layers: torch.nn.Module) -> None:

@@ -16,6 +16,7 @@ from sglang_fl.errors import SettingsError
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.sglang_adapter.kernel_plugins import kernel_plugin_of, whole_step_kernels
 from sglang_fl.sglang_adapter.loaded_models import LoadedModels
+from tests.engine.dispatch_lines import told
 from tests.engine.release import RELEASE, SEAM, hook_with, present, resolves_in_the_first_call
 
 PACKAGE = "acme_kernels"
@@ -93,10 +94,6 @@ def in_tree(monkeypatch):
 def settle(log: Path, model: torch.nn.Module, named: dict[str, str] | None = None) -> torch.nn.Module:
     LoadedModels(named or {}, DispatchLog(log), RELEASE).settle(model)
     return model
-
-
-def told(log: Path) -> list[str]:
-    return [line.removeprefix("[OOT-DISPATCH] ") for line in log.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("cls", [SiluAndMul, Newcomer], ids=lambda cls: cls.__name__)

@@ -22,6 +22,7 @@ from sglang_fl.sglang_adapter.layer_lists import layer_lists
 from sglang_fl.sglang_adapter.layers.qk_norm_rope import bind_qwen3, bind_qwen3_moe
 from sglang_fl.sglang_adapter.switchable_layers import SwitchableLayers
 from sglang_fl.startup import configure
+from tests.engine.dispatch_lines import told
 
 HEADS, KEY_HEADS, SIZE, HIDDEN = 4, 2, 64, 32
 METHODS = {
@@ -123,13 +124,6 @@ def no_server(monkeypatch):
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "dispatch.log"
-    path.touch()
-    return path
-
-
-@pytest.fixture
 def take_over(log: Path, monkeypatch):
     """``take_over(layer, **settings)`` does what is done when a model has been loaded."""
 
@@ -141,10 +135,6 @@ def take_over(log: Path, monkeypatch):
         hook.replace_methods_of_model(torch.nn.ModuleList([layer]))
 
     return take_over
-
-
-def told(log: Path) -> list[str]:
-    return [line.removeprefix("[OOT-DISPATCH] ") for line in log.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)

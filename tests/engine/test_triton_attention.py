@@ -22,6 +22,7 @@ from sglang_fl.ops.op import Arguments
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.sglang_adapter.methods import methods_of
 from sglang_fl.vendor import BackendKind, OpImpl
+from tests.engine.dispatch_lines import told
 
 DECODE, EXTEND = "decode_attention_fwd", "extend_attention_fwd"
 WITHOUT_OUT = f"{__name__}:without_out"
@@ -38,17 +39,6 @@ def without_out(
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "dispatch.log"
-    path.touch()
-    return path
-
-
-def told(log: Path) -> list[str]:
-    return [line.removeprefix("[OOT-DISPATCH] ") for line in log.read_text().splitlines()]
 
 
 def hook_of(log: Path, target: str | None = None, **facts: Any) -> LayerHook:

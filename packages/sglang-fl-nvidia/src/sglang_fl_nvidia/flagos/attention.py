@@ -21,7 +21,6 @@ __all__ = [
     "LOG2E",
     "Lanes",
     "aligned",
-    "factor",
     "inside",
     "log_of",
     "place_of_result",
@@ -173,11 +172,6 @@ def require_dtypes(pools: tuple[Tensor, Tensor], *tensors: Tensor) -> None:
     since, device = EIGHT_BIT.get(of_pool), pools[0].get_device()
     if since is not None and device >= 0 and capability(device) < since:
         raise UnsupportedError(f"this GPU does not convert {of_pool}")
-
-
-def factor(scale: float | None) -> float:
-    """Return what the keys or the values of a pool are multiplied by."""
-    return 1.0 if scale is None else scale
 
 
 def log_of(temperature_len: int) -> float:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sglang_fl.ops.decode_attention import check_decode
 from sglang_fl.ops.shared.attention import shares_keys
+from sglang_fl.ops.shared.scales import factors
 from sglang_fl_nvidia.flagos import attention_tiles as tiles
 from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
     aligned,
-    factor,
     inside,
     log_of,
     place_of_result,
@@ -314,7 +314,8 @@ def decode_attention(
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if sequences:
-        found(tensors, float(scale * factor(k_scale)), float(logit_cap), factor(v_scale), lse)
+        of_keys, of_values = factors(k_scale, v_scale)
+        found(tensors, float(scale * of_keys), float(logit_cap), of_values, lse)
     return result if lse is None else (result, lse)
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sglang_fl.ops.extend_attention import check_extend
 from sglang_fl.ops.shared.attention import shares_keys
+from sglang_fl.ops.shared.scales import factors
 from sglang_fl_nvidia.flagos import attention_tiles as tiles
 from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
     aligned,
-    factor,
     inside,
     log_of,
     place_of_result,
@@ -358,7 +358,7 @@ def extend_attention(
         found = _launches[key] = _Kernels(tensors, options)
     lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
     if tokens:
-        found(tensors, (float(scale), float(logit_cap), factor(k_scale), factor(v_scale)), lse)
+        found(tensors, (float(scale), float(logit_cap), *factors(k_scale, v_scale)), lse)
     return result if lse is None else (result, lse)
 
 

@@ -235,6 +235,17 @@ def test_pools_in_8_bit_over_ranges_of_every_kind(
     assert_right(arguments | pools | {"k_scale": 0.4, "v_scale": 2.5})
 
 
+@pytest.mark.parametrize("exponent", [-100, 0, 100])
+def test_queries_in_bfloat16_of_any_size_meet_pools_in_8_bit(exponent: int):
+    """They are brought to float16, which has less range: no bit of their rows may be lost for that."""
+    arguments = in_8_bit(k_scale=0.5, v_scale=2.0)
+    sizes = torch.tensor([1.0, 2.0**12, 2.0**-12], device=DEVICE)
+    q = (arguments["q"] * sizes.view(3, 1, 1)).bfloat16()
+    assert_right(arguments | {"q": q})
+    sized = {"q": q * 2.0**exponent, "scale": arguments["scale"] * 2.0**-exponent}
+    assert torch.equal(kernel(**arguments | sized), kernel(**arguments | {"q": q}))
+
+
 def test_scales_may_differ_from_call_to_call():
     for k_scale, v_scale in ((0.3, 2.0), (1.0, 1.0), (5.0, 0.7)):
         assert_right(in_8_bit(k_scale=k_scale, v_scale=v_scale, logit_cap=3.0))

@@ -55,6 +55,7 @@ def attend(
     slots_ptr : of a pool, where the slot of key 0 stands
     row_place : (rows,), the number that a row's own key has, or would have, among these
     temperature : (rows,), as ``temperatures`` returns them
+    scale : of the scores; one, or (rows, 1)
     """
     main, place = tl.arange(0, MAIN), tl.arange(0, TILE)
     value = tl.arange(0, VALUE_LANES)

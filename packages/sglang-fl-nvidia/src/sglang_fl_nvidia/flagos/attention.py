@@ -21,6 +21,7 @@ __all__ = [
     "LOG2E",
     "Lanes",
     "aligned",
+    "in_half",
     "inside",
     "log_of",
     "place_of_result",
@@ -95,6 +96,33 @@ def temperatures(place, LOG_LEN: tl.constexpr) -> Any:
     LOG_LEN : as of ``log_of``
     """
     return tl.maximum(tl.log2(place.to(tl.float32)) / LOG_LEN, 1.0) if LOG_LEN > 0 else place
+
+
+@triton.jit
+def in_half(q, q_rest, IS_EIGHT_BIT: tl.constexpr) -> Any:
+    """Return queries in float16, and by how much each row was divided for that, where keys are in 8 bit.
+
+    Keys of both 8-bit dtypes fit into float16, one instruction for two of them; to bfloat16 they take four
+    (sm_90), which took longer than to read them. Queries in bfloat16 have more range than float16, so each
+    row is divided by the power of two in its largest element: all bits stay, but of elements 2**17 times
+    smaller than that, whose part in a score is below the rounding of the rest.
+
+    Parameters
+    ----------
+    q, q_rest : (rows, lanes), both parts of each row
+    IS_EIGHT_BIT : whether keys are; where not, or where queries are not in bfloat16, all stays as it is
+    """
+    unit = 1.0
+    if IS_EIGHT_BIT and q.dtype == tl.bfloat16:
+        most = tl.maximum(tl.max(tl.abs(q.to(tl.float32)), 1), tl.max(tl.abs(q_rest.to(tl.float32)), 1))
+        exponent = most.to(tl.int32, bitcast=True) & 0x7F800000
+        power = exponent.to(tl.float32, bitcast=True)
+        power = tl.where((exponent == 0) | (exponent == 0x7F800000), 1.0, power)
+        inverse = (1.0 / power)[:, None]
+        q = (q.to(tl.float32) * inverse).to(tl.float16)
+        q_rest = (q_rest.to(tl.float32) * inverse).to(tl.float16)
+        unit = power[:, None]
+    return q, q_rest, unit
 
 
 @triton.jit

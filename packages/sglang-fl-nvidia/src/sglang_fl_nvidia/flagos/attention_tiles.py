@@ -85,11 +85,10 @@ DECODE = {
     256: DecodeTile(16, 32, 4, 3, 2),
     512: DecodeTile(16, 32, 8, 2, 1),
 }
-#: The same for pools in 8 bit, swept for 128 elements: converting takes registers, of which there are enough
-#: for fewer warps, and half the bytes leave memory for more programs.
+#: The same for pools in 8 bit, swept for 128 elements: half the bytes leave memory for larger tiles.
 DECODE_EIGHT_BIT = {
     64: DecodeTile(16, 128, 4, 4, 2),
-    128: DecodeTile(16, 128, 4, 2, 4),
+    128: DecodeTile(16, 128, 4, 3, 2),
     256: DecodeTile(16, 32, 4, 4, 2),
     512: DecodeTile(16, 32, 8, 2, 1),
 }

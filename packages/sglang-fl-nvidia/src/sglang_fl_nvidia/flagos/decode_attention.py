@@ -23,6 +23,7 @@ from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
     aligned,
+    in_half,
     inside,
     log_of,
     place_of_result,
@@ -123,6 +124,8 @@ def ranges_kernel(
                 q_rest = tl.load(
                     q_at + rest[None, :], mask=inside(is_head, rest, KEYS, MAIN + REST), other=0.0
                 )
+            IS_EIGHT_BIT: tl.constexpr = k_ptr.dtype.element_ty.primitive_bitwidth == 8
+            q, q_rest, unit = in_half(q, q_rest, IS_EIGHT_BIT)
             peak = tl.full([HEADS], -float("inf"), tl.float32)
             total = tl.zeros([HEADS], tl.float32)
             result = tl.zeros([HEADS, VALUE_LANES], tl.float32)
@@ -140,7 +143,7 @@ def ranges_kernel(
                 temperatures(place, LOG_LEN),
                 start,
                 end,
-                scale,
+                scale * unit,
                 cap,
                 K_SLOT,
                 V_SLOT,

@@ -12,7 +12,6 @@ from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import OPS, Case, Op
 from sglang_fl.vendor import OpImpl, load_target
 from sglang_fl_nvidia import NVIDIA
-from sglang_fl_nvidia.flagos import fused_moe as experts
 from sglang_fl_nvidia.flagos import gated, heads, layer_norm, rotation
 
 #: The functions with the ops' names, which take all options.
@@ -242,44 +241,6 @@ def test_every_tile_of_a_layer_norm(
     # An element is a sum of terms that may cancel, so its own size is no measure of its error.
     size = op.magnitude(exact, *exactly, 1e-5)
     assert ((got.double() - exact).abs() <= op.bound.of(dtype) * torch.finfo(dtype).eps * size).all()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "number", "few"),
-    [(5, 16, 32), (5, 16, 0), (40, 5, 0), (40, 2, 0), (70, 2, 0), (33, 1, 0)],
-    ids=["not-sorted", "16-rows", "32-rows", "64-rows", "128-rows", "one-expert"],
-)
-def test_every_tile_of_experts(tokens: int, number: int, few: int, monkeypatch: pytest.MonkeyPatch):
-    """Widths that no tile divides; some tokens have no expert, some an expert twice."""
-    _with_tiles(monkeypatch, experts, FEW=few, SORT_BLOCK=32)
-    width, inner, top_k = 72, 40, 2
-    x = torch.randn(tokens, width, device=DEVICE, dtype=torch.float16)
-    w13, w2 = (
-        torch.randn(number, *shape, device=DEVICE).mul(shape[1] ** -0.5).half()
-        for shape in ((2 * inner, width), (width, inner))
-    )
-    ids = torch.randint(number, (tokens, top_k), device=DEVICE, dtype=torch.int32)
-    ids[1::5, 0], ids[2::5] = -1, number
-    given = {"hidden_states": x, "w13_weight": w13, "w2_weight": w2}
-    given |= {"topk_weights": torch.rand(tokens, top_k, device=DEVICE), "topk_ids": ids}
-    got = kernel("fused_moe")(**given)
-    exactly = {name: t.double() if t.is_floating_point() else t for name, t in given.items()}
-    op = OPS["fused_moe"]
-    exact = op.reference(**exactly)
-    size = op.magnitude(exact, **exactly)
-    assert ((got.double() - exact).abs() <= op.bound.of(x.dtype) * torch.finfo(x.dtype).eps * size).all()
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"w2_bias": (3, 7)}, {"gemm1_limit": 7.0}, {"w2_weight": (3, 16, 9)}], ids=str
-)
-def test_experts_that_do_not_fit_each_other_are_refused(wrong: dict[str, object]):
-    given = {"hidden_states": (2, 16), "w13_weight": (3, 16, 16), "w2_weight": (3, 16, 8)} | wrong
-    tensors = {n: torch.ones(v, device=DEVICE) if isinstance(v, tuple) else v for n, v in given.items()}
-    chosen = {"topk_weights": torch.ones(2, 1, device=DEVICE)}
-    chosen["topk_ids"] = torch.zeros(2, 1, device=DEVICE, dtype=torch.int32)
-    with pytest.raises(ContractError, match="fused_moe"):
-        kernel("fused_moe")(**tensors, **chosen)
 
 
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm", "gemma_rms_norm"])

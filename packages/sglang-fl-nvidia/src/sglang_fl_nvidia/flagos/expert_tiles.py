@@ -9,7 +9,7 @@ and 316; with 64 and 128 at 1024: 378 and 370.
 
 from typing import NamedTuple
 
-__all__ = ["FIRST_FEW", "SORTED", "Tile", "fitting", "rows_for", "second_few"]
+__all__ = ["Tile", "first_few", "fitting", "rows_for", "second_few", "sorted_tiles"]
 
 
 class Tile(NamedTuple):
@@ -29,28 +29,42 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-#: The first layer, assignments that are not sorted.
-FIRST_FEW = Tile(16, 32, 128, 4, 4)
+#: Assignments that are not sorted: the first layer, of tokens of few elements and of more; the second, of
+#: few weights and of more.
+FIRST_FEW, FIRST_FEW_WIDE = Tile(16, 32, 128, 4, 4), Tile(16, 32, 256, 4, 3)
+SECOND_FEW, SECOND_FEW_LARGE = Tile(16, 128, 128, 4, 3), Tile(16, 128, 128, 8, 3)
 #: Both layers, sorted assignments, by the rows of a tile.
 SORTED = {
-    16: (Tile(16, 32, 128, 4, 4), Tile(16, 128, 128, 4, 3)),
+    16: (Tile(16, 32, 256, 4, 3), Tile(16, 128, 128, 4, 3)),
     32: (Tile(32, 64, 128, 4, 3), Tile(32, 128, 128, 4, 3)),
     64: (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4)),
     128: (Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 4)),
 }
+#: The second layer of few rows where it sums up so much that its programs last long: fewer columns make more
+#: of them.
+LONG, SECOND_LONG = 8192, Tile(16, 64, 256, 4, 3)
 
 
-def second_few(inner: int) -> Tile:
+def first_few(width: int) -> Tile:
+    """Return the tile of the first layer for assignments that are not sorted; ``width`` of a token."""
+    return FIRST_FEW_WIDE if width >= 4096 else FIRST_FEW
+
+
+def second_few(width: int, inner: int) -> Tile:
     """Return the tile of the second layer for assignments that are not sorted.
-
-    µs at one token with 64 and with 128 columns: 11.2 and 8.7 for Qwen3-30B-A3B (768 inside), 27.0 and 30.8
-    for GLM-4.5-Air (1408).
 
     Parameters
     ----------
-    inner : the width between both layers, in elements
+    width, inner : of a token and between both layers, in elements
     """
-    return Tile(16, 64, 128, 4, 4) if inner > 1024 else Tile(16, 128, 128, 4, 3)
+    if inner > LONG:
+        return SECOND_LONG
+    return SECOND_FEW_LARGE if width * inner > 2**22 else SECOND_FEW
+
+
+def sorted_tiles(inner: int) -> dict[int, tuple[Tile, Tile]]:
+    """Return the tiles of both layers for sorted assignments, by their rows; ``inner`` as before."""
+    return SORTED | {16: (SORTED[16][0], SECOND_LONG)} if inner > LONG else SORTED
 
 
 def rows_for(assignments: int, experts: int) -> int:

@@ -154,6 +154,7 @@ def gate_up_few_kernel(
     weights_ptr,
     ids_ptr,
     h_ptr,
+    arrivals_ptr,
     assignments,
     X_STRIDE: tl.constexpr,
     W_EXPERT: tl.constexpr,
@@ -166,6 +167,7 @@ def gate_up_few_kernel(
     EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     PLACES: tl.constexpr,
+    ARRIVALS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -176,12 +178,14 @@ def gate_up_few_kernel(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """The first layer: a program for an assignment and some columns."""
+    """The first layer: a program for an assignment and some columns; one also clears ``arrivals``."""
     pieces: tl.constexpr = (INNER + COLUMNS - 1) // COLUMNS
     slot, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
     column = piece * COLUMNS + tl.arange(0, COLUMNS)
     place = tl.arange(0, PLACES)
     overlap(OVERLAP)
+    if tl.program_id(0) == 0:
+        tl.store(arrivals_ptr + tl.arange(0, ARRIVALS), 0)
     ids = experts_of(ids_ptr, place, assignments, ID_STRIDE, TOP_K, EXPERTS)
     expert, is_own, count = own_assignments(ids, place, slot, PLACES)
     rank = tl.cumsum(is_own.to(tl.int32), 0) - 1
@@ -218,7 +222,36 @@ def gate_up_few_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["assignments"])
+@triton.jit
+def _sum(
+    y_ptr,
+    ids_ptr,
+    out_ptr,
+    token,
+    column,
+    tokens,
+    factor,
+    ID_STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+):
+    """Store the sums over the experts of these tokens, some columns of them."""
+    is_token, is_column = (token < tokens)[:, None], (column < WIDTH)[None, :]
+    token = token.to(tl.int64)[:, None]
+    at = token * WIDTH + column[None, :]
+    total = tl.zeros(at.shape, dtype=tl.float32)
+    for slot in tl.static_range(TOP_K):
+        expert = tl.load(ids_ptr + token * ID_STRIDE + slot, mask=is_token, other=-1)
+        # What no expert has stored is read too, and left out: asking first would take as long as reading.
+        # Not from the L1 cache, which does not hear of what other programs have stored meanwhile.
+        of_slot = y_ptr + (token * TOP_K + slot) * WIDTH + column[None, :]
+        y = tl.load(of_slot, mask=is_token & is_column, other=0.0, cache_modifier=".cg")
+        total += tl.where((expert >= 0) & (expert < EXPERTS), y.to(tl.float32), 0.0)
+    tl.store(out_ptr + at, (total * factor).to(out_ptr.dtype.element_ty), mask=is_token & is_column)
+
+
+@triton.jit(do_not_specialize=["assignments", "factor"])
 def down_few_kernel(
     h_ptr,
     w_ptr,
@@ -226,7 +259,10 @@ def down_few_kernel(
     weights_ptr,
     ids_ptr,
     y_ptr,
+    arrivals_ptr,
+    out_ptr,
     assignments,
+    factor,
     W_EXPERT: tl.constexpr,
     W_ROW: tl.constexpr,
     BIAS_STRIDE: tl.constexpr,
@@ -237,6 +273,7 @@ def down_few_kernel(
     EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     PLACES: tl.constexpr,
+    TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -245,7 +282,10 @@ def down_few_kernel(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
-    """The second layer: a program for an assignment and some columns.
+    """The second layer and the sum over experts: a program for an assignment and some columns.
+
+    Of the programs of the same columns the last one to arrive, with or without an expert's work, adds up what
+    all have stored, in the order of the experts: the same bits whichever it is.
 
     Ids are read before the wait: whoever wrote them was done before the first layer, which runs before this
     kernel, let it onto the chip. Its weights are not asked for there: fetched into the L2 cache ahead, they
@@ -287,6 +327,13 @@ def down_few_kernel(
             WEIGHS_INPUT,
             PRECISION,
         )
+    # All threads have stored before the one that counts says so.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrivals_ptr + piece, 1, sem="acq_rel")
+    if arrived == assignments - 1:
+        token = tl.arange(0, TOKENS)
+        tokens = assignments // TOP_K
+        _sum(y_ptr, ids_ptr, out_ptr, token, column, tokens, factor, ID_STRIDE, WIDTH, EXPERTS, TOP_K)
 
 
 @triton.jit(do_not_specialize=["factor"])
@@ -304,17 +351,11 @@ def sum_kernel(
 ) -> None:
     """The sum over a token's experts: a program for a token and some columns."""
     pieces: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    token = (tl.program_id(0) // pieces).to(tl.int64)
+    token = tl.program_id(0) // pieces + tl.arange(0, 1)
     column = tl.program_id(0) % pieces * COLUMNS + tl.arange(0, COLUMNS)
-    is_column = column < WIDTH
     overlap(OVERLAP)
-    total = tl.zeros([COLUMNS], dtype=tl.float32)
-    for slot in tl.static_range(TOP_K):
-        expert = tl.load(ids_ptr + token * ID_STRIDE + slot)
-        is_present = is_column & (expert >= 0) & (expert < EXPERTS)
-        y = tl.load(y_ptr + (token * TOP_K + slot) * WIDTH + column, mask=is_present, other=0.0)
-        total += y.to(tl.float32)
-    tl.store(out_ptr + token * WIDTH + column, (total * factor).to(out_ptr.dtype.element_ty), mask=is_column)
+    tokens = tl.num_programs(0) // pieces
+    _sum(y_ptr, ids_ptr, out_ptr, token, column, tokens, factor, ID_STRIDE, WIDTH, EXPERTS, TOP_K)
 
 
 @triton.jit

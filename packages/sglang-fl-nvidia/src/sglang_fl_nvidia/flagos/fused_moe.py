@@ -1,5 +1,6 @@
-"""``fused_moe`` in Triton kernels of our own: three launches for few tokens, four for many."""
+"""``fused_moe`` in Triton kernels of our own: two launches for few tokens, four for many."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +11,19 @@ from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.fused_moe import check_experts
 from sglang_fl_nvidia.flagos import experts as kernels
 from sglang_fl_nvidia.flagos.expert_assignments import sort_kernel
-from sglang_fl_nvidia.flagos.expert_tiles import FIRST_FEW, SORTED, Tile, fitting, rows_for, second_few
+from sglang_fl_nvidia.flagos.expert_tiles import (
+    Tile,
+    first_few,
+    fitting,
+    rows_for,
+    second_few,
+    sorted_tiles,
+)
 from sglang_fl_nvidia.flagos.launch import (
     DTYPES,
     Launch,
     address,
+    address_in,
     compiled,
     constants_of,
     precision_of,
@@ -165,6 +174,8 @@ class _Experts:
         self._most_few = min(FEW, self._experts)
         self._is_aligned = layout.is_aligned
         self._memory = shared_memory(given.x.get_device())
+        first, second = first_few(self._width), second_few(self._width, self._inner)
+        self._arrivals = triton.next_power_of_2(triton.cdiv(self._width, second.columns))
         self._constants = {
             "X_STRIDE": layout.x_stride,
             "WEIGHT_STRIDE": layout.weight_stride,
@@ -173,7 +184,9 @@ class _Experts:
             "INNER": self._inner,
             "EXPERTS": self._experts,
             "TOP_K": layout.top_k,
-            "PLACES": triton.next_power_of_2(self._most_few),
+            "PLACES": triton.next_power_of_2(max(1, self._most_few)),
+            "TOKENS": triton.next_power_of_2(max(1, self._most_few // layout.top_k)),
+            "ARRIVALS": self._arrivals,
             "BLOCK": triton.next_power_of_2(self._experts),
             "WEIGHS_INPUT": layout.weighs_input,
             "ALPHA": layout.alpha or 0.0,
@@ -181,16 +194,16 @@ class _Experts:
             "PRECISION": precision_of(given.x.dtype),
         }
         order = given.ids.new_empty(2, dtype=torch.int32)
-        few, many = (given.ids, given.x, 1), (order, order, given.x)
-        self._first_few = self._first(kernels.gate_up_few_kernel, FIRST_FEW, given, layout, *few)
-        tile = second_few(self._inner)
-        self._second_few = self._second(kernels.down_few_kernel, tile, given, layout, *few)
+        few, many = (given.ids, given.x, order), (order, order, given.x)
+        self._first_few = self._first(kernels.gate_up_few_kernel, first, given, layout, *few, 1)
+        summed = given.x, 1, 1.0
+        self._second_few = self._second(kernels.down_few_kernel, second, given, layout, *few, *summed)
         self._sorted = {
             rows: (
                 self._first(kernels.gate_up_sorted_kernel, first, given, layout, *many),
                 self._second(kernels.down_sorted_kernel, second, given, layout, *many),
             )
-            for rows, (first, second) in SORTED.items()
+            for rows, (first, second) in sorted_tiles(self._inner).items()
         }
         self._sort = self._compiled(sort_kernel, (given.ids, order, order, 1), 8, BLOCK=SORT_BLOCK)
         columns = min(SUM_COLUMNS, triton.next_power_of_2(self._width))
@@ -202,28 +215,32 @@ class _Experts:
     def __call__(self, given: _Given, factor: float) -> Tensor:
         """Compute the experts of each token, of which there is at least one."""
         x, ids = given.x, given.ids
-        assignments = ids.numel()
-        h, y = x.new_empty((assignments, self._inner)), x.new_empty((assignments, self._width))
+        assignments, size = ids.numel(), x.element_size()
         out = x.new_empty(x.shape)
         x_at, w13_at, b13_at, w2_at, b2_at, weights_at, ids_at = map(address, given)
-        of_first, of_second = (x_at, w13_at, b13_at, weights_at), (address(h), w2_at, b2_at, weights_at)
-        if assignments <= self._most_few:
+        is_few = assignments <= self._most_few
+        activated, results = assignments * self._inner * size, assignments * self._width * size
+        counts = (4 * self._arrivals,) if is_few else (4 * assignments, 4 * (self._experts + 1))
+        *starts, end = _parts(activated, results, *counts)
+        space = x.new_empty(end, dtype=torch.uint8)
+        h_at, y_at = (address_in(space, start, x.dtype) for start in starts[:2])
+        counts_at = tuple(address_in(space, start, torch.int32) for start in starts[2:])
+        of_first, of_second = (x_at, w13_at, b13_at, weights_at), (h_at, w2_at, b2_at, weights_at)
+        if is_few:
             first, second = self._first_few, self._second_few
             # Nothing may come between these two: the second reads ids before it waits for the first.
-            first.launch(assignments * first.pieces, *of_first, ids_at, address(h), assignments)
-            second.launch(assignments * second.pieces, *of_second, ids_at, address(y), assignments)
+            first.launch(assignments * first.pieces, *of_first, ids_at, h_at, *counts_at, assignments)
+            summed = address(out), assignments, factor
+            second.launch(assignments * second.pieces, *of_second, ids_at, y_at, *counts_at, *summed)
         else:
             rows = rows_for(assignments, self._experts)
             first, second = self._sorted[rows]
-            order = ids.new_empty(assignments, dtype=torch.int32)
-            starts = ids.new_empty(self._experts + 1, dtype=torch.int32)
-            ordered = (address(order), address(starts))
-            self._sort(self._experts + 1, ids_at, *ordered, assignments)
+            self._sort(self._experts + 1, ids_at, *counts_at, assignments)
             # As many as there can be: an expert's last tile need not be full.
             tiles = assignments // rows + min(assignments, self._experts)
-            first.launch(tiles * first.pieces, *of_first, *ordered, address(h))
-            second.launch(tiles * second.pieces, *of_second, *ordered, address(y))
-        self._sum.launch(len(x) * self._sum.pieces, address(y), ids_at, address(out), factor)
+            first.launch(tiles * first.pieces, *of_first, *counts_at, h_at)
+            second.launch(tiles * second.pieces, *of_second, *counts_at, y_at)
+            self._sum.launch(len(x) * self._sum.pieces, y_at, ids_at, address(out), factor)
         return out
 
     def _first(self, kernel: Any, tile: Tile, given: _Given, layout: _Layout, *rest: Any) -> _Product:
@@ -283,6 +300,11 @@ class _Experts:
 
 
 _launches: dict[tuple[Any, ...], _Experts] = {}
+
+
+def _parts(*sizes: int) -> list[int]:
+    """Return where parts of so many bytes begin in a workspace, each aligned, and where the last one ends."""
+    return [0, *itertools.accumulate((size + 15) // 16 * 16 for size in sizes)]
 
 
 def _check(given: _Given, layout: _Layout) -> None:

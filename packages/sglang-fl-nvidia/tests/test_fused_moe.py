@@ -1,0 +1,79 @@
+"""The kernels of ``fused_moe``: each tile, and what does not fit."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sglang_fl.errors import ContractError
+from sglang_fl.ops import OPS
+from sglang_fl.vendor import load_target
+from sglang_fl_nvidia.flagos import expert_tiles
+from sglang_fl_nvidia.flagos import fused_moe as experts
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OP = OPS["fused_moe"]
+kernel: Callable[..., Tensor] = load_target("sglang_fl_nvidia.flagos.fused_moe:fused_moe")
+
+
+@pytest.fixture(autouse=True)
+def fresh_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "_launches", {})
+
+
+def assert_experts_right(tokens: int, number: int, width: int, inner: int) -> None:
+    top_k = 2
+    x = torch.randn(tokens, width, device=DEVICE, dtype=torch.float16)
+    w13, w2 = (
+        torch.randn(number, *shape, device=DEVICE).mul(shape[1] ** -0.5).half()
+        for shape in ((2 * inner, width), (width, inner))
+    )
+    ids = torch.randint(number, (tokens, top_k), device=DEVICE, dtype=torch.int32)
+    ids[1::5, 0], ids[2::5] = -1, number
+    given = {"hidden_states": x, "w13_weight": w13, "w2_weight": w2}
+    given |= {"topk_weights": torch.rand(tokens, top_k, device=DEVICE), "topk_ids": ids}
+    got = kernel(**given)
+    exactly = {name: t.double() if t.is_floating_point() else t for name, t in given.items()}
+    exact = OP.reference(**exactly)
+    size = OP.magnitude(exact, **exactly)
+    assert ((got.double() - exact).abs() <= OP.bound.of(x.dtype) * torch.finfo(x.dtype).eps * size).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "number", "few"),
+    [(5, 16, 32), (5, 16, 0), (40, 5, 0), (40, 2, 0), (70, 2, 0), (33, 1, 0)],
+    ids=["not-sorted", "16-rows", "32-rows", "64-rows", "128-rows", "one-expert"],
+)
+def test_every_tile_of_experts(tokens: int, number: int, few: int, monkeypatch: pytest.MonkeyPatch):
+    """Widths that no tile divides; some tokens have no expert, some an expert twice."""
+    monkeypatch.setattr(experts, "FEW", few)
+    monkeypatch.setattr(experts, "SORT_BLOCK", 32)
+    assert_experts_right(tokens, number, 72, 40)
+
+
+@pytest.mark.parametrize("first", [expert_tiles.FIRST_FEW, expert_tiles.FIRST_FEW_WIDE], ids=str)
+@pytest.mark.parametrize(
+    "second",
+    [expert_tiles.SECOND_FEW, expert_tiles.SECOND_FEW_LARGE, expert_tiles.SECOND_LONG],
+    ids=str,
+)
+def test_every_tile_of_assignments_that_are_not_sorted(
+    first: expert_tiles.Tile, second: expert_tiles.Tile, monkeypatch: pytest.MonkeyPatch
+):
+    """Several programs of each layer, of which the last of the same columns adds up."""
+    monkeypatch.setattr(experts, "first_few", lambda width: first)
+    monkeypatch.setattr(experts, "second_few", lambda width, inner: second)
+    assert_experts_right(7, 30, 300, 72)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"w2_bias": (3, 7)}, {"gemm1_limit": 7.0}, {"w2_weight": (3, 16, 9)}], ids=str
+)
+def test_experts_that_do_not_fit_each_other_are_refused(wrong: dict[str, object]):
+    given = {"hidden_states": (2, 16), "w13_weight": (3, 16, 16), "w2_weight": (3, 16, 8)} | wrong
+    tensors = {n: torch.ones(v, device=DEVICE) if isinstance(v, tuple) else v for n, v in given.items()}
+    chosen = {"topk_weights": torch.ones(2, 1, device=DEVICE)}
+    chosen["topk_ids"] = torch.zeros(2, 1, device=DEVICE, dtype=torch.int32)
+    with pytest.raises(ContractError, match="fused_moe"):
+        kernel(**tensors, **chosen)

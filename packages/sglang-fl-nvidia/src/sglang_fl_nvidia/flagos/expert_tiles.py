@@ -9,7 +9,7 @@ and 316; with 64 and 128 at 1024: 378 and 370.
 
 from typing import NamedTuple
 
-__all__ = ["Tile", "first_few", "fitting", "rows_for", "second_few", "sorted_tiles"]
+__all__ = ["Tile", "first_few", "fitting", "halvings", "rows_for", "second_few", "sorted_tiles"]
 
 
 class Tile(NamedTuple):
@@ -40,6 +40,8 @@ SORTED = {
     64: (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4)),
     128: (Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 4)),
 }
+#: A matrix product has at least so many rows. An expert's last tile is computed with fewer than the others.
+LEAST_ROWS, MOST_HALVINGS = 16, 2
 #: The second layer of few rows where it sums up so much that its programs last long: fewer columns make more
 #: of them.
 LONG, SECOND_LONG = 8192, Tile(16, 64, 256, 4, 3)
@@ -65,6 +67,11 @@ def second_few(width: int, inner: int) -> Tile:
 def sorted_tiles(inner: int) -> dict[int, tuple[Tile, Tile]]:
     """Return the tiles of both layers for sorted assignments, by their rows; ``inner`` as before."""
     return SORTED | {16: (SORTED[16][0], SECOND_LONG)} if inner > LONG else SORTED
+
+
+def halvings(rows: int) -> int:
+    """Return how often the rows of an expert's last tile may be halved."""
+    return min(MOST_HALVINGS, (rows // LEAST_ROWS).bit_length() - 1)
 
 
 def rows_for(assignments: int, experts: int) -> int:

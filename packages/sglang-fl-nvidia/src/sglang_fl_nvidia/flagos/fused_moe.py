@@ -9,16 +9,18 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.fused_moe import check_experts
-from sglang_fl_nvidia.flagos import experts as kernels
 from sglang_fl_nvidia.flagos.expert_assignments import sort_kernel
 from sglang_fl_nvidia.flagos.expert_tiles import (
     Tile,
     first_few,
     fitting,
+    halvings,
     rows_for,
     second_few,
     sorted_tiles,
 )
+from sglang_fl_nvidia.flagos.experts_few import down_few_kernel, gate_up_few_kernel
+from sglang_fl_nvidia.flagos.experts_sorted import down_sorted_kernel, gate_up_sorted_kernel, sum_kernel
 from sglang_fl_nvidia.flagos.launch import (
     DTYPES,
     Launch,
@@ -195,20 +197,20 @@ class _Experts:
         }
         order = given.ids.new_empty(2, dtype=torch.int32)
         few, many = (given.ids, given.x, order), (order, order, given.x)
-        self._first_few = self._first(kernels.gate_up_few_kernel, first, given, layout, *few, 1)
+        self._first_few = self._first(gate_up_few_kernel, first, given, layout, *few, 1)
         summed = given.x, 1, 1.0
-        self._second_few = self._second(kernels.down_few_kernel, second, given, layout, *few, *summed)
+        self._second_few = self._second(down_few_kernel, second, given, layout, *few, *summed)
         self._sorted = {
             rows: (
-                self._first(kernels.gate_up_sorted_kernel, first, given, layout, *many),
-                self._second(kernels.down_sorted_kernel, second, given, layout, *many),
+                self._first(gate_up_sorted_kernel, first, given, layout, *many),
+                self._second(down_sorted_kernel, second, given, layout, *many),
             )
             for rows, (first, second) in sorted_tiles(self._inner).items()
         }
         self._sort = self._compiled(sort_kernel, (given.ids, order, order, 1), 8, BLOCK=SORT_BLOCK)
         columns = min(SUM_COLUMNS, triton.next_power_of_2(self._width))
         self._sum = _Product(
-            self._compiled(kernels.sum_kernel, (given.x, given.ids, given.x, 1.0), 4, COLUMNS=columns),
+            self._compiled(sum_kernel, (given.x, given.ids, given.x, 1.0), 4, COLUMNS=columns),
             triton.cdiv(self._width, columns),
         )
 
@@ -272,6 +274,7 @@ class _Experts:
             tile.num_warps,
             tile.num_stages,
             ROWS=tile.rows,
+            HALVINGS=halvings(tile.rows),
             COLUMNS=tile.columns,
             DEPTH=tile.depth,
             W_EXPERT=strides[0],

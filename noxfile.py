@@ -403,6 +403,13 @@ def bench_engine(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.bench_engine", *session.posargs)
 
 
+@nox.session(name="bench-all", default=False)
+def bench_all(session: nox.Session) -> None:
+    """All of these that need a GPU, on every GPU of this host at the same time; tables into bench-all/."""
+    _on_a_gpu(session, "liger-kernel==0.8.5")
+    session.run("python", "-m", "benchmarks.bench_all", *session.posargs)
+
+
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """What only an NVIDIA GPU can show: kernels on the chip, and the real server on it."""

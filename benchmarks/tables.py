@@ -16,7 +16,7 @@ def write_table(path: Path, about: str, head: Sequence[object], rows: Iterable[S
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {about}\n")
-        csv.writer(file).writerows([head, *rows])
+        csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
 def read_about(path: Path) -> str:

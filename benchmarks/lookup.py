@@ -62,6 +62,12 @@ class Table:
         return found[1] if found else "?"
 
     @property
+    def plugin(self) -> str:
+        """The version of core."""
+        found = re.search(r"\bsglang-fl-core ([\w.+]+)", self.about)
+        return found[1] if found else "?"
+
+    @property
     def day(self) -> str:
         """On which it was measured."""
         found = re.search(r"\b\d{4}-\d\d-\d\d\b", self.about)
@@ -71,12 +77,12 @@ class Table:
     def facts(self) -> dict[str, str]:
         """How it was measured: device, versions, day and, where the line names it, the commit."""
         device = re.search(r"NVIDIA [\w ]+|\d+-core \w+", self.about)
-        facts = {"": device[0] if device else "?", "SGLang ": self.release}
+        facts = {"": device[0] if device else "?", "SGLang ": self.release, "sglang-fl-core ": self.plugin}
         for name in ("torch", "triton"):
             if found := re.search(rf"\b{name} (\d[\w.+]*)", self.about):
                 facts[f"{name} "] = found[1]
         commit = commit_in(self.about)
-        return facts | {"of ": self.day} | ({"commit ": commit} if commit else {})
+        return facts | {"measured ": self.day} | ({"commit ": commit} if commit else {})
 
 
 def told(tables: Iterable[Table | None]) -> str:

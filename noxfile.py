@@ -321,7 +321,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def tables(session: nox.Session) -> None:
-    """Write the tables of the pages about ops, vendors, features and commands from what the packages say."""
+    """Write the tables of the pages about ops, vendors, features, commands and benchmarks."""
     _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in VENDORS))
     session.run("python", "-m", "release.tables")
 

@@ -75,14 +75,13 @@ class Table:
 
     @property
     def facts(self) -> dict[str, str]:
-        """How it was measured: device, versions, day and, where the line names it, the commit."""
+        """How it was measured: device, versions, day and commit."""
         device = re.search(r"NVIDIA [\w ]+|\d+-core \w+", self.about)
         facts = {"": device[0] if device else "?", "SGLang ": self.release, "sglang-fl-core ": self.plugin}
         for name in ("torch", "triton"):
             if found := re.search(rf"\b{name} (\d[\w.+]*)", self.about):
                 facts[f"{name} "] = found[1]
-        commit = commit_in(self.about)
-        return facts | {"measured ": self.day} | ({"commit ": commit} if commit else {})
+        return facts | {"measured ": self.day, "commit ": commit_in(self.about) or "unknown"}
 
 
 def told(tables: Iterable[Table | None]) -> str:

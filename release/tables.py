@@ -1,5 +1,8 @@
 """Write the tables of the pages about ops, vendors, features and commands from what the packages say.
 
+Those of the pages about benchmarks too, from ``benchmarks/results``; ``python -m release.figures`` writes
+these alone.
+
 ``python -m release.tables`` writes what stands between the marks of each page. With ``--check`` it writes
 nothing and names the pages that are behind. The column ``engine`` it takes as it is: the vendors' sessions
 check that. The packages must be importable; of their libraries none is needed.

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 
 from benchmarks.lookup import RESULTS, WORKLOADS, Served, Table, newest, read, served, told
@@ -44,7 +45,7 @@ def kernels() -> str:
     tables = [_op(part) for part in KERNELS]
     rows = [row for table in tables for row in table.rows]
     tokens = sorted({int(row["tokens"]) for row in rows})
-    drawing = Drawing(780, 525, "Kernels against a copy of as many bytes, by number of tokens, on an H200")
+    drawing = Drawing(780, 540, "Kernels against a copy of as many bytes, by number of tokens, on an H200")
     drawing.text(
         (10, 20), "Speed of a kernel beside a copy of as many bytes (1 = as fast as the copy)", "title"
     )
@@ -100,7 +101,7 @@ def families() -> str:
 def _served(models: Sequence[Served], ratios: Sequence[float]) -> str:
     bottom = 75 + 205 * math.ceil(len(models) / 2)
     title = "Served models: tokens a second with the plugin, divided by those without it"
-    drawing = Drawing(780, bottom + 30, title)
+    drawing = Drawing(780, bottom + 45, title)
     drawing.text(
         (10, 20), "Tokens a second with the plugin / without it (above 1 the plugin is faster)", "title"
     )
@@ -143,7 +144,7 @@ def experts() -> str:
     """Return our kernels for experts against SGLang's own, by the number of tokens."""
     table = _op("fused_moe")
     rows = table.rows
-    drawing = Drawing(780, 470, "Time of SGLang's own experts divided by that of ours, by number of tokens")
+    drawing = Drawing(780, 485, "Time of SGLang's own experts divided by that of ours, by number of tokens")
     drawing.text((10, 20), "Experts: time of SGLang's own / ours (above 1 ours is faster)", "title")
     drawing.text((480, 20), "all launches of a layer, alone; not in a server", "small")
     for i, shape in enumerate(dict.fromkeys(row["shape"] for row in rows)):
@@ -174,7 +175,7 @@ def attention() -> str:
         shape, _, length = row["shape"].partition(" context ")
         at = int(length), int(row["tokens"])
         cells.setdefault(shape, {})[at] = float(row["sglang / flagos"])
-    drawing = Drawing(780, 475, "Time of SGLang's Triton decode attention divided by that of ours")
+    drawing = Drawing(780, 490, "Time of SGLang's Triton decode attention divided by that of ours")
     drawing.text((10, 20), "Decode attention: time of SGLang's own / ours (above 1 ours is faster)", "title")
     drawing.text((540, 20), "a line for 1, 4, 16 and 64 sequences", "small")
     for i, (shape, ratios) in enumerate(cells.items()):
@@ -210,7 +211,7 @@ def dispatch() -> str:
     rows = table.rows
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     drawing = Drawing(
-        780, 125 + 24 * len(layers), "Time of a layer's call with the plugin, divided by that without it"
+        780, 140 + 24 * len(layers), "Time of a layer's call with the plugin, divided by that without it"
     )
     drawing.text(
         (10, 20),
@@ -244,7 +245,8 @@ def dispatch() -> str:
 def _source(drawing: Drawing, y: float, name: str, tables: Sequence[Table]) -> None:
     """Say below a plot which files it is drawn from, and how they were measured."""
     drawing.text((10, y), f"Source: benchmarks/results/{name}:", "small")
-    drawing.text((10, y + 15), told(tables), "small")
+    for number, line in enumerate(textwrap.wrap(told(tables), 125), start=1):
+        drawing.text((10, y + 15 * number), line, "small")
 
 
 #: The plots by the names of their files.

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.lookup import RESULTS, newest, served
 from benchmarks.tables import write_table
 from release.figures import pages
-from release.figures.markdown import Cell, cells_of, mean, source, span, summary
+from release.figures.markdown import Cell, cells_of, mean, said, source, span, summary
 
 ENGINE = ["figure", "side", "median", "ratio", "standard error of the ratio"]
 OPS = ["op", "shape", "tokens", "flagos (µs)", "sglang (µs)", "fa3 (µs)", "copy (µs)"]
@@ -59,10 +59,10 @@ def test_new_results_renew_table_and_summary(tmp_path: Path):
     before = pages(tmp_path)["benchmarks-engine.md"]["server-summary"]
     an_engine(tmp_path, "Llama-3-8B", {"layer2": "0.950", "control": "1.000"})
     after = pages(tmp_path)["benchmarks-engine.md"]
-    assert "0 of the 1 cells are below 1, 0 of them by more than two standard" in " ".join(before.split())
-    said = " ".join(after["server-summary"].split())
-    assert "1 of the 1 cells are below 1, 1 of them by more than two standard errors" in said
-    assert "the least is 0.950 (Llama-3-8B on SGLang 0.5.23, 1 request; error 0.010)" in said
+    assert "Of all 1 cells 0 are below 1, 0 of them by more than two standard" in " ".join(before.split())
+    told = " ".join(after["server-summary"].split())
+    assert "Of all 1 cells 1 are below 1, 1 of them by more than two standard errors" in told
+    assert "the least is 0.950 (Llama-3-8B on SGLang 0.5.23, 1 request; error 0.010)" in told
     assert "**0.950** (0.010)" in after["server-ratios"]
     assert "commit abc1234" in after["server-source"]
 
@@ -143,13 +143,20 @@ def test_a_library_that_is_not_there_has_no_cells(tmp_path: Path):
     assert "FlashInfer's was not measured." in decode
 
 
+@pytest.mark.parametrize("begin", range(120, 145))
+def test_no_line_of_a_paragraph_begins_a_list(begin: int):
+    lines = said("x" * begin, "1 x (0 + 512) and more").splitlines()
+    assert not [line for line in lines if line.startswith(("+", "-", "*"))]
+    assert " ".join(lines).endswith("1 x (0 + 512) and more")
+
+
 def test_several_files_are_told_in_one_word(tmp_path: Path):
     for part in ("rms_norm", "layer_norm"):
         an_op(tmp_path, part, [])
     tables = [newest("bench_ops", part, tmp_path) for part in ("rms_norm", "layer_norm", "routing")]
-    said = source(tables)
-    assert "bench_ops_h200_sglang-0.5.23_{rms_norm,layer_norm}.csv" in said
-    assert said.count("abc1234") == 1
+    told = source(tables)
+    assert "bench_ops_h200_sglang-0.5.23_{rms_norm,layer_norm}.csv" in told
+    assert told.count("abc1234") == 1
     assert source([None]) == "Not measured yet.\n"
 
 

@@ -53,10 +53,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def said(*sentences: str) -> str:
-    """Return sentences as a paragraph."""
-    return (
-        textwrap.fill(" ".join(sentences), width=WIDTH, break_on_hyphens=False, break_long_words=False) + "\n"
-    )
+    """Return sentences as a paragraph. No line begins with a plus sign, which would begin a list."""
+    text = " ".join(sentences).replace(" + ", "\0+\0")
+    lines = textwrap.fill(text, width=WIDTH, break_on_hyphens=False, break_long_words=False)
+    return lines.replace("\0", " ") + "\n"
 
 
 def number(row: Row, column: str) -> float | None:

@@ -60,8 +60,9 @@ def summary(models: Sequence[Served]) -> str:
         f"With the plugin a server makes **{_range(requests)}** times the tokens a second of SGLang without",
         f"it, by model and number of requests, {_mean(requests)} in the geometric mean of {len(requests)}",
         f"cells; it computes prompts **{_range(prompts)}** times as fast, {_mean(prompts)} in the mean of",
-        f"{len(prompts)}. {len(below)} of the {len(both)} cells are below 1, {len(surely)} of them by more",
-        f"than two standard errors; the least is {least.ratio:.3f} ({least.where}; error {least.error:.3f}).",
+        f"{len(prompts)} cells. Of all {len(both)} cells {len(below)} are below 1, {len(surely)} of them by",
+        f"more than two standard errors; the least is {least.ratio:.3f} ({least.where};",
+        f"error {least.error:.3f}).",
     )
 
 

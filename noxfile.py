@@ -321,7 +321,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def tables(session: nox.Session) -> None:
-    """Write the tables of the pages about ops, vendors, features and commands from what the packages say."""
+    """Write the tables of the pages about ops, vendors, features, commands and benchmarks."""
     _on_stack(session, CORE, *(f"packages/sglang-fl-{name}" for name in VENDORS))
     session.run("python", "-m", "release.tables")
 
@@ -401,6 +401,13 @@ def bench_engine(session: nox.Session) -> None:
     """SGLang's engine with the plugin and without it; needs an NVIDIA GPU."""
     _on_a_gpu(session)
     session.run("python", "-m", "benchmarks.bench_engine", *session.posargs)
+
+
+@nox.session(name="bench-all", default=False)
+def bench_all(session: nox.Session) -> None:
+    """All of these that need a GPU, on every GPU of this host at the same time; tables into bench-all/."""
+    _on_a_gpu(session, "liger-kernel==0.8.5")
+    session.run("python", "-m", "benchmarks.bench_all", *session.posargs)
 
 
 @nox.session(default=False)

@@ -15,7 +15,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.bench_engine import GPU, SIDES, about
+from benchmarks.about import about
+from benchmarks.bench_engine import GPU, SIDES
 from benchmarks.engine_models import CONFIGS
 from benchmarks.tables import write_table
 
@@ -67,8 +68,7 @@ def main() -> None:
     for row in [head, *rows]:
         print(*row, sep="  ", flush=True)
     if options.csv:
-        command = f"python -m benchmarks.aten_calls --model {options.model}"
-        write_table(options.csv, f"{command}; {about(options.model)}", head, rows)
+        write_table(options.csv, about(options.model), head, rows)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
+from benchmarks.about import about
 from benchmarks.aten_cases import SERVED, Call, edges_of
 from benchmarks.cuda_timing import graph_times, host_time
 from benchmarks.tables import write_table
-from sglang_fl import __version__
 from sglang_fl.aten import call_check, load_kernels
 from sglang_fl.vendor import AtenKernel
 from sglang_fl_nvidia import NVIDIA
@@ -147,22 +146,13 @@ def main() -> None:
             print(*astuple(rows[-1]), sep=" | ", flush=True)
     if options.csv:
         head = [field.name for field in fields(Row)]
-        write_table(options.csv, f"python -m benchmarks.bench_aten; {about()}", head, map(astuple, rows))
+        write_table(options.csv, about(), head, map(astuple, rows))
 
 
 def calls_in(table: Path) -> dict[str, tuple[str, str]]:
     """Return the calls of each op inside of graphs and beside them; ATen's names without overloads."""
     with table.open(newline="") as file:
         return {op: (inside, beside) for op, inside, beside in list(csv.reader(file))[2:]}
-
-
-def about() -> str:
-    import flag_gems
-
-    return (
-        f"{torch.cuda.get_device_name()}; flag_gems {flag_gems.__version__}, sglang-fl-core {__version__}, "
-        f"torch {torch.__version__}, triton {triton.__version__}"
-    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ the terms.
 import argparse
 import itertools
 import os
-import platform
 import random
 import statistics
 import time
@@ -25,11 +24,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.version import __version__ as sglang_version
 from torch import Tensor
 
+from benchmarks.about import about
 from benchmarks.tables import write_table
-from sglang_fl import __version__
 from sglang_fl.ops import OPS
 from sglang_fl.ops.compare import error_in_units
 from sglang_fl.sglang_adapter.attention.slots import SlotLists, bounds_of
@@ -143,11 +141,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     random.seed(0)
-    cores = f"{options.threads} threads of a {os.cpu_count()}-core {platform.machine()}"
-    about = (
-        f"sglang {sglang_version}, sglang-fl-core {__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {cores}"
-    )
+    about_it = about(f"{options.threads} threads")
     head = (
         "situation",
         "heads",
@@ -159,7 +153,7 @@ def main() -> None:
         "units, ours",
     )
     head = (*head, "units, torch_native")
-    print(f"{about}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
+    print(f"{about_it}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
     rows = []
     for situation, lengths in SITUATIONS.items():
         for name, shape in SHAPES.items():
@@ -173,7 +167,7 @@ def main() -> None:
                 rows.append(row)
                 print(f"| {' | '.join(row)} |", flush=True)
     if options.csv:
-        write_table(options.csv, f"bench_attention --rounds {options.rounds}; {about}", head, rows)
+        write_table(options.csv, about_it, head, rows)
 
 
 def figures(

@@ -11,7 +11,6 @@ the worst that can be. Ratio: the median over the rounds, in each of which both 
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,10 +26,9 @@ from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, LayerNorm, 
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.layers.rotary_embedding.mrope import MRotaryEmbedding
 from sglang.srt.plugins import load_plugins
-from sglang.version import __version__ as sglang_version
 
+from benchmarks.about import about
 from benchmarks.tables import write_table
-from sglang_fl import __version__
 from sglang_fl.dispatch.own_path import OwnPath
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers import ADAPTERS
@@ -196,15 +194,11 @@ def measure(name: str, plain: Callable, ours: Callable, options: argparse.Namesp
 
 def report(rows: list[list[str]], path: Path | None) -> None:
     head = ["layer", "kernel", "without, min (µs)", "with, min (µs)", "ratio", "quartile 1", "quartile 3"]
-    about = (
-        f"sglang {sglang_version}, sglang-fl-core {__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, {os.cpu_count()}-core {platform.machine()}"
-    )
-    print(about)
+    print(about())
     for row in [head, *rows]:
         print(f"{row[0]:24}{row[1]:12}" + "".join(f"{cell:>19}" for cell in row[2:]))
     if path:
-        write_table(path, f"python -m benchmarks.bench_dispatch; {about}", head, rows)
+        write_table(path, about(), head, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """SGLang's engine with the plugin beside the same engine without it: throughput and start-up.
 
-    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B,Qwen3-8B-18L] [--sides vanilla,layer2]
+    python -m benchmarks.bench_engine [--model Qwen2.5-0.5B,Qwen3-8B] [--sides vanilla,layer2]
         [--rounds 3] [--workload NAME] [--csv 'results/{model}.csv']
 
 Random weights (``load_format=dummy``) under a model's real configuration. In each round one engine a side is
@@ -22,7 +22,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import random
 import re
 import statistics
@@ -37,6 +36,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from benchmarks.about import about
 from benchmarks.engine_models import ARGUMENTS, CONFIGS
 from benchmarks.tables import write_table
 
@@ -312,20 +312,6 @@ def error_of_median(figures: Sequence[float]) -> float:
     return 1.25 * statistics.stdev(figures) / len(figures) ** 0.5 if len(figures) > 1 else math.nan
 
 
-def about(model: str) -> str:
-    import torch
-    import triton
-    from sglang.version import __version__ as sglang_version
-
-    from sglang_fl import __version__
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return (
-        f"{model}; {device}; sglang {sglang_version}, sglang-fl-core {__version__}, "
-        f"torch {torch.__version__}, triton {triton.__version__}"
-    )
-
-
 HEAD = [
     *("figure", "side", "rounds", "median", "least of the rounds", "greatest of the rounds"),
     *("ratio", "least ratio", "greatest ratio", "standard error of the ratio"),
@@ -397,13 +383,9 @@ def write(model: str, rounds: Sequence[Round], options: argparse.Namespace) -> N
     for row in [[model], HEAD, *rows]:
         print(*row, sep="  ", flush=True)
     if options.csv:
-        command = f"--model {','.join(options.model)} --sides '{options.sides}' --rounds {options.rounds}"
-        command += f" --share {options.share:g}"
-        command += "".join(f" --workload {name!r}" for name in options.workload or ())
         arguments = json.dumps(json.loads(options.arguments) | ARGUMENTS.get(model, {}))
-        about_it = f"python -m benchmarks.bench_engine {command}; {about(model)}; {arguments}"
         file = options.csv.with_name(options.csv.name.replace("{model}", model))
-        write_table(file, about_it, HEAD, rows)
+        write_table(file, about(model, arguments), HEAD, rows)
         file.with_suffix(".json").write_text(json.dumps(rounds) + "\n")
 
 

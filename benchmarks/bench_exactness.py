@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.bench_ops import about
+from benchmarks.about import about
 from benchmarks.tables import write_table
 from benchmarks.workloads import MODELS, Model
 from sglang_fl.conformance import error_in_units
@@ -196,7 +196,7 @@ def main() -> None:
                     rows.append(row_of(given, dtype, options.seeds))
                     print(*rows[-1], sep="  ", flush=True)
                 if options.csv:  # anew after each input: it is long
-                    write_table(options.csv, f"python -m benchmarks.bench_exactness; {about()}", HEAD, rows)
+                    write_table(options.csv, about(), HEAD, rows)
     print(*summary(rows), sep="\n")
     worse = [row for row in rows if further(row) > 1]
     if worse:

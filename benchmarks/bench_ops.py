@@ -11,18 +11,16 @@ they allocate their results themselves, and ops in place go on from their own re
 
 import argparse
 import math
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-import triton
 from sglang.srt import server_args
-from sglang.version import __version__ as sglang_version
 
+from benchmarks.about import about
 from benchmarks.attention_step import Step
-from benchmarks.cell import Cell, kernel
+from benchmarks.cell import Cell, kernel, when_called
 from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
 from benchmarks.linear_attention import (
     causal_conv1d_fn,
@@ -47,7 +45,6 @@ from benchmarks.workloads import (
     Model,
     Router,
 )
-from sglang_fl import __version__
 
 SIDES = ("flagos", "sglang", "flag_gems", "torch.compile", "liger", "fa3", "flashinfer", "copy")
 DTYPE = torch.bfloat16
@@ -83,9 +80,9 @@ def silu_and_mul(model: Model) -> Iterator[Cell]:
     sides = {
         "flagos": kernel("silu_and_mul"),
         "sglang": layer.forward_cuda,
-        "flag_gems": kernel("silu_and_mul", "flagos.flag_gems"),
+        "flag_gems": flag_gems("silu_and_mul"),
         "torch.compile": compiled(layer.forward_native),
-        "liger": liger_silu(),
+        "liger": when_called(liger_silu),
     }
     width = model.intermediate
     for tokens in TOKENS:
@@ -94,6 +91,11 @@ def silu_and_mul(model: Model) -> Iterator[Cell]:
             lambda tokens=tokens: (random(tokens, 2 * width),),
             sides,
         )
+
+
+def flag_gems(op: str) -> Callable:
+    """Return the call of FlagGems' kernel, which need not be installed."""
+    return when_called(lambda: kernel(op, "flagos.flag_gems"))
 
 
 def liger_silu() -> Callable:
@@ -111,17 +113,15 @@ def norm_layer(model: Model) -> torch.nn.Module:
 
 
 def rms_norm(model: Model) -> Iterator[Cell]:
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
     layer, width = norm_layer(model), model.hidden
     weight, eps = layer.weight.data, layer.variance_epsilon
-    ours, gems = kernel("rms_norm"), kernel("rms_norm", "flagos.flag_gems")
+    ours, gems = kernel("rms_norm"), flag_gems("rms_norm")
     sides = {
         "flagos": lambda x: ours(x, weight, eps),
         "sglang": layer.forward_cuda,
         "flag_gems": lambda x: gems(x, weight, eps),
         "torch.compile": compiled(layer.forward_native),
-        "liger": lambda x: LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False),
+        "liger": when_called(lambda: liger_norm(weight, eps)),
     }
     for tokens in TOKENS:
         yield Cell(
@@ -131,10 +131,16 @@ def rms_norm(model: Model) -> Iterator[Cell]:
         )
 
 
+def liger_norm(weight: torch.Tensor, eps: float) -> Callable:
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    return lambda x: LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
+
+
 def fused_add_rms_norm(model: Model) -> Iterator[Cell]:
     layer, width = norm_layer(model), model.hidden
     weight, eps = layer.weight.data, layer.variance_epsilon
-    ours, gems = kernel("rms_norm"), kernel("rms_norm", "flagos.flag_gems")
+    ours, gems = kernel("rms_norm"), flag_gems("rms_norm")
     sides = {
         "flagos": lambda x, residual: ours(x, weight, eps, residual),
         "sglang": layer.forward_cuda,
@@ -154,7 +160,7 @@ def rotary_embedding(model: Model) -> Iterator[Cell]:
 
     size, style = model.head_size, model.is_neox_style
     layer = RotaryEmbedding(size, size, POSITIONS, 10000, style, DTYPE).cuda()
-    ours, gems = kernel("rotary_embedding"), kernel("rotary_embedding", "flagos.flag_gems")
+    ours, gems = kernel("rotary_embedding"), flag_gems("rotary_embedding")
     cache = layer.cos_sin_cache
     sides = {
         "flagos": lambda p, q, k: ours(p, q, k, cache, size, style),
@@ -163,7 +169,7 @@ def rotary_embedding(model: Model) -> Iterator[Cell]:
         "torch.compile": compiled(layer.forward_native),
     }
     if style:
-        sides["liger"] = liger_rope(cache, size)
+        sides["liger"] = when_called(lambda: liger_rope(cache, size))
     heads, key_heads = model.heads, model.key_heads
     for tokens in TOKENS:
         yield Cell(
@@ -240,7 +246,7 @@ def layer_norm(model: Model) -> Iterator[Cell]:
 
     layer, width = LayerNorm(model.hidden, eps=1e-5).cuda(), model.hidden
     weight, bias, eps = layer.weight.data, layer.bias.data, 1e-5
-    ours, gems = kernel("layer_norm"), kernel("layer_norm", "flagos.flag_gems")
+    ours, gems = kernel("layer_norm"), flag_gems("layer_norm")
     sides = {
         "flagos": lambda x: ours(x, weight, bias, eps),
         "sglang": layer.forward_cuda,
@@ -282,7 +288,7 @@ def fused_moe(layer: Experts) -> Iterator[Cell]:
 
     w13 = random(layer.experts, 2 * layer.intermediate, layer.hidden) * layer.hidden**-0.5
     w2 = random(layer.experts, layer.hidden, layer.intermediate) * layer.intermediate**-0.5
-    ours, gems = kernel("fused_moe"), kernel("fused_moe", "flagos.flag_gems")
+    ours, gems = kernel("fused_moe"), flag_gems("fused_moe")
     sides = {
         "flagos": lambda x, weights, ids: ours(x, w13, w2, weights, ids),
         "sglang": lambda x, weights, ids: fused_experts_impl(x, w13, w2, weights, ids, filter_expert=False),
@@ -379,16 +385,6 @@ HEAD = [
 ]
 
 
-def about() -> str:
-    import flag_gems
-
-    return (
-        f"{torch.cuda.get_device_name()}; sglang {sglang_version}, sglang-fl-core {__version__}, "
-        f"FlagGems {flag_gems.__version__}, torch {torch.__version__}, triton {triton.__version__}, "
-        f"Python {platform.python_version()}"
-    )
-
-
 def summary(rows: list[list]) -> Iterator[str]:
     """Say for each op how it stands: geometric mean and least of the ratios, cells below 1."""
     ratio, of_copy = HEAD.index("sglang / flagos"), HEAD.index("copy / flagos")
@@ -425,7 +421,7 @@ def main() -> None:
             print(*rows[-1], sep="  ", flush=True)
     print(*summary(rows), sep="\n")
     if options.csv:
-        write_table(options.csv, f"python -m benchmarks.bench_ops; {about()}", HEAD, rows)
+        write_table(options.csv, about(), HEAD, rows)
 
 
 if __name__ == "__main__":

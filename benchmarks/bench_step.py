@@ -25,7 +25,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.bench_ops import DTYPE, POSITIONS, about, random, set_server_args
+from benchmarks.about import about
+from benchmarks.bench_ops import DTYPE, POSITIONS, random, set_server_args
 from benchmarks.cell import kernel
 from benchmarks.cuda_timing import captured
 from benchmarks.tables import write_table
@@ -238,7 +239,7 @@ def main() -> None:
                 print(*row, sep="  ", flush=True)
                 table.append(row)
     if options.csv:
-        write_table(options.csv, f"python -m benchmarks.bench_step; {about()}", HEAD, table)
+        write_table(options.csv, about(), HEAD, table)
 
 
 if __name__ == "__main__":

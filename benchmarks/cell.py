@@ -1,5 +1,6 @@
 """What ``bench_ops`` measures: an op at one shape, by several sides."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from sglang_fl.dispatch.loading import load_kernel
 from sglang_fl.ops import OPS
 from sglang_fl_nvidia import NVIDIA
 
-__all__ = ["Cell", "kernel"]
+__all__ = ["Cell", "kernel", "when_called"]
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,9 @@ class Cell:
 def kernel(op: str, impl_id: str = "flagos") -> Callable:
     (impl,) = (impl for impl in NVIDIA.impls if (impl.op, impl.id) == (op, impl_id))
     return load_kernel(OPS[op], impl, strict=True)
+
+
+def when_called(make: Callable[[], Callable]) -> Callable:
+    """Return a side that is made in its first call: without its library it has no figure, and others have."""
+    made = functools.cache(make)
+    return lambda *arguments: made()(*arguments)

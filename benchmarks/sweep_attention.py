@@ -10,15 +10,14 @@ tiles are fastest over all its sizes, by the geometric mean of what they were al
 
 import argparse
 import itertools
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
+from benchmarks.about import about
 from benchmarks.cell import Cell
 from benchmarks.cuda_timing import FOOTPRINT, graph_times
 from benchmarks.paged_attention import decode_cells, extend_cells
@@ -193,10 +192,7 @@ def main() -> None:
             if options.shape is None or options.shape in shape.name:
                 rows += sweep(kind(shape), sizes)
     if options.csv:
-        chip = (
-            f"{torch.cuda.get_device_name()}; triton {triton.__version__}, Python {platform.python_version()}"
-        )
-        write_table(options.csv, f"python -m benchmarks.sweep_attention {options.op}; {chip}", HEAD, rows)
+        write_table(options.csv, about(), HEAD, rows)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m benchmarks.sweep_experts [--shape NAME] [--tokens 1,2,4] [--compile] [--csv FILE]
 
-A cell is a shape and a number of tokens. One layer's tile is changed at a time, or the rows of both, and the
-whole op is timed: all tiles and SGLang's own in turn, as CUDA graphs of calls on fresh inputs. The first tiles
-of a cell are the table's; a result that differs from theirs, or from its own when it is computed again, is an
-error. Tiles that cannot run are left out. Compiling takes longer than timing: with ``--compile`` nothing is
-timed, so that several of these can run beside each other, one a shape.
+A cell is a shape and a number of tokens. One layer's tile is changed at a time, or the rows of both, and
+the whole op is timed: all tiles and SGLang's own in turn, as CUDA graphs of calls on fresh inputs. The
+first tiles of a cell are the table's; a result that differs from theirs, or from its own when it is
+computed again, is an error. Tiles that cannot run are left out. Compiling takes longer than timing: with
+``--compile`` nothing is timed, so that several of these can run beside each other, one a shape.
 """
 
 import argparse

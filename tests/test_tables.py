@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from release import features_page, op_page, tables, vendor_page
-from release.tables import COMMAND, behind, put
+from release import features_page, marks, op_page, vendor_page
+from release.marks import COMMAND, behind, put
 from sglang_fl.ops import OPS
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ def test_no_page_is_behind():
 
 
 def test_a_page_that_is_behind_is_named_with_the_command_that_writes_it(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    monkeypatch.setattr(marks, "DOCS", tmp_path)
     blocks = {"ops": "| op |\n"}
     page = tmp_path / "ops.md"
     page.write_text("before\n<!-- ops -->\nolder\n<!-- /ops -->\nafter\n")

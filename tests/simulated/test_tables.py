@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from release import vendor_page
+from release.marks import behind
 from release.sglang_wheels import unpacked
-from release.tables import behind
 from sglang_fl.aten.plan import make_plan, names_of_nothing, offered_ops
 from sglang_fl.settings import Settings
 

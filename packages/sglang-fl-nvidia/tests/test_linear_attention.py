@@ -158,6 +158,14 @@ def test_every_tile(op: str, few: int, monkeypatch: pytest.MonkeyPatch):
     assert_right(op, arguments_of(op))
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 8])
+def test_prompts_in_tiles_of_other_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch):
+    """A tile of fewer tokens than taps would meet the state behind the first one too."""
+    monkeypatch.setattr(causal_conv1d_fn, "TOKENS", tokens)
+    monkeypatch.setattr(causal_conv1d_fn, "_launches", {})
+    assert_right(PROMPTS, arguments_of(PROMPTS, channels=40))
+
+
 @pytest.mark.parametrize("number", range(len(chunk_gated_delta_rule.WALKS) + 1))
 def test_every_walk_through_chunks(number: int, monkeypatch: pytest.MonkeyPatch):
     walk = (*chunk_gated_delta_rule.WALKS, chunk_gated_delta_rule.NARROW)[number]._replace(most=sys.maxsize)

@@ -59,10 +59,11 @@ def _inputs(
     TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Load what a tile sees in float32, as a tuple: inputs of ``WIDTH - 1`` tokens before it, and its own.
+    """Load the inputs that a tile sees: a tuple of those before it, in float32, and its own.
 
-    Those before the first of its sequence are 0, or those held in its state. All are on their way before one
-    is needed, and each is loaded once: a tile is one wait for memory.
+    Before the first token of a sequence they are 0, or what its state holds. All are on their way before one
+    is needed, and each is loaded once: a tile is one wait for memory. Its own are left as they are, because
+    in float32 they would take twice the registers.
     """
     loaded: tl.tuple = ()
     for row in tl.static_range(TOKENS + WIDTH - 1):

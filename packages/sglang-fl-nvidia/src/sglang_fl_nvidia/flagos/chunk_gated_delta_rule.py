@@ -164,8 +164,6 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
         "BOUNDS_STRIDE": bounds.stride(0),
         "INDEX_STRIDE": indices.stride(0),
         "HEADS": q.shape[2],
-        "CHUNK": CHUNK_SIZE,
-        "LEVELS": CHUNK_SIZE.bit_length() - 1,
         "PRECISION": PRECISIONS[q.dtype],
     }
 

@@ -1,6 +1,7 @@
 """The kernels of linear attention: each of their tiles, what they read where it lies, what they refuse."""
 
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from sglang_fl.vendor import load_target
 from sglang_fl_nvidia.flagos import (
     causal_conv1d_fn,
     causal_conv1d_update,
+    chunk_gated_delta_rule,
     delta_rule,
     fused_recurrent_gated_delta_rule_packed_decode,
     fused_sigmoid_gating_delta_rule_update,
@@ -154,6 +156,43 @@ def test_every_tile(op: str, few: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "MOST_FEW", few)
     monkeypatch.setattr(launches, "_launches", {})
     assert_right(op, arguments_of(op))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 8])
+def test_prompts_in_tiles_of_other_tokens(tokens: int, monkeypatch: pytest.MonkeyPatch):
+    """A tile of fewer tokens than taps would meet the state behind the first one too."""
+    monkeypatch.setattr(causal_conv1d_fn, "TOKENS", tokens)
+    monkeypatch.setattr(causal_conv1d_fn, "_launches", {})
+    assert_right(PROMPTS, arguments_of(PROMPTS, channels=40))
+
+
+@pytest.mark.parametrize("number", range(len(chunk_gated_delta_rule.WALKS) + 1))
+def test_every_walk_through_chunks(number: int, monkeypatch: pytest.MonkeyPatch):
+    walk = (*chunk_gated_delta_rule.WALKS, chunk_gated_delta_rule.NARROW)[number]._replace(most=sys.maxsize)
+    monkeypatch.setattr(chunk_gated_delta_rule, "WALKS", (walk,))
+    monkeypatch.setattr(chunk_gated_delta_rule, "NARROW", walk)
+    monkeypatch.setattr(chunk_gated_delta_rule, "_launches", {})
+    # Values that no walk's tile divides, and more of them than each has.
+    assert_right(CHUNKS, arguments_of(CHUNKS, values=72))
+
+
+def test_the_walk_is_the_first_that_is_for_so_many_programs(monkeypatch: pytest.MonkeyPatch):
+    launched = []
+
+    def compiled(kernel: Any, *_: Any, **constants: Any) -> Callable[..., None]:
+        block, stages = constants["BLOCK"], constants["num_stages"]
+        is_walk = kernel is chunk_gated_delta_rule.states_kernel
+        return lambda programs, *_: launched.append((programs, block, stages)) if is_walk else None
+
+    monkeypatch.setattr(chunk_gated_delta_rule, "compiled", compiled)
+    monkeypatch.setattr(chunk_gated_delta_rule, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(chunk_gated_delta_rule, "_launches", {})
+    for sequences in (3, 4, 5, 8, 9):
+        given = arguments_of(CHUNKS, values=128, lengths=(1,) * sequences)
+        halved = {name: given[name].half() for name in ("q", "k", "v")}
+        kernel(CHUNKS)(**given | halved)
+    # Of 16 values there are 8 programs of each of 4 heads; of 64, two.
+    assert launched == [(96, 16, 4), (128, 16, 4), (160, 16, 3), (256, 16, 3), (72, 64, 3)]
 
 
 def test_more_sequences_than_are_read_at_a_time():

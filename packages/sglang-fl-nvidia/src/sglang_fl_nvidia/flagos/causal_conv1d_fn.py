@@ -7,14 +7,14 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_fl.ops.causal_conv1d_fn import check_prompts
-from sglang_fl_nvidia.flagos.convolution import MOST_TAPS, activated, constants
+from sglang_fl_nvidia.flagos.convolution import activated, constants
 from sglang_fl_nvidia.flagos.launch import Launch, address, compiled, constants_of, overlap
 
 __all__ = ["causal_conv1d_fn"]
 
-#: Tokens and channels of a program, and its warps. Not fewer tokens than taps: the first tile of a sequence
-#: alone meets its state.
-TOKENS, BLOCK, WARPS = MOST_TAPS, 128, 4
+#: Tokens and channels of a program, and its warps. A thread has 4 channels and loads all tokens of them at a
+#: time: 96 registers in 16 bit. With 8 channels it needs all that there are (255). No tile was timed.
+TOKENS, BLOCK, WARPS = 16, 256, 2
 #: Sequences whose beginnings a program reads at a time.
 SEQUENCES = 64
 
@@ -34,6 +34,49 @@ def _sequence_of(tile, bounds_ptr, sequences, STRIDE: tl.constexpr, TOKENS: tl.c
         begin = tl.load(bounds_ptr + number.to(tl.int64) * STRIDE, mask=exists, other=0).to(tl.int32)
         sequence += tl.sum((exists & (begin // TOKENS + number <= tile)).to(tl.int32), 0)
     return sequence
+
+
+@triton.jit
+def _taps(at, exists, TAP_STRIDE: tl.constexpr, TAPS: tl.constexpr):
+    """Load taps of some channels in float32, as a tuple."""
+    taps: tl.tuple = ()
+    for tap in tl.static_range(TAPS):
+        taps += (tl.load(at + tap * TAP_STRIDE, mask=exists, other=0.0).to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def _inputs(
+    x_at,
+    held,
+    is_held,
+    first,
+    begin,
+    end,
+    exists,
+    X_STRIDE: tl.constexpr,
+    TAP_STRIDE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Load the inputs that a tile sees: a tuple of those before it, in float32, and its own.
+
+    Before the first token of a sequence they are 0, or what its state holds. All are on their way before one
+    is needed, and each is loaded once: a tile is one wait for memory. Its own are left as they are, because
+    in float32 they would take twice the registers.
+    """
+    loaded: tl.tuple = ()
+    for row in tl.static_range(TOKENS + WIDTH - 1):
+        token = first + (row - WIDTH + 1)
+        is_seen = exists & (token >= begin) & (token < end)
+        loaded += (tl.load(x_at + token * X_STRIDE, mask=is_seen, other=0.0),)
+    inputs: tl.tuple = ()
+    for row in tl.static_range(WIDTH - 1):
+        x = loaded[row].to(tl.float32)
+        if is_held:
+            x += tl.load(held + row * TAP_STRIDE, mask=exists, other=0.0).to(tl.float32)
+        inputs += (x,)
+    return inputs + loaded[WIDTH - 1 :]
 
 
 @triton.jit(do_not_specialize=["sequences"])
@@ -71,10 +114,12 @@ def prompts_kernel(
     BLOCKS: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     tile = program // BLOCKS
-    channel = (program % BLOCKS).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    channel = (program % BLOCKS).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = channel < CHANNELS
+    weights = _taps(weight_ptr + channel * WEIGHT_STRIDE, exists, WEIGHT_TAP, WIDTH)
+    bias = tl.zeros([BLOCK], tl.float32)
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + channel * BIAS_STRIDE, mask=exists, other=0.0).to(tl.float32)
+        bias += tl.load(bias_ptr + channel * BIAS_STRIDE, mask=exists, other=0.0).to(tl.float32)
     overlap(OVERLAP)
     sequence = _sequence_of(tile, bounds_ptr, sequences, BOUNDS_STRIDE, TOKENS, SEQUENCES)
     if sequence >= 0:
@@ -85,42 +130,32 @@ def prompts_kernel(
         number = tile - (begin // TOKENS + sequence)
         first = begin + number * TOKENS
         if (slot >= 0) & (first < end):
-            token = first + tl.arange(0, TOKENS)[:, None]
-            known = exists & (token < end)
-            of_weight = weight_ptr + channel * WEIGHT_STRIDE
             held = state_ptr + slot * SLOT_STRIDE + channel * CHANNEL_STRIDE
-            y = tl.zeros([TOKENS, BLOCK], tl.float32)
-            for tap in tl.static_range(WIDTH):
-                at = token + (tap - WIDTH + 1)
-                weight = tl.load(of_weight + tap * WEIGHT_TAP, mask=exists, other=0.0).to(tl.float32)
-                seen = tl.load(x_ptr + at * X_STRIDE + channel, mask=known & (at >= begin), other=0.0)
-                seen = seen.to(tl.float32)
-                if number == 0:
-                    before = at - begin + (WIDTH - 1)
-                    is_held = known & (at < begin) & is_continued
-                    seen += tl.load(held + before * TAP_STRIDE, mask=is_held, other=0.0).to(tl.float32)
-                y += seen * weight
-            if HAS_BIAS:
-                y += bias
-            y = activated(y, IS_SILU).to(out_ptr.dtype.element_ty)
-            tl.store(out_ptr + token * CHANNELS + channel, y, mask=known)
+            begins, x_at = (number == 0) & is_continued, x_ptr + channel
+            seen = _inputs(x_at, held, begins, first, begin, end, exists, X_STRIDE, TAP_STRIDE, TOKENS, WIDTH)
+            for row in tl.static_range(TOKENS):
+                y = bias
+                for tap in tl.static_range(WIDTH):
+                    y += seen[row + tap].to(tl.float32) * weights[tap]
+                y = activated(y, IS_SILU).to(out_ptr.dtype.element_ty)
+                tl.store(out_ptr + (first + row) * CHANNELS + channel, y, mask=exists & (first + row < end))
             if number == 0:
                 place = tl.arange(0, TAPS)[:, None]
-                kept = exists & (place < WIDTH - 1)
                 source = end - (WIDTH - 1) + place
-                is_new = source >= begin
-                new = tl.load(x_ptr + source * X_STRIDE + channel, mask=kept & is_new, other=0.0)
-                old_at = held + (source - begin + (WIDTH - 1)) * TAP_STRIDE
-                old = tl.load(old_at, mask=kept & (source < begin) & is_continued, other=0.0)
-                # The other of the two is zero.
-                window = new.to(tl.float32) + old.to(tl.float32)
+                is_kept, is_new = exists[None, :] & (place < WIDTH - 1), source >= begin
+                new_at = x_at[None, :] + source * X_STRIDE
+                new = tl.load(new_at, mask=is_kept & is_new, other=0.0).to(tl.float32)
+                old_at = held[None, :] + (source - begin + (WIDTH - 1)) * TAP_STRIDE
+                old = tl.load(old_at, mask=is_kept & (source < begin) & is_continued, other=0.0)
+                # One of the two is zero.
+                kept = (new + old.to(tl.float32)).to(state_ptr.dtype.element_ty)
                 # What one thread stores, another may have to load first.
                 tl.debug_barrier()
-                tl.store(held + place * TAP_STRIDE, window.to(state_ptr.dtype.element_ty), mask=kept)
+                tl.store(held[None, :] + place * TAP_STRIDE, kept, mask=is_kept)
 
 
-#: A launch, and the programs of each tile.
-_Prompts = tuple[Launch, int]
+#: A launch, the tokens of a tile, and its programs.
+_Prompts = tuple[Launch, int, int]
 
 _launches: dict[tuple[Any, ...], _Prompts] = {}
 
@@ -167,8 +202,8 @@ def causal_conv1d_fn(
         found = _launches[key] = _compiled(tensors, start % 16 == 0, known)
     out = x.new_empty((tokens, x.shape[0]))
     if sequences and out.numel():
-        launch, blocks = found
-        launch((tokens // TOKENS + sequences) * blocks, *map(address, tensors), address(out), sequences)
+        launch, of_tile, blocks = found
+        launch((tokens // of_tile + sequences) * blocks, *map(address, tensors), address(out), sequences)
     return out.t()
 
 
@@ -179,7 +214,8 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool, known: dict[str, in
         "BOUNDS_STRIDE": bounds.stride(0),
         "INDEX_STRIDE": indices.stride(0),
         "HAS_STRIDE": has.stride(0),
-        "TOKENS": TOKENS,
+        # The first tile of a sequence alone meets its state.
+        "TOKENS": max(TOKENS, known["WIDTH"] - 1),
         "BLOCK": BLOCK,
         "SEQUENCES": SEQUENCES,
     }
@@ -189,4 +225,4 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool, known: dict[str, in
         num_warps=WARPS,
         **constants_of(prompts_kernel, known),
     )
-    return launch, triton.cdiv(known["CHANNELS"], BLOCK)
+    return launch, known["TOKENS"], triton.cdiv(known["CHANNELS"], BLOCK)

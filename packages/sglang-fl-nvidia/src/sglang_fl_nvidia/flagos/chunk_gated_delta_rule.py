@@ -1,5 +1,6 @@
 """``chunk_gated_delta_rule`` in three Triton kernels, from the pool and back to it."""
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -10,20 +11,49 @@ from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.chunk_gated_delta_rule import CHUNK_SIZE, check_chunks
 from sglang_fl_nvidia.flagos.delta_rule import Pool
 from sglang_fl_nvidia.flagos.delta_rule_chunks import results_kernel, states_kernel, without_states_kernel
-from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, constants_of
+from sglang_fl_nvidia.flagos.launch import (
+    DTYPES,
+    Launch,
+    address,
+    compiled,
+    constants_of,
+    multiprocessors,
+    shared_memory,
+)
 
 __all__ = ["chunk_gated_delta_rule"]
 
-#: Values that a program has, and its warps. As many programs walk through the chunks of one prompt of
-#: Qwen3-Next as an H200 has multiprocessors. Nine others are in ``benchmarks/results/sweep_chunks_h200.csv``:
-#: of 64 values it is up to 1.04 times as fast, but 0.84 for one short prompt on few heads; of 16 it is 1.1 to
-#: 1.2 times where there are few programs, and 0.9 where there are many. Neither was compared with float64.
-WITHOUT_STATES, STATES, RESULTS = (64, 4), (32, 4), (64, 4)
+
+class Walk(NamedTuple):
+    """What a program takes that walks from chunk to chunk of a sequence.
+
+    Parameters
+    ----------
+    values : of one head's state
+    warps, stages : of the program, which loads ``stages - 1`` chunks ahead
+    most : for how many programs of each multiprocessor it is
+    """
+
+    values: int
+    warps: int
+    stages: int
+    most: int = sys.maxsize
+
+
+#: In 16 bit with at most 128 keys; the first that is for so many programs. Chunks come one after the other,
+#: so that many small programs are fastest, where all of them run at a time: one of 4 stages on each
+#: multiprocessor of an H200, two of 3. Where there are more the larger one is, since each program reads all
+#: keys of its chunks. See ``benchmarks/results/sweep_chunks_h200.csv``.
+WALKS = (Walk(16, 4, 4, most=1), Walk(16, 4, 3, most=2), Walk(64, 4, 3))
+#: For more keys, for float32 and for GPUs with less memory for a program than the largest of these needs.
+NARROW, NEEDED = Walk(32, 4, 3), 144 << 10
+#: Values that a program of the other kernels has, its warps and its stages.
+WITHOUT_STATES, RESULTS = (64, 4, 3), (64, 4, 3)
 #: Float32 as a sum of products in TF32: of products as they are Triton's compiler makes so much code that it
 #: takes minutes. What 16-bit dtypes have in float32 is rounded to them after the next product.
 PRECISIONS = {torch.float32: "tf32x3", torch.float16: "tf32", torch.bfloat16: "tf32"}
-#: What a program that walks through chunks loads ahead, in chunks: in float32 more does not fit.
-STAGES = {torch.float32: 2, torch.float16: 3, torch.bfloat16: 3}
+#: In float32 more does not fit.
+MOST_STAGES = {torch.float32: 2, torch.float16: 4, torch.bfloat16: 4}
 #: The keys of a chunk must fit into the memory of a program, beside what is computed from them.
 MOST_KEYS = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}
 #: Lanes for keys. With 32 of them in 16 bit what Triton 3.6 compiles reads memory that is not the program's
@@ -32,12 +62,11 @@ LEAST_LANES = 64
 
 
 class _Launches(NamedTuple):
-    """The kernels, and how many programs each has of a head."""
+    """The kernels; of walks up to how many sequences each is for, and its programs for one of them."""
 
     without_states: Launch
-    states: Launch
+    walks: tuple[tuple[int, Launch, int], ...]
     results: Launch
-    state_blocks: int
     result_blocks: int
 
 
@@ -97,10 +126,11 @@ def chunk_gated_delta_rule(
                 chunks * value_heads,
                 *(k_at, v_at, g_at, beta_at, bounds_at, *of_tokens, change_at, weight_at, sequences),
             )
-            found.states(
-                sequences * value_heads * found.state_blocks,
-                *(*of_tokens, state_at, index_at, bounds_at, change_at, weight_at, before_at),
-            )
+            given = *of_tokens, state_at, index_at, bounds_at, change_at, weight_at, before_at
+            for most, walk, programs in found.walks:
+                if sequences <= most:
+                    walk(sequences * programs, *given)
+                    break
         found.results(
             chunks * value_heads * found.result_blocks,
             *(q_at, *of_tokens, index_at, bounds_at, change_at, before_at, address(out)),
@@ -134,25 +164,29 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
         "BOUNDS_STRIDE": bounds.stride(0),
         "INDEX_STRIDE": indices.stride(0),
         "HEADS": q.shape[2],
-        "CHUNK": CHUNK_SIZE,
-        "LEVELS": CHUNK_SIZE.bit_length() - 1,
         "PRECISION": PRECISIONS[q.dtype],
     }
 
-    def of(kernel: Any, tile: tuple[int, int], *arguments: Any) -> tuple[Launch, int]:
-        block = max(16, min(tile[0], triton.next_power_of_2(pool.values)))
+    def of(kernel: Any, values: int, warps: int, stages: int, *arguments: Any) -> tuple[Launch, int]:
+        block = max(16, min(values, triton.next_power_of_2(pool.values)))
         constants = constants_of(kernel, known | {"BLOCK": block})
         launch = compiled(
             *(kernel, *arguments),
             is_aligned=is_aligned,
-            num_warps=tile[1],
-            num_stages=STAGES[q.dtype],
+            num_warps=warps,
+            num_stages=min(stages, MOST_STAGES[q.dtype]),
             **constants,
         )
         return launch, triton.cdiv(pool.values, block)
 
     decays = q.new_empty(1, dtype=torch.float32)
-    without, _ = of(without_states_kernel, WITHOUT_STATES, k, v, g, beta, bounds, k, decays, q, q, 1)
-    walk, state_blocks = of(states_kernel, STATES, k, decays, states, indices, bounds, q, q, k)
-    results, result_blocks = of(results_kernel, RESULTS, q, k, decays, indices, bounds, q, k, q, 1, 1, 1.0)
-    return _Launches(without, walk, results, state_blocks, result_blocks)
+    without, _ = of(without_states_kernel, *WITHOUT_STATES, k, v, g, beta, bounds, k, decays, q, q, 1)
+    results, result_blocks = of(results_kernel, *RESULTS, q, k, decays, indices, bounds, q, k, q, 1, 1, 1.0)
+    device, walks = q.get_device(), []
+    is_wide = q.dtype is not torch.float32 and known["LANES"] <= 128 and shared_memory(device) >= NEEDED
+    for walk in WALKS if is_wide else (NARROW,):
+        *tile, most = walk
+        launch, blocks = of(states_kernel, *tile, k, decays, states, indices, bounds, q, q, k)
+        programs = blocks * pool.heads
+        walks.append((most * multiprocessors(device) // max(1, programs), launch, programs))
+    return _Launches(without, tuple(walks), results, result_blocks)

@@ -26,11 +26,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from sglang_fl.ops.chunk_gated_delta_rule import CHUNK_SIZE
 from sglang_fl_nvidia.flagos.delta_rule import unit
 from sglang_fl_nvidia.flagos.launch import overlap
 
 __all__ = ["results_kernel", "states_kernel", "without_states_kernel"]
 
+#: Tokens of a chunk, a power of two, and which.
+CHUNK, LEVELS = tl.constexpr(CHUNK_SIZE), tl.constexpr(CHUNK_SIZE.bit_length() - 1)
 #: Sequences whose beginnings a program reads at a time.
 MANY = tl.constexpr(64)
 #: The logarithm of a decay that is 0 in float32.
@@ -38,7 +41,7 @@ LEAST = tl.constexpr(-128.0)
 
 
 @triton.jit
-def _chunk_of(tile, bounds_ptr, sequences, STRIDE: tl.constexpr, CHUNK: tl.constexpr) -> Any:
+def _chunk_of(tile, bounds_ptr, sequences, STRIDE: tl.constexpr) -> Any:
     """Return the sequence of a chunk, and its number there.
 
     What belongs to no sequence counts as one more, the last: it is ``sequences``.
@@ -47,7 +50,7 @@ def _chunk_of(tile, bounds_ptr, sequences, STRIDE: tl.constexpr, CHUNK: tl.const
     before = 0
     known = 0
     for start in range(0, sequences, MANY):
-        chunks = _chunks(start, bounds_ptr, sequences, STRIDE, CHUNK)
+        chunks = _chunks(start, bounds_ptr, sequences, STRIDE)
         is_passed = known + tl.cumsum(chunks, 0) <= tile
         exists = start + tl.arange(0, MANY) < sequences
         sequence += tl.sum((is_passed & exists).to(tl.int32), 0)
@@ -57,16 +60,16 @@ def _chunk_of(tile, bounds_ptr, sequences, STRIDE: tl.constexpr, CHUNK: tl.const
 
 
 @triton.jit
-def _chunks_before(sequence, bounds_ptr, STRIDE: tl.constexpr, CHUNK: tl.constexpr) -> Any:
+def _chunks_before(sequence, bounds_ptr, STRIDE: tl.constexpr) -> Any:
     """Return how many chunks the sequences before this one have."""
     before = 0
     for start in range(0, sequence, MANY):
-        before += tl.sum(_chunks(start, bounds_ptr, sequence, STRIDE, CHUNK), 0)
+        before += tl.sum(_chunks(start, bounds_ptr, sequence, STRIDE), 0)
     return before
 
 
 @triton.jit
-def _chunks(start, bounds_ptr, sequences, STRIDE: tl.constexpr, CHUNK: tl.constexpr) -> Any:
+def _chunks(start, bounds_ptr, sequences, STRIDE: tl.constexpr) -> Any:
     """Return the numbers of chunks of some sequences; 0 behind the last."""
     number = start + tl.arange(0, MANY)
     exists = number < sequences
@@ -98,7 +101,7 @@ def _faded(products, decay, is_seen) -> Any:
 
 
 @triton.jit
-def _inverse(a, CHUNK: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr) -> Any:
+def _inverse(a, PRECISION: tl.constexpr) -> Any:
     """Return ``(1 + a)^-1`` for a matrix with nothing on its diagonal and above."""
     row, column = tl.arange(0, CHUNK)[:, None], tl.arange(0, CHUNK)[None, :]
     inverse = tl.where(row == column, 1.0, 0.0) - tl.where(row // 2 == column // 2, a, 0.0)
@@ -137,8 +140,6 @@ def without_states_kernel(
     KEYS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
-    LEVELS: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
@@ -146,7 +147,7 @@ def without_states_kernel(
     overlap(OVERLAP)
     program = tl.program_id(0)
     head = (program % VALUE_HEADS).to(tl.int64)
-    sequence, number = _chunk_of(program // VALUE_HEADS, bounds_ptr, sequences, BOUNDS_STRIDE, CHUNK)
+    sequence, number = _chunk_of(program // VALUE_HEADS, bounds_ptr, sequences, BOUNDS_STRIDE)
     if sequence < sequences:
         at = bounds_ptr + sequence.to(tl.int64) * BOUNDS_STRIDE
         begin, end = tl.load(at).to(tl.int64), tl.load(at + BOUNDS_STRIDE).to(tl.int64)
@@ -164,7 +165,7 @@ def without_states_kernel(
         narrow = k.to(dtype)
         products = tl.dot(narrow, tl.trans(narrow), input_precision=PRECISION)
         a = _faded(products * beta[:, None], decay, place[:, None] > place[None, :])
-        inverse = _inverse(a, CHUNK, LEVELS, PRECISION).to(dtype)
+        inverse = _inverse(a, PRECISION).to(dtype)
 
         lane, row = tl.arange(0, LANES), token * VALUE_HEADS + head
         inside = exists[:, None] & (lane < KEYS)[None, :]
@@ -203,7 +204,6 @@ def states_kernel(
     KEYS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
@@ -217,7 +217,7 @@ def states_kernel(
     if slot >= 0:
         begin = tl.load(bounds_ptr + sequence * BOUNDS_STRIDE).to(tl.int64)
         end = tl.load(bounds_ptr + (sequence + 1) * BOUNDS_STRIDE).to(tl.int64)
-        chunk = _chunks_before(sequence, bounds_ptr, BOUNDS_STRIDE, CHUNK).to(tl.int64)
+        chunk = _chunks_before(sequence, bounds_ptr, BOUNDS_STRIDE).to(tl.int64)
         value, lane = program % BLOCKS * BLOCK + tl.arange(0, BLOCK), tl.arange(0, LANES)
         inside = (value < VALUES)[:, None] & (lane < KEYS)[None, :]
         of_state = value[:, None] * KEYS + lane[None, :]
@@ -272,7 +272,6 @@ def results_kernel(
     KEYS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ) -> None:
@@ -282,7 +281,7 @@ def results_kernel(
     program = tl.program_id(0)
     chunk = (program // BLOCKS // VALUE_HEADS).to(tl.int64)
     head = (program // BLOCKS % VALUE_HEADS).to(tl.int64)
-    sequence, number = _chunk_of(chunk.to(tl.int32), bounds_ptr, sequences, BOUNDS_STRIDE, CHUNK)
+    sequence, number = _chunk_of(chunk.to(tl.int32), bounds_ptr, sequences, BOUNDS_STRIDE)
     value = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
     place, lane = tl.arange(0, CHUNK), tl.arange(0, LANES)
     dtype = out_ptr.dtype.element_ty

@@ -35,6 +35,8 @@ class Job:
 THREE = "vanilla,layer2,control"
 #: With the side whose attention is SGLang's own. Of the models with experts no fourth engine fits.
 FOUR = "vanilla,layer2,layer2:decode_attention=sglang;extend_attention=sglang,control"
+#: With the side whose convolutions are SGLang's own.
+CONVOLVED = "vanilla,layer2,layer2:causal_conv1d_fn=sglang;causal_conv1d_update=sglang,control"
 #: Sides and seconds of each model that is served.
 ENGINES = {
     "Qwen2.5-0.5B": (FOUR, 220),
@@ -45,7 +47,7 @@ ENGINES = {
     "Qwen3-30B-A3B-24L": (THREE, 300),
     "DeepSeek-V2-Lite": (THREE, 300),
     "GLM-4.5-Air-8L": (THREE, 280),
-    "Qwen3-Next-80B-A3B-8L": (THREE, 280),
+    "Qwen3-Next-80B-A3B-8L": (CONVOLVED, 330),
     "gpt-oss-20b-16L": (THREE, 290),
 }
 SMALL = "flagos,sglang,flag_gems,torch.compile,liger,copy"

@@ -61,32 +61,36 @@ SECOND = {
     128: (Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 4, 4), Tile(128, 256, 64, 8, 3)),
 }
 HEAD = [
-    *("shape", "tokens", "first layer", "second layer", "halvings", "µs", "of the table's speed"),
+    *("shape", "tokens", "first layer", "second layer", "halvings", "group", "µs", "of the table's speed"),
     "of SGLang's speed",
 ]
 
 
 class Choice(NamedTuple):
-    """The tiles of both layers, and how often the rows of last tiles may be halved."""
+    """The tiles of both layers; of sorted ones how often the last may be halved, and how many are a group."""
 
     first: Tile
     second: Tile
-    halvings: int
+    halvings: int = 0
+    group: int = 1
 
 
 def choices(layer: Experts, rows: int) -> Iterator[Choice]:
     """Yield the table's choice, then others in one respect; ``rows`` is 0 where nothing is sorted."""
     if not rows:
         few = expert_tiles.second_few(layer.hidden, layer.intermediate)
-        now = Choice(expert_tiles.first_few(layer.hidden), few, 0)
+        now = Choice(expert_tiles.first_few(layer.hidden), few)
         yield now
     else:
         table = expert_tiles.sorted_tiles(layer.intermediate)
-        by_rows = {tile: Choice(*table[tile], expert_tiles.halvings(tile)) for tile in table}
+        inner = layer.intermediate
+        group = expert_tiles.group_for(inner)
+        by_rows = {rows: Choice(*table[rows], expert_tiles.halvings(rows, inner), group) for rows in table}
         now = by_rows[rows]
         yield now
         yield from (choice for choice in by_rows.values() if choice != now)
         yield from (now._replace(halvings=number) for number in range(3) if number != now.halvings)
+        yield from (now._replace(group=number) for number in (1, 8, 16) if number != group)
     yield from (now._replace(first=tile) for tile in FIRST[rows] if tile != now.first)
     yield from (now._replace(second=tile) for tile in SECOND[rows] if tile != now.second)
 
@@ -107,7 +111,7 @@ def chosen(choice: Choice, is_sorted: bool, launches: dict) -> Iterator[None]:
     if is_sorted:
         taken["sorted_tiles"] = lambda inner: {rows: choice[:2]}
         taken["rows_for"] = lambda assignments, experts: rows
-        taken["halvings"] = lambda rows: choice.halvings
+        taken |= {"halvings": lambda rows, inner: choice.halvings, "group_for": lambda inner: choice.group}
     else:
         taken |= {"first_few": lambda width: choice.first, "second_few": lambda width, inner: choice.second}
     kept = {name: getattr(fused_moe, name) for name in taken}
@@ -178,7 +182,7 @@ def timed(cell: Cell, runs: dict[Choice, Callable], inputs: Sequence[tuple]) -> 
     for choice in sorted(runs, key=lambda choice: (choice != now, times[choice])):
         took = times[choice]
         speeds = f"{took:.2f}", f"{times[now] / took:.3f}", f"{times['sglang'] / took:.3f}"
-        table.append([cell.shape, cell.tokens, *map(text_of, choice[:2]), choice.halvings, *speeds])
+        table.append([cell.shape, cell.tokens, *map(text_of, choice[:2]), *choice[2:], *speeds])
         print("  ", *speeds, text_of(choice), flush=True)
     return table
 

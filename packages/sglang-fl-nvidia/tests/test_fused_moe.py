@@ -45,14 +45,22 @@ def assert_experts_right(tokens: int, number: int, width: int, inner: int) -> No
     [(5, 16, 32), (5, 16, 0), (40, 5, 0), (40, 2, 0), (70, 2, 0), (33, 1, 0)],
     ids=["not-sorted", "16-rows", "32-rows", "64-rows", "128-rows", "one-expert"],
 )
-def test_every_tile_of_experts(tokens: int, number: int, few: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("long", [0, 1 << 30], ids=["in-groups", "last-tiles-halved"])
+def test_every_tile_of_experts(
+    tokens: int, number: int, few: int, long: int, monkeypatch: pytest.MonkeyPatch
+):
     """Widths that no tile divides; some tokens have no expert, some an expert twice."""
+    monkeypatch.setattr(expert_tiles, "LONG", long)
     monkeypatch.setattr(experts, "FEW", few)
     monkeypatch.setattr(experts, "SORT_BLOCK", 32)
     assert_experts_right(tokens, number, 72, 40)
 
 
-@pytest.mark.parametrize("first", [expert_tiles.FIRST_FEW, expert_tiles.FIRST_FEW_WIDE], ids=str)
+@pytest.mark.parametrize(
+    "first",
+    [expert_tiles.FIRST_FEW, expert_tiles.FIRST_FEW_WIDE, expert_tiles.FIRST_FEW_ODD],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "second",
     [expert_tiles.SECOND_FEW, expert_tiles.SECOND_FEW_LARGE, expert_tiles.SECOND_LONG],

@@ -41,10 +41,10 @@ class Walk(NamedTuple):
 
 
 #: In 16 bit with at most 128 keys; the first that is for so many programs. Chunks come one after the other,
-#: so that many small programs are fastest, where all of them run at a time: one of 4 stages on each
-#: multiprocessor of an H200, two of 3. Where there are more the larger one is, since each program reads all
-#: keys of its chunks. See ``benchmarks/results/sweep_chunks_h200.csv``.
-WALKS = (Walk(16, 4, 4, most=1), Walk(16, 4, 3, most=2), Walk(64, 4, 3))
+#: so that small programs that load far ahead are fastest, as long as each multiprocessor has one at most.
+#: Where there are more the largest is, since each program reads all keys of its chunks. See
+#: ``benchmarks/results/sweep_chunks_h200.csv``.
+WALKS = (Walk(16, 4, 4, most=1), Walk(32, 4, 4, most=1), Walk(64, 4, 3))
 #: For more keys, for float32 and for GPUs with less memory for a program than the largest of these needs.
 NARROW, NEEDED = Walk(32, 4, 3), 144 << 10
 #: Values that a program of the other kernels has, its warps and its stages.

@@ -1,15 +1,21 @@
-"""The tiles of the kernels of ``fused_moe``, as measured.
+"""The tiles of the kernels of ``fused_moe``, as ``benchmarks/sweep_experts.py`` found them on an H200.
 
-Measured on an H200 (bfloat16, triton 3.6, CUDA graphs of 8 and 24 calls on fresh inputs, medians of 5), each
-kernel alone with 3 to 8 tiles, in the shapes of Qwen3-30B-A3B, GLM-4.5-Air and DeepSeek-V3 at tp 8, for 1 to
-4096 tokens. Each tile here was the fastest of its kernel or within 3 % of it at nearly all of these. µs of a
-whole layer of Qwen3-30B-A3B with 16 and 32 rows a tile at 256 tokens: 321 and 298; with 32 and 64 at 512: 339
-and 316; with 64 and 128 at 1024: 378 and 370.
+The sweep lies in ``benchmarks/results/sweep_experts_h200.csv``: bfloat16, six models' experts, 1 to 4096
+tokens, the whole op timed. A tile that serves several is the fastest or within 3 % of it at nearly all.
 """
 
 from typing import NamedTuple
 
-__all__ = ["Tile", "first_few", "fitting", "halvings", "rows_for", "second_few", "sorted_tiles"]
+__all__ = [
+    "Tile",
+    "first_few",
+    "fitting",
+    "group_for",
+    "halvings",
+    "rows_for",
+    "second_few",
+    "sorted_tiles",
+]
 
 
 class Tile(NamedTuple):
@@ -29,10 +35,15 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-#: Assignments that are not sorted: the first layer, of tokens of few elements and of more; the second, of
-#: few weights and of more.
-FIRST_FEW, FIRST_FEW_WIDE = Tile(16, 32, 128, 4, 4), Tile(16, 32, 256, 4, 3)
-SECOND_FEW, SECOND_FEW_LARGE = Tile(16, 128, 128, 4, 3), Tile(16, 128, 128, 8, 3)
+#: Assignments that are not sorted, the first layer: of most tokens; of wide ones, whose programs are few and
+#: need much on its way at a time; and of those whose width the others' depth does not divide.
+FIRST_FEW = Tile(16, 32, 128, 4, 4)
+FIRST_FEW_WIDE = Tile(16, 32, 256, 4, 5)
+FIRST_FEW_ODD = Tile(16, 32, 64, 4, 6)
+#: The second layer: of few weights, of more, and of a width inside that their depth does not divide.
+SECOND_FEW = Tile(16, 128, 128, 4, 3)
+SECOND_FEW_LARGE = Tile(16, 128, 128, 4, 4)
+SECOND_FEW_ODD = Tile(16, 128, 128, 8, 3)
 #: Both layers, sorted assignments, by the rows of a tile.
 SORTED = {
     16: (Tile(16, 32, 256, 4, 3), Tile(16, 128, 128, 4, 3)),
@@ -40,15 +51,16 @@ SORTED = {
     64: (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4)),
     128: (Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 4)),
 }
-#: A matrix product has at least so many rows. An expert's last tile is computed with fewer than the others.
-LEAST_ROWS, MOST_HALVINGS = 16, 2
-#: The second layer of few rows where it sums up so much that its programs last long: fewer columns make more
-#: of them.
-LONG, SECOND_LONG = 8192, Tile(16, 64, 256, 4, 3)
+#: Where the second layer sums up so much that its programs last long, fewer columns make more of them.
+LONG, SECOND_LONG = 8192, Tile(16, 64, 256, 4, 4)
+#: A matrix product has at least so many rows.
+LEAST_ROWS = 16
 
 
 def first_few(width: int) -> Tile:
     """Return the tile of the first layer for assignments that are not sorted; ``width`` of a token."""
+    if width % FIRST_FEW.depth:
+        return FIRST_FEW_ODD
     return FIRST_FEW_WIDE if width >= 4096 else FIRST_FEW
 
 
@@ -61,6 +73,8 @@ def second_few(width: int, inner: int) -> Tile:
     """
     if inner > LONG:
         return SECOND_LONG
+    if inner % SECOND_FEW.depth:
+        return SECOND_FEW_ODD
     return SECOND_FEW_LARGE if width * inner > 2**22 else SECOND_FEW
 
 
@@ -69,9 +83,21 @@ def sorted_tiles(inner: int) -> dict[int, tuple[Tile, Tile]]:
     return SORTED | {16: (SORTED[16][0], SECOND_LONG)} if inner > LONG else SORTED
 
 
-def halvings(rows: int) -> int:
-    """Return how often the rows of an expert's last tile may be halved."""
-    return min(MOST_HALVINGS, (rows // LEAST_ROWS).bit_length() - 1)
+def halvings(rows: int, inner: int) -> int:
+    """Return how often the rows of an expert's last tile may be halved; ``inner`` as before.
+
+    Not where programs last long: the loop that can do both is slower there.
+    """
+    return int(rows > LEAST_ROWS and inner <= LONG)
+
+
+def group_for(inner: int) -> int:
+    """Return how many tiles take turns at the same weights; ``inner`` as before.
+
+    With one, all pieces of a tile run beside each other. Where these are more than a GPU runs at a time, each
+    tile of an expert would load all of its weights again.
+    """
+    return 16 if inner > LONG else 1
 
 
 def rows_for(assignments: int, experts: int) -> int:

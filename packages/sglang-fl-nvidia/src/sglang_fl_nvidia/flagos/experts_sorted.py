@@ -1,5 +1,7 @@
 """The kernels of ``fused_moe`` for sorted assignments: both layers of the chosen experts, and their sum."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -8,6 +10,18 @@ from sglang_fl_nvidia.flagos.expert_layers import down, gate_up, sums
 from sglang_fl_nvidia.flagos.launch import overlap
 
 __all__ = ["down_sorted_kernel", "gate_up_sorted_kernel", "sum_kernel"]
+
+
+@triton.jit
+def _place(PIECES: tl.constexpr, GROUP: tl.constexpr) -> Any:
+    """Return the tile and the piece of its columns that this program has.
+
+    Tiles of a group take turns at each piece, so that those of one expert find the piece's weights in the L2
+    cache.
+    """
+    group, place = tl.program_id(0) // (GROUP * PIECES), tl.program_id(0) % (GROUP * PIECES)
+    tiles = tl.minimum(tl.num_programs(0) // PIECES - group * GROUP, GROUP)
+    return group * GROUP + place % tiles, place // tiles
 
 
 @triton.jit
@@ -31,6 +45,7 @@ def gate_up_sorted_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     HALVINGS: tl.constexpr,
+    GROUP: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -45,10 +60,10 @@ def gate_up_sorted_kernel(
     An expert's last tile is computed with half of the rows as often as they are enough, at most ``HALVINGS``
     times.
     """
-    pieces: tl.constexpr = (INNER + COLUMNS - 1) // COLUMNS
-    column = tl.program_id(0) % pieces * COLUMNS + tl.arange(0, COLUMNS)
+    tile, piece = _place((INNER + COLUMNS - 1) // COLUMNS, GROUP)
+    column = piece * COLUMNS + tl.arange(0, COLUMNS)
     overlap(OVERLAP)
-    expert, first, end = rows_of_tile(starts_ptr, tl.program_id(0) // pieces, EXPERTS, BLOCK, ROWS)
+    expert, first, end = rows_of_tile(starts_ptr, tile, EXPERTS, BLOCK, ROWS)
     left = tl.minimum(end - first, ROWS)
     for halvings in tl.static_range(HALVINGS + 1):
         is_least = halvings == HALVINGS
@@ -106,6 +121,7 @@ def down_sorted_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     HALVINGS: tl.constexpr,
+    GROUP: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -117,10 +133,10 @@ def down_sorted_kernel(
 
     Last tiles have fewer rows as in the first layer.
     """
-    pieces: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    column = tl.program_id(0) % pieces * COLUMNS + tl.arange(0, COLUMNS)
+    tile, piece = _place((WIDTH + COLUMNS - 1) // COLUMNS, GROUP)
+    column = piece * COLUMNS + tl.arange(0, COLUMNS)
     overlap(OVERLAP)
-    expert, first, end = rows_of_tile(starts_ptr, tl.program_id(0) // pieces, EXPERTS, BLOCK, ROWS)
+    expert, first, end = rows_of_tile(starts_ptr, tile, EXPERTS, BLOCK, ROWS)
     left = tl.minimum(end - first, ROWS)
     for halvings in tl.static_range(HALVINGS + 1):
         is_least = halvings == HALVINGS

@@ -5,6 +5,7 @@ The table of releases is run as a file, so that this works beside nox, where no 
 
 import re
 import runpy
+import sys
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,14 @@ def updated(text: str, table: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write the files."""
+    """Write the files whose text changes, and print their names."""
     table = runpy.run_path(str(TABLE))
     for page in (*PAGES, *CONTAINERS):
-        page.write_text(updated(page.read_text(encoding="utf-8"), table), encoding="utf-8")
+        before = page.read_text(encoding="utf-8")
+        text = updated(before, table)
+        if text != before:
+            page.write_text(text, encoding="utf-8")
+            sys.stdout.write(f"{page.relative_to(ROOT)} is written anew\n")
 
 
 if __name__ == "__main__":

@@ -87,9 +87,19 @@ def test_keys_that_are_no_numbers_are_not_left_out_at_the_beginning(
     assert torch.equal(found, clean)
 
 
-def test_long_sequence_is_read_some_heads_at_a_time():
+def test_long_sequence_is_read_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    module = importlib.import_module("sglang_fl.ops.decode_attention")
+    compute, heads = module.scaled_dot_product_attention, []
+
+    def counted(query: Tensor, *rest: Any, **options: Any) -> Tensor:
+        heads.append(len(query))
+        return compute(query, *rest, **options)
+
+    monkeypatch.setattr(module, "scaled_dot_product_attention", counted)
     op = OPS["decode_attention"]
     arguments = sequences(op, torch.float32, (2**13 + 5, 3))
+    op.reference(**arguments)
+    assert heads == [1, 1, 2]  # of the long sequence one after the other, of the short one both
     assert errors(op, arguments) == []
 
 

@@ -135,9 +135,11 @@ def test_its_readme_lists_what_is_to_be_changed(tmp_path: Path, device_type: str
 
 def test_what_is_printed_says_how_to_verify_without_the_chip(tmp_path: Path):
     told = new_vendor(tmp_path, "acme", "acme").stdout
-    assert told.splitlines()[-1].endswith("sglang-fl-acme && SGLANG_FL_SIMULATED=acme sglang-fl verify")
+    assert told.splitlines()[-1].endswith(
+        "sglang-fl-acme && SGLANG_FL_SIMULATED=acme sglang-fl verify silu_and_mul"
+    )
     answer = json.loads(new_vendor(tmp_path, "other", "other", "--json").stdout)
-    assert answer["next"].endswith("SGLANG_FL_SIMULATED=other sglang-fl verify")
+    assert answer["next"].endswith("SGLANG_FL_SIMULATED=other sglang-fl verify silu_and_mul")
     assert "src/sglang_fl_other/__init__.py" in answer["files"]
 
 

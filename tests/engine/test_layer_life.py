@@ -41,7 +41,7 @@ from tests.engine.every_layer import (
     router,
     told,
 )
-from tests.engine.test_layers import rope, rope_inputs
+from tests.engine.test_layers import OF_ROWS, clones, rope, rope_inputs
 
 
 class Refuser:
@@ -327,13 +327,9 @@ def test_a_copy_of_a_layer_computes_with_its_own_weights(name: str, calls: int):
         parameter.data.add_(1.5 * torch.rand_like(parameter))
     for _ in range(2):
         mine, theirs = (each._forward_method(*clones(given), **more) for each in (twin, layer))
-        native = twin.forward_native(*clones(given, flat="n" in name[5:7] or "4v" in name), **more)
+        native = twin.forward_native(*clones(given, as_rows=name in OF_ROWS), **more)
         assert not torch.equal(flat(mine)[0], flat(theirs)[0])
         assert torch.allclose(flat(mine)[0].flatten(), flat(native)[0].flatten(), atol=1e-5)
-
-
-def clones(given: tuple[Any, ...], flat: bool = False) -> list[Any]:
-    return [value.clone().flatten(0, -2) if flat else value.clone() for value in given]
 
 
 def flat(result: Any) -> tuple[Tensor, ...]:

@@ -1,7 +1,9 @@
 """SGLang's own layer classes under the hook: what is bound, what falls through, how exact it is."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import MethodType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,8 @@ from tests.engine.release import SEAM, can_force_native, hook_with, present, res
 from tests.ops.subject import Layers, subject_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+#: Classes whose ``forward`` makes rows of its argument, which is all that their own path takes.
+OF_ROWS = ("Gemma3nRMSNorm", "Glm4vRMSNorm")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,6 +79,12 @@ def layers_of_each_class() -> Layers:
     return found
 
 
+def clones(arguments: Iterable[Any], as_rows: bool = False) -> list[Any]:
+    """Copy the tensors of a call; ``as_rows``: as (rows, width)."""
+    copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+    return [a.flatten(0, -2) for a in copies] if as_rows else copies
+
+
 def parameters_of(layer: torch.nn.Module) -> None:
     for parameter in layer.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
@@ -84,10 +94,9 @@ def parameters_of(layer: torch.nn.Module) -> None:
 def test_a_layer_of_each_class_runs_on_ours_and_gives_what_sglang_gives(name: str, own_log: Path):
     layer, arguments = layers_of_each_class()[name]
     parameters_of(layer)
-    flat = [a.flatten(0, -2) for a in arguments] if name in ("Gemma3nRMSNorm", "Glm4vRMSNorm") else arguments
-    native = outputs(layer.forward_native(*(a.clone() for a in flat)))
+    native = outputs(layer.forward_native(*clones(arguments, as_rows=name in OF_ROWS)))
     for _ in range(2):  # the first call, and one that goes straight to the kernel
-        ours = outputs(layer(*(a.clone() for a in arguments)))
+        ours = outputs(layer(*clones(arguments)))
         for mine, theirs in zip(ours, native, strict=True):
             torch.testing.assert_close(mine, theirs.reshape(mine.shape), rtol=1e-5, atol=1e-5)
     assert own_log.read_text().splitlines() == [

@@ -20,6 +20,7 @@ from tests.ops.shared.attention import (
     sums_in_a_kept_buffer,
     temperatures,
     wrong_scales,
+    wrong_temperatures,
 )
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.subject import Arguments, Array, Subject, like
@@ -124,27 +125,6 @@ def sinks_forgotten(**given: Any) -> Outputs:
 
 
 @like(decode_attention)
-def temperature_forgotten(**given: Any) -> Outputs:
-    return decode_attention(**given | {"temperature_len": 0})
-
-
-@like(decode_attention)
-def temperature_of_the_next_token(**given: Any) -> Outputs:
-    """The number of keys is taken for that of the keys before the own one."""
-    return kernel_of(formula, given, late=1)
-
-
-@like(decode_attention)
-def temperature_of_short_texts(**given: Any) -> Outputs:
-    return kernel_of(formula, given, least=0.0)
-
-
-@like(decode_attention)
-def temperature_before_the_cap(**given: Any) -> Outputs:
-    return kernel_of(formula, given, is_capped_last=True)
-
-
-@like(decode_attention)
 def neighbouring_heads_mixed_up(**given: Any) -> Outputs:
     """Query head h has the keys of head ``h % KH`` instead of ``h // G``."""
     kv_heads = given["k_buffer"].shape[1]
@@ -186,6 +166,13 @@ def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
     return sums_in_a_kept_buffer(decode_attention(**given))
 
 
+WRONG_TEMPERATURES = wrong_temperatures(decode_attention, formula)
+(
+    temperature_forgotten,
+    temperature_of_the_next_token,
+    temperature_of_short_texts,
+    temperature_before_the_cap,
+) = WRONG_TEMPERATURES
 WRONG_SCALES = wrong_scales(decode_attention)
 keys_scale_forgotten, values_scale_forgotten, scales_exchanged, inverse_of_the_scales = WRONG_SCALES
 
@@ -199,10 +186,7 @@ SUBJECT = Subject(
             next_slot_read,
             last_key_left_out,
             sinks_forgotten,
-            temperature_forgotten,
-            temperature_of_the_next_token,
-            temperature_of_short_texts,
-            temperature_before_the_cap,
+            *WRONG_TEMPERATURES,
             neighbouring_heads_mixed_up,
             result_left_as_it_was_without_slots,
             logarithm_to_base_two,

@@ -20,6 +20,7 @@ from tests.ops.shared.attention import (
     sums_in_a_kept_buffer,
     temperatures,
     wrong_scales,
+    wrong_temperatures,
 )
 from tests.ops.shared.drawing import Drawn, Source
 from tests.ops.subject import Arguments, Array, Subject, like
@@ -229,27 +230,6 @@ def window_by_the_place_in_the_tree(**given: Any) -> Outputs:
 
 
 @like(extend_attention)
-def temperature_forgotten(**given: Any) -> Outputs:
-    return extend_attention(**given | {"temperature_len": 0})
-
-
-@like(extend_attention)
-def temperature_of_the_next_token(**given: Any) -> Outputs:
-    """The own key counts as one before itself."""
-    return kernel_of(formula, given, late=1)
-
-
-@like(extend_attention)
-def temperature_of_short_texts(**given: Any) -> Outputs:
-    return kernel_of(formula, given, least=0.0)
-
-
-@like(extend_attention)
-def temperature_before_the_cap(**given: Any) -> Outputs:
-    return kernel_of(formula, given, is_capped_last=True)
-
-
-@like(extend_attention)
 def temperature_by_the_place_in_the_tree(**given: Any) -> Outputs:
     """It counts from where a token lies among the drafts, not from its place in the text."""
     if given.get("custom_mask") is None or not given.get("temperature_len"):
@@ -276,6 +256,13 @@ def new_keys_scaled(**given: Any) -> Outputs:
     return extend_attention(**given | {"k": (given["k"] * given.get("k_scale", 1.0)).to(given["k"].dtype)})
 
 
+WRONG_TEMPERATURES = wrong_temperatures(extend_attention, formula)
+(
+    temperature_forgotten,
+    temperature_of_the_next_token,
+    temperature_of_short_texts,
+    temperature_before_the_cap,
+) = WRONG_TEMPERATURES
 WRONG_SCALES = wrong_scales(extend_attention)
 keys_scale_forgotten, values_scale_forgotten, scales_exchanged, inverse_of_the_scales = WRONG_SCALES
 
@@ -297,10 +284,7 @@ SUBJECT = Subject(
             trees_taken_for_texts,
             window_by_the_place_in_the_tree,
             tree_of_the_first_sequence,
-            temperature_forgotten,
-            temperature_of_the_next_token,
-            temperature_of_short_texts,
-            temperature_before_the_cap,
+            *WRONG_TEMPERATURES,
             temperature_by_the_place_in_the_tree,
             new_keys_scaled,
             *WRONG_SCALES,

@@ -17,7 +17,7 @@ import numpy as np
 from sglang_fl.ops import Kernel
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from tests.ops.shared.drawing import Drawn, Source
 
@@ -26,7 +26,7 @@ __all__ = ["Arguments", "Array", "Layers", "Subject", "like", "subject_of"]
 Array = np.ndarray
 #: Of a call, by name.
 Arguments = dict[str, Any]
-Layers = dict[str, tuple["nn.Module", tuple["Tensor", ...]]]
+Layers = dict[str, tuple["nn.Module", tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Subject:
     draw : makes one call of what hypothesis draws
     native : SGLang's own path in PyTorch, given the arguments of a call; it returns None where it cannot do
         what they ask for. A text says why SGLang has no such path
-    layers : makes SGLang's layers that run the op, each with the tensors that its forward takes, by the name
-        of the class; a comma and a word behind it say what is special. Left out where a layer needs more than
-        this, as a number in each call: it has a test of its own in ``tests/engine`` then
+    layers : makes SGLang's layers that run the op, each with the arguments that its forward takes, by the
+        name of the class; a comma and a word behind it say what is special. Left out where a layer returns
+        no tensors, as ``TopK``, or cannot be called alone: it has a test of its own in ``tests/engine`` then
     wrong : kernels that are wrong in one way each, by the aspect of the conformance kit that must catch them:
         ``cases``, ``edges``, ``repeat`` or ``graph``
     """

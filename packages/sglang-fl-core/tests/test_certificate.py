@@ -49,6 +49,12 @@ def install_kernel(install_vendor: Install, write_module) -> Callable[[str], Non
 
 RIGHT = "silu_and_mul = lambda x: REFERENCE(x)"
 WRONG = "silu_and_mul = lambda x: 2 * REFERENCE(x)"
+DENSE_ROWS_ALONE = """
+def silu_and_mul(x):
+    if not x.is_contiguous():
+        raise ValueError("rows must be dense")
+    return REFERENCE(x)
+"""
 
 
 def test_right_vendor_is_certified_with_versions_and_hash(install_kernel, certify):
@@ -79,7 +85,21 @@ def test_faults_are_whole_lines_below_the_table(install_kernel):
     lines = done.output.splitlines()
     (fault, *_) = [line for line in lines if line.startswith("silu_and_mul vendor.toy: faults: ")]
     assert fault.endswith("units from float64, allowed are 0.55")
-    assert "2 rows: not checked: graph: a CPU captures no graphs" in lines
+    both = "silu_and_mul vendor.toy, silu_and_mul reference"
+    assert f"{both}: not checked: graph: a CPU captures no graphs" in lines
+
+
+def test_a_kernel_that_raises_is_told_with_each_case_that_it_raises_in(install_kernel):
+    install_kernel(DENSE_ROWS_ALONE)
+    done = verify("silu_and_mul")
+    assert done.exit_code == 1
+    faults = [line for line in done.output.splitlines() if ": faults: " in line]
+    cases = (
+        "silu_and_mul vendor.toy: faults: silu_and_mul[row-strided-{}]: raised ValueError: rows must be dense"
+    )
+    assert [cases.format(dtype) for dtype in ("float16", "bfloat16", "float32")] == faults[:3]
+    assert all("rows must be dense" in fault for fault in faults)
+    assert len(faults) == len(set(faults))
 
 
 def test_table_as_json_has_a_row_for_each_implementation(install_kernel):

@@ -14,6 +14,7 @@ from sglang_fl.conformance import check_case, check_declared, check_impl
 from sglang_fl.errors import UnsupportedError, VendorError
 from sglang_fl.ops import OPS, Case, Op, Outputs
 from sglang_fl.vendor import BackendKind, OpImpl
+from tests.ops.subject import like
 
 HALVES = [torch.float16, torch.bfloat16]
 DTYPES = [*HALVES, torch.float32]
@@ -46,17 +47,10 @@ def in_place_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | 
     return x.copy_(normed), residual.copy_(total)
 
 
-def in_place_rotary(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    offsets: Tensor | None = None,
-) -> Outputs:
-    turned = rotary_reference(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
-    return query.copy_(turned[0]), key.copy_(turned[1])
+@like(rotary_reference)
+def in_place_rotary(**given: Any) -> Outputs:
+    turned = rotary_reference(**given)
+    return given["query"].copy_(turned[0]), given["key"].copy_(turned[1])
 
 
 @pytest.mark.parametrize(
@@ -136,55 +130,26 @@ def rms_results_swapped(x: Tensor, weight: Tensor, eps: float, residual: Tensor 
     return outputs if isinstance(outputs, Tensor) else outputs[::-1]
 
 
-def rotary_backwards(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    offsets: Tensor | None = None,
-) -> Outputs:
-    cos, sin = cos_sin_cache.chunk(2, dim=-1)
-    cache = torch.cat((cos, -sin), dim=-1)
-    return rotary_reference(positions, query, key, cache, head_size, is_neox_style, offsets)
+@like(rotary_reference)
+def rotary_backwards(**given: Any) -> Outputs:
+    cos, sin = given["cos_sin_cache"].chunk(2, dim=-1)
+    return rotary_reference(**given | {"cos_sin_cache": torch.cat((cos, -sin), dim=-1)})
 
 
-def rotary_of_one_style(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    offsets: Tensor | None = None,
-) -> Outputs:
-    return rotary_reference(positions, query, key, cos_sin_cache, head_size, True, offsets)
+@like(rotary_reference)
+def rotary_of_one_style(**given: Any) -> Outputs:
+    return rotary_reference(**given | {"is_neox_style": True})
 
 
-def rotary_without_offsets(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    offsets: Tensor | None = None,
-) -> Outputs:
-    return rotary_reference(positions, query, key, cos_sin_cache, head_size, is_neox_style)
+@like(rotary_reference)
+def rotary_without_offsets(**given: Any) -> Outputs:
+    return rotary_reference(**given | {"offsets": None})
 
 
-def rotary_over_its_positions(
-    positions: Tensor,
-    query: Tensor,
-    key: Tensor,
-    cos_sin_cache: Tensor,
-    head_size: int,
-    is_neox_style: bool,
-    offsets: Tensor | None = None,
-) -> Outputs:
-    turned = rotary_reference(positions, query, key, cos_sin_cache, head_size, is_neox_style, offsets)
-    positions.add_(1)
+@like(rotary_reference)
+def rotary_over_its_positions(**given: Any) -> Outputs:
+    turned = rotary_reference(**given)
+    given["positions"].add_(1)
     return turned
 
 
@@ -208,20 +173,18 @@ def topk_in_int64(router_logits: Tensor, top_k: int, renormalize: bool) -> Outpu
     return weights, ids.long()
 
 
+@like(decode_reference)
 def decode_without_update(**given: Any) -> Outputs:
     return decode_reference(**given | {"initial_state": given["initial_state"].clone()})
 
 
+@like(decode_reference)
 def decode_over_a_foreign_row(**given: Any) -> Outputs:
     outputs = decode_reference(**given)
     taken = given["initial_state_indices"].tolist()
     foreign = next(row for row in range(len(given["initial_state"])) if row not in taken)
     given["initial_state"][foreign] += 1
     return outputs
-
-
-for kernel in (decode_without_update, decode_over_a_foreign_row):
-    kernel.__signature__ = OPS[DECODE].signature  # type: ignore[attr-defined]
 
 
 def test_order_of_experts_is_left_open():

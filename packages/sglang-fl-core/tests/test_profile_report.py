@@ -95,7 +95,7 @@ def test_the_end_says_what_is_ours_and_what_to_port_next(profile: Profile):
     assert "On ours in decode: 40.0 % (flagos 30.0 %, reference 10.0 %)." in text
     assert "On ours in prefill: 50.0 % (vendor 50.0 %)." in text
     assert (
-        "Passing us by in decode, the largest first: 1. RadixAttention (<b>triton) 30.0 % "
+        "Not on ours in decode, the largest first: 1. RadixAttention (<b>triton) 30.0 % "
         "(`sglang-fl why decode_attention`); 2. TopK 20.0 % "
         "(`sglang-fl why topk_softmax`); 3. outside of layers 9.6 %."
     ) in text

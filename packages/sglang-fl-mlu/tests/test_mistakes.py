@@ -208,11 +208,5 @@ def test_a_mistake_is_told(op, function, mistake):
 
 
 def faults_of(op, kernel) -> list[str]:
-    """Return what the kit says of all cases in bfloat16; an exception is one of its answers."""
-    faults = []
-    for case in op.cases:
-        try:
-            faults += check_case(op, kernel, case, torch.bfloat16, "mlu") or []
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            faults.append(f"{case}: {error}")
-    return faults
+    """Return what the kit says of all cases in bfloat16; that the kernel raises is one of its answers."""
+    return [fault for case in op.cases for fault in check_case(op, kernel, case, torch.bfloat16, "mlu") or ()]

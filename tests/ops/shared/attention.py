@@ -27,6 +27,7 @@ __all__ = [
     "sums_in_a_kept_buffer",
     "temperatures",
     "wrong_scales",
+    "wrong_temperatures",
 ]
 
 
@@ -161,3 +162,31 @@ def wrong_scales(reference: Kernel) -> tuple[Kernel, ...]:
         return reference(**functools.reduce(operator.or_, scales, given))
 
     return keys_scale_forgotten, values_scale_forgotten, scales_exchanged, inverse_of_the_scales
+
+
+def wrong_temperatures(reference: Kernel, formula: Callable[..., tuple[Array, ...]]) -> tuple[Kernel, ...]:
+    """Return kernels that take the temperature by position wrongly, each in one way."""
+
+    @like(reference)
+    def temperature_forgotten(**given: Any) -> Outputs:
+        return reference(**given | {"temperature_len": 0})
+
+    @like(reference)
+    def temperature_of_the_next_token(**given: Any) -> Outputs:
+        """The own key counts as one before itself."""
+        return kernel_of(formula, given, late=1)
+
+    @like(reference)
+    def temperature_of_short_texts(**given: Any) -> Outputs:
+        return kernel_of(formula, given, least=0.0)
+
+    @like(reference)
+    def temperature_before_the_cap(**given: Any) -> Outputs:
+        return kernel_of(formula, given, is_capped_last=True)
+
+    return (
+        temperature_forgotten,
+        temperature_of_the_next_token,
+        temperature_of_short_texts,
+        temperature_before_the_cap,
+    )

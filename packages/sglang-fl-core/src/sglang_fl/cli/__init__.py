@@ -220,7 +220,9 @@ def _dtype(value: str) -> str:
 
 @app.command()
 def replay(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of SGLANG_FL_KEEP_CALLS.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The folder that SGLANG_FL_KEEP_CALLS named.")
+    ],
     op: Annotated[str | None, typer.Option(metavar="OP", help="Only calls of this op.")] = None,
     seconds: Annotated[float, typer.Option(metavar="N", help="Time limit of each call.", min=1)] = 120,
     as_json: Json = False,
@@ -408,7 +410,8 @@ def verify(
         typer.Option("--compare", metavar="FILE FILE", help="Compare the certificates of two machines."),
     ] = None,
     stress: Annotated[
-        bool, typer.Option("--stress", help="Repeat each call 100 times on a device that is not quiet, too.")
+        bool,
+        typer.Option("--stress", help="Also repeat each call 100 times, with spoilt memory and cold caches."),
     ] = False,
 ) -> None:
     """Hold every implementation here against its contract.
@@ -476,7 +479,9 @@ def new_vendor(
         if source not in (None, "flag_gems"):
             raise SettingsError(f"--from {source!r}: valid is flag_gems")
         files = write_package(name, device_type, folder, with_flag_gems=source is not None)
-    following = f"pip install -e {shlex.quote(str(folder))} && SGLANG_FL_SIMULATED={name} sglang-fl verify"
+    # Of one op: all of them take minutes, core's references included.
+    verify = f"SGLANG_FL_SIMULATED={name} sglang-fl verify silu_and_mul"
+    following = f"pip install -e {shlex.quote(str(folder))} && {verify}"
     if as_json:
         names = sorted(str(file.relative_to(folder)) for file in files)
         print_json({"folder": str(folder), "files": names, "next": following})

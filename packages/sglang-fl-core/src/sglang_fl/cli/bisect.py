@@ -24,7 +24,9 @@ def bisect(
     folder: Annotated[
         Path, typer.Option(metavar="FOLDER", help="A new folder is made in it, for each run.")
     ] = Path("sglang-fl-bisect"),
-    plan: Annotated[bool, typer.Option("--plan", help="Print the steps by hand instead.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the commands to do the steps by hand instead.")
+    ] = False,
     html: Annotated[
         bool, typer.Option("--html", help="Write the steps as a page into the run's folder, too.")
     ] = False,
@@ -34,7 +36,7 @@ def bisect(
 
     It takes one start of the engine. What follows the options is SGLang's launch line.
 
-    Example: sglang-fl bisect --model MODEL --prompt "The capital of France is" --html --tp 2
+    Example: sglang-fl bisect --model MODEL --html --tp 2
 
     Exit code 0: nothing found. 1: found. 2: the set-up is broken. 3: cannot decide.
     """

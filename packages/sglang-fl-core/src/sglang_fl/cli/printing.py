@@ -22,6 +22,8 @@ __all__ = ["Json", "exit_on_error", "named", "print_json", "print_rows", "say", 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 #: Columns of a table that is piped.
 WIDE = 8192
+#: So many rows are named in a line below a table; of more their number is told.
+NAMED = 3
 
 
 @contextmanager
@@ -86,13 +88,13 @@ def print_rows(
         table.add_row(*(Text(printable(_cell(row[column]))) for column in columns))
     _console().print(table)
     for column in below:
-        owners: dict[str, list[str]] = {}
+        owners: dict[str, dict[str, None]] = {}  # an ordered set of labels for each sentence
         for row in rows:
             for sentence in row[column]:
                 label = " ".join(str(row[name]) for name in columns[:labels])
-                owners.setdefault(sentence, []).append(label)
+                owners.setdefault(sentence, {})[label] = None
         for sentence, names in owners.items():
-            of = names[0] if len(names) == 1 else f"{len(names)} rows"
+            of = ", ".join(names) if len(names) <= NAMED else f"{len(names)} rows of the table"
             say(f"{of}: {column.replace('_', ' ')}: {sentence}")
 
 

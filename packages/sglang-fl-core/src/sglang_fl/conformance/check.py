@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_fl.conformance.call import title
 from sglang_fl.conformance.memory import Snapshot, alias_faults
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Bound, Case, Kernel, Op, Outputs, lacking
@@ -47,13 +48,13 @@ def check_case(op: Op, kernel: Kernel, case: Case, dtype: torch.dtype, device: s
 
     Returns
     -------
-    list of str : what is wrong, naming op, case and dtype
+    list of str : what is wrong, naming op, case and dtype; that the kernel raised, too
     None : the kernel lacks an option of the case, or refused the call by ``UnsupportedError`` and had
         written nothing
     """
     given = case.arguments(dtype, device)
-    where = f"{op}[{case}-{str(dtype).removeprefix('torch.')}]"
-    return check_call(op, kernel, given, case.arguments(dtype), where, case.bound or op.bound)
+    bound = case.bound or op.bound
+    return check_call(op, kernel, given, case.arguments(dtype), title(op, case, dtype), bound)
 
 
 def check_call(
@@ -82,6 +83,8 @@ def check_call(
         outputs = kernel(**given)
     except UnsupportedError:
         return [f"{where}: {fault}" for fault in snapshot.faults(may_write=())] or None
+    except Exception as error:  # noqa: BLE001 - a foreign kernel raises anything; that is its fault
+        return [f"{where}: raised {type(error).__name__}: {error}"]
     faults = [f"{where}: {fault}" for fault in snapshot.faults(op.may_write(given))]
     exact = {name: _as_float64(value) for name, value in plain.items()}
     before = {name: exact[name].clone() for name in op.updated(exact)}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sglang_fl.conformance.call import title
 from sglang_fl.conformance.check import DTYPES, check_impl
 from sglang_fl.conformance.edges import check_edge, edges
 from sglang_fl.conformance.graph import graph_faults, why_no_graph
@@ -92,6 +93,7 @@ class _Examination:
 
     def __init__(self, impl: OpImpl, device: str) -> None:
         self._impl, self._device = impl, device
+        self._at = ""  # what is looked at: begins the fault of a kernel that raises
         self.not_checked: list[str] = []
         self.graphs = 0
         self.digest = ""
@@ -104,6 +106,7 @@ class _Examination:
         """Return the faults in one aspect; None where it cannot be looked at."""
         look: Callable[[], Iterator[str] | None] = getattr(self, f"_{aspect}")
         faults: list[str] = []
+        self._at = f"{self._op} {self._impl}"
         try:
             found = look()
             if found is None:
@@ -111,7 +114,7 @@ class _Examination:
             for fault in found:
                 faults.append(fault)
         except Exception as error:  # noqa: BLE001 - a foreign kernel raises anything; that is its fault
-            faults.append(f"{self._op} {self._impl}: raised {type(error).__name__}: {error}")
+            faults.append(f"{self._at}: raised {type(error).__name__}: {error}")
         return faults
 
     def _kernel(self) -> Kernel:
@@ -132,7 +135,7 @@ class _Examination:
 
     def _repeat(self) -> Iterator[str]:
         kernel, digest = self._kernel(), hashlib.sha256()
-        for case, dtype in self._calls():
+        for case, dtype in self._calls(*DTYPES):
             answer = repeat_faults(self._op, kernel, case, dtype, self._device)
             if answer is not None:
                 digest.update(answer[1])
@@ -141,8 +144,8 @@ class _Examination:
 
     def _stress(self) -> Iterator[str]:
         kernel = self._kernel()
-        for case in self._op.cases:
-            yield from stress_faults(self._op, kernel, case, GRAPH_DTYPE, self._device)
+        for case, dtype in self._calls(GRAPH_DTYPE):
+            yield from stress_faults(self._op, kernel, case, dtype, self._device)
 
     def _graph(self) -> Iterator[str] | None:
         reason = why_no_graph(self._device)
@@ -158,10 +161,10 @@ class _Examination:
 
     def _graph_faults(self) -> Iterator[str]:
         kernel = self._kernel()
-        for case in self._op.cases:
-            if not _elements(case.arguments(GRAPH_DTYPE)):
+        for case, dtype in self._calls(GRAPH_DTYPE):
+            if not _elements(case.arguments(dtype)):
                 continue
-            answer = graph_faults(self._op, kernel, case, GRAPH_DTYPE, self._device)
+            answer = graph_faults(self._op, kernel, case, dtype, self._device)
             if isinstance(answer, list):
                 self.graphs += 1
                 yield from answer
@@ -171,9 +174,10 @@ class _Examination:
             elif answer is not None:
                 yield answer
 
-    def _calls(self) -> Iterator[tuple[Case, torch.dtype]]:
-        for dtype in DTYPES:
+    def _calls(self, *dtypes: torch.dtype) -> Iterator[tuple[Case, torch.dtype]]:
+        for dtype in dtypes:
             for case in self._op.cases:
+                self._at = title(self._op, case, dtype)
                 yield case, dtype
 
     def host_us(self) -> float | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs
-from sglang_fl.ops.shared.rotation import rotate, rotation_magnitude
+from sglang_fl.ops.shared.rotation import rotate, rotation_magnitude, sample_cos_sin_cache
 
 __all__ = ["OP", "lane_axes", "mrope"]
 
@@ -139,10 +139,8 @@ def _case(
     heads: tuple[int, int] = (4, 2),
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
-        length, width = 512, 2 * sum(section)
-        frequencies = 10000 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-        cache = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        length = 512
+        cache = sample_cos_sin_cache(length, 2 * sum(section))
         sizes = [count * head_size for count in heads]
         rows = torch.randn(tokens, sum(sizes) + sizes[1], generator=generator).to(dtype)
         query, key = rows[:, : sizes[0]], rows[:, sizes[0] : sum(sizes)]

@@ -8,7 +8,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs
 from sglang_fl.ops.shared.kv_cache import check_kv_cache, kv_cache_sizes, sample_kv_cache, write_kv_cache
-from sglang_fl.ops.shared.rotation import rotate, rotation_magnitude
+from sglang_fl.ops.shared.rotation import rotate, rotation_magnitude, sample_cos_sin_cache
 
 __all__ = ["OP", "rotary_embedding"]
 
@@ -117,10 +117,8 @@ def _case(
     kv_cache: dict[str, Any] | None = None,
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
-        length, width = 512, rotary_dim or head_size
-        frequencies = 10000 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
-        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-        cache = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        length = 512
+        cache = sample_cos_sin_cache(length, rotary_dim or head_size)
         sizes = [count * head_size for count in heads]
         # Query and key as SGLang's models pass them: slices of one packed projection.
         rows = torch.randn(tokens, sum(sizes) + sizes[1], generator=generator).to(dtype)

@@ -49,7 +49,7 @@ def profile(
     kernels of ours, by op and kind, what on SGLang's own layers, attention, collectives and copies, and what
     to port next. What follows the options is SGLang's launch line.
 
-    Example: sglang-fl profile --model MODEL --batch 8 --html profile.html --load-format dummy --tp 2
+    Example: sglang-fl profile --model MODEL --html profile.html --tp 2
 
     Exit code 0: there is a profile. 2: wrong arguments or settings, the engine does not start or ends, or a
     file cannot be written. 3: the engine ran, and there was no step to measure.

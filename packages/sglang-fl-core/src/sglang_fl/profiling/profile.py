@@ -61,5 +61,5 @@ class Profile:
         return self.device_type != "cpu" and not self.is_device
 
     def left(self, phase: Phase) -> list[Candidate]:
-        """Return what passes us by in a phase, the largest first."""
+        """Return what runs on no kernel of ours in a phase, the largest first."""
         return left(phase, self.our_ops)

@@ -96,7 +96,7 @@ class AtenShare:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A piece that passes us by, as what to port next.
+    """A piece that runs on no kernel of ours, as what to port next.
 
     Parameters
     ----------

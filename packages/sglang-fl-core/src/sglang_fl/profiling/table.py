@@ -158,10 +158,10 @@ def _ours(phase: Phase) -> str:
 def _left(profile: Profile, phase: Phase) -> str:
     found = profile.left(phase)[:MOST_LEFT]
     if not found:
-        return f"Passing us by in {phase.name}: no piece of SGLang's own has 1 %."
+        return f"Not on ours in {phase.name}: no piece of SGLang's own has 1 %."
     hints = [f" (`sglang-fl why {each.our_op}`)" if each.our_op else "" for each in found]
     named = [
         f"{number}. {each.what} {each.percent:.1f} %{hint}"
         for number, (each, hint) in enumerate(zip(found, hints, strict=True), 1)
     ]
-    return f"Passing us by in {phase.name}, the largest first: {'; '.join(named)}."
+    return f"Not on ours in {phase.name}, the largest first: {'; '.join(named)}."

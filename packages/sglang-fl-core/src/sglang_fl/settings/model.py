@@ -164,7 +164,7 @@ class Settings(BaseModel):
     )
     keep_calls: File = Field(
         default=None,
-        description="folder that has what kernels are called with before they run, for `sglang-fl replay`",
+        description="folder that keeps what kernels are called with, before they run, for `sglang-fl replay`",
     )
     keep_calls_each: bool = Field(
         default=False, description="`1`: keep the latest call of each op and shape there, `0`: the first"

@@ -15,9 +15,6 @@ from sglang_fl.errors import quoted
 __all__ = ["interfaces", "ports", "rendezvous", "variables_of_collectives"]
 
 
-LAST_PORT = 65535
-
-
 def ports(launch: Launch) -> Iterator[Finding]:
     """Are the port of the server and that of its ranks free?"""
     if launch.is_described:

@@ -6,7 +6,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import compute_dtype
 
-__all__ = ["heads_of", "rotate", "rotation_magnitude"]
+__all__ = ["heads_of", "rotate", "rotation_magnitude", "sample_cos_sin_cache"]
 
 
 def rotate(
@@ -79,3 +79,10 @@ def rotation_magnitude(
         return torch.cat((terms, heads[..., rotary_dim:]), dim=-1).reshape(x.shape)
 
     return size(query), size(key)
+
+
+def sample_cos_sin_cache(length: int, width: int) -> Tensor:
+    """Return the cosines, then the sines, of each position for sample inputs: (length, width), float64."""
+    frequencies = 10000 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)

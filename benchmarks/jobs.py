@@ -75,7 +75,7 @@ OPS = {
 
 
 def _engine(model: str, sides: str, seconds: int) -> Job:
-    words = ("--model", model, "--sides", sides, "--rounds", "1", "--share", "0.4", "--logs", "{logs}")
+    words = ("--model", model, "--sides", sides, "--rounds", "1", "--share", "0.3", "--logs", "{logs}")
     return _job("bench_engine", model, words, seconds, rank=0)
 
 

@@ -191,8 +191,8 @@ def test_the_walk_is_the_first_that_is_for_so_many_programs(monkeypatch: pytest.
         given = arguments_of(CHUNKS, values=128, lengths=(1,) * sequences)
         halved = {name: given[name].half() for name in ("q", "k", "v")}
         kernel(CHUNKS)(**given | halved)
-    # Of 16 values there are 8 programs of each of 4 heads; of 64, two.
-    assert launched == [(96, 16, 4), (128, 16, 4), (160, 16, 3), (256, 16, 3), (72, 64, 3)]
+    # Of 16 values there are 8 programs of each of 4 heads; of 32, four, and of 64, two.
+    assert launched == [(96, 16, 4), (128, 16, 4), (80, 32, 4), (128, 32, 4), (72, 64, 3)]
 
 
 def test_more_sequences_than_are_read_at_a_time():

@@ -2,15 +2,18 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from sglang_fl.conformance import ASPECTS, Verdict, check_case, verify_impl
 from sglang_fl.conformance.check import DTYPES
 from sglang_fl.conformance.simulated import SimulatedChip
-from sglang_fl.ops import OPS
+from sglang_fl.ops import OPS, Outputs
 from sglang_fl.vendor import BackendKind, OpImpl, load_target
-from tests.ops.subject import subject_of
+from tests.ops.subject import like, subject_of
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -61,6 +64,25 @@ def test_wrong_kernel_is_caught_in_its_aspect(op: str, kernel: str, aspect: str)
     )
     if aspect != "cases":
         assert verdict_of(op, kernel, "cpu", "cases").state == "passes"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+def test_a_result_that_is_an_eighth_too_large_is_seen_in_each_dtype(op: str, dtype: torch.dtype):
+    """What a bound is counted in must not be so large that any result would do."""
+    known, seen = OPS[op], 0
+
+    @like(known.reference)
+    def too_large(**given: Any) -> Outputs:
+        results = known.reference(**given)
+        returned = (results,) if isinstance(results, Tensor) else results
+        for result in returned:
+            result[...] = (result * 1.125).to(result.dtype)
+        return results
+
+    for case in known.cases:
+        seen += bool(check_case(known, too_large, case, dtype, "cpu"))
+    assert seen > len(known.cases) / 2 or op == "kv_cache_write"  # which returns nothing
 
 
 @pytest.mark.on_chip(CHIP)

@@ -1,6 +1,7 @@
 """The attention backend ``sglang_fl`` around its kernels: what it refuses and leaves, and its lists."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import sys
@@ -336,8 +337,22 @@ def test_a_call_with_an_option_that_the_kernel_lacks_is_the_references(dispatche
     assert kernels.calls == ["poor", "poor"]
     assert log() == [
         "[OOT-DISPATCH] AttentionKernels.decode → vendor(vendor.poor)",
-        "[OOT-DISPATCH] AttentionKernels.decode → sglang(native)",
+        "[OOT-DISPATCH] AttentionKernels.decode → reference(reference)",
     ]
+
+
+def test_an_op_that_is_left_to_sglang_is_the_references_where_sglang_has_none(log, caplog):
+    first = dataclasses.replace(
+        configure().resolutions["decode_attention"], sglang_first="asked for by SGLANG_FL_PER_OP"
+    )
+    found = AttentionKernels()
+    hook = LayerHook({**configure().resolutions, "decode_attention": first}, DispatchLog(log))
+    hook.replace_methods(SimpleNamespace(kernels=found))
+    for _ in range(2):
+        assert torch.equal(run(found.decode, call()), OPS["decode_attention"].reference(**call()))
+    assert log.read_text().splitlines() == ["[OOT-DISPATCH] AttentionKernels.decode → reference(reference)"]
+    (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert "SGLang has none, reference(reference) runs: asked for by SGLANG_FL_PER_OP" in warning
 
 
 def test_calls_that_the_contract_excludes_stay_an_error_and_decide_nothing(dispatched):

@@ -51,11 +51,21 @@ def states_left_as_they_were(**given: Any) -> Outputs:
     return chunk_gated_delta_rule(**given | {"initial_state": given["initial_state"].clone()})
 
 
+@like(chunk_gated_delta_rule)
+def decay_of_a_chunk_inverted(**given: Any) -> Outputs:
+    """``exp(-sum)`` of a chunk is infinite where the decays are strong."""
+    results = chunk_gated_delta_rule(**given)
+    sums = given["g"].float().sum(1)
+    if sums.numel() and bool((sums < -88).any()):
+        results[0].fill_(torch.nan)
+    return results
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=NO_NATIVE,
     wrong={
-        "cases": (states_left_as_they_were,),
+        "cases": (states_left_as_they_were, decay_of_a_chunk_inverted),
     },
 )

@@ -19,6 +19,7 @@ from tests.ops.shared.attention import (
     stored,
     sums_in_a_kept_buffer,
     temperatures,
+    wrong_integers,
     wrong_scales,
     wrong_temperatures,
 )
@@ -166,6 +167,44 @@ def sums_in_a_buffer_of_an_earlier_call(**given: Any) -> Outputs:
     return sums_in_a_kept_buffer(decode_attention(**given))
 
 
+@like(decode_attention)
+def keys_before_the_last_512_left_out(**given: Any) -> Outputs:
+    """As with a fixed number of blocks."""
+    bounds, slots = given["kv_indptr"].tolist(), given["kv_indices"]
+    kept = [slots[first:last][-512:] for first, last in itertools.pairwise(bounds)]
+    fewer = torch.tensor([0, *map(len, kept)], device=slots.device).cumsum(0)
+    return decode_attention(**given | {"kv_indptr": fewer, "kv_indices": torch.cat([*kept, slots[:0]])})
+
+
+@like(decode_attention)
+def largest_score_not_taken_away(**given: Any) -> Outputs:
+    """The exponential of a score of 100 is infinite in float32."""
+    result = decode_attention(**given)
+    if isinstance(result, torch.Tensor):
+        _, sums = decode_attention(**given | {"return_lse": True, "out": None})
+        return torch.where(sums.unsqueeze(2).exp().float().isinf(), torch.nan, result)
+    return result
+
+
+@like(decode_attention)
+def heads_from_16_on_left_out(**given: Any) -> Outputs:
+    """A tile holds the queries of 16 heads that share keys."""
+    result = decode_attention(**given)
+    group = given["q"].shape[1] // given["k_buffer"].shape[1]
+    if group > 16:
+        (result if isinstance(result, torch.Tensor) else result[0])[:, 16:] = 0
+    return result
+
+
+@like(decode_attention)
+def sequences_from_64_on_left_out(**given: Any) -> Outputs:
+    result = decode_attention(**given)
+    (result if isinstance(result, torch.Tensor) else result[0])[64:] = 0
+    return result
+
+
+WRONG_INTEGERS = wrong_integers(decode_attention)
+bounds_taken_for_int32, slots_taken_for_int64 = WRONG_INTEGERS
 WRONG_TEMPERATURES = wrong_temperatures(decode_attention, formula)
 (
     temperature_forgotten,
@@ -190,8 +229,13 @@ SUBJECT = Subject(
             neighbouring_heads_mixed_up,
             result_left_as_it_was_without_slots,
             logarithm_to_base_two,
+            keys_before_the_last_512_left_out,
+            largest_score_not_taken_away,
+            heads_from_16_on_left_out,
+            sequences_from_64_on_left_out,
             *WRONG_SCALES,
         ),
+        "edges": WRONG_INTEGERS,
         "repeat": (sums_in_a_buffer_of_an_earlier_call,),
     },
 )

@@ -19,6 +19,7 @@ from tests.ops.shared.attention import (
     stored,
     sums_in_a_kept_buffer,
     temperatures,
+    wrong_integers,
     wrong_scales,
     wrong_temperatures,
 )
@@ -256,6 +257,42 @@ def new_keys_scaled(**given: Any) -> Outputs:
     return extend_attention(**given | {"k": (given["k"] * given.get("k_scale", 1.0)).to(given["k"].dtype)})
 
 
+@like(extend_attention)
+def tokens_from_512_on_left_out(**given: Any) -> Outputs:
+    result = extend_attention(**given)
+    for first, last in itertools.pairwise(given["qo_indptr"].tolist()):
+        (result if isinstance(result, torch.Tensor) else result[0])[first + 512 : last] = 0
+    return result
+
+
+@like(extend_attention)
+def prefix_left_out_unless_causal(**given: Any) -> Outputs:
+    if given.get("is_causal", True) or given.get("custom_mask") is not None:
+        return extend_attention(**given)
+    return extend_attention(**given | {"kv_indptr": torch.zeros_like(given["kv_indptr"])})
+
+
+@like(extend_attention)
+def window_for_causal_alone(**given: Any) -> Outputs:
+    return extend_attention(**given | ({} if given.get("is_causal", True) else {"sliding_window": -1}))
+
+
+@like(extend_attention)
+def window_reaches_before_the_text(**given: Any) -> Outputs:
+    """Where it does, a negative number of keys is taken for none."""
+    prefixes, new = given["kv_indptr"].diff(), given["qo_indptr"].diff()
+    if given.get("sliding_window", -1) <= int((prefixes + new).max() if len(new) else 0):
+        return extend_attention(**given)
+    return extend_attention(**given | {"sliding_window": 0})
+
+
+@like(extend_attention)
+def first_token_of_a_sequence_is_row_0(**given: Any) -> Outputs:
+    return extend_attention(**given | {"qo_indptr": given["qo_indptr"] - given["qo_indptr"][0]})
+
+
+WRONG_INTEGERS = wrong_integers(extend_attention)
+bounds_taken_for_int32, slots_taken_for_int64 = WRONG_INTEGERS
 WRONG_TEMPERATURES = wrong_temperatures(extend_attention, formula)
 (
     temperature_forgotten,
@@ -287,8 +324,14 @@ SUBJECT = Subject(
             *WRONG_TEMPERATURES,
             temperature_by_the_place_in_the_tree,
             new_keys_scaled,
+            tokens_from_512_on_left_out,
+            prefix_left_out_unless_causal,
+            window_for_causal_alone,
+            window_reaches_before_the_text,
+            first_token_of_a_sequence_is_row_0,
             *WRONG_SCALES,
         ),
+        "edges": WRONG_INTEGERS,
         "repeat": (sums_in_a_buffer_of_an_earlier_call,),
     },
 )

@@ -122,11 +122,68 @@ def no_limit(*args: Tensor, gemm1_limit: float | None = None, **options: Any) ->
     return fused_moe(*args, gemm1_limit=gemm1_limit and 1e30, **options)
 
 
+@like(fused_moe)
+def no_more_than_64_tokens_an_expert(**given: Any) -> Outputs:
+    ids = given["topk_ids"].clone()
+    for expert in ids.unique():
+        ids.view(-1)[(ids.view(-1) == expert).nonzero()[64:]] = -1
+    return fused_moe(**given | {"topk_ids": ids})
+
+
+@like(fused_moe)
+def experts_from_256_on_left_out(**given: Any) -> Outputs:
+    ids = given["topk_ids"]
+    return fused_moe(**given | {"topk_ids": ids.masked_fill(ids >= 256, -1)})
+
+
+@like(fused_moe)
+def expert_named_twice_taken_once(**given: Any) -> Outputs:
+    ids = given["topk_ids"]
+    is_again = (ids.unsqueeze(2) == ids.unsqueeze(1)).tril(-1).any(2)
+    return fused_moe(**given | {"topk_ids": ids.masked_fill(is_again, -1)})
+
+
+@like(fused_moe)
+def all_experts_with_a_weight_of_zero(**given: Any) -> Outputs:
+    """What each expert makes of a token is added, of most times zero."""
+    return fused_moe(**given) + 0 * given["w2_weight"].sum((0, 2))
+
+
+@like(fused_moe)
+def nothing_in_bfloat16(**given: Any) -> Outputs:
+    result = fused_moe(**given)
+    return result * 0 if given["hidden_states"].dtype is torch.bfloat16 else result
+
+
+@like(fused_moe)
+def ids_taken_for_int32(**given: Any) -> Outputs:
+    ids = given["topk_ids"].contiguous()
+    return fused_moe(**given | {"topk_ids": ids.view(torch.int32).flatten()[: ids.numel()].view(ids.shape)})
+
+
+@like(fused_moe)
+def weights_found_in_32_bits(**given: Any) -> Outputs:
+    weights = given["w13_weight"]
+    result = fused_moe(**given)
+    return result * 0 if weights.numel() >= 2**31 else result
+
+
 SUBJECT = Subject(
     formula=formula,
     draw=draw,
     native=native,
     wrong={
-        "cases": (weights_ignored, biases_ignored, halves_for_turns, no_limit),
+        "cases": (
+            weights_ignored,
+            biases_ignored,
+            halves_for_turns,
+            no_limit,
+            no_more_than_64_tokens_an_expert,
+            experts_from_256_on_left_out,
+            expert_named_twice_taken_once,
+            all_experts_with_a_weight_of_zero,
+            nothing_in_bfloat16,
+        ),
+        "edges": (ids_taken_for_int32, weights_found_in_32_bits),
     },
 )

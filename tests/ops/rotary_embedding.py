@@ -72,7 +72,13 @@ def native(arguments: Arguments) -> Any:
 
 
 WRONG_WRITES = wrong_writes(rotary_embedding)
-cache_not_written, keys_cached_as_they_were, next_slot_written, slots_taken_in_order = WRONG_WRITES
+(
+    cache_not_written,
+    keys_cached_as_they_were,
+    next_slot_written,
+    slots_taken_in_order,
+    padding_in_the_last_slot,
+) = WRONG_WRITES
 
 
 @like(rotary_embedding)

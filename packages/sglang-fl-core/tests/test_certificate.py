@@ -249,9 +249,11 @@ def test_certificate_that_would_overwrite_the_settings_is_refused(tmp_path: Path
 
 
 def test_certificate_that_cannot_be_written_is_told(tmp_path: Path):
-    done = verify("relu2", "--certificate", tmp_path / "no" / "such.json")
-    assert done.exit_code == 2
-    assert "cannot be written" in done.output
+    for path, reason in ((tmp_path / "no" / "such.json", "No such file"), (tmp_path, "it is a folder")):
+        done = verify("relu2", "--certificate", path)
+        assert done.exit_code == 2
+        assert f"--certificate '{path}': {reason}" in done.output
+        assert "(1 of 1)" not in done.output  # nothing was checked for it
 
 
 def test_each_implementation_is_named_before_it_is_checked(monkeypatch: pytest.MonkeyPatch):

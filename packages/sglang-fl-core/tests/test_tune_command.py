@@ -364,6 +364,26 @@ def test_the_result_as_json(pretended: Machine, fits: Callable[[str, object], No
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--json", "no/such.json"), "--json 'no/such.json': No such file"),
+        (("--json", "model"), "--json 'model': it is a folder"),
+        (("--out", "model", "--force"), "--out 'model': it is a folder"),
+        (("--json", "./sglang-fl-tuned.yaml"), "--out and --json name the same file"),
+        (("--json", "mine.yaml"), "--json 'mine.yaml' and SGLANG_FL_CONFIG='mine.yaml' are the same file"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+    pretended: Machine, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+):
+    Path("mine.yaml").write_text("strict: 1\n")
+    monkeypatch.setenv("SGLANG_FL_CONFIG", "mine.yaml")
+    assert message in " ".join(tune(*words, code=2).split())
+    assert not pretended.started
+    assert Path("mine.yaml").read_text() == "strict: 1\n"
+
+
 def test_layer_1_is_left_off_where_the_engine_is_faster_without_it(
     pretended: Machine, monkeypatch: pytest.MonkeyPatch
 ):

@@ -26,6 +26,7 @@ __all__ = [
     "stored",
     "sums_in_a_kept_buffer",
     "temperatures",
+    "wrong_integers",
     "wrong_scales",
     "wrong_temperatures",
 ]
@@ -137,6 +138,25 @@ def drawn_pools(source: Source, slots: int, sizes: tuple[int, int, int]) -> dict
 def stored(pool: Array, scale: float | None) -> Array:
     """Return what lies in a pool with its scale."""
     return pool if scale is None else pool * scale
+
+
+def wrong_integers(reference: Kernel) -> tuple[Kernel, ...]:
+    """Return kernels that take bounds or slots for integers of one size, each in one way."""
+
+    @like(reference)
+    def bounds_taken_for_int32(**given: Any) -> Outputs:
+        bounds = given["kv_indptr"].contiguous()
+        words = bounds.view(torch.int32)[: len(bounds)].cummax(0).values  # no sequence has less than no key
+        return reference(**given | {"kv_indptr": words})
+
+    @like(reference)
+    def slots_taken_for_int64(**given: Any) -> Outputs:
+        slots = given["kv_indices"].contiguous()
+        if slots.dtype is torch.int32:  # one slot for two, and what lies behind the list
+            slots = torch.cat([slots[::2], slots[::2]])[: len(slots)]
+        return reference(**given | {"kv_indices": slots})
+
+    return bounds_taken_for_int32, slots_taken_for_int64
 
 
 def wrong_scales(reference: Kernel) -> tuple[Kernel, ...]:

@@ -85,10 +85,11 @@ def tune(
             with_sglang=not kernels_only,
             is_forced=force,
             is_fresh=fresh,
+            data=named(json_file) if json_file is not None else None,
         )
         report = run(asked, progress.say)
-        if json_file is not None:
-            _write_json(report, named(json_file))
+        if asked.data is not None:
+            _write_json(report, asked.data)
     _print(report, asked.out, as_package_data)
     raise typer.Exit(exit_code(report))
 

@@ -13,14 +13,19 @@ from torch import Tensor
 
 from sglang_fl.conformance import rows
 from sglang_fl.conformance.check import check_call
+from sglang_fl.conformance.indices import (
+    FAR,
+    FarWeights,
+    OtherIntegers,
+    with_integers,
+    with_large_weights,
+)
 from sglang_fl.conformance.reach import reach_faults
 from sglang_fl.ops import Case, Kernel, Op, lacking
 from sglang_fl.ops.op import Arguments
 
 __all__ = ["Edge", "Pair", "check_edge", "edges"]
 
-#: Past that, an index of an element no longer fits in 32 bits.
-FAR = 2**31
 #: Past that, not every integer is a float32.
 INEXACT = 2**24
 
@@ -79,6 +84,9 @@ def _edges(op: Op) -> Iterator[Edge]:
     yield from _of_results(op, names)
     yield Edge("strided-weights", _StridedWeights(op), _with_weights(op))
     yield Edge("other-numbers", _OtherNumbers(op), _with_numbers(op))
+    yield Edge("other-integers", OtherIntegers(), with_integers(op))
+    if op.picks_rows:
+        yield Edge("far-weights", FarWeights(op), with_large_weights(op))
     if {"positions", "cos_sin_cache"} <= set(op.signature.parameters):
         for dtype in (torch.int32, torch.int64):
             fittest = sorted(op.cases, key=_fitness_for_far_positions, reverse=True)

@@ -19,7 +19,7 @@ from sglang_fl.errors import SettingsError, choices
 from sglang_fl.ops import OPS
 from sglang_fl.progress import Count
 from sglang_fl.registry import InstalledVendor, Registry
-from sglang_fl.settings.contradictions import refuse_a_file_in_use
+from sglang_fl.settings.outputs import check_outputs
 from sglang_fl.startup import Configuration, configure
 from sglang_fl.vendor import BackendKind, OpImpl
 
@@ -73,7 +73,7 @@ def verify(
             raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
     configuration = configure()
     if certificate is not None:
-        refuse_a_file_in_use(configuration.settings, "--certificate", certificate)
+        check_outputs({"--certificate": certificate}, configuration.settings)
     registry = configuration.registry
     vendor = registry.vendor
     aspects = (*ASPECTS, STRESS) if stress else ASPECTS

@@ -48,7 +48,7 @@ from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import Kernel, Op
 from sglang_fl.vendor import OpImpl
 
-__all__ = ["MOST_EXCLUDED", "LayerLife", "Wrap", "is_ours"]
+__all__ = ["MOST_EXCLUDED", "NATIVE", "LayerLife", "Wrap", "is_ours"]
 
 #: ``wrap(op, impl, layer, kernel)`` returns what is bound to a layer instead of the implementation's kernel,
 #: with its signature.
@@ -56,6 +56,8 @@ Wrap = Callable[[Op, OpImpl, Any, Kernel], Kernel]
 
 #: After so many calls that were all SGLang's the layer is SGLang's.
 MOST_EXCLUDED = 8
+#: How the dispatch log calls SGLang's own path.
+NATIVE = "sglang(native)"
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,9 @@ def is_ours(forward: Any) -> bool:
 class _OwnForward:
     """SGLang's own forward of a layer, for the calls that are not ours. See ``plan.Own``."""
 
-    def __init__(self, own: Forward, layer: Any, layer_class: str, method: str, log: DispatchLog) -> None:
+    def __init__(
+        self, own: Forward, layer: Any, layer_class: str, method: str, log: DispatchLog, title: str
+    ) -> None:
         self.path = OwnPath.of(method)
         self.method = method
         self.was_called = False
@@ -80,6 +84,7 @@ class _OwnForward:
         self._layer = layer
         self._layer_class = layer_class
         self._log = log
+        self._title = title
         is_plain = isinstance(own, MethodType) and own.__self__ is layer
         #: SGLang's function, which serves copies of the layer as well.
         self._function: Forward | None = own.__func__ if is_plain else None  # type: ignore[attr-defined]
@@ -89,7 +94,7 @@ class _OwnForward:
         count(LEFT, layer_class=self._layer_class, reason=self._reason)
         self._reason = ""
         result = self._of(layer)(*args, **kwargs)
-        self._log.write(self._layer_class, "sglang(native)")
+        self._log.write(self._layer_class, self._title)
         return result
 
     def _of(self, layer: Any) -> Forward:
@@ -192,6 +197,7 @@ class LayerLife:
     commit : called once, ``commit(layer, life, forward)``, to put the forward found in this object's place
     log : written after success, never before
     wrap : see ``Wrap``; None binds the kernel itself
+    own_title : how the log calls ``own``: another name where an object of ours has none of SGLang's
     """
 
     def __init__(
@@ -203,6 +209,7 @@ class LayerLife:
         commit: Callable[[Any, Forward, Forward], None],
         log: DispatchLog,
         wrap: Wrap | None = None,
+        own_title: str = NATIVE,
     ) -> None:
         self._plan_of = plan_of
         self._layer = layer
@@ -211,6 +218,7 @@ class LayerLife:
         self._commit = commit
         self._log = log
         self._wrap = wrap
+        self._own_title = own_title
         self._excluded = 0
         self._forward: Forward | None = None
         self._ran: OpImpl | None = None
@@ -228,7 +236,8 @@ class LayerLife:
             return self._forward(*args, **kwargs)
         plan = self.plan
         if plan.adapter is None:
-            level = logging.WARNING if plan.is_fault else logging.DEBUG
+            is_unheard = self._own_title != NATIVE  # what was asked for is not there
+            level = logging.WARNING if plan.is_fault or is_unheard else logging.DEBUG
             return self._give_back(plan.reason or "", level, args, kwargs)
         return self._undecided(plan.adapter, args, kwargs)
 
@@ -254,7 +263,8 @@ class LayerLife:
 
     @functools.cached_property
     def _own_forward(self) -> _OwnForward:
-        return _OwnForward(self._own, self._layer, self._layer_class, self.plan.method, self._log)
+        facts = (self._own, self._layer, self._layer_class, self.plan.method)
+        return _OwnForward(*facts, self._log, self._own_title)
 
     def _undecided(self, adapter: Translation, args: Any, kwargs: Any) -> Any:
         """Run a call with one candidate after the other until one has computed it, or SGLang has."""
@@ -345,7 +355,10 @@ class LayerLife:
         """Leave the layer to SGLang for good."""
         self._decide(self._own)
         if is_first(self._layer_class, "given back", reason):
-            logger.log(level, "%s: left to SGLang: %s", self._layer_class, reason)
+            left = (
+                "left to SGLang" if self._own_title == NATIVE else f"SGLang has none, {self._own_title} runs"
+            )
+            logger.log(level, "%s: %s: %s", self._layer_class, left, reason)
         return self._own_forward(self._layer, *args, **kwargs)
 
     def _decide(self, forward: Forward) -> None:
@@ -355,7 +368,8 @@ class LayerLife:
     def __deepcopy__(self, memo: dict[int, Any]) -> "LayerLife":
         """Return an undecided one for the copy of the layer."""
         layer, own = copy.deepcopy(self._layer, memo), copy.deepcopy(self._own, memo)
-        return LayerLife(self._plan_of, layer, self._layer_class, own, self._commit, self._log, self._wrap)
+        facts = (self._commit, self._log, self._wrap, self._own_title)
+        return LayerLife(self._plan_of, layer, self._layer_class, own, *facts)
 
     def __reduce__(self) -> Any:
         """Pickle SGLang's own forward in the place of this object, as without the plugin."""

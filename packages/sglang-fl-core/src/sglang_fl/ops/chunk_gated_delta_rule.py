@@ -160,6 +160,7 @@ def _case(
     padding: int = 0,
     before: int = 0,
     behind: int = 0,
+    decay: float = 0.0,
 ) -> Case:
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         tokens = before + sum(lengths) + behind
@@ -176,7 +177,7 @@ def _case(
             "q": normal(1, tokens, query_heads, keys).to(dtype),
             "k": normal(1, tokens, query_heads, keys).to(dtype),
             "v": normal(1, tokens, value_heads, values).to(dtype),
-            "g": torch.nn.functional.logsigmoid(3 + normal(1, tokens, value_heads)),
+            "g": torch.nn.functional.logsigmoid(3 + normal(1, tokens, value_heads)) - decay,
             "beta": torch.sigmoid(normal(1, tokens, value_heads)),
             "initial_state": pool.to(state_dtype or dtype)[:, :value_heads],
             "initial_state_indices": drawn if indices is None else torch.tensor(indices, dtype=torch.int32),
@@ -198,6 +199,9 @@ OP = Op(
         _case("padding", 5, 9, indices=(3, -1)),
         _case("equal-heads", 37, heads=(2, 2)),
         _case("wide-values", 37, sizes=(32, 64)),
+        _case("odd-sizes", 37, sizes=(48, 80)),
+        # Of a chunk together so much that its inverse overflows.
+        _case("strong-decays", 70, 9, decay=4.0),
         _case("state-in-dtype", 37, state_dtype=None),
         _case("pool-strided", 9, 3, padding=2),
         _case("tokens-in-no-sequence", 5, 70, before=3, behind=66),

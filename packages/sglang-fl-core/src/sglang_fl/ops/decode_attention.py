@@ -11,12 +11,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.attention import (
+    LARGE_SCORES,
     check_out,
     check_pools,
     check_temperature,
     gathered,
     may_lack_keys,
     operand_dtype,
+    raise_scores,
     rows_of_heads,
     sample_out,
     sample_pools,
@@ -309,6 +311,8 @@ def _case(
     has_sinks: bool = False,
     has_out: bool = False,
     is_poisoned: bool = False,
+    has_large_scores: bool = False,
+    bound: Bound | None = None,
     pool_dtype: torch.dtype | None = None,
     scales: tuple[float, float] | None = None,
     **options: float | bool,
@@ -331,6 +335,8 @@ def _case(
             "scale": keys**-0.5,
             **options,
         }
+        if has_large_scores:
+            raise_scores(made["q"], pools[0])
         if scales is not None:
             made["k_scale"], made["v_scale"] = scales
         if has_sinks:
@@ -339,7 +345,7 @@ def _case(
             made["out"] = sample_out(len(lengths), query_heads, values, dtype)
         return made
 
-    return Case(name, make)
+    return Case(name, make, bound)
 
 
 _LATENT: Any = {"heads": (4, 1), "elements": (576, 512), "layout": "latent"}
@@ -352,14 +358,21 @@ OP = Op(
         _case("whole-blocks", 128, 256),
         _case("no-slots", 0, 9, 0),
         _case("no-sequences"),
+        _case("long", 2100, 3),
+        _case("many-sequences", *(2, 1, 3) * 30, heads=(2, 1)),
         _case("equal-heads", 37, 5, 9, heads=(3, 3)),
         _case("one-head-of-keys", 5, 40, heads=(7, 1)),
+        _case("many-heads-of-queries", 5, 40, heads=(71, 1)),
         _case("wide-values", 21, 5, elements=(32, 96)),
+        _case("wide-keys", 21, 5, elements=(192, 128)),
+        _case("head-96", 21, 5, elements=(96, 96)),
+        _case("head-256", 21, 5, elements=(256, 256)),
         _case("latent", 21, 5, **_LATENT),
         _case("pools-strided", 21, 5, layout="strided"),
         _case("bounds-from-5", 21, 5, 9, before=5),
         _case("longer-list", 21, 5, 9, beyond=30),
         _case("other-slots-not-finite", 21, 130, 9, is_poisoned=True),
+        _case("large-scores", 37, 130, has_large_scores=True, bound=LARGE_SCORES),
         _case("soft-cap", 37, 5, logit_cap=0.7),
         _case("temperature", 37, 9, 10, 11, 1, 0, 300, temperature_len=9),
         _case("temperature-behind-the-cap", 37, 5, 130, logit_cap=0.7, temperature_len=2),

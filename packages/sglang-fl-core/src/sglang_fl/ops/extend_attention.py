@@ -10,11 +10,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
 from sglang_fl.ops.shared.attention import (
+    LARGE_SCORES,
     check_out,
     check_pools,
     check_temperature,
     may_lack_keys,
     operand_dtype,
+    raise_scores,
     sample_out,
     sample_pools,
     sizes,
@@ -316,10 +318,13 @@ def _case(
     layout: str = "dense",
     padding: int = 0,
     before: int = 0,
+    tokens_before: int = 0,
     has_sinks: bool = False,
     has_out: bool = False,
     is_poisoned: bool = False,
     has_trees: bool = False,
+    has_large_scores: bool = False,
+    bound: Bound | None = None,
     pool_dtype: torch.dtype | None = None,
     scales: tuple[float, float] | None = None,
     **options: float | bool,
@@ -329,7 +334,7 @@ def _case(
     def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
         (query_heads, kv_heads), (keys, values) = heads, elements
         prefixes, new = [length for length, _ in lengths], [length for _, length in lengths]
-        slots, tokens = before + sum(prefixes) + 5, sum(new) + padding
+        slots, tokens = before + sum(prefixes) + 5, tokens_before + sum(new) + padding
         form = (kv_heads, keys, values)
         stored = (pool_dtype or dtype, generator, layout, scales or (1.0, 1.0))
         pools = sample_pools(slots, form, *stored)
@@ -344,12 +349,14 @@ def _case(
             "v": v,
             "k_buffer": pools[0],
             "v_buffer": pools[1],
-            "qo_indptr": torch.tensor([0, *new]).cumsum(0),
+            "qo_indptr": torch.tensor([tokens_before, *new]).cumsum(0),
             "kv_indptr": torch.tensor([before, *prefixes]).cumsum(0).to(torch.int32),
             "kv_indices": drawn[: before + sum(prefixes)],
             "scale": keys**-0.5,
             **options,
         }
+        if has_large_scores:
+            raise_scores(made["q"], k, pools[0])
         if scales is not None:
             made["k_scale"], made["v_scale"] = scales
         if has_sinks:
@@ -362,7 +369,7 @@ def _case(
             made["mask_indptr"] = torch.tensor([before, *map(len, trees)]).cumsum(0)
         return made
 
-    return Case(name, make)
+    return Case(name, make, bound)
 
 
 def _sample_tree(count: int, generator: torch.Generator) -> Tensor:
@@ -383,18 +390,29 @@ OP = Op(
         _case("no-prefix", (0, 37), (0, 1), (0, 20)),
         _case("prefixes", (9, 20), (0, 5), (40, 1), (3, 9)),
         _case("several-blocks", (200, 300)),
+        _case("many-keys", (100, 600), (1100, 3)),
+        _case("many-sequences", *((2, 1), (0, 2)) * 40),
         _case("no-tokens", (7, 0), (3, 4), (0, 0)),
         _case("no-sequences"),
         _case("padding", (5, 9), (0, 3), padding=4),
+        _case("padding-in-front", (5, 9), (0, 3), tokens_before=3),
         _case("equal-heads", (5, 9), (2, 6), heads=(3, 3)),
+        _case("many-heads-of-queries", (5, 9), (2, 6), heads=(71, 1)),
         _case("wide-values", (5, 9), elements=(32, 96)),
+        _case("wide-keys", (5, 9), elements=(192, 128)),
+        _case("head-96", (5, 9), elements=(96, 96)),
+        _case("head-256", (5, 9), elements=(256, 256)),
         _case("latent", (5, 9), (0, 3), **_LATENT),
         _case("pools-strided", (5, 9), (0, 3), layout="strided"),
         _case("bounds-from-5", (5, 9), (2, 3), before=5),
         _case("other-slots-not-finite", (5, 9), (0, 3), is_poisoned=True),
         _case("not-causal", (0, 17), (0, 5), is_causal=False),
+        _case("not-causal-with-prefixes", (9, 17), (30, 5), is_causal=False),
+        _case("not-causal-in-a-window", (9, 17), (30, 5), is_causal=False, sliding_window=7),
         _case("window", (20, 30), (2, 9), sliding_window=7),
+        _case("window-wider-than-texts", (20, 30), (2, 9), sliding_window=4095),
         _case("own-key-alone", (5, 9), sliding_window=0),
+        _case("large-scores", (37, 20), (0, 50), has_large_scores=True, bound=LARGE_SCORES),
         _case("soft-cap", (9, 20), (0, 5), logit_cap=0.7),
         _case("temperature", (5, 9), (0, 12), (40, 3), (9, 1), temperature_len=9),
         _case("temperature-behind-the-cap", (9, 20), (0, 5), logit_cap=0.7, temperature_len=2),

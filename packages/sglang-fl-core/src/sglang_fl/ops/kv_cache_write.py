@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.op import Arguments, Bound, Case, Op, compute_dtype
 from sglang_fl.ops.shared.attention import sample_pools
+from sglang_fl.ops.shared.kv_cache import without_shared_slots
 from sglang_fl.ops.shared.overlap import shares_memory
 from sglang_fl.ops.shared.scales import EIGHT_BIT, check_scales
 
@@ -116,18 +117,6 @@ def _like(
     return ()
 
 
-def _comparable(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
-    """Set to zero what is in a slot that several tokens name; there it is left open."""
-    slots, counts = arguments["cache_loc"].unique(return_counts=True)
-    shared = slots[(counts > 1) & (slots >= 0)].long()
-    if not len(shared):
-        return tuple(outputs)
-    pools = tuple(pool.clone() for pool in outputs)
-    for pool in pools:
-        pool.view(torch.uint8 if pool.dtype in EIGHT_BIT else pool.dtype)[shared] = 0
-    return pools
-
-
 def _case(
     name: str,
     tokens: int,
@@ -199,6 +188,6 @@ OP = Op(
     rows={"k": 0, "v": 0, "cache_loc": 0},
     writes_rows={"k_buffer": "cache_loc", "v_buffer": "cache_loc"},
     updates=("k_buffer", "v_buffer"),
-    comparable=_comparable,
+    comparable=without_shared_slots,
     like=_like,
 )

@@ -153,6 +153,8 @@ class Op:
     reads_rows : for a pool of which only some rows are read, the argument that holds their indices, and the
         one that holds where those of each sequence begin and the last ones end. They may lie at any stride;
         what is in one, NaN too, reaches the results of its sequence alone, and what is in any other none
+    picks_rows : for weights of which a call picks some by an index along their first axis, as a router picks
+        experts, the argument that holds these indices; one below zero picks none
     updates : arguments that every implementation, the reference too, writes in place as results, where they
         are given
     operands : an argument in whose dtype kernels multiply matrices, where results may have a finer one:
@@ -184,6 +186,7 @@ class Op:
     writes_if_given: str | None = None
     writes_rows: Mapping[str, str] = field(default_factory=dict)
     reads_rows: Mapping[str, tuple[str, str]] = field(default_factory=dict, kw_only=True)
+    picks_rows: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     updates: tuple[str, ...] = ()
     operands: str | None = field(default=None, kw_only=True)
     magnitude: Callable[..., Outputs] | None = None
@@ -204,6 +207,8 @@ class Op:
             *self.writes_rows.values(),
             *self.reads_rows,
             *itertools.chain(*self.reads_rows.values()),
+            *self.picks_rows,
+            *self.picks_rows.values(),
             *self.updates,
             *self.bounds,
             *self.of_sequences,

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
-from sglang_fl.ops.shared.kv_cache import check_kv_cache, kv_cache_sizes, sample_kv_cache, write_kv_cache
+from sglang_fl.ops.shared.kv_cache import (
+    check_kv_cache,
+    kv_cache_sizes,
+    sample_kv_cache,
+    without_shared_slots,
+    write_kv_cache,
+)
 from sglang_fl.ops.shared.rotation import heads_of, rotate, rotation_magnitude, sample_cos_sin_cache
 
 __all__ = ["OP", "qk_norm_rope"]
@@ -207,6 +213,8 @@ def _cases() -> tuple[Case, ...]:
         _case("kv-cache-one-token", 1, 128, kv_cache={}),
         _case("kv-cache-partial", 5, 80, rotary_dim=32, kv_cache={"padding": 16}),
         _case("kv-cache-int32", 5, three_axes=True, kv_cache={"loc_dtype": torch.int32}),
+        _case("kv-cache-padding", 7, kv_cache={"absent": 3}),
+        _case("kv-cache-slot-of-several", 7, kv_cache={"heads": 2, "shared": 3}),
         _case("kv-cache-others-not-finite", 7, heads=(3, 1), kv_cache={"is_poisoned": True}),
         _case(
             "kv-cache-interleaved-partial-unit-offset",
@@ -228,5 +236,6 @@ OP = Op(
     writes=("query", "key"),
     writes_rows={"k_buffer": "cache_loc", "v_buffer": "cache_loc"},
     updates=("k_buffer", "v_buffer"),
+    comparable=without_shared_slots,
     magnitude=_magnitude,
 )

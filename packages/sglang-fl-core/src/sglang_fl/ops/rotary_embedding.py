@@ -7,7 +7,13 @@ from torch import Tensor
 
 from sglang_fl.errors import ContractError
 from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs
-from sglang_fl.ops.shared.kv_cache import check_kv_cache, kv_cache_sizes, sample_kv_cache, write_kv_cache
+from sglang_fl.ops.shared.kv_cache import (
+    check_kv_cache,
+    kv_cache_sizes,
+    sample_kv_cache,
+    without_shared_slots,
+    write_kv_cache,
+)
 from sglang_fl.ops.shared.rotation import rotate, rotation_magnitude, sample_cos_sin_cache
 
 __all__ = ["OP", "rotary_embedding"]
@@ -52,8 +58,8 @@ def rotary_embedding(
     k_buffer : Tensor, (S, Hk * head_size) or (S, Hk, head_size), dtype of ``key``, slots dense and at any
         stride: row ``cache_loc[t]`` is **updated in place** with the rotated key of token t
     v_buffer : Tensor, (S, n) or (S, Hv, n), likewise: with the value of token t
-    cache_loc : Tensor, (T,), int32 or int64, the slot of each token; what is in one that several tokens name
-        is left open
+    cache_loc : Tensor, (T,), int32 or int64, the slot of each token; one below 0 says that the token is
+        padding, of which nothing is written. What is in one that several tokens name is left open
 
     Returns
     -------
@@ -178,6 +184,8 @@ def _kv_cache_cases() -> tuple[Case, ...]:
         _case("kv-cache-partial", 5, 80, rotary_dim=32, packed=True, kv_cache={"padding": 16}),
         _case("kv-cache-offsets", 5, offsets=True, three_axes=True, kv_cache={"loc_dtype": torch.int32}),
         _case("kv-cache-others-not-finite", 7, kv_cache={"heads": 2, "is_poisoned": True}),
+        _case("kv-cache-padding", 7, packed=True, kv_cache={"absent": 3}),
+        _case("kv-cache-slot-of-several", 7, packed=True, kv_cache={"heads": 2, "shared": 3}),
         _case("kv-cache-interleaved-partial", 5, 80, rotary_dim=48, is_neox_style=False, kv_cache={}),
     )
 
@@ -191,5 +199,6 @@ OP = Op(
     writes=("query", "key"),
     writes_rows={"k_buffer": "cache_loc", "v_buffer": "cache_loc"},
     updates=("k_buffer", "v_buffer"),
+    comparable=without_shared_slots,
     magnitude=_magnitude,
 )

@@ -11,11 +11,12 @@ import typer
 from sglang_fl.errors import SettingsError, SglangFlError, printable, quoted
 from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.redaction import redacted
-from sglang_fl.logs.shared_file import check_appendable, is_same_file, named_path, write_text
+from sglang_fl.logs.shared_file import named_path, write_text
 from sglang_fl.profiling import procedure
 from sglang_fl.profiling.engine import BROKEN, Asked
 from sglang_fl.profiling.profile import Profile, Request
 from sglang_fl.progress import Progress
+from sglang_fl.settings.outputs import check_outputs
 from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 from sglang_fl.sglang_adapter.terminal import terminal
 
@@ -77,22 +78,16 @@ def profile(
 
 def _outputs(given: Mapping[str, Path | None]) -> dict[str, Path]:
     """Return the files that are to be written, by their options."""
-    found = {option: _output(option, path) for option, path in given.items() if path is not None}
-    if len(found) == 2 and is_same_file(*found.values()):
-        raise SettingsError("--json and --html name the same file")
+    found = {option: _named(option, path) for option, path in given.items() if path is not None}
+    check_outputs(found)
     return found
 
 
-def _output(option: str, path: Path) -> Path:
-    """Return a file that can be written; asked before an engine is started."""
+def _named(option: str, path: Path) -> Path:
     try:
-        named = named_path(str(path))
-        check_appendable(named)
+        return named_path(str(path))
     except ValueError as error:
         raise SettingsError(f"{option} {quoted(str(path))}: {error}") from None
-    except OSError as error:
-        raise SettingsError(f"{option} {quoted(str(path))}: {error.strerror or error}") from None
-    return named
 
 
 def _folder(given: Path | None) -> AbstractContextManager[str]:

@@ -142,7 +142,7 @@ class LayerHook:
         if method.stands_for is not None:
             plan = partial(plan, stands_for=method.stands_for)
         facts = (method.kernel, method.title, method.current, method.commit)
-        return LayerLife(plan, *facts, self._log, self._wrap)
+        return LayerLife(plan, *facts, self._log, self._wrap, method.own_title)
 
     def _plan(
         self, adapters: tuple[Adapter, ...], layer: Any, own: Forward, stands_for: str | None = None

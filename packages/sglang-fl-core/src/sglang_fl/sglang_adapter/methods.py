@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from sglang_fl.dispatch.life import is_ours
+from sglang_fl.dispatch.life import NATIVE, is_ours
 from sglang_fl.sglang_adapter.layers import (
     attention,
     causal_convolution,
@@ -77,6 +77,11 @@ class Method:
         if self.is_pytorch:
             return "forward_native"
         return self.name if self.is_function else None
+
+    @property
+    def own_title(self) -> str:
+        """For logs: what runs where no candidate does, which an object of ours computes by the reference."""
+        return "reference(reference)" if type(self.kernel).__module__.startswith("sglang_fl.") else NATIVE
 
     @property
     def title(self) -> str:

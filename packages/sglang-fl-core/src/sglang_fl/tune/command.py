@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sglang_fl.errors import SettingsError
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import write_text
+from sglang_fl.settings.contradictions import refuse_a_file_in_use
+from sglang_fl.settings.outputs import check_outputs
 from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Asked:
     with_sglang : whether SGLang's own path is tried in the place of each of our kernels
     is_forced : whether a file that exists is overwritten
     is_fresh : whether what was measured before is thrown away
+    data : a second file to write, with all figures as JSON; None for none
     """
 
     model: str
@@ -56,6 +59,12 @@ class Asked:
     with_sglang: bool = True
     is_forced: bool = False
     is_fresh: bool = False
+    data: Path | None = None
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """The files that are to be written, by their options."""
+        return {"--out": self.out} | ({} if self.data is None else {"--json": self.data})
 
 
 def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
@@ -75,6 +84,7 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
 
     budget = Budget(asked.minutes)
     _refuse_overwriting(asked)
+    check_outputs(asked.outputs)
     vocabulary = vocabulary_of(asked.model)
     from sglang_fl.startup import configure
     from sglang_fl.tune import machine
@@ -84,6 +94,8 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
     from sglang_fl.tune.text import as_yaml
 
     configuration = configure()
+    if asked.data is not None:
+        refuse_a_file_in_use(configuration.settings, "--json", asked.data)
     subjects, aten = _subjects(asked, configuration)
     chip = machine.chip_name(configuration.registry, 60)
     key = _key(asked, configuration, chip)

@@ -136,9 +136,10 @@ def _turn(
     if HAS_BUFFER:
         slot = tl.load(loc_ptr + token, mask=known, other=0).to(tl.int64)
         kept = buffer_ptr + slot * SLOT_STRIDE + head * SIZE
-        store_pair(kept, turned_left, turned_right, inside, HALF, LANES, TOKENS, HEADS, IS_NEOX)
+        is_kept = slot >= 0
+        store_pair(kept, turned_left, turned_right, inside & is_kept, HALF, LANES, TOKENS, HEADS, IS_NEOX)
         if HAS_REST:
-            tl.store(kept + rest, others, mask=in_rest)
+            tl.store(kept + rest, others, mask=in_rest & is_kept)
 
 
 @triton.jit(do_not_specialize=["tokens", "eps"])
@@ -262,7 +263,7 @@ def heads_kernel(
         inside = known & (column < VALUES)
         slot = tl.load(loc_ptr + row, mask=known, other=0).to(tl.int64)
         values = tl.load(value_ptr + row * VALUE_STRIDE + column, mask=inside)
-        tl.store(v_buffer_ptr + slot * V_SLOT_STRIDE + column, values, mask=inside)
+        tl.store(v_buffer_ptr + slot * V_SLOT_STRIDE + column, values, mask=inside & (slot >= 0))
 
 
 #: A launch, the tokens of each program, and the programs of each token.

@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Outputs, compute_dtype
+from sglang_fl.ops.op import Bound, Outputs, compute_dtype
 from sglang_fl.ops.shared.scales import check_scales
 
 __all__ = [
+    "LARGE_SCORES",
     "check_out",
     "check_pools",
     "check_temperature",
     "gathered",
     "may_lack_keys",
     "operand_dtype",
+    "raise_scores",
     "rows_of_heads",
     "sample_out",
     "sample_pools",
@@ -24,6 +26,9 @@ __all__ = [
     "soft_capped",
     "temperatures",
 ]
+
+#: Of calls whose scores lie around 100: in float32 one is off by that many units as the terms are large.
+LARGE_SCORES = Bound(half=2, single=1024)
 
 
 def check_pools(
@@ -162,6 +167,21 @@ def sample_out(rows: int, heads: int, values: int, dtype: torch.dtype) -> Tensor
     return torch.full((rows, heads * values + 8), torch.nan, dtype=dtype)[:, : heads * values].view(
         rows, heads, values
     )
+
+
+def raise_scores(q: Tensor, *keys: Tensor) -> None:
+    """Add the same to all queries and keys, so that scores lie around 100 and as far apart as before.
+
+    Their exponentials overflow in float32 unless the largest score is taken away first, and in 16 bit such
+    scores are as coarse as 1/16.
+
+    Parameters
+    ----------
+    q, keys : written in place; scores are divided by the root of the number of elements
+    """
+    common = (100.0 * q.shape[-1] ** -0.5) ** 0.5
+    for rows in (q, *keys):
+        rows.add_(common)
 
 
 def sample_pools(

@@ -4,10 +4,18 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments
+from sglang_fl.ops.op import Arguments, Outputs
 from sglang_fl.ops.shared.overlap import shares_memory
+from sglang_fl.ops.shared.scales import EIGHT_BIT
 
-__all__ = ["KV_CACHE", "check_kv_cache", "kv_cache_sizes", "sample_kv_cache", "write_kv_cache"]
+__all__ = [
+    "KV_CACHE",
+    "check_kv_cache",
+    "kv_cache_sizes",
+    "sample_kv_cache",
+    "without_shared_slots",
+    "write_kv_cache",
+]
 
 #: The options of such an op, all of which a call gives, or none.
 KV_CACHE = ("value", "k_buffer", "v_buffer", "cache_loc")
@@ -71,9 +79,17 @@ def write_kv_cache(key: Tensor, value: Tensor, k_buffer: Tensor, v_buffer: Tenso
     key : as it is returned: rotated, and rounded to its dtype
     value, k_buffer, v_buffer, cache_loc : see ``rotary_embedding``
     """
-    slots = cache_loc.long()
+    tokens = len(cache_loc)
+    if not tokens:
+        return
+    # Padding writes what the first token does, if there is any: so a graph can hold the call.
+    is_token = cache_loc >= 0
+    places = torch.arange(tokens, device=cache_loc.device)
+    written = torch.where(is_token, places, is_token.to(torch.int8).argmax())
+    slots = cache_loc[written].clamp_min(0).long()
     for rows, pool in ((key, k_buffer), (value, v_buffer)):
-        pool[slots] = rows.reshape(len(slots), *pool.shape[1:])
+        new = rows.reshape(tokens, *pool.shape[1:])[written]
+        pool[slots] = torch.where(is_token.any(), new, pool[slots])
 
 
 def kv_cache_sizes(
@@ -90,8 +106,30 @@ def kv_cache_sizes(
     if cache_loc is None:
         return ()
     keys, values = truth[2].abs(), truth[3].abs()
-    keys[cache_loc.long()] = key_size.reshape(len(cache_loc), *keys.shape[1:])
+    is_token = cache_loc >= 0
+    keys[cache_loc[is_token].long()] = key_size.reshape(len(cache_loc), *keys.shape[1:])[is_token]
     return keys, values
+
+
+def without_shared_slots(outputs: Outputs, arguments: Arguments) -> tuple[Tensor, ...]:
+    """Set to zero what is in a slot that several tokens name, where it is left open.
+
+    Parameters
+    ----------
+    outputs : all results of a call; the pools come last, if it has any
+    arguments : of the call
+    """
+    *others, keys, values = outputs
+    if arguments.get("cache_loc") is None:
+        return tuple(outputs)
+    slots, counts = arguments["cache_loc"].unique(return_counts=True)
+    shared = slots[(counts > 1) & (slots >= 0)].long()
+    if not len(shared):
+        return tuple(outputs)
+    pools = (keys.clone(), values.clone())
+    for pool in pools:
+        pool.view(torch.uint8 if pool.dtype in EIGHT_BIT else pool.dtype)[shared] = 0
+    return (*others, *pools)
 
 
 def sample_kv_cache(
@@ -103,6 +141,8 @@ def sample_kv_cache(
     loc_dtype: torch.dtype = torch.int64,
     padding: int = 0,
     is_poisoned: bool = False,
+    absent: int = 0,
+    shared: int = 0,
 ) -> Arguments:
     """Return the options with which a call writes its keys and values into a cache that has contents.
 
@@ -114,6 +154,8 @@ def sample_kv_cache(
     loc_dtype : of the slots
     padding : elements between the slots of the pools
     is_poisoned : what lies in the slots of other tokens is no number
+    absent : how many tokens at the end are padding
+    shared : how many before them have one slot, as SGLang pads a batch
     """
     tokens = len(key)
     slots = tokens + 4
@@ -126,4 +168,6 @@ def sample_kv_cache(
         return wide if heads is None else wide.view(slots, heads, width // heads)
 
     k_buffer, v_buffer = pool(key.shape[1]), pool(value.shape[1])
+    loc[tokens - absent :] = -1
+    loc[tokens - absent - shared : tokens - absent] = slots - 1
     return dict(zip(KV_CACHE, (value, k_buffer, v_buffer, loc), strict=True))

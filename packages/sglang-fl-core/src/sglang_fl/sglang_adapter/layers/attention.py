@@ -4,11 +4,11 @@ They are no layer classes: the backend, which is ours, holds an object ``Attenti
 methods, with the arguments of the ops. Each method of the object is replaced by one that finds its kernel
 in its first call.
 
-Falls through: a call with an option that the kernel does not take. The backend then computes it by the
-reference; the dispatch log calls that ``sglang(native)``. Pools of latents are written by SGLang's own
-method, as models with latent attention write them themselves. SGLang's Triton attention backend calls kernels
-of the first two ops, and which calls of those fall through the page on attention says; its other attention
-backends are not touched.
+Falls through: a call with an option that the kernel does not take. The backend has nothing of SGLang's and
+computes it by the reference, as the dispatch log says; also where a setting leaves the op to SGLang. Pools of
+latents are written by SGLang's own method, as models with latent attention write them themselves. SGLang's
+Triton attention backend calls kernels of the first two ops, and which calls of those fall through the page on
+attention says; its other attention backends are not touched.
 """
 
 from typing import Any

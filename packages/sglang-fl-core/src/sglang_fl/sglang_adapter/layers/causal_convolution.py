@@ -16,8 +16,7 @@ conv_state_indices)``.
 Falls through: drafted tokens with the states between them, calls without indices of states, states longer
 than the taps need, and whatever else a later release may pass. A name serves all layers, so that the calls of
 one forward pass may be enough to give it back to SGLang for good, where all of them are of these. On
-``CausalConvolution`` a call that the kernel refuses is computed by the reference; the dispatch log calls that
-``sglang(native)``.
+``CausalConvolution`` a call that the kernel refuses is computed by the reference, as the dispatch log says.
 """
 
 from collections.abc import Mapping

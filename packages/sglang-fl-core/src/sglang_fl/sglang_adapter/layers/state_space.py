@@ -4,8 +4,8 @@ It is no layer class: where no Triton kernel can run, SGLang's mixer computes by
 ``StateSpace``, with the arguments of the two ops. Each of its methods is replaced by one that finds its
 kernel in its first call. Elsewhere SGLang's functions stay.
 
-Falls through: a call that the kernel refuses. The object then computes it by the reference; the dispatch log
-calls that ``sglang(native)``.
+Falls through: a call that the kernel refuses. The object then computes it by the reference, as the dispatch
+log says.
 """
 
 from sglang_fl.ops import OPS

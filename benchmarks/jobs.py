@@ -35,8 +35,8 @@ class Job:
 THREE = "vanilla,layer2,control"
 #: With the side whose attention is SGLang's own. Of the models with experts no fourth engine fits.
 FOUR = "vanilla,layer2,layer2:decode_attention=sglang;extend_attention=sglang,control"
-#: With the side whose convolutions are SGLang's own.
-CONVOLVED = "vanilla,layer2,layer2:causal_conv1d_fn=sglang;causal_conv1d_update=sglang,control"
+#: With the side whose convolutions are ours.
+CONVOLVED = "vanilla,layer2,layer2:causal_conv1d_fn=flagos;causal_conv1d_update=flagos,control"
 #: Sides and seconds of each model that is served.
 ENGINES = {
     "Qwen2.5-0.5B": (FOUR, 220),

@@ -126,6 +126,7 @@ def _files(names: Sequence[str]) -> str:
     """Return a link to one file, or in one word what several are called."""
     if len(names) == 1:
         return f"[{names[0]}](../benchmarks/results/{names[0]})"
-    begin = os.path.commonprefix(names)  # noqa: RUF071 - of their letters, not of folders
+    letters = os.path.commonprefix(names)  # noqa: RUF071 - of their letters, not of folders
+    begin = letters[: letters.rfind("_") + 1]
     parts = ",".join(name.removeprefix(begin).removesuffix(".csv") for name in names)
     return f"`benchmarks/results/{begin}{{{parts}}}.csv`"

@@ -58,7 +58,7 @@ def test_every_tile_of_experts(
 
 @pytest.mark.parametrize(
     "first",
-    [expert_tiles.FIRST_FEW, expert_tiles.FIRST_FEW_WIDE, expert_tiles.FIRST_FEW_ODD],
+    [expert_tiles.FIRST_FEW, expert_tiles.FIRST_FEW_WIDEST, expert_tiles.FIRST_FEW_ODD],
     ids=str,
 )
 @pytest.mark.parametrize(

@@ -73,8 +73,9 @@ NVIDIA = Vendor(
             "flagos",
             is_default=True,
             reason="1.01 to 1.56 of vanilla in served models, with the other defaults (Qwen3-30B-A3B, "
-            "DeepSeek-V2-Lite, GLM-4.5-Air and gpt-oss-20b with 4 to 10 layers, bfloat16, SGLang 0.5.23, "
-            "triton 3.6, H200)",
+            "DeepSeek-V2-Lite, GLM-4.5-Air and gpt-oss-20b with 4 to 10 layers); at one request 1.18 where "
+            "the host does not set the pace (Qwen3-30B-A3B with 24 layers; bfloat16, SGLang 0.5.23, triton "
+            "3.6, H200)",
         ),
         OpChoice(
             "fused_moe",
@@ -90,19 +91,15 @@ NVIDIA = Vendor(
             reason="1.00 to 1.02 of the speed without it in a served model (Qwen3-30B-A3B with 10 layers, "
             "bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
-        OpChoice(
+        _not_default(
             "causal_conv1d_fn",
-            "flagos",
-            is_default=True,
-            reason="1.37 to 1.54 of the speed of SGLang's Triton kernel alone (Qwen3-Next, bfloat16, SGLang "
-            "0.5.23, triton 3.6, H200)",
+            "1.34 to 1.50 of the speed of SGLang's Triton kernel alone, not measured yet in a served model "
+            "(Qwen3-Next, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
-        OpChoice(
+        _not_default(
             "causal_conv1d_update",
-            "flagos",
-            is_default=True,
-            reason="1.29 to 1.58 of the speed of SGLang's Triton kernel alone (Qwen3-Next, bfloat16, SGLang "
-            "0.5.23, triton 3.6, H200)",
+            "1.26 to 1.58 of the speed of SGLang's Triton kernel alone, not measured yet in a served model "
+            "(Qwen3-Next, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
         OpChoice(
             "fused_recurrent_gated_delta_rule_packed_decode",
@@ -117,7 +114,7 @@ NVIDIA = Vendor(
             "chunk_gated_delta_rule",
             "flagos",
             is_default=True,
-            reason="1.32 to 1.41 of the speed of SGLang's Triton kernels alone, 1.22 and 1.25 of vanilla in "
+            reason="1.44 to 1.85 of the speed of SGLang's Triton kernels alone, 1.22 and 1.25 of vanilla in "
             "prompts of a served model, with the other defaults, which without it have 1.17 and 0.98 "
             "(Qwen3-Next with 4 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),

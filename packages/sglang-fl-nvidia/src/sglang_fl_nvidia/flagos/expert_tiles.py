@@ -35,10 +35,12 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-#: Assignments that are not sorted, the first layer: of most tokens; of wide ones, whose programs are few and
-#: need much on its way at a time; and of those whose width the others' depth does not divide.
+#: Assignments that are not sorted, the first layer: of most tokens; of wide ones; of the widest, of which a
+#: GPU has fewer programs than it could run, so that each needs much on its way at a time; and of those whose
+#: width the others' depth does not divide.
 FIRST_FEW = Tile(16, 32, 128, 4, 4)
-FIRST_FEW_WIDE = Tile(16, 32, 256, 4, 5)
+FIRST_FEW_WIDE = Tile(16, 32, 256, 4, 3)
+FIRST_FEW_WIDEST = Tile(16, 32, 256, 4, 5)
 FIRST_FEW_ODD = Tile(16, 32, 64, 4, 6)
 #: The second layer: of few weights, of more, and of a width inside that their depth does not divide.
 SECOND_FEW = Tile(16, 128, 128, 4, 3)
@@ -61,7 +63,9 @@ def first_few(width: int) -> Tile:
     """Return the tile of the first layer for assignments that are not sorted; ``width`` of a token."""
     if width % FIRST_FEW.depth:
         return FIRST_FEW_ODD
-    return FIRST_FEW_WIDE if width >= 4096 else FIRST_FEW
+    if width < 4096:
+        return FIRST_FEW
+    return FIRST_FEW_WIDEST if width > 4096 else FIRST_FEW_WIDE
 
 
 def second_few(width: int, inner: int) -> Tile:

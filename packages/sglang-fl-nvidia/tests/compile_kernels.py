@@ -1,0 +1,99 @@
+"""Compile the kernels of ops for a Hopper GPU that need not be there; launch nothing.
+
+    python compile_kernels.py OP...
+
+Each op is called on the CPU with sample inputs in bfloat16, as on a GPU: the driver that Triton asks for the
+chip is one that knows Hopper and runs nothing. What Triton's compiler refuses ends the program; its
+interpreter, in which the other tests run, takes more than the compiler does.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from sglang_fl.ops import OPS, Case, Op, lacking
+from sglang_fl.vendor import load_target
+from sglang_fl_nvidia.flagos import fused_moe, launch
+
+#: What a program may share on an H200, in bytes, and its multiprocessors.
+SHARED, MULTIPROCESSORS = 232448, 132
+
+
+class Launcher:
+    """Launches nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        self.global_scratch_size = self.profile_scratch_size = 0
+
+    def __call__(self, *_: Any) -> None:
+        """See the class."""
+
+
+class Driver:
+    """As much of a driver as compiling asks for."""
+
+    launcher_cls = Launcher
+    utils = SimpleNamespace(
+        get_device_properties=lambda device: {"max_shared_mem": SHARED},
+        load_binary=lambda *_: (0, 0, 0, 0, 1024),
+        unload_module=lambda *_: None,
+    )
+
+    def get_current_target(self) -> GPUTarget:
+        """Return Hopper."""
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        """Return the first."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """Return the default one."""
+        return 0
+
+
+def be_hopper() -> None:
+    """Have this process take the CPU's memory for that of a Hopper GPU."""
+    triton.runtime.driver.set_active(Driver())
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)
+    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(
+        multi_processor_count=MULTIPROCESSORS
+    )
+    torch.cuda.device = lambda device: contextlib.nullcontext()
+    launch._device_of = lambda arguments: 0
+    launch._stream_of = lambda device: 0
+    # The others run through the same lines and take minutes.
+    tiles = {rows: fused_moe.sorted_tiles(0)[rows] for rows in (16, 32)}
+    fused_moe.sorted_tiles = lambda inner: tiles
+
+
+def cases_of(op: Op) -> Iterator[Case]:
+    """Yield the first case, and each one that has an argument, or a dtype of one, that none before has."""
+    known: set[tuple[str, object]] = set()
+    for case in op.cases:
+        arguments = case.arguments(torch.bfloat16)
+        found = {(name, getattr(value, "dtype", None)) for name, value in arguments.items()}
+        if not known or found - known:
+            known |= found
+            yield case
+
+
+def main() -> None:
+    be_hopper()
+    for name in sys.argv[1:]:
+        kernel = load_target(f"sglang_fl_nvidia.flagos.{name}:{name}")
+        for case in cases_of(OPS[name]):
+            arguments = case.arguments(torch.bfloat16)
+            if not lacking(kernel, arguments):
+                kernel(**arguments)
+                print(name, case, flush=True)
+
+
+if __name__ == "__main__":
+    main()

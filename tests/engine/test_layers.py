@@ -1,5 +1,6 @@
 """SGLang's own layer classes under the hook: what is bound, what falls through, how exact it is."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from types import MethodType, SimpleNamespace
@@ -21,7 +22,7 @@ from sglang_fl.dispatch.life import is_ours
 from sglang_fl.dispatch.own_path import OwnPath
 from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, Case
-from sglang_fl.sglang_adapter.layers import gemma_rms_norm, rms_norm
+from sglang_fl.sglang_adapter.layers import ADAPTERS, gemma_rms_norm, rms_norm
 from sglang_fl.sglang_adapter.layers.rotary_embedding import bind
 from tests.engine.native import native
 from tests.engine.release import SEAM, can_force_native, hook_with, present, resolves_in_the_first_call
@@ -194,13 +195,30 @@ def test_a_norm_that_sglang_pins_never_asks_us(own_log: Path):
     assert own_log.read_text() == ""
 
 
-def test_a_norm_is_sglangs_in_batch_invariant_mode(monkeypatch, own_log: Path):
+@pytest.mark.parametrize("op", [op for op in OPS if subject_of(op).layers()])
+def test_what_sums_is_sglangs_in_batch_invariant_mode(op: str, monkeypatch, own_log: Path):
     # Entering the mode as SGLang does needs an accelerator; its flag is what the layers look at.
     monkeypatch.setattr(batch_invariant_ops, "_batch_invariant_MODE", True)
-    layer, x = RMSNorm(8), torch.randn(2, 8)
-    assert torch.equal(layer(x), layer.forward_native(x))
-    assert layer._forward_method == layer.forward_native
-    assert own_log.read_text().splitlines() == ["[OOT-DISPATCH] RMSNorm → sglang(native)"]
+    for name, (layer, arguments) in subject_of(op).layers().items():
+        wanted = outputs(layer.forward_native(*clones(arguments, as_rows=name in OF_ROWS)))
+        for mine, own in zip(outputs(layer(*clones(arguments))), wanted, strict=True):
+            torch.testing.assert_close(mine, own.reshape(mine.shape), rtol=1e-5, atol=1e-5)
+        ran = "sglang(native)" if OPS[op].may_depend_on_batch else "reference(reference)"
+        line = f"[OOT-DISPATCH] {type(layer).__name__} → {ran}"
+        assert line in own_log.read_text().splitlines()
+
+
+def test_every_adapter_of_an_op_that_sums_asks_for_batch_invariant_mode(monkeypatch):
+    monkeypatch.setattr(batch_invariant_ops, "_batch_invariant_MODE", True)
+    adapters = itertools.chain(*ADAPTERS.values())
+    reasons = {adapter.why_not(object()) for adapter in adapters if adapter.op.may_depend_on_batch}
+    assert reasons == {"batch-invariant mode"}
+
+
+def test_these_ops_alone_do_not_sum():
+    alone = {"silu_and_mul", "situ_and_mul", "gelu_and_mul", "new_gelu", "quick_gelu", "relu2"}
+    alone |= {"rotary_embedding", "mrope", "kv_cache_write", "causal_conv1d_fn", "causal_conv1d_update"}
+    assert {name for name, op in OPS.items() if not op.may_depend_on_batch} == alone
 
 
 def test_a_residual_of_another_dtype_is_left_to_sglang(own_log: Path):

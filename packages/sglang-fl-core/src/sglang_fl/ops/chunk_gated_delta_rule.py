@@ -219,4 +219,5 @@ OP = Op(
     like=_like,
     longer={1: 1},
     captured=False,  # it is for prompts, and the number of chunks depends on the values of cu_seqlens
+    may_depend_on_batch=True,
 )

@@ -410,4 +410,5 @@ OP = Op(
     reads_rows=dict.fromkeys(("k_buffer", "v_buffer"), ("kv_indices", "kv_indptr")),
     magnitude=_magnitude,
     like=_like,
+    may_depend_on_batch=True,
 )

@@ -457,4 +457,5 @@ OP = Op(
     magnitude=_magnitude,
     like=_like,
     captured=False,  # it is for prompts
+    may_depend_on_batch=True,
 )

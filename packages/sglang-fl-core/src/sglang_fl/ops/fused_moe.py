@@ -320,4 +320,5 @@ OP = Op(
     picks_rows=dict.fromkeys(("w13_weight", "w2_weight"), "topk_ids"),
     magnitude=_magnitude,
     like=_like,
+    may_depend_on_batch=True,
 )

@@ -168,4 +168,5 @@ OP = Op(
     magnitude=_magnitude,
     comparable=without_padding,
     like=_like,
+    may_depend_on_batch=True,
 )

@@ -60,4 +60,5 @@ OP = Op(
     writes=("x", "residual"),
     writes_if_given="residual",
     magnitude=sum_magnitude,
+    may_depend_on_batch=True,
 )

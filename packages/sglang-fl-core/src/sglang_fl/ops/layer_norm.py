@@ -94,4 +94,5 @@ OP = Op(
     bound=Bound(half=0.55, single=8),
     rows={"x": 0},
     magnitude=_magnitude,
+    may_depend_on_batch=True,
 )

@@ -169,6 +169,8 @@ class Op:
         gives them
     why_invalid : ``why_invalid(outputs, arguments)`` says what is wrong with results whatever the numbers in
         the arguments are, or returns None
+    may_depend_on_batch : whether a row's results are sums, whose order a kernel may choose by how many rows a
+        call has: its last bits may then be others in another batch
     captured : whether servers capture its calls in graphs; where not, a kernel may read from the device
     like : ``like(**arguments)`` checks the arguments and returns tensors of the results' shapes and dtypes,
         for a reference that must look at the data
@@ -195,6 +197,7 @@ class Op:
     why_invalid: Callable[[tuple[Tensor, ...], Mapping[str, Any]], str | None] | None = field(
         default=None, kw_only=True
     )
+    may_depend_on_batch: bool = field(default=False, kw_only=True)
     captured: bool = True
     like: Callable[..., Outputs] | None = None
     longer: Mapping[int, int] = field(default_factory=dict, kw_only=True)

@@ -238,4 +238,5 @@ OP = Op(
     updates=("k_buffer", "v_buffer"),
     comparable=without_shared_slots,
     magnitude=_magnitude,
+    may_depend_on_batch=True,
 )

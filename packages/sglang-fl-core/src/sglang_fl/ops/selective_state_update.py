@@ -175,4 +175,5 @@ OP = Op(
     magnitude=_magnitude,
     comparable=_without_padding,
     like=_like,
+    may_depend_on_batch=True,
 )

@@ -84,4 +84,5 @@ OP = Op(
     comparable=functools.partial(by_expert, score=_scores),
     as_good=functools.partial(is_as_good_a_choice, score=_scores),
     why_invalid=why_no_choice,
+    may_depend_on_batch=True,
 )

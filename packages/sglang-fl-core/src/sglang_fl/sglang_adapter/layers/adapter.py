@@ -90,13 +90,30 @@ class Adapter:
     layer_class : ``module:Class`` in SGLang; compared by name, never imported
     op : what it computes
     bind : see ``Bind``
-    why_not : asked in a layer's first call; returns None, or the reason why this is no translation of it
+    refuses : asked in a layer's first call; returns None, or the reason why this is no translation of it
     """
 
     layer_class: str
     op: Op
     bind: Bind
-    why_not: Callable[[Any], str | None] = _always
+    refuses: Callable[[Any], str | None] = _always
+
+    def why_not(self, layer: Any) -> str | None:
+        """Say in a layer's first call why it is left to SGLang, or return None."""
+        if self.op.may_depend_on_batch and is_batch_invariant():
+            return "batch-invariant mode"
+        return self.refuses(layer)
+
+
+def is_batch_invariant() -> bool:
+    """Whether a row's results may not depend on its batch, as SGLang's deterministic inference wants it.
+
+    Then SGLang's own kernels must run, which it has chosen for that. It switches the mode on after the model
+    is built and before anything runs.
+    """
+    from sglang.srt.batch_invariant_ops import is_batch_invariant_mode_enabled
+
+    return bool(is_batch_invariant_mode_enabled())
 
 
 def by_layer_class(adapters: Iterable[Adapter]) -> dict[str, tuple[Adapter, ...]]:

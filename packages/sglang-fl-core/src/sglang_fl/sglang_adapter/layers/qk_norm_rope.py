@@ -12,7 +12,7 @@ too where SGLang lets a rotation write it: on CUDA, in bfloat16, without scales.
 
 Falls through: calls while ``torch.compile`` traces, layers whose rotation has rows picked beforehand
 (``sin_cos_cache``), a rotation by several axes or of a class of its own, norms that are no plain
-``RMSNorm``, batch-invariant mode, and layers that run ROCm's fused kernels.
+``RMSNorm``, and layers that run ROCm's fused kernels.
 """
 
 from collections.abc import Callable

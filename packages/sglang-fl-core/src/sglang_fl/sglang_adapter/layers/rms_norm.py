@@ -5,9 +5,9 @@ from 0.5.18 on; the two others ``forward(x)``. Contract: ``rms_norm(x, weight, e
 post_residual_addition=None, variance_size_override=None, cast_x_before_out_mul=False,
 fp32_residual=False)``.
 
-Falls through: layers with ``override_orig_dtype`` (on-policy training), batch-invariant mode, a
-``post_residual_addition`` that the kernel does not take, and calls in which SGLang fuses the FP8
-quantisation of the linear layer that follows.
+Falls through: layers with ``override_orig_dtype`` (on-policy training), a ``post_residual_addition`` that
+the kernel does not take, and calls in which SGLang fuses the FP8 quantisation of the linear layer that
+follows.
 """
 
 from typing import Any
@@ -71,19 +71,7 @@ def why_not(layer: Any) -> str | None:
     """Say what of a layer the contract cannot express."""
     if layer.override_orig_dtype is not None:
         return f"override_orig_dtype={layer.override_orig_dtype}"
-    if _is_batch_invariant():
-        return "batch-invariant mode"
     return None
-
-
-def _is_batch_invariant() -> bool:
-    """Whether SGLang's deterministic inference is on; then its own kernels must run.
-
-    SGLang switches it on after the model is built and before anything runs.
-    """
-    from sglang.srt.batch_invariant_ops import is_batch_invariant_mode_enabled
-
-    return bool(is_batch_invariant_mode_enabled())
 
 
 def _fuses_quantisation(linear: Any) -> bool:

@@ -37,12 +37,12 @@ def readme(folder: Path) -> dict[str, str]:
     reach = span((one.ratio for one in servers.cells(few, requests)), 2)
     rows = [[servers.title(one), *(_plain(one, name) for name in requests)] for one in few]
     heads = ("model", *(WORKLOADS[name] for name in requests))
-    how = f"{told(one.table for one in few)}." if few else "Not measured yet."
+    how = said(f"{told(one.table for one in few)}." if few else "Not measured yet.")
     words = said(
         f"On an NVIDIA H200 a server makes {reach} times the tokens a second of SGLang without the plugin,",
         "by model and number of requests:",
     )
-    return {"servers": "\n".join([words, table(heads, rows), f"{how}\n"])}
+    return {"servers": "\n".join([words, table(heads, rows), how])}
 
 
 def _plain(one: Served, figure: str) -> str:

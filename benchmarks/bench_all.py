@@ -6,9 +6,9 @@ A lane for each card takes one job after the other from ``benchmarks/jobs.py``, 
 own: an equal part of those of the host. A job's table comes into ``--out`` once it has ended well; its output
 is ``--out/logs/NAME.log``. What is there already, of the same commit, is skipped, so that a second call goes
 on where the first has ended. A tree with changes is one commit, ``abc1234-changed``, however it has changed
-since: remove the tables of before. With ``--minutes`` a job that is expected to take longer than what is left is
-not started, and one that takes longer than that after all is ended. One that fails stops no other. At the end
-all jobs are told that have failed or were not started, and the exit status is 1 if there are any.
+since: remove the tables of before. With ``--minutes`` a job that is expected to take longer than what is left
+is not started, and one that takes longer than that after all is ended. One that fails stops no other. At the
+end all jobs are told that have failed or were not started, and the exit status is 1 if there are any.
 """
 
 import argparse

@@ -405,7 +405,7 @@ def bench_engine(session: nox.Session) -> None:
 
 @nox.session(name="bench-all", default=False)
 def bench_all(session: nox.Session) -> None:
-    """All of these that need a GPU, on every GPU of this host at the same time; tables into bench-all/."""
+    """All benchmarks that need a GPU, on every GPU of this host at the same time; tables into bench-all/."""
     _on_a_gpu(session, "liger-kernel==0.8.5")
     session.run("python", "-m", "benchmarks.bench_all", *session.posargs)
 

@@ -5,9 +5,10 @@
 A lane for each card takes one job after the other from ``benchmarks/jobs.py``, and pins it to cores of its
 own: an equal part of those of the host. A job's table comes into ``--out`` once it has ended well; its output
 is ``--out/logs/NAME.log``. What is there already, of the same commit, is skipped, so that a second call goes
-on where the first has ended. With ``--minutes`` a job that is expected to take longer than what is left is
-not started, and one that takes longer than that after all is ended. One that fails stops no other. At the end
-all jobs are told that have failed or were not started, and the exit status is 1 if there are any.
+on where the first has ended. A tree with changes is one commit, ``abc1234-changed``, however it has changed
+since: remove the tables of before. With ``--minutes`` a job that is expected to take longer than what is left
+is not started, and one that takes longer than that after all is ended. One that fails stops no other. At the
+end all jobs are told that have failed or were not started, and the exit status is 1 if there are any.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.about import COMMIT, commit
 from benchmarks.jobs import JOBS, Job
@@ -76,11 +78,13 @@ class Board:
     waiting : in the order in which they are to start
     failed : names of jobs and what became of them
     running : their processes, each of which leads a group of its own
+    is_stopped : no other is started
     """
 
     waiting: list[Job]
     failed: dict[str, str] = field(default_factory=dict)
     running: list[subprocess.Popen] = field(default_factory=list)
+    is_stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, seconds: float) -> Job | None:
@@ -92,11 +96,22 @@ class Board:
                     return job
         return None
 
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen | None:
+        """Start a job's process with these options of ``Popen``; None once all is stopped."""
+        with self._lock:
+            if self.is_stopped:
+                return None
+            process = subprocess.Popen(command, start_new_session=True, **options)
+            self.running.append(process)
+            return process
+
     def stop(self) -> None:
         """Start no other job, and end those that run."""
         with self._lock:
+            self.is_stopped = True
             self.waiting.clear()
-        for process in list(self.running):
+            running = list(self.running)
+        for process in running:
             end(process)
 
 
@@ -135,21 +150,17 @@ def run_lane(board: Board, place: Place, card: str, cores: Sequence[int]) -> Non
     os.sched_setaffinity(0, cores)  # of this thread; what it starts inherits them
     while job := board.take(place.left()):
         begun = time.monotonic()
-        trouble = run_job(job, place, card, board.running)
+        trouble = run_job(job, place, card, board)
         took = f"{time.monotonic() - begun:.0f} s, {job.seconds} expected, card {card}"
         if trouble:
             board.failed[job.name] = f"{trouble} ({took}): {place.log(job)}"
         tell(f"{job.name}: {trouble or 'done'} ({took})")
 
 
-def run_job(job: Job, place: Place, card: str, running: list[subprocess.Popen]) -> str | None:
+def run_job(job: Job, place: Place, card: str, board: Board) -> str | None:
     """Run a job on a card; return what went wrong, or None.
 
     Its files are written beside the results, and moved to them once it has ended well.
-
-    Parameters
-    ----------
-    running : holds its process as long as it runs
     """
     folder = place.out / "unfinished" / job.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -160,10 +171,9 @@ def run_job(job: Job, place: Place, card: str, running: list[subprocess.Popen]) 
     command = [sys.executable, *(names.get(word, word) for word in job.command)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": card, COMMIT: place.commit}
     with place.log(job).open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        running.append(process)
+        process = board.start(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        if process is None:
+            return "was stopped"
         patience = min(job.patience, place.left())
         try:
             code = process.wait(timeout=patience)
@@ -171,7 +181,7 @@ def run_job(job: Job, place: Place, card: str, running: list[subprocess.Popen]) 
             return f"ended after {patience:.0f} s"
         finally:
             end(process)
-            running.remove(process)
+            board.running.remove(process)
     if code:
         return f"ended with code {code}"
     if not (folder / place.result(job).name).exists():

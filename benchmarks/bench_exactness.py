@@ -187,7 +187,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="draws of each input")
     parser.add_argument("--csv", type=Path, help="write the table there too")
     options = parser.parse_args()
-    print(about(), flush=True)
+    about_it = about()
+    print(about_it, flush=True)
     rows = []
     with torch.inference_mode():
         for given in inputs():
@@ -196,7 +197,7 @@ def main() -> None:
                     rows.append(row_of(given, dtype, options.seeds))
                     print(*rows[-1], sep="  ", flush=True)
                 if options.csv:  # anew after each input: it is long
-                    write_table(options.csv, about(), HEAD, rows)
+                    write_table(options.csv, about_it, HEAD, rows)
     print(*summary(rows), sep="\n")
     worse = [row for row in rows if further(row) > 1]
     if worse:

@@ -158,7 +158,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "GLM-4.5-Air-8L": {"mem_fraction_static": 0.9},
     # Its experts' other kernels come with a package that SGLang does not install.
     "gpt-oss-20b-16L": {"moe_runner_backend": "triton"},
-    # Its states would take half of the memory, on each side; and there are four sides.
+    # Its states would take half of the memory on each side, and `jobs.py` asks for four sides.
     "Qwen3-Next-80B-A3B-8L": {
         "max_mamba_cache_size": 192,
         "max_running_requests": 64,

@@ -33,7 +33,7 @@ class Job:
 
 
 THREE = "vanilla,layer2,control"
-#: With the side whose attention is SGLang's own. Of the models with experts no fourth engine fits.
+#: With the side whose attention is SGLang's own. Of most models with experts no fourth engine fits.
 FOUR = "vanilla,layer2,layer2:decode_attention=sglang;extend_attention=sglang,control"
 #: With the side whose convolutions are ours.
 CONVOLVED = "vanilla,layer2,layer2:causal_conv1d_fn=flagos;causal_conv1d_update=flagos,control"

@@ -142,9 +142,9 @@ class Served:
 
     @property
     def ours(self) -> str | None:
-        """The side with all of our kernels: the last one that adds to the defaults, or these."""
+        """The side with the most of our kernels: the last that adds to the defaults, else the defaults."""
         whole = [side for side in self.sides if side.startswith(DEFAULTS) and "=sglang" not in side]
-        return next((side for side in reversed(whole) if not side.startswith("layers12")), None)
+        return whole[-1] if whole else None
 
     def row(self, figure: str, side: str | None) -> Row | None:
         """Return the row of a side; None if it was not measured."""

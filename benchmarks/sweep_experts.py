@@ -105,7 +105,7 @@ def rows_of(layer: Experts, tokens: int) -> int:
 
 @contextmanager
 def chosen(choice: Choice, is_sorted: bool, launches: dict) -> Iterator[None]:
-    """Have these tiles taken, and no others compiled; ``launches`` keeps the kernels."""
+    """Have these tiles taken, of sorted assignments no others compiled; ``launches`` keeps the kernels."""
     rows = choice.first.rows
     taken: dict[str, object] = {"_launches": launches, "sorted_tiles": lambda inner: {}}
     if is_sorted:

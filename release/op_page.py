@@ -100,7 +100,7 @@ def _section(op: Op) -> str:
     said = head.removeprefix(begin)
     paragraphs = [f"{said[0].upper()}{said[1:]}", *_layers(op)]
     if op.may_depend_on_batch:
-        paragraphs.append("In batch-invariant mode SGLang's.")
+        paragraphs.append("In batch-invariant mode the op is SGLang's.")
     if op.options:
         paragraphs.append(f"Options: {', '.join(map(_code, op.options))}.")
     wrap = functools.partial(textwrap.fill, width=WIDTH, break_on_hyphens=False, break_long_words=False)

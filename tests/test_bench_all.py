@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks import bench_all
 from benchmarks.about import COMMIT, about, commit
-from benchmarks.bench_all import Place, run_all
+from benchmarks.bench_all import Board, Place, run_all, run_lane
 from benchmarks.engine_models import CONFIGS
 from benchmarks.jobs import ENGINES, JOBS, OPS, Job
 from benchmarks.tables import commit_in, read_about, read_table, write_table
@@ -105,6 +106,23 @@ def test_a_job_that_takes_longer_than_what_is_left_is_ended(place: Place):
     board = run_all([job("slow", 1, takes=50)], replace(place, ends=begun + 2), ["0"])
     assert "ended after 2 s" in board.failed["slow"]
     assert time.monotonic() - begun < 30
+
+
+def test_stopping_ends_the_job_that_runs_and_starts_no_other(place: Place):
+    begun = time.monotonic()
+    board = Board([job("slow", takes=50), job("next")])
+    (place.out / "logs").mkdir()
+    lane = threading.Thread(target=run_lane, args=(board, place, "0", sorted(os.sched_getaffinity(0))))
+    lane.start()
+    while not board.running:
+        time.sleep(0.01)
+    board.stop()
+    lane.join(30)
+    assert not lane.is_alive()
+    assert time.monotonic() - begun < 30
+    assert "ended with code -9" in board.failed["slow"]
+    assert (board.waiting, board.running) == ([], [])
+    assert board.start(["true"]) is None
 
 
 def test_every_shape_and_every_op_has_a_job():

@@ -44,16 +44,12 @@ def blocks(folder: Path) -> dict[str, str]:
     linear, prompts = _ops(STEP_OPS, folder), _ops(PROMPT_OPS, folder)
     exact = newest("bench_exactness", folder=folder)
     return {
-        "small": _summary("SGLang's CUDA kernels", small) + "\n" + _small(small) + "\n" + source(small),
+        "small": _section("SGLang's CUDA kernels", small, _small(small)),
         "small-others": _others(small),
-        "cache": _summary("SGLang's own", cache) + "\n" + _by_shape(cache) + "\n" + source(cache),
-        "experts": _summary("SGLang's own", [experts]) + "\n" + _experts(experts) + "\n" + source([experts]),
-        "linear": _summary("SGLang's own", linear) + "\n" + _linear(linear) + "\n" + source(linear),
-        "linear-prompts": _summary("SGLang's own", prompts)
-        + "\n"
-        + _prompts(prompts)
-        + "\n"
-        + source(prompts),
+        "cache": _section("SGLang's own", cache, _by_shape(cache)),
+        "experts": _section("SGLang's own", [experts], _experts(experts)),
+        "linear": _section("SGLang's own", linear, _linear(linear)),
+        "linear-prompts": _section("SGLang's own", prompts, _prompts(prompts)),
         "step": _step(step) + "\n" + source([step]),
         "exactness": _exactness(exact) + "\n" + source([exact]),
         "dispatch": dispatch(folder) + "\n" + _dispatch(folder),
@@ -74,8 +70,10 @@ def rows_of(tables: Iterable[Table | None]) -> list[Row]:
     return [row for one in tables if one for row in one.rows]
 
 
-def _summary(other: str, tables: Iterable[Table | None]) -> str:
-    return said(f"Time of {other} by ours: {summary(cells_of(rows_of(tables)))}.")
+def _section(other: str, tables: Sequence[Table | None], text: str) -> str:
+    """Return a table as Markdown between a sentence that sums it up and one that says where it is from."""
+    words = said(f"Time of {other} by ours: {summary(cells_of(rows_of(tables)))}.")
+    return "\n".join([words, text, source(tables)])
 
 
 def _by_op(tables: Iterable[Table | None]) -> dict[str, list[Row]]:

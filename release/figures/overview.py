@@ -37,12 +37,12 @@ def readme(folder: Path) -> dict[str, str]:
     reach = span((one.ratio for one in servers.cells(few, requests)), 2)
     rows = [[servers.title(one), *(_plain(one, name) for name in requests)] for one in few]
     heads = ("model", *(WORKLOADS[name] for name in requests))
-    how = f"{told(one.table for one in few)}." if few else "Not measured yet."
+    how = said(f"{told(one.table for one in few)}." if few else "Not measured yet.")
     words = said(
         f"On an NVIDIA H200 a server makes {reach} times the tokens a second of SGLang without the plugin,",
         "by model and number of requests:",
     )
-    return {"servers": "\n".join([words, table(heads, rows), f"{how}\n"])}
+    return {"servers": "\n".join([words, table(heads, rows), how])}
 
 
 def _plain(one: Served, figure: str) -> str:
@@ -52,6 +52,16 @@ def _plain(one: Served, figure: str) -> str:
 
 def _kernels(folder: Path) -> str:
     """Return how each group of kernels stands beside those that it replaces."""
+    rows = []
+    for name, beside, cells in _groups(folder):
+        least = cell(min((one.ratio for one in cells), default=None))
+        below = f"{sum(one.ratio < 1 for one in cells)} of {len(cells)}" if cells else MISSING
+        rows.append([name, beside, cell(mean(cells), 2), least, below])
+    return table(("kernels", "beside", "geometric mean", "least", "cells below 1"), rows)
+
+
+def _groups(folder: Path) -> list[tuple[str, str, list[Cell]]]:
+    """Return groups of kernels by name, each with whose kernels it is beside, and with their ratios."""
 
     def of(parts: Sequence[str]) -> list[Row]:
         return rows_of(op(part, folder) for part in parts)
@@ -59,7 +69,7 @@ def _kernels(folder: Path) -> str:
     decode, extend = of(["decode_attention"]), of(["extend_attention"])
     wide = [row for row in decode if not attention.is_eight_bit(row)]
     narrow = [row for row in [*decode, *extend] if attention.is_eight_bit(row)]
-    groups: list[tuple[str, str, list[Cell]]] = [
+    return [
         (
             f"[norms, rotation, activation, routing]({KERNELS}#norms-rotation-activation-routing)",
             "SGLang's CUDA kernels",
@@ -95,12 +105,6 @@ def _kernels(folder: Path) -> str:
             cells_of(of(PROMPT_OPS)),
         ),
     ]
-    rows = []
-    for name, beside, cells in groups:
-        least = cell(min((one.ratio for one in cells), default=None))
-        below = f"{sum(one.ratio < 1 for one in cells)} of {len(cells)}" if cells else MISSING
-        rows.append([name, beside, cell(mean(cells), 2), least, below])
-    return table(("kernels", "beside", "geometric mean", "least", "cells below 1"), rows)
 
 
 def _goals(models: Sequence[Served], folder: Path) -> str:

@@ -75,6 +75,15 @@ def test_every_tile_of_assignments_that_are_not_sorted(
     assert_experts_right(7, 30, 300, 72)
 
 
+@pytest.mark.parametrize(("tokens", "top_k", "number"), [(3, 0, 4), (0, 2, 4), (3, 0, 0)])
+def test_tokens_without_an_expert_and_no_tokens_have_zeros(tokens: int, top_k: int, number: int):
+    given = {"hidden_states": (tokens, 16), "w13_weight": (number, 16, 16), "w2_weight": (number, 16, 8)}
+    tensors = {name: torch.ones(shape, device=DEVICE) for name, shape in given.items()}
+    ids = torch.zeros(tokens, top_k, device=DEVICE, dtype=torch.int32)
+    got = kernel(**tensors, topk_weights=torch.ones(tokens, top_k, device=DEVICE), topk_ids=ids)
+    assert torch.equal(got, torch.zeros(tokens, 16, device=DEVICE))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"w2_bias": (3, 7)}, {"gemm1_limit": 7.0}, {"w2_weight": (3, 16, 9)}], ids=str
 )

@@ -236,8 +236,9 @@ class LayerLife:
             return self._forward(*args, **kwargs)
         plan = self.plan
         if plan.adapter is None:
-            is_unheard = self._own_title != NATIVE  # what was asked for is not there
-            level = logging.WARNING if plan.is_fault or is_unheard else logging.DEBUG
+            # SGLang has no path for what an object of ours computes: whoever asked for that path is told.
+            is_warned = plan.is_fault or self._own_title != NATIVE
+            level = logging.WARNING if is_warned else logging.DEBUG
             return self._give_back(plan.reason or "", level, args, kwargs)
         return self._undecided(plan.adapter, args, kwargs)
 

@@ -200,7 +200,7 @@ OP = Op(
         _case("equal-heads", 37, heads=(2, 2)),
         _case("wide-values", 37, sizes=(32, 64)),
         _case("odd-sizes", 37, sizes=(48, 80)),
-        # Of a chunk together so much that its inverse overflows.
+        # The decays of a chunk multiply to so little that one over that overflows.
         _case("strong-decays", 70, 9, decay=4.0),
         _case("state-in-dtype", 37, state_dtype=None),
         _case("pool-strided", 9, 3, padding=2),

@@ -52,7 +52,7 @@ WITHOUT_STATES, RESULTS = (64, 4, 3), (64, 4, 3)
 #: Float32 as a sum of products in TF32: of products as they are Triton's compiler makes so much code that it
 #: takes minutes. What 16-bit dtypes have in float32 is rounded to them after the next product.
 PRECISIONS = {torch.float32: "tf32x3", torch.float16: "tf32", torch.bfloat16: "tf32"}
-#: In float32 more does not fit.
+#: The most stages; in float32 more than two do not fit.
 MOST_STAGES = {torch.float32: 2, torch.float16: 4, torch.bfloat16: 4}
 #: The keys of a chunk must fit into the memory of a program, beside what is computed from them.
 MOST_KEYS = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}

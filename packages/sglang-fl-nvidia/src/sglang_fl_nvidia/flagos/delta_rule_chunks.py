@@ -32,7 +32,7 @@ from sglang_fl_nvidia.flagos.launch import overlap
 
 __all__ = ["results_kernel", "states_kernel", "without_states_kernel"]
 
-#: Tokens of a chunk, a power of two, and which.
+#: Tokens of a chunk, a power of two, and the exponent of that.
 CHUNK, LEVELS = tl.constexpr(CHUNK_SIZE), tl.constexpr(CHUNK_SIZE.bit_length() - 1)
 #: Sequences whose beginnings a program reads at a time.
 MANY = tl.constexpr(64)

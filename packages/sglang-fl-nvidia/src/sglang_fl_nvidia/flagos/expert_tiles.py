@@ -1,6 +1,6 @@
 """The tiles of the kernels of ``fused_moe``, as ``benchmarks/sweep_experts.py`` found them on an H200.
 
-The sweep lies in ``benchmarks/results/sweep_experts_h200.csv``: bfloat16, six models' experts, 1 to 4096
+The sweep lies in ``benchmarks/results/sweep_experts_h200.csv``: bfloat16, seven models' experts, 1 to 4096
 tokens, the whole op timed. A tile that serves several is the fastest or within 3 % of it at nearly all.
 """
 
@@ -105,7 +105,7 @@ def group_for(inner: int) -> int:
 
 
 def rows_for(assignments: int, experts: int) -> int:
-    """Return the rows of a tile: of 16 to 128 the least that is twice what an expert has on average."""
+    """Return the rows of a tile: at least twice what an expert has on average, of 16 to 128."""
     return next((rows for rows in SORTED if 2 * assignments <= rows * experts), max(SORTED))
 
 

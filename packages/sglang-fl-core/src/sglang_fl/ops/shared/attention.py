@@ -27,7 +27,8 @@ __all__ = [
     "temperatures",
 ]
 
-#: Of calls whose scores lie around 100: in float32 one is off by that many units as the terms are large.
+#: For calls whose scores lie around 100: rounded in float32 such a score is off by about as many units, and
+#: its weight with it.
 LARGE_SCORES = Bound(half=2, single=1024)
 
 

@@ -119,9 +119,9 @@ def without_shared_slots(outputs: Outputs, arguments: Arguments) -> tuple[Tensor
     outputs : all results of a call; the pools come last, if it has any
     arguments : of the call
     """
-    *others, keys, values = outputs
     if arguments.get("cache_loc") is None:
         return tuple(outputs)
+    *others, keys, values = outputs
     slots, counts = arguments["cache_loc"].unique(return_counts=True)
     shared = slots[(counts > 1) & (slots >= 0)].long()
     if not len(shared):

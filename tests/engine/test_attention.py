@@ -341,9 +341,12 @@ def test_a_call_with_an_option_that_the_kernel_lacks_is_the_references(dispatche
     ]
 
 
-def test_an_op_that_is_left_to_sglang_is_the_references_where_sglang_has_none(log, caplog):
+@pytest.mark.parametrize("is_asked", [True, False], ids=["asked-for", "no-default"])
+def test_an_op_that_is_left_to_sglang_is_the_references_where_sglang_has_none(is_asked: bool, log, caplog):
+    """Whoever asked for SGLang's path is told; a package that has no default for the op asked for nothing."""
+    reason = "asked for by SGLANG_FL_PER_OP" if is_asked else "flagos is no default here: not measured"
     first = dataclasses.replace(
-        configure().resolutions["decode_attention"], sglang_first="asked for by SGLANG_FL_PER_OP"
+        configure().resolutions["decode_attention"], sglang_first=reason, then_sglang=is_asked
     )
     found = AttentionKernels()
     hook = LayerHook({**configure().resolutions, "decode_attention": first}, DispatchLog(log))
@@ -351,9 +354,9 @@ def test_an_op_that_is_left_to_sglang_is_the_references_where_sglang_has_none(lo
     for _ in range(2):
         assert torch.equal(run(found.decode, call()), OPS["decode_attention"].reference(**call()))
     assert log.read_text().splitlines() == ["[OOT-DISPATCH] AttentionKernels.decode → reference(reference)"]
-    (warning,) = (record.message for record in caplog.records if record.levelname == "WARNING")
-    reason = "decode_attention: asked for by SGLANG_FL_PER_OP"
-    assert warning.endswith(f"SGLang has none, reference(reference) runs: {reason}")
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    told = f"AttentionKernels.decode: SGLang has none, reference(reference) runs: decode_attention: {reason}"
+    assert warnings == [told] * is_asked
 
 
 def test_calls_that_the_contract_excludes_stay_an_error_and_decide_nothing(dispatched):

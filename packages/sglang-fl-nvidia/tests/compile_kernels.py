@@ -1,14 +1,15 @@
 """Compile the kernels of ops for a Hopper GPU that need not be there; launch nothing.
 
-    python compile_kernels.py OP...
+    python compile_kernels.py [--shared BYTES] OP...
 
 Each op is called on the CPU with sample inputs in bfloat16, as on a GPU: the driver that Triton asks for the
 chip is one that knows Hopper and runs nothing. What Triton's compiler refuses ends the program; its
-interpreter, in which the other tests run, takes more than the compiler does.
+interpreter, in which the other tests run, takes more than the compiler does. ``--shared``: what a program may
+share, if less than on an H200; a call that needs more is refused, and told as such.
 """
 
+import argparse
 import contextlib
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops import OPS, Case, Op, lacking
 from sglang_fl.vendor import load_target
 from sglang_fl_nvidia.flagos import fused_moe, launch
@@ -40,7 +42,6 @@ class Driver:
 
     launcher_cls = Launcher
     utils = SimpleNamespace(
-        get_device_properties=lambda device: {"max_shared_mem": SHARED},
         load_binary=lambda *_: (0, 0, 0, 0, 1024),
         unload_module=lambda *_: None,
     )
@@ -58,8 +59,9 @@ class Driver:
         return 0
 
 
-def be_hopper() -> None:
+def be_hopper(shared: int) -> None:
     """Have this process take the CPU's memory for that of a Hopper GPU."""
+    Driver.utils.get_device_properties = lambda device: {"max_shared_mem": shared}
     triton.runtime.driver.set_active(Driver())
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(
@@ -85,13 +87,22 @@ def cases_of(op: Op) -> Iterator[Case]:
 
 
 def main() -> None:
-    be_hopper()
-    for name in sys.argv[1:]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shared", type=int, default=SHARED)
+    parser.add_argument("ops", nargs="+")
+    options = parser.parse_args()
+    be_hopper(options.shared)
+    for name in options.ops:
         kernel = load_target(f"sglang_fl_nvidia.flagos.{name}:{name}")
         for case in cases_of(OPS[name]):
             arguments = case.arguments(torch.bfloat16)
-            if not lacking(kernel, arguments):
+            if lacking(kernel, arguments):
+                continue
+            try:
                 kernel(**arguments)
+            except UnsupportedError as error:
+                print(f"{name} {case} refused: {error}", flush=True)
+            else:
                 print(name, case, flush=True)
 
 

@@ -85,12 +85,24 @@ def test_tokens_without_an_expert_and_no_tokens_have_zeros(tokens: int, top_k: i
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"w2_bias": (3, 7)}, {"gemm1_limit": 7.0}, {"w2_weight": (3, 16, 9)}], ids=str
+    "wrong",
+    [
+        {"w2_bias": (3, 7)},
+        {"w13_bias": (3, 8)},
+        {"w2_bias": (2, 16)},
+        {"gemm1_limit": 7.0},
+        {"w2_weight": (3, 16, 9)},
+    ],
+    ids=str,
 )
-def test_experts_that_do_not_fit_each_other_are_refused(wrong: dict[str, object]):
-    given = {"hidden_states": (2, 16), "w13_weight": (3, 16, 16), "w2_weight": (3, 16, 8)} | wrong
-    tensors = {n: torch.ones(v, device=DEVICE) if isinstance(v, tuple) else v for n, v in given.items()}
-    chosen = {"topk_weights": torch.ones(2, 1, device=DEVICE)}
-    chosen["topk_ids"] = torch.zeros(2, 1, device=DEVICE, dtype=torch.int32)
+def test_experts_that_do_not_fit_each_other_are_refused_after_a_right_call_too(wrong: dict[str, object]):
+    right = {"hidden_states": (2, 16), "w13_weight": (3, 16, 16), "w2_weight": (3, 16, 8)}
+    right |= {"w13_bias": (3, 16), "w2_bias": (3, 16), "topk_weights": (2, 1)}
+    ids = torch.zeros(2, 1, device=DEVICE, dtype=torch.int32)
+
+    def tensors(shapes: dict[str, object]) -> dict[str, object]:
+        return {n: torch.ones(v, device=DEVICE) if isinstance(v, tuple) else v for n, v in shapes.items()}
+
+    kernel(**tensors(right), topk_ids=ids)
     with pytest.raises(ContractError, match="fused_moe"):
-        kernel(**tensors, **chosen)
+        kernel(**tensors(right | wrong), topk_ids=ids)

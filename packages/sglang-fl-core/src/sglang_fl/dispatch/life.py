@@ -237,7 +237,7 @@ class LayerLife:
         plan = self.plan
         if plan.adapter is None:
             # SGLang has no path for what an object of ours computes: whoever asked for that path is told.
-            is_warned = plan.is_fault or self._own_title != NATIVE
+            is_warned = plan.is_fault or (plan.is_asked and self._own_title != NATIVE)
             level = logging.WARNING if is_warned else logging.DEBUG
             return self._give_back(plan.reason or "", level, args, kwargs)
         return self._undecided(plan.adapter, args, kwargs)

@@ -65,6 +65,7 @@ class LayerPlan:
     method : the name of SGLang's own method for it, ``forward_native``; empty where it could not be found
     reason : why it is SGLang's; None where it is ours
     is_fault : the reason is something that nobody intended, worth a warning
+    is_asked : the user's order puts SGLang's own path first
     adapter : translates it; None where it is SGLang's
     resolution : the candidates of its op
     or_own : where no candidate can run it, SGLang does, for good; else that is an error
@@ -73,6 +74,7 @@ class LayerPlan:
     method: str
     reason: str | None = None
     is_fault: bool = False
+    is_asked: bool = False
     adapter: Translation | None = None
     resolution: Resolution | None = None
     or_own: bool = False
@@ -107,6 +109,7 @@ def plan_layer(
             "", f"its forward is {own!r}, behind which is no one method of SGLang's", is_fault=True
         )
     reasons = []
+    is_asked = False
     for adapter in adapters:
         resolution = resolutions[adapter.op.name]
         try:
@@ -119,7 +122,8 @@ def plan_layer(
         if reason is None:
             return _ours(method, adapter, resolution)
         reasons.append(f"{adapter.op}: {reason}")
-    return LayerPlan(method, "; ".join(reasons))
+        is_asked |= resolution.sglang_first is not None and resolution.then_sglang
+    return LayerPlan(method, "; ".join(reasons), is_asked=is_asked)
 
 
 def _ours(method: str, adapter: Translation, resolution: Resolution) -> LayerPlan:

@@ -117,6 +117,8 @@ class _Layout(NamedTuple):
     id_stride: int
     w13_strides: tuple[int, ...]
     w2_strides: tuple[int, ...]
+    b13_shape: tuple[int, ...]
+    b2_shape: tuple[int, ...]
     b13_stride: int
     b2_stride: int
     has_b13: bool
@@ -147,6 +149,8 @@ class _Layout(NamedTuple):
             id_stride=given.ids.stride(0),
             w13_strides=given.w13.stride(),
             w2_strides=given.w2.stride(),
+            b13_shape=given.b13.shape,
+            b2_shape=given.b2.shape,
             b13_stride=given.b13.stride(0),
             b2_stride=given.b2.stride(0),
             has_b13=has_b13,

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime.errors import OutOfResources
 
 from sglang_fl.errors import UnsupportedError
 
@@ -191,7 +192,8 @@ def compiled(
 
     Raises
     ------
-    UnsupportedError : the tensors are on no GPU, or not all on one
+    UnsupportedError : the tensors are on no GPU, or not all on one; a program needs more shared memory than
+        the GPU has
     """
     device = _device_of(arguments)
     if _IS_INTERPRETED:
@@ -208,7 +210,10 @@ def compiled(
     like = arguments if is_aligned else tuple(map(_unaligned, arguments))
     with torch.cuda.device(device):
         binary = kernel.warmup(*like, grid=(1,), **options, **constants)
-        run = binary.run  # loads the binary onto the device
+        try:
+            run = binary.run  # loads the binary onto the device
+        except OutOfResources as error:
+            raise UnsupportedError(f"this GPU has too little for a program of it: {error}") from error
     metadata, fixed = binary.packed_metadata, tuple(constants.values())
     stream_of = _stream_of
 

@@ -302,7 +302,7 @@ OP = Op(
         _case("same-expert-twice", 9, ids=(3, 3, 1)),
         _case("other-experts-not-finite", 9, ids=(3, 6), is_poisoned=True),
         _case("wide", 65, width=512, inner=384),
-        _case("large-experts", 3, experts=3, width=2048, inner=1024),
+        _case("large-experts", 3, experts=3, width=1024, inner=512),
         _case("odd-sizes", 9, width=72, inner=40),
         _case("row-strided", 5, padding=64),
         _case("absent-experts", 9, absent=True),

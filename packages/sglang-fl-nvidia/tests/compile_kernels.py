@@ -70,9 +70,9 @@ def be_hopper(shared: int) -> None:
     torch.cuda.device = lambda device: contextlib.nullcontext()
     launch._device_of = lambda arguments: 0
     launch._stream_of = lambda device: 0
-    # The others run through the same lines and take minutes.
     # Of the tiles of experts these have all that the others have, and compile fastest.
-    fused_moe.sorted_tiles = lambda inner, tiles=fused_moe.sorted_tiles(0): {32: tiles[32]}
+    tiles = {32: fused_moe.sorted_tiles(0)[32]}
+    fused_moe.sorted_tiles = lambda inner: tiles
     fused_moe.rows_for = lambda assignments, experts: 32
 
 

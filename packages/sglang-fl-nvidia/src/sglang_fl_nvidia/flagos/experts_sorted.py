@@ -13,15 +13,35 @@ __all__ = ["down_sorted_kernel", "gate_up_sorted_kernel", "sum_kernel"]
 
 
 @triton.jit
-def _place(PIECES: tl.constexpr, GROUP: tl.constexpr) -> Any:
-    """Return the tile and the piece of its columns that this program has.
+def _own_tile(
+    starts_ptr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+) -> Any:
+    """Return of this program's tile the expert, some columns of ``WIDTH``, and where its rows begin and end.
 
-    Tiles of a group take turns at each piece, so that those of one expert find the piece's weights in the L2
-    cache.
+    Tiles of a group take turns at each piece of the columns, so that those of one expert find the piece's
+    weights in the L2 cache.
     """
+    PIECES: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     group, place = tl.program_id(0) // (GROUP * PIECES), tl.program_id(0) % (GROUP * PIECES)
     tiles = tl.minimum(tl.num_programs(0) // PIECES - group * GROUP, GROUP)
-    return group * GROUP + place % tiles, place // tiles
+    column = place // tiles * COLUMNS + tl.arange(0, COLUMNS)
+    overlap(OVERLAP)
+    expert, first, end = rows_of_tile(starts_ptr, group * GROUP + place % tiles, EXPERTS, BLOCK, ROWS)
+    return expert, column, first, end
+
+
+@triton.jit
+def _is_enough(left, halvings: tl.constexpr, HALVINGS: tl.constexpr, ROWS: tl.constexpr) -> Any:
+    """Return whether so many rows are computed by a tile whose rows are halved so often, and no oftener."""
+    is_last = halvings == HALVINGS
+    return (left > 0) & (left <= (ROWS >> halvings)) & (is_last | (left > (ROWS >> (halvings + 1))))
 
 
 @triton.jit
@@ -60,14 +80,10 @@ def gate_up_sorted_kernel(
     An expert's last tile is computed with half of the rows as often as they are enough, at most ``HALVINGS``
     times.
     """
-    tile, piece = _place((INNER + COLUMNS - 1) // COLUMNS, GROUP)
-    column = piece * COLUMNS + tl.arange(0, COLUMNS)
-    overlap(OVERLAP)
-    expert, first, end = rows_of_tile(starts_ptr, tile, EXPERTS, BLOCK, ROWS)
+    expert, column, first, end = _own_tile(starts_ptr, INNER, COLUMNS, GROUP, EXPERTS, BLOCK, ROWS, OVERLAP)
     left = tl.minimum(end - first, ROWS)
     for halvings in tl.static_range(HALVINGS + 1):
-        is_least = halvings == HALVINGS
-        if (left > 0) & (left <= (ROWS >> halvings)) & (is_least | (left > (ROWS >> (halvings + 1)))):
+        if _is_enough(left, halvings, HALVINGS, ROWS):
             row = first + tl.arange(0, ROWS >> halvings)
             is_row = row < end
             assignment = tl.load(order_ptr + row, mask=is_row, other=0)
@@ -133,14 +149,10 @@ def down_sorted_kernel(
 
     Last tiles have fewer rows as in the first layer.
     """
-    tile, piece = _place((WIDTH + COLUMNS - 1) // COLUMNS, GROUP)
-    column = piece * COLUMNS + tl.arange(0, COLUMNS)
-    overlap(OVERLAP)
-    expert, first, end = rows_of_tile(starts_ptr, tile, EXPERTS, BLOCK, ROWS)
+    expert, column, first, end = _own_tile(starts_ptr, WIDTH, COLUMNS, GROUP, EXPERTS, BLOCK, ROWS, OVERLAP)
     left = tl.minimum(end - first, ROWS)
     for halvings in tl.static_range(HALVINGS + 1):
-        is_least = halvings == HALVINGS
-        if (left > 0) & (left <= (ROWS >> halvings)) & (is_least | (left > (ROWS >> (halvings + 1)))):
+        if _is_enough(left, halvings, HALVINGS, ROWS):
             row = first + tl.arange(0, ROWS >> halvings)
             is_row = row < end
             assignment = tl.load(order_ptr + row, mask=is_row, other=0)

@@ -21,7 +21,7 @@ from sglang.srt import server_args
 from benchmarks.about import about
 from benchmarks.attention_step import Step
 from benchmarks.cell import Cell, kernel, when_called
-from benchmarks.cuda_timing import FOOTPRINT, graph_times, host_time
+from benchmarks.cuda_timing import graph_times, host_time
 from benchmarks.linear_attention import (
     causal_conv1d_fn,
     causal_conv1d_update,
@@ -332,10 +332,9 @@ def cells(only: str | None, part: str) -> Iterator[Cell]:
 
 
 def measure(cell: Cell, wanted: set[str]) -> dict[str, float]:
-    sets = max(2, min(24, int(FOOTPRINT / max(cell.moved, 1)) + 1))
     count = 24 if cell.moved > 50e6 else 96 if cell.moved > 4e6 else 240
-    inputs = [cell.inputs() for _ in range(sets)]
-    sources = [torch.empty(max(cell.moved // 4, 1), device="cuda", dtype=DTYPE) for _ in range(sets)]
+    inputs = cell.several_inputs()
+    sources = [torch.empty(max(cell.moved // 4, 1), device="cuda", dtype=DTYPE) for _ in inputs]
     calls = {
         name: [lambda side=side, arguments=arguments: side(*arguments) for arguments in inputs]
         for name, side in cell.sides.items()

@@ -8,9 +8,6 @@ import torch
 
 __all__ = ["captured", "graph_times", "host_time"]
 
-#: Enough for inputs to leave the L2 cache (50 MB on Hopper) before they come round again.
-FOOTPRINT = 160e6
-
 
 def graph_times(calls: dict[str, Sequence[Callable]], count: int, rounds: int = 9) -> dict[str, float]:
     """Return the time of a call on the device in µs, by name: medians over rounds in which all run in turn.

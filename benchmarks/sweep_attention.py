@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.about import about
 from benchmarks.cell import Cell
-from benchmarks.cuda_timing import FOOTPRINT, graph_times
+from benchmarks.cuda_timing import graph_times
 from benchmarks.paged_attention import decode_cells, extend_cells
 from benchmarks.tables import write_table
 from benchmarks.workloads import PAGED_ATTENTIONS, PagedAttention
@@ -115,9 +115,8 @@ def measured(
 ) -> tuple[dict[Choice, float], dict[Choice, float]]:
     """Return the times of all choices that run, alone, and of the fastest and the table's, in turn, in µs."""
     now = subject.table[subject.place]
-    sets = max(2, min(24, int(FOOTPRINT / cell.moved) + 1))
     count = 10 if cell.moved > 50e6 else 48
-    inputs = [cell.inputs() for _ in range(sets)]
+    inputs = cell.several_inputs()
     calls, alone = {}, {}
     for choice in dict.fromkeys((now, *subject.choices())):
         run = call_with(subject, choice, cell.sides["flagos"], compiled)

@@ -21,7 +21,7 @@ from benchmarks.about import about
 from benchmarks.bench_ops import fused_moe as cells_of
 from benchmarks.bench_ops import set_server_args
 from benchmarks.cell import Cell
-from benchmarks.cuda_timing import FOOTPRINT, graph_times
+from benchmarks.cuda_timing import graph_times
 from benchmarks.tables import write_table
 from benchmarks.workloads import EXPERTS, Experts
 from sglang_fl_nvidia.flagos import expert_tiles, fused_moe
@@ -82,10 +82,12 @@ def choices(layer: Experts, rows: int) -> Iterator[Choice]:
         now = Choice(expert_tiles.first_few(layer.hidden), few)
         yield now
     else:
-        table = expert_tiles.sorted_tiles(layer.intermediate)
         inner = layer.intermediate
         group = expert_tiles.group_for(inner)
-        by_rows = {rows: Choice(*table[rows], expert_tiles.halvings(rows, inner), group) for rows in table}
+        by_rows = {
+            size: Choice(*of_size, expert_tiles.halvings(size, inner), group)
+            for size, of_size in expert_tiles.sorted_tiles(inner).items()
+        }
         now = by_rows[rows]
         yield now
         yield from (choice for choice in by_rows.values() if choice != now)
@@ -143,7 +145,7 @@ def sweep(layer: Experts, wanted: Sequence[int], is_timed: bool) -> list[list]:
             continue
         rows = rows_of(layer, cell.tokens)
         runs: dict[Choice, Callable] = {}
-        inputs = [cell.inputs() for _ in range(max(2, min(24, int(FOOTPRINT / cell.moved) + 1)))]
+        inputs = cell.several_inputs()
         for choice in choices(layer, rows):
             run = call_with(choice, rows > 0, cell)
             try:

@@ -7,8 +7,9 @@ own: an equal part of those of the host. A job's table comes into ``--out`` once
 is ``--out/logs/NAME.log``. What is there already, of the same commit, is skipped, so that a second call goes
 on where the first has ended. A tree with changes is one commit, ``abc1234-changed``, however it has changed
 since: remove the tables of before. With ``--minutes`` a job that is expected to take longer than what is left
-is not started, and one that takes longer than that after all is ended. One that fails stops no other. At the
-end all jobs are told that have failed or were not started, and the exit status is 1 if there are any.
+is not started, and one that takes longer than that after all is ended. What engines compile is kept for
+later ones of the same side on the same card, in ``--out``'s ``homes``. A job that fails stops no other. At
+the end all jobs are told that have failed or were not started, and the exit status is 1 if there are any.
 """
 
 import argparse
@@ -167,7 +168,11 @@ def run_job(job: Job, place: Place, card: str, board: Board) -> str | None:
     folder.mkdir(parents=True)
     logs = place.out / "logs" / job.name
     logs.mkdir(exist_ok=True)
-    names = {"{csv}": str(folder / place.result(job).name), "{logs}": str(logs)}
+    names = {
+        "{csv}": str(folder / place.result(job).name),
+        "{logs}": str(logs),
+        "{homes}": str(place.out / "homes" / card),
+    }
     command = [sys.executable, *(names.get(word, word) for word in job.command)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": card, COMMIT: place.commit}
     with place.log(job).open("w") as log:

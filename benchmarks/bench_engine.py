@@ -1,13 +1,14 @@
 """SGLang's engine with the plugin beside the same engine without it: throughput and start-up.
 
     python -m benchmarks.bench_engine [--model Qwen2.5-0.5B,Qwen3-8B] [--sides vanilla,layer2]
-        [--rounds 3] [--workload NAME] [--csv 'results/{model}.csv']
+        [--rounds 3] [--workload NAME] [--homes DIR] [--csv 'results/{model}.csv']
 
 Random weights (``load_format=dummy``) under a model's real configuration. In each round one engine a side is
 started, all at the same time (those of several models too), and every workload runs on them in turn, one at a
 time and in a random order, with fresh random tokens and no prefix cache; the next round starts engines anew,
 because figures vary between starts by more than between repetitions in one. Each side has a home of its own
-for what it caches, empty before the first round: that start is the cold one, the others are warm. Throughput
+for what it caches, empty before the first round: that start is the cold one, the others are warm. With
+``--homes`` they stay, for the next call and other models, whose first starts are warm then. Throughput
 is that of a whole batch of requests, new tokens a second; of a prefill, prompt tokens a second. Medians over
 all repetitions, and the least and greatest of the medians of the rounds. The ratio to the first side is that
 of two figures of one turn, because a shared host's speed changes by half from one second to another: the
@@ -161,14 +162,17 @@ class Side:
     ----------
     model : of ``CONFIGS``
     name : of ``SIDES``, with or without orders of ops behind a colon
-    homes : folder that holds each side's home
+    homes : folder that holds each side's home, one for all models where the command line names the folder
     options : of the command line
     """
 
     def __init__(self, model: str, name: str, homes: Path, options: argparse.Namespace) -> None:
         kind, _, per_op = name.partition(":")
-        file = f"{model}_{kind}" + "".join(f"_{letters}" for letters in re.findall(r"\w+", per_op))
-        home = homes / file
+        side = kind + "".join(f"_{letters}" for letters in re.findall(r"\w+", per_op))
+        file = f"{model}_{side}"
+        home = homes / (side if options.homes else file)
+        #: Whether nothing has been compiled in this home yet.
+        self.is_cold = not home.exists()
         home.mkdir(exist_ok=True)
         environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith((*OURS, *CACHES))},
@@ -221,7 +225,7 @@ class Side:
 
 
 def run_round(
-    options: argparse.Namespace, loads: Sequence[Workload], homes: Path, start_up: str, draw: random.Random
+    options: argparse.Namespace, loads: Sequence[Workload], homes: Path, draw: random.Random
 ) -> dict[str, Round]:
     """Start an engine for each model and side, run the workloads, return the figures by model.
 
@@ -230,7 +234,6 @@ def run_round(
     Parameters
     ----------
     homes : folder that holds each side's home
-    start_up : what the start-up is called in the table
     draw : draws the order of the sides in each turn
     """
     names = options.sides.split(",")
@@ -240,7 +243,7 @@ def run_round(
     try:
         for model in sides:
             with telling(model):
-                started[model] = {side.name: {start_up: [side.answer()]} for side in sides[model]}
+                started[model] = starts(sides[model])
         for model in started:
             with telling(model):
                 run_loads(options, loads, sides[model], started[model], draw)
@@ -251,6 +254,16 @@ def run_round(
             side.end_input()
         for side in chain.from_iterable(sides.values()):
             side.wait()
+
+
+def starts(sides: Sequence[Side]) -> Round:
+    """Wait until all engines are up; return how long it took, unless some homes were empty and others not."""
+    seconds = {side.name: side.answer() for side in sides}
+    are_cold = {side.is_cold for side in sides}
+    if len(are_cold) > 1:
+        return {name: {} for name in seconds}
+    figure = COLD if are_cold.pop() else START_UP
+    return {name: {figure: [of_side]} for name, of_side in seconds.items()}
 
 
 @contextmanager
@@ -343,6 +356,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1, help="of the workloads' repetitions")
     parser.add_argument("--arguments", default=json.dumps(GPU), help="of the engine, as JSON")
     parser.add_argument("--logs", default=tempfile.gettempdir(), help="folder for the engines' logs")
+    parser.add_argument("--homes", type=Path, help="folder for what the sides cache, which is kept")
     parser.add_argument(
         "--csv",
         type=Path,
@@ -359,14 +373,25 @@ def main() -> None:
     loads = [load for load in WORKLOADS if load.name in wanted]
     rounds: list[dict[str, Round]] = []
     draw = random.Random(7)
-    with tempfile.TemporaryDirectory() as homes:
-        for number in range(options.rounds):
-            rounds.append(run_round(options, loads, Path(homes), START_UP if number else COLD, draw))
+    with folder_of_homes(options.homes) as homes:
+        for _ in range(options.rounds):
+            rounds.append(run_round(options, loads, homes, draw))
             for model in options.model:
                 if of_model := [figures[model] for figures in rounds if model in figures]:
                     write(model, of_model, options)
     if any(set(options.model) - set(figures) for figures in rounds):
         sys.exit("not every model was measured in every round; the lines above say which and where to look")
+
+
+@contextmanager
+def folder_of_homes(kept: Path | None) -> Iterator[Path]:
+    """Return the folder of the sides' homes: the one that is kept, or else one for this call alone."""
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+    else:
+        with tempfile.TemporaryDirectory() as homes:
+            yield Path(homes)
 
 
 def models(names: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 A name that ends in ``-24L`` says that 24 of the model's layers are left: as many as let three engines fit
 beside each other on a GPU with 139 GiB. The more layers, the less of a step at one request is the host's.
+Where too few would fit, ``-24L-128E`` says that each layer has 128 of its experts left too; a token is sent
+to as many of them as before, so that a step at one request reads as much.
 """
 
 from typing import Any
@@ -145,8 +147,9 @@ CONFIGS = {
     "Qwen3-30B-A3B-24L": config(QWEN3_MOE, 2048, 6144, 24, 32, 4, 151936, theta=1e6, eps=1e-6),
     "DeepSeek-V2-Lite": config(DEEPSEEK_V2_LITE, 2048, 10944, 27, 16, 16, 102400, theta=1e4, eps=1e-6),
     "GLM-4.5-Air-8L": config(GLM_4_5_AIR, 4096, 10944, 8, 96, 8, 151552, theta=1e6, eps=1e-5),
-    # Three layers of linear attention, then one of full attention, twice.
-    "Qwen3-Next-80B-A3B-8L": config(QWEN3_NEXT, 2048, 5120, 8, 16, 2, 151936, theta=1e7, eps=1e-6),
+    # Three layers of linear attention, then one of full attention, six times.
+    "Qwen3-Next-80B-A3B-24L-128E": config(QWEN3_NEXT, 2048, 5120, 24, 16, 2, 151936, theta=1e7, eps=1e-6)
+    | {"num_experts": 128},
     "gpt-oss-20b-16L": config(GPT_OSS, 2880, 2880, 16, 64, 8, 201088, theta=1.5e5, eps=1e-5)
     | {"layer_types": ["sliding_attention", "full_attention"] * 8},
 }
@@ -158,10 +161,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "GLM-4.5-Air-8L": {"mem_fraction_static": 0.9},
     # Its experts' other kernels come with a package that SGLang does not install.
     "gpt-oss-20b-16L": {"moe_runner_backend": "triton"},
-    # Its states would take half of the memory on each side, and `jobs.py` asks for four sides.
-    "Qwen3-Next-80B-A3B-8L": {
-        "max_mamba_cache_size": 192,
-        "max_running_requests": 64,
-        "mem_fraction_static": 0.95,
-    },
+    # A request's states are 36 MiB, and without a number of them the pool is made for thousands.
+    "Qwen3-Next-80B-A3B-24L-128E": {"max_running_requests": 64, "mem_fraction_static": 0.95},
 }

@@ -12,7 +12,8 @@ class Job:
     Parameters
     ----------
     name : of the benchmark and its part, as ``--only`` and the log call it
-    command : behind ``python``; ``{csv}`` stands for the result file, ``{logs}`` for a folder
+    command : behind ``python``; ``{csv}`` stands for the result file, ``{logs}`` for a folder, ``{homes}``
+        for one that all jobs of a card share
     result : name of that file; ``{where}`` stands for chip and release, ``h200_sglang-0.5.23``
     seconds : that it takes on an H200
     rank : jobs of a lower one are started first, the longest of a rank before shorter ones
@@ -33,21 +34,21 @@ class Job:
 
 
 THREE = "vanilla,layer2,control"
-#: With the side whose attention is SGLang's own. Of most models with experts no fourth engine fits.
+#: With the side whose attention is SGLang's own.
 FOUR = "vanilla,layer2,layer2:decode_attention=sglang;extend_attention=sglang,control"
 #: With the side whose convolutions are ours.
 CONVOLVED = "vanilla,layer2,layer2:causal_conv1d_fn=flagos;causal_conv1d_update=flagos,control"
 #: Sides and seconds of each model that is served.
 ENGINES = {
-    "Qwen2.5-0.5B": (FOUR, 220),
+    "Qwen2.5-0.5B": (THREE, 160),
     "Llama-3-8B": (FOUR, 330),
     "Llama-3-8B-FP8": (THREE, 290),
-    "Qwen3-8B": (FOUR, 340),
+    "Qwen3-8B": (THREE, 280),
     "Gemma-3-4B": (THREE, 300),
     "Qwen3-30B-A3B-24L": (THREE, 300),
     "DeepSeek-V2-Lite": (THREE, 300),
     "GLM-4.5-Air-8L": (THREE, 280),
-    "Qwen3-Next-80B-A3B-8L": (CONVOLVED, 330),
+    "Qwen3-Next-80B-A3B-24L-128E": (CONVOLVED, 330),
     "gpt-oss-20b-16L": (THREE, 290),
 }
 SMALL = "flagos,sglang,flag_gems,torch.compile,liger,copy"
@@ -75,7 +76,10 @@ OPS = {
 
 
 def _engine(model: str, sides: str, seconds: int) -> Job:
-    words = ("--model", model, "--sides", sides, "--rounds", "1", "--share", "0.3", "--logs", "{logs}")
+    words = (
+        *("--model", model, "--sides", sides, "--rounds", "1", "--share", "0.3"),
+        *("--logs", "{logs}", "--homes", "{homes}"),
+    )
     return _job("bench_engine", model, words, seconds, rank=0)
 
 

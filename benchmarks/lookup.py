@@ -132,7 +132,15 @@ class Served:
     @property
     def layers(self) -> int | None:
         """That are left; None if all are."""
-        found = re.search(r"-(\d+)L$", self.model)
+        return self._left("L")
+
+    @property
+    def experts(self) -> int | None:
+        """That each layer has left; None if all are."""
+        return self._left("E")
+
+    def _left(self, letter: str) -> int | None:
+        found = re.search(rf"-(\d+){letter}\b", self.model.removeprefix(self.name))
         return int(found[1]) if found else None
 
     @property
@@ -163,8 +171,8 @@ def served(folder: Path = RESULTS) -> list[Served]:
 
 
 def checkpoint(model: str) -> str:
-    """Return the name of a checkpoint without the cut that says how many layers are left."""
-    return re.sub(r"-\d+L$", "", model)
+    """Return the name of a checkpoint without the cut that says how many layers and experts are left."""
+    return re.sub(r"-\d+L(-\d+E)?$", "", model)
 
 
 #: The models that are measured, in the order of the pages.

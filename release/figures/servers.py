@@ -29,10 +29,11 @@ def blocks(folder: Path) -> dict[str, str]:
 
 
 def title(one: Served) -> str:
-    """Return a model's name for a table: checkpoint, dtype and layers."""
+    """Return a model's name for a table: checkpoint, dtype, and how many layers and experts are left."""
     name = re.sub("-FP8$", " in FP8", one.name)
     name += " in bfloat16" if name.startswith("gpt-oss") else ""
-    return f"{name}, {one.layers} layers" if one.layers else name
+    name += f", {one.layers} layers" if one.layers else ""
+    return name + (f", {one.experts} experts" if one.experts else "")
 
 
 def cells(models: Sequence[Served], workloads: Sequence[str] = tuple(WORKLOADS)) -> list[Cell]:

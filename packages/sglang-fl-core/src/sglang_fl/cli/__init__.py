@@ -413,6 +413,15 @@ def verify(
         bool,
         typer.Option("--stress", help="Also repeat each call 100 times, with spoilt memory and cold caches."),
     ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Look at N aspects at a time, each in a process of its own, which may crash.",
+        ),
+    ] = 1,
 ) -> None:
     """Hold every implementation here against its contract.
 
@@ -434,7 +443,7 @@ def verify(
         differences = verification.compare(*map(named, compare)) if compare else None
         if differences is None:
             to = named(certificate) if certificate else None
-            found = verification.verify(ops or (), to, references, stress, progress.step)
+            found = verification.verify(ops or (), to, references, stress, progress.step, jobs)
     if differences is not None:
         rows, is_equal = differences
         print_rows(rows, as_json, "Differences" if rows else "The two machines agree in all")

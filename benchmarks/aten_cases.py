@@ -16,7 +16,7 @@ Calls = Callable[[], Iterator[Call]]
 BF16, F32, I32, I64 = torch.bfloat16, torch.float32, torch.int32, torch.int64
 #: Tokens of a decode step with one and with 64 requests, and of a prefill.
 TOKENS = (1, 64, 8192)
-HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 14336, 151936
+HIDDEN, VOCABULARY = 4096, 151936
 BEYOND_FLOAT32 = (1 << 24) + 1
 
 

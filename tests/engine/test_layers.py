@@ -15,7 +15,6 @@ from sglang.srt.layers.conv import Conv2dLayer
 from sglang.srt.layers.layernorm import Gemma4RMSNorm, GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.layers.rotary_embedding.mrope import Ernie4_5_VLRotaryEmbedding, MRotaryEmbedding
-from sglang.srt.plugins import load_plugins
 
 from sglang_fl.conformance import error_in_units
 from sglang_fl.dispatch.life import is_ours
@@ -28,17 +27,11 @@ from tests.engine.native import native
 from tests.engine.release import SEAM, can_force_native, hook_with, present, resolves_in_the_first_call
 from tests.ops.subject import Layers, subject_of
 
+pytestmark = pytest.mark.usefixtures("plugin")
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 #: Classes whose ``forward`` makes rows of its argument, which is all that their own path takes.
 OF_ROWS = ("Gemma3nRMSNorm", "Glm4vRMSNorm")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def plugin():
-    """Load the plugin into this process."""
-    load_plugins()
-    with torch.no_grad():
-        yield
 
 
 def rope(head_size: int = 64, is_neox_style: bool = True) -> RotaryEmbedding:
@@ -137,11 +130,10 @@ def outputs(result):
 
 
 @pytest.fixture
-def own_log(tmp_path: Path, monkeypatch) -> Path:
+def own_log(log: Path, monkeypatch) -> Path:
     """A dispatch log of this test alone; the hook's own has each line once in a process."""
-    path = tmp_path / "dispatch.log"
-    hook_with(DispatchLog(path), monkeypatch)
-    return path
+    hook_with(DispatchLog(log), monkeypatch)
+    return log
 
 
 @pytest.mark.parametrize(("layer_class", "options"), FALLS_THROUGH.values(), ids=FALLS_THROUGH.keys())

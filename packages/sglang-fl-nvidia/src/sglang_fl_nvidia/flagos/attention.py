@@ -28,7 +28,6 @@ __all__ = [
     "require_dtypes",
     "scaled",
     "sequence_of",
-    "side_by_side",
     "stride_of_rows",
     "temperatures",
     "tile_of",
@@ -205,11 +204,6 @@ def require_dtypes(pools: tuple[Tensor, Tensor], *tensors: Tensor) -> None:
 def log_of(temperature_len: int) -> float:
     """Return the logarithm to base two that temperatures are made with; 0 where there are none."""
     return math.log2(temperature_len) if temperature_len else 0.0
-
-
-def side_by_side(numbers: Tensor) -> Tensor:
-    """Return numbers, (N,), one beside the other."""
-    return numbers if numbers.is_contiguous() else numbers.contiguous()
 
 
 def place_of_result(out: Tensor | None, shape: tuple[int, ...], q: Tensor, *others: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from sglang_fl_nvidia.flagos.attention import (
     place_of_result,
     require_dtypes,
     sequence_of,
-    side_by_side,
     stride_of_rows,
     temperatures,
     tile_of,
@@ -320,10 +319,10 @@ def extend_attention(
         values; heads in the pools that are not dense; tensors on the CPU or on several devices
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    starts, bounds, slots = (side_by_side(numbers) for numbers in (qo_indptr, kv_indptr, kv_indices))
+    starts, bounds, slots = (numbers.contiguous() for numbers in (qo_indptr, kv_indptr, kv_indices))
     shape = *q.shape[:2], v.shape[-1]
     # Where there are no sinks none are read, but an address is given.
-    of_heads = q if sinks is None else side_by_side(sinks)
+    of_heads = q if sinks is None else sinks.contiguous()
     given = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, of_heads)
     result = place_of_result(out, shape, *given)
     tensors = (*given, result)

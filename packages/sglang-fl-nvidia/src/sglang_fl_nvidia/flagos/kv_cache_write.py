@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.kv_cache_write import check_write
-from sglang_fl_nvidia.flagos.attention import aligned, side_by_side, stride_of_rows
+from sglang_fl_nvidia.flagos.attention import aligned, stride_of_rows
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
 
 __all__ = ["kv_cache_write"]
@@ -61,7 +61,7 @@ def kv_cache_write(k: Tensor, v: Tensor, k_buffer: Tensor, v_buffer: Tensor, cac
         the CPU or on several devices
     """
     k, v = (x if _is_dense(x) else x.contiguous() for x in (k, v))
-    loc = side_by_side(cache_loc) if cache_loc.dim() == 1 else cache_loc
+    loc = cache_loc.contiguous()
     tensors = (k, v, k_buffer, v_buffer, loc)
     is_aligned = aligned(*tensors)
     key = (

@@ -137,8 +137,7 @@ def rotate_heads(
     if tokens == 0:
         return query, key
     lies, key_lies = layout_of(query, tokens, head_size), layout_of(key, tokens, head_size)
-    if not cos_sin_cache.is_contiguous():
-        cos_sin_cache = cos_sin_cache.contiguous()
+    cos_sin_cache = cos_sin_cache.contiguous()
     if lies is None or key_lies is None:
         dense, dense_key = (dense_heads(op, x, tokens, head_size) for x in (query, key))
         rest = cos_sin_cache, head_size, is_neox_style

@@ -22,14 +22,12 @@ from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
-    aligned,
     in_half,
     inside,
     log_of,
     place_of_result,
     require_dtypes,
     sequence_of,
-    stride_of_rows,
     temperatures,
     tile_of,
 )
@@ -43,6 +41,7 @@ from sglang_fl_nvidia.flagos.launch import (
     precision_of,
     shared_memory,
 )
+from sglang_fl_nvidia.flagos.memory import aligned, stride_of_rows
 
 __all__ = ["decode_attention"]
 

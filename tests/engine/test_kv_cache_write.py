@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.engine.fake_vendor import install_module
-from tests.engine.models import FAMILIES, Family
-from tests.engine.test_models import (
+from tests.engine.judge import (
     Judged,
     assert_agrees,
     bench_in,
@@ -18,6 +17,7 @@ from tests.engine.test_models import (
     mistakes_in,
     visible,
 )
+from tests.engine.models import FAMILIES, Family
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -189,7 +189,7 @@ def test_no_child_is_left_where_doctor_is_ended(tmp_path: Path, number: int):
     sign = tmp_path / "running"
     child = f"open({str(sign)!r}, 'w').write(str(__import__('os').getpid())); __import__('time').sleep(90)"
     code = (
-        "from sglang_fl.cli import end_on_sigterm\n"
+        "from sglang_fl.cli.sigterm import end_on_sigterm\n"
         "from sglang_fl.diagnostics.doctor.child import run_python\n"
         f"end_on_sigterm()\nrun_python({child!r}, 100)"
     )

@@ -30,18 +30,21 @@ from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from tests.engine.every_layer import (
     LAYERS,
+    OF_ROWS,
     REFUSING,
     WITH_WEIGHTS,
+    clones,
     experts,
     has_router,
     hook_of,
     new_layer,
     put,
     references,
+    rope,
+    rope_inputs,
     router,
     told,
 )
-from tests.engine.test_layers import OF_ROWS, clones, rope, rope_inputs
 
 
 class Refuser:

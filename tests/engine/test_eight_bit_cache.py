@@ -20,7 +20,7 @@ from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
 from tests.engine.judge import LIMIT, Bench, bench_in, compare
 from tests.engine.mistaken_vendor import MISTAKES_IN_8_BIT
-from tests.engine.models import FAMILIES, Family, make_model
+from tests.engine.models import BY_NAME, Family, make_model
 from tests.engine.questions import answers_to, as_request, draw_prompts, engine_arguments
 from tests.engine.release import RELEASE, present
 from tests.programs import Run
@@ -185,7 +185,6 @@ def test_a_scale_that_a_file_brought_stands_in_one_place():
     assert scales_of(layer_of(k_scale=0.5, v_scale=0.5), latent) == {"k_scale": 1.0, "v_scale": 1.0}
 
 
-BY_NAME = {family.name: family for family in FAMILIES}
 FAMILY = BY_NAME["Qwen2-attention"]
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.engine.fake_vendor import install_vendor
 from tests.engine.judge import assert_agrees, compare
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.engine.questions import answers_to, as_request, draw_prompts, engine_arguments
 
 pytestmark = pytest.mark.timeout(300)
@@ -75,7 +75,7 @@ def add_adapter(model: Any, folder: Path) -> Any:
 
 
 def test_requests_with_an_adapter_and_without_are_both_right(environment_of, tmp_path: Path):
-    (family,) = (family for family in FAMILIES if family.name == "Qwen2")
+    family = BY_NAME["Qwen2"]
     base = make_model(family, tmp_path / "model")
     adapted = add_adapter(base, tmp_path / "adapter")
     prompts, _ = draw_prompts(family, tmp_path / "model")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.judge import Difference, compare
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.engine.questions import answers_to, as_request, draw_prompts, engine_arguments
 from tests.forked import Server
 
@@ -78,7 +78,7 @@ def judge(
     environment : adds settings to the process's environment
     server : of which the engine is forked; one with SGLang loaded if None
     """
-    (family,) = (family for family in FAMILIES if family.name == setup.family)
+    family = BY_NAME[setup.family]
     model = make_model(family, folder / "model")
     prompts, followers = draw_prompts(family, folder / "model")
     questions = {

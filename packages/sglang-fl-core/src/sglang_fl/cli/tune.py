@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_fl.cli.printing import named, print_rows, say, working
+from sglang_fl.cli.printing import LOADING, named, print_rows, say, working
+from sglang_fl.cli.sigterm import end_on_sigterm
 from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.shared_file import write_text
 
@@ -67,10 +68,8 @@ def tune(
     runs on a wrong kernel at present. 2: wrong input, or an engine does not start. 3: the minutes did not
     suffice to decide, or the model calls nothing that has a choice; the file says so.
     """
-    from sglang_fl.cli import end_on_sigterm
-
     end_on_sigterm()
-    with working("tune", "loading PyTorch") as progress:
+    with working("tune", LOADING) as progress:
         from sglang_fl.tune.command import Asked, exit_code
         from sglang_fl.tune.command import tune as run
 

@@ -76,7 +76,7 @@ def verify(
             raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
     configuration = configure()
     if certificate is not None:
-        check_outputs({"--certificate": certificate}, configuration.settings)
+        check_outputs({"--certificate": certificate})
     registry = configuration.registry
     vendor = registry.vendor
     aspects = (*ASPECTS, STRESS) if stress else ASPECTS

@@ -24,7 +24,7 @@ VERSIONS = {
     "triton": "triton",
 }
 #: Options that say where something is written to, not what is measured.
-PLACES = ("--csv", "--logs")
+PLACES = ("--csv", "--logs", "--homes")
 
 
 def about(*more: str) -> str:

@@ -72,10 +72,9 @@ NVIDIA = Vendor(
             "fused_moe",
             "flagos",
             is_default=True,
-            reason="1.01 to 1.56 of vanilla in served models, with the other defaults (Qwen3-30B-A3B, "
-            "DeepSeek-V2-Lite, GLM-4.5-Air and gpt-oss-20b with 4 to 10 layers); at one request 1.18 where "
-            "the host does not set the pace (Qwen3-30B-A3B with 24 layers; bfloat16, SGLang 0.5.23, triton "
-            "3.6, H200)",
+            reason="1.04 to 1.74 of vanilla in served models, at one request 1.08 to 1.33, with the other "
+            "defaults (Qwen3-30B-A3B, DeepSeek-V2-Lite, GLM-4.5-Air and gpt-oss-20b with 8 to 27 layers, "
+            "bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
         OpChoice(
             "fused_moe",
@@ -91,48 +90,58 @@ NVIDIA = Vendor(
             reason="1.00 to 1.02 of the speed without it in a served model (Qwen3-30B-A3B with 10 layers, "
             "bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
-        _not_default(
+        OpChoice(
             "causal_conv1d_fn",
-            "1.34 to 1.50 of the speed of SGLang's Triton kernel alone, not measured yet in a served model "
-            "(Qwen3-Next, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
+            "flagos",
+            is_default=True,
+            reason="1.34 to 1.50 of the speed of SGLang's Triton kernel alone, 1.00 to 1.03 of the speed "
+            "without it in prompts of a served model (Qwen3-Next with 24 layers of 128 experts, bfloat16, "
+            "SGLang 0.5.23, triton 3.6, H200)",
         ),
-        _not_default(
+        OpChoice(
             "causal_conv1d_update",
-            "1.26 to 1.58 of the speed of SGLang's Triton kernel alone, not measured yet in a served model "
-            "(Qwen3-Next, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
+            "flagos",
+            is_default=True,
+            reason="1.30 to 1.57 of the speed of SGLang's Triton kernel alone, 1.00 to 1.01 of the speed "
+            "without it in a served model (Qwen3-Next with 24 layers of 128 experts, bfloat16, SGLang "
+            "0.5.23, triton 3.6, H200)",
         ),
         OpChoice(
             "fused_recurrent_gated_delta_rule_packed_decode",
             "flagos",
             is_default=True,
-            reason="1.01 to 2.45 of the speed of SGLang's own alone, 0.99 to 1.17 of vanilla in a served "
-            "model, with the other defaults (Qwen3-Next with 4 layers, bfloat16, SGLang 0.5.23, triton 3.6, "
-            "H200)",
+            reason="1.01 to 2.43 of the speed of SGLang's own alone, 1.10 to 1.25 of vanilla in a served "
+            "model, with the other defaults (Qwen3-Next with 24 layers of 128 experts, bfloat16, SGLang "
+            "0.5.23, triton 3.6, H200)",
         ),
-        _not_default("fused_sigmoid_gating_delta_rule_update", "not measured yet in a served model"),
+        _not_default(
+            "fused_sigmoid_gating_delta_rule_update",
+            "0.97 to 2.07 of the speed of SGLang's own alone, not measured yet in a served model "
+            "(Qwen3-Next, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
+        ),
         OpChoice(
             "chunk_gated_delta_rule",
             "flagos",
             is_default=True,
-            reason="1.44 to 1.85 of the speed of SGLang's Triton kernels alone, 1.22 and 1.25 of vanilla in "
-            "prompts of a served model, with the other defaults, which without it have 1.17 and 0.98 "
-            "(Qwen3-Next with 4 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
+            reason="1.44 to 1.71 of the speed of SGLang's Triton kernels alone, 1.36 and 1.60 of vanilla in "
+            "prompts of a served model, with the other defaults (Qwen3-Next with 24 layers of 128 experts, "
+            "bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
         OpChoice(
             "decode_attention",
             "flagos",
             is_default=True,
-            reason="0.99 to 20.6 of the speed of SGLang's Triton kernel alone, with both ops of attention "
-            "1.01 to 1.50 of vanilla in served models (Llama-3-8B, Qwen3-30B-A3B and DeepSeek-V2-Lite with "
-            "10 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
+            reason="0.99 to 20.0 of the speed of SGLang's Triton kernel alone, with both ops of attention "
+            "1.02 to 1.06 of the speed without them in a served model (Llama-3-8B, bfloat16, SGLang 0.5.23, "
+            "triton 3.6, H200)",
         ),
         OpChoice(
             "extend_attention",
             "flagos",
             is_default=True,
-            reason="1.33 to 18.4 of the speed of SGLang's Triton kernel alone, with both ops of attention "
-            "1.01 to 1.50 of vanilla in served models (Llama-3-8B, Qwen3-30B-A3B and DeepSeek-V2-Lite with "
-            "10 layers, bfloat16, SGLang 0.5.23, triton 3.6, H200)",
+            reason="1.33 to 18.0 of the speed of SGLang's Triton kernel alone, with both ops of attention "
+            "1.02 to 1.06 of the speed without them in a served model (Llama-3-8B, bfloat16, SGLang 0.5.23, "
+            "triton 3.6, H200)",
         ),
         _not_default("kv_cache_write", "not measured yet in a served model"),
     ),

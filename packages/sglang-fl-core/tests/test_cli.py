@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +85,32 @@ def test_help_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, wor
     usage, *lines = run(*words, "--help").stdout.splitlines()
     assert max(len(line) for line in (usage, *lines)) <= 80
     assert not [line for line in lines if line.endswith("...")], "cut off"
+
+
+@pytest.mark.parametrize("command", sorted(get_command(app).commands))
+def test_a_usage_line_has_only_words_that_the_help_explains(command: str):
+    told = run(command, "--help").stdout
+    usage = told.partition("\n\n")[0].partition(f" {command} ")[2]
+    assert not re.search(r"[{}<>|]", usage)
+    explained = "".join(re.findall(r"^  \S.*", told.partition("\n\n  Exit code")[2], re.MULTILINE))
+    words = re.findall(r"[A-Z]+|--[a-z-]+", usage.replace("[OPTIONS]", ""))
+    assert [word for word in words if word not in explained] == []
+
+
+@pytest.mark.parametrize("command", ["bisect", "tune", "profile"])
+@pytest.mark.parametrize("given", [("--json", "out.json"), ("--json=out.json",)], ids=" ".join)
+def test_a_file_behind_json_is_not_passed_to_sglang(command: str, given: tuple[str, ...]):
+    done = run(command, "--model", "no such model", *given, "--tp", "2")
+    assert done.exit_code == 2
+    instead = "--json > out.json" if command == "bisect" else "--json-file out.json"
+    assert "--json takes no value, and 'out.json' was given." in done.stderr
+    assert f"to write a file: {instead}" in done.stderr
+
+
+@pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)
+def test_json_is_a_flag_of_each_command(command):
+    (option,) = (param for param in command.params if "--json" in param.opts)
+    assert option.is_flag
 
 
 @pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)

@@ -16,6 +16,7 @@ from sglang_fl import __version__
 from sglang_fl.cli.bisect import bisect
 from sglang_fl.cli.printing import Json, exit_on_error, named, print_json, print_rows, say, working
 from sglang_fl.cli.tune import tune
+from sglang_fl.cli.usage import Command, LaunchCommand
 from sglang_fl.compare.command import compare
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.profiling.command import profile
@@ -27,6 +28,8 @@ __all__ = ["app"]
 
 app = typer.Typer(
     invoke_without_command=True,
+    options_metavar="",
+    subcommand_metavar="COMMAND [OPTIONS]",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # no boxes: the text of a help has the terminal's width, and its lines break there
     help="""Which implementation runs each op of SGLang on this machine, and why.
@@ -69,7 +72,7 @@ def _main(
         say(first)
 
 
-@app.command()
+@app.command(cls=Command)
 def env(
     as_json: Json = False,
     markdown: Annotated[
@@ -94,7 +97,7 @@ def env(
     print_rows(rows, as_json, "Settings")
 
 
-@app.command()
+@app.command(cls=Command)
 def vendors(as_json: Json = False) -> None:
     """The installed vendor packages, and why one is not available.
 
@@ -109,7 +112,7 @@ def vendors(as_json: Json = False) -> None:
     print_rows(rows, as_json, "Vendors")
 
 
-@app.command()
+@app.command(cls=Command)
 def ops(
     as_json: Json = False,
     aten: Annotated[
@@ -134,9 +137,9 @@ def ops(
         print_rows(rows, as_json, "Ops", ("not_found",), labels=1)
 
 
-@app.command()
+@app.command(cls=Command)
 def why(
-    op: Annotated[str, typer.Argument(metavar="OP", help="As `sglang-fl ops` names it.")],
+    op: Annotated[str, typer.Argument(metavar="OP", help="An op, as `sglang-fl ops` names it: rms_norm.")],
     as_json: Json = False,
 ) -> None:
     """What would run OP, in which order, and why not the others.
@@ -165,7 +168,7 @@ def why(
             print_rows(rows, False, title)
 
 
-@app.command()
+@app.command(cls=Command)
 def coverage(as_json: Json = False) -> None:
     """SGLang's fused layers that are dispatched, and its shortcuts.
 
@@ -195,10 +198,10 @@ def coverage(as_json: Json = False) -> None:
         )
 
 
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bisect)
-app.command()(compare)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(tune)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(profile)
+app.command(cls=LaunchCommand)(bisect)
+app.command(cls=Command)(compare)
+app.command(cls=LaunchCommand)(tune)
+app.command(cls=LaunchCommand)(profile)
 
 
 def end_on_sigterm() -> None:
@@ -218,7 +221,7 @@ def _dtype(value: str) -> str:
     return value
 
 
-@app.command()
+@app.command(cls=Command)
 def replay(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="The folder that SGLANG_FL_KEEP_CALLS named.")
@@ -245,7 +248,7 @@ def replay(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
     model: Annotated[
         Path | None, typer.Option("--model", "--model-path", metavar="FOLDER", help="Folder of the model.")
@@ -284,22 +287,26 @@ def doctor(
             folder, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
         )
         found = health.examine(launch, only or (), progress.step)
+        count = len({*only}) if only else len(health.CHECKS)
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
     columns = ("state", "what", "text", "remedy", "check")
     ordered = [{column: row[column] for column in columns} for row in rows]
-    print_rows(ordered if as_json else [_without_check(row) for row in ordered], as_json, _summary(found))
+    print_rows(
+        ordered if as_json else [_without_check(row) for row in ordered], as_json, _summary(found, count)
+    )
     raise typer.Exit(health.exit_code(found))
 
 
-def _summary(found: list["Row"]) -> str:
-    """Return the title of the table: how many checks were made, and how many findings are not well."""
+def _summary(found: list["Row"], count: int) -> str:
+    """Return the title of the table: how many checks ran, and how many findings are not well."""
     states = [str(row.finding.state) for row in found]
     problems, unknown = states.count("problem"), states.count("unknown")
-    checks = len({row.check for row in found})
+    idle = count - len({row.check for row in found})
+    checks = f"{count} check{'s' * (count != 1)}{f' ({idle} had nothing to look at)' if idle else ''}"
     told = ["no problem" if not problems else "1 problem" if problems == 1 else f"{problems} problems"]
     if unknown:
         told.append(f"{unknown} that could not be told")
-    return f"Doctor: {checks} check{'s' * (checks != 1)}: {', '.join(told)}"
+    return f"Doctor: {checks}: {', '.join(told)}"
 
 
 def _without_check(row: dict[str, Any]) -> dict[str, Any]:
@@ -315,7 +322,7 @@ Against = Annotated[
 ]
 
 
-@app.command(name="report")
+@app.command(name="report", cls=Command)
 def report_logs(
     dispatch: Files = None,
     aten: Files = None,
@@ -394,9 +401,9 @@ def _titled(title: str, rows: list[dict[str, Any]]) -> str:
     return f"{title}; ranks or instances disagree about {', '.join(disagree)}" if disagree else title
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
-    ops: Annotated[list[str] | None, typer.Argument(metavar="OP", help="Only these ops.")] = None,
+    ops: Annotated[list[str] | None, typer.Argument(metavar="OP", help="Only these ops; else all.")] = None,
     as_json: Json = False,
     references: Annotated[
         bool, typer.Option("--references", help="Check core's references and no vendor's implementations.")
@@ -448,7 +455,7 @@ def verify(
     raise typer.Exit(found.code)
 
 
-@app.command("new-vendor")
+@app.command("new-vendor", cls=Command)
 def new_vendor(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The vendor's name, in lower case.")],
     device_type: Annotated[

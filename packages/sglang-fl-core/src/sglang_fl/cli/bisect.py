@@ -34,7 +34,7 @@ def bisect(
 ) -> None:
     """Find the layer or op that makes a model's numbers differ.
 
-    It takes one start of the engine. What follows the options is SGLang's launch line.
+    It takes one start of the engine.
 
     Example: sglang-fl bisect --model MODEL --html --tp 2
 

@@ -64,7 +64,7 @@ class Asked:
     @property
     def outputs(self) -> dict[str, Path]:
         """The files that are to be written, by their options."""
-        return {"--out": self.out} | ({} if self.data is None else {"--json": self.data})
+        return {"--out": self.out} | ({} if self.data is None else {"--json-file": self.data})
 
 
 def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
@@ -95,7 +95,7 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
 
     configuration = configure()
     if asked.data is not None:
-        refuse_a_file_in_use(configuration.settings, "--json", asked.data)
+        refuse_a_file_in_use(configuration.settings, "--json-file", asked.data)
     subjects, aten = _subjects(asked, configuration)
     chip = machine.chip_name(configuration.registry, 60)
     key = _key(asked, configuration, chip)

@@ -107,6 +107,24 @@ def test_a_file_behind_json_is_not_passed_to_sglang(command: str, given: tuple[s
     assert f"to write a file: {instead}" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("doctor", "--tp", "many"),
+        ("doctor", "--tp-size=many"),
+        ("doctor", "--dtype", "many"),
+        ("replay", "folder", "--seconds", "many"),
+        ("profile", "--model", "model", "--batch", "many"),
+        ("tune", "--model", "model", "--minutes", "many"),
+    ],
+    ids=" ".join,
+)
+def test_an_error_of_an_option_shows_what_was_given(words: tuple[str, ...]):
+    done = run(*words)
+    assert done.exit_code == 2
+    assert "'many'" in done.stderr.partition("Error: ")[2]
+
+
 @pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)
 def test_json_is_a_flag_of_each_command(command):
     (option,) = (param for param in command.params if "--json" in param.opts)

@@ -227,7 +227,9 @@ def replay(
         Path, typer.Argument(metavar="FOLDER", help="The folder that SGLANG_FL_KEEP_CALLS named.")
     ],
     op: Annotated[str | None, typer.Option(metavar="OP", help="Only calls of this op.")] = None,
-    seconds: Annotated[float, typer.Option(metavar="N", help="Time limit of each call.", min=1)] = 120,
+    seconds: Annotated[
+        float, typer.Option(callback=_seconds, metavar="N", help="Time limit of each call.")
+    ] = 120,
     as_json: Json = False,
 ) -> None:
     """Run kept calls of kernels again, and compare with float64.
@@ -243,7 +245,7 @@ def replay(
     with working("replay", "reading the calls") as progress:
         from sglang_fl.diagnostics.replay import replay as run_again
 
-        rows, code = run_again(named(folder), op, _seconds(seconds), progress.step)
+        rows, code = run_again(named(folder), op, seconds, progress.step)
     print_rows(rows, as_json, "Kept calls, run again" if rows else f"no call of {op} is kept")
     raise typer.Exit(code)
 
@@ -435,6 +437,8 @@ def verify(
     certificates differ. 2: wrong settings or arguments. 3: nothing fails, but an installed vendor was not
     looked at, because its chip is not here; it is named above the table.
     """
+    if compare and (ops or references or certificate or stress):
+        raise typer.BadParameter("--compare reads two certificates and takes no OP and no option but --json")
     with working("verify", LOADING) as progress:
         from sglang_fl.diagnostics import verification
 

@@ -7,6 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from sglang_fl.errors import quoted
+
 __all__ = ["Command", "LaunchCommand", "argument_rows", "usage"]
 
 #: What a command passes on to SGLang, in its usage line, and what that is.
@@ -17,6 +19,17 @@ _RANGES = ((r"(\S+)<=x<=([^;\]]+)", r"\1 to \2"), (r"x>=([^;\]]+)", r"\1 or more
 
 class Command(TyperCommand):
     """A command of ``sglang-fl``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; an option's error shows what was given, which Typer leaves out."""
+        words = list(args)  # it is emptied
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            given = _given(getattr(error, "param", None), words)
+            if given is not None and given not in error.message:
+                error.message = f"{quoted(given)}: {error.message}"
+            raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words behind the command's name."""
@@ -51,9 +64,18 @@ class LaunchCommand(Command):
         return super().parse_args(ctx, args)
 
 
+def _given(param: Any, words: Sequence[str]) -> str | None:
+    """Return what an option was given the last time, or None."""
+    for index in range(len(words) - 1, -1, -1):
+        option, equals, value = words[index].partition("=")
+        if option in getattr(param, "opts", ()):
+            return value if equals else "".join(words[index + 1 : index + 2])
+    return None
+
+
 def _behind_json(args: Sequence[str]) -> str | None:
     """Return the word that ``--json`` is followed by, where that is no option."""
-    for word, following in zip(args, [*args[1:], "-"], strict=True):
+    for word, following in zip(args, [*args, "-"][1:], strict=True):
         if word == "--json" and not following.startswith("-"):
             return following
         if word.startswith("--json="):

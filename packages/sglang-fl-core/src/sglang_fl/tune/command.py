@@ -149,7 +149,7 @@ def _subjects(asked: Asked, configuration: "Configuration") -> tuple[Sequence["S
 
 
 def _refuse_overwriting(asked: Asked) -> None:
-    if asked.out.exists() and not asked.is_forced:
+    if asked.out.exists() and not asked.out.is_dir() and not asked.is_forced:
         raise SettingsError(
             f"--out {str(asked.out)!r}: it exists. Name another file, or overwrite it by --force."
         )

@@ -95,8 +95,7 @@ def _read(
         elif line.strip():
             others.append((number, line))
     if others and not ours:
-        first = f"{len(others)} lines, the first of them {quoted(others[0][1])}"
-        raise SettingsError(f"{path}: it is no {what}, but has {first}")
+        raise SettingsError(f"{path}: it is no {what}; its first line is {quoted(others[0][1])}")
     foreign += [{"file": str(path), "line": number, "text": _printable(line)} for number, line in others]
 
 

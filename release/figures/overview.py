@@ -50,8 +50,8 @@ def package(folder: Path) -> dict[str, str]:
         f"{servers.title(one)}: {span(cell.ratio for cell in servers.cells([one], requests))}" for one in few
     )
     words = said(
-        "**Speed.** Tokens a second of a server beside those of SGLang without the plugin, on an NVIDIA H200,",
-        "at 1 to 64 requests, both with `--attention-backend triton`.",
+        "**Speed.** Tokens a second of a server beside those of SGLang without the plugin, on an NVIDIA",
+        "H200, at 1 to 64 requests, both with `--attention-backend triton`.",
         f"{'; '.join(each) or 'Not measured yet'}.",
         "Not measured beside FlashAttention 3, SGLang's default on Hopper.",
     )

@@ -234,3 +234,16 @@ def test_processes_tell_each_other_names_that_happen_to_be_secrets(tmp_path, mon
     bench.do(secret)
     (answer,) = tmp_path.iterdir()
     assert json.loads(answer.read_text())["step"] == secret
+
+
+def test_a_wrong_setting_is_the_verdict(tmp_path: Path, model: Path):
+    """In a process that has not imported SGLang, whose import ends it where a setting is wrong."""
+    words = ("bisect", "--json", "--model", str(model), "--folder", str(tmp_path / "out"))
+    settings = {**os.environ, "SGLANG_FL_PREFER": "gpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sglang_fl", *words], env=settings, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    verdict = json.loads(done.stdout)
+    assert verdict["summary"].startswith("SGLANG_FL_PREFER='gpu': no such backend kind. Valid: flagos, ")
+    assert not (tmp_path / "out").exists()

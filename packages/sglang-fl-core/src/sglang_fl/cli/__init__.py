@@ -81,7 +81,7 @@ def env(
 ) -> None:
     """Each setting, its value, and where it came from.
 
-    Example: SGLANG_FL_CONFIG=serve.yaml sglang-fl env
+    Example: SGLANG_FL_PREFER=vendor sglang-fl env
 
     Exit code 0: printed. 2: a setting is wrong; one line says which.
     """

@@ -60,7 +60,7 @@ def tune(
     the model makes, and timed if it is right. What is faster is tried in the engine; what the engine does not
     confirm stays as it is. A run that was interrupted goes on when the same command is given again.
 
-    Example: sglang-fl tune --model MODEL --minutes 60 --tp 2
+    Example: sglang-fl tune --model MODEL --minutes 60 --dtype bfloat16
 
     Exit code 0: the file is written; it may say that all stays as it is. 1: all stays as it is, and an op
     runs on a wrong kernel at present. 2: wrong input, or an engine does not start. 3: the minutes did not

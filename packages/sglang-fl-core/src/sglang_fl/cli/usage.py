@@ -27,7 +27,7 @@ class Command(TyperCommand):
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
             given = _given(getattr(error, "param", None), words)
-            if given is not None and given not in error.message:
+            if given is not None and (not given or given not in error.message):
                 error.message = f"{quoted(given)}: {error.message}"
             raise
 

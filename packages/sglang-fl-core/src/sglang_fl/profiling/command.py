@@ -51,7 +51,7 @@ def profile(
     kernels of ours, by op and kind, what on SGLang's own layers, attention, collectives and copies, and what
     to port next.
 
-    Example: sglang-fl profile --model MODEL --html profile.html --tp 2
+    Example: sglang-fl profile --model MODEL --html profile.html --dtype bfloat16
 
     Exit code 0: there is a profile. 2: wrong arguments or settings, the engine does not start or ends, or a
     file cannot be written. 3: the engine ran, and there was no step to measure.

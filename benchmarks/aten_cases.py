@@ -16,7 +16,7 @@ Calls = Callable[[], Iterator[Call]]
 BF16, F32, I32, I64 = torch.bfloat16, torch.float32, torch.int32, torch.int64
 #: Tokens of a decode step with one and with 64 requests, and of a prefill.
 TOKENS = (1, 64, 8192)
-HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 14336, 151936
+HIDDEN, VOCABULARY = 4096, 151936
 BEYOND_FLOAT32 = (1 << 24) + 1
 
 
@@ -32,6 +32,13 @@ def bools(*shape: int) -> Tensor:
     return torch.rand(*shape, device="cuda") < 0.5
 
 
+def filled(tensors: list[Tensor], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the first tensor and the arguments, in which each ``...`` is the next one."""
+    first, *others = tensors
+    rest = iter(others)
+    return first, *(next(rest) if argument is ... else argument for argument in arguments)
+
+
 def with_tensors(*arguments: Any, positive: bool = False, **keywords: Any) -> Calls:
     """Calls on activations; ``...`` stands for a further tensor of the same shape."""
 
@@ -40,11 +47,7 @@ def with_tensors(*arguments: Any, positive: bool = False, **keywords: Any) -> Ca
             tensors = [normal(tokens, HIDDEN) for _ in range(1 + arguments.count(...))]
             if positive:
                 tensors = [tensor.abs() + 0.1 for tensor in tensors]
-            rest = iter(tensors[1:])
-            yield (
-                (tensors[0], *(next(rest) if argument is ... else argument for argument in arguments)),
-                keywords,
-            )
+            yield filled(tensors, arguments), keywords
 
     return calls
 
@@ -55,11 +58,7 @@ def with_requests(*arguments: Any, below: int = 1000, dtype: torch.dtype = I64, 
     def calls() -> Iterator[Call]:
         for requests in (1, 64):
             tensors = [integers(requests, below=below, dtype=dtype) for _ in range(1 + arguments.count(...))]
-            rest = iter(tensors[1:])
-            yield (
-                (tensors[0], *(next(rest) if argument is ... else argument for argument in arguments)),
-                keywords,
-            )
+            yield filled(tensors, arguments), keywords
 
     return calls
 

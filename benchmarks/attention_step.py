@@ -1,6 +1,7 @@
 """What SGLang's models compute between projection and attention, with layers of SGLang's own."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ class Step:
 
     attention: Attention
     norms: tuple[torch.nn.Module, torch.nn.Module]
-    rotation: torch.nn.Module
+    rotation: Any  # a class of SGLang
     pools: tuple[torch.Tensor, torch.Tensor]
 
     @classmethod

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType, SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
@@ -141,7 +142,7 @@ def with_plugin(kernels: Kernels) -> dict[str, Callable]:
     return layers
 
 
-def called_once() -> dict[str, Callable]:
+def called_once() -> dict[str, Any]:
     layers = {name: make() for name, (make, _) in workloads().items()}
     for name, (_, arguments) in workloads().items():
         layers[name](*arguments)

@@ -365,7 +365,8 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        serve_one(*options.model, json.loads(options.arguments))
+        (model,) = options.model
+        serve_one(model, json.loads(options.arguments))
         return
     if options.csv and len(options.model) > 1 and "{model}" not in options.csv.name:
         parser.error(f"--csv {options.csv}: with several models their name belongs into it: {{model}}.csv")

@@ -153,8 +153,9 @@ def results_of(op: Op, side: Callable, arguments: Arguments) -> tuple[Tensor, ..
 
 
 def as_float64(value: object) -> object:
-    is_floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(torch.float64) if is_floating else value
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.float64)
+    return value
 
 
 def row_of(given: Input, dtype: torch.dtype, seeds: int) -> list:

@@ -99,7 +99,7 @@ def _job(
 JOBS = (
     *(_engine(model, *how) for model, how in ENGINES.items()),
     *(_op(op, *how) for op, how in OPS.items()),
-    _job("bench_exactness", "", (), 200),
+    _job("bench_exactness", "", (), 200, rank=2),
     _job("bench_step", "", (), 90),
     # A table of the package, which decides what replaces an ATen op: it is renewed on purpose.
     _job("bench_aten", "", (), 900, is_asked_for=True),

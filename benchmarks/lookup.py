@@ -1,8 +1,8 @@
 """Which result files there are, for the pages' tables and the plots: one answer for both.
 
-A file is called ``SUBJECT_h200_sglang-RELEASE_PART.csv``; without a part where the subject is one table. Of
-an op the newest release counts; of a model that was served with some of its layers the deepest cut, for each
-release.
+A file is called ``SUBJECT_h200_sglang-RELEASE_PART.csv``; without a part where the subject is one table. The
+pages tell of one chip, ``CHIP``; files of another one may lie beside its. Of an op the newest release counts;
+of a model that was served with some of its layers the deepest cut, for each release.
 """
 
 import re
@@ -14,6 +14,7 @@ from benchmarks.jobs import ENGINES
 from benchmarks.tables import Row, commit_in, read_about, read_table
 
 __all__ = [
+    "CHIP",
     "DEFAULTS",
     "MODELS",
     "RESULTS",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
+#: Of which the pages tell, in their sentences too, as its files call it.
+CHIP = "h200"
 #: Of an engine, as the files call them, and as the pages do.
 WORKLOADS = {
     "1 request, 512 in, 128 out": "1 request",
@@ -101,7 +104,7 @@ def read(path: Path) -> Table:
 def newest(subject: str, part: str = "", folder: Path = RESULTS) -> Table | None:
     """Return the table of a subject, or of one of its parts, of the newest release; None if there is none."""
     pattern = re.compile(
-        rf"{subject}_\w+_sglang-([\d.]+)" + (f"_{re.escape(part)}" if part else "") + r"\.csv"
+        rf"{subject}_{CHIP}_sglang-([\d.]+)" + (f"_{re.escape(part)}" if part else "") + r"\.csv"
     )
     found = [(match[1], path) for path in folder.glob("*.csv") if (match := pattern.fullmatch(path.name))]
     return read(max(found, key=lambda item: _order(item[0]))[1]) if found else None
@@ -185,7 +188,7 @@ def _place(name: str) -> int:
 
 def _served(folder: Path) -> Iterator[Served]:
     for path in sorted(folder.glob("bench_engine_*.csv")):
-        if found := re.fullmatch(r"bench_engine_\w+_sglang-[\d.]+_(.+)\.csv", path.name):
+        if found := re.fullmatch(rf"bench_engine_{CHIP}_sglang-[\d.]+_(.+)\.csv", path.name):
             yield Served(found[1], read(path))
 
 

@@ -38,7 +38,7 @@ Choice = Any  #: What stands in a table for a layer: a tile, or several.
 class Decode:
     """The tiles of ``decode_attention``."""
 
-    module = decode_attention
+    module: Any = decode_attention
     cells = staticmethod(decode_cells)
     sizes = "1x512,1x4096,1x32768,8x4096,16x32768,64x512,64x4096"
     #: Query heads, slots, warps, stages, and programs of a multiprocessor.
@@ -67,7 +67,7 @@ class Decode:
 class Extend:
     """The tiles of ``extend_attention``."""
 
-    module = extend_attention
+    module: Any = extend_attention
     cells = staticmethod(extend_cells)
     sizes = "1x0x512,1x0x4096,16x0x1024,1x8192x1024,8x4096x256,32x2048x16"
     #: Rows and warps, keys, and stages.
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--sizes", help="others than the usual ones")
     parser.add_argument("--csv", type=Path, help="write the table there too")
     options = parser.parse_args()
-    kind = {"decode": Decode, "extend": Extend}[options.op]
+    kind: type[Decode | Extend] = {"decode": Decode, "extend": Extend}[options.op]
     sizes = [tuple(map(int, size.split("x"))) for size in (options.sizes or kind.sizes).split(",")]
     rows = []
     with torch.inference_mode():

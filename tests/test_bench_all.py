@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from benchmarks import bench_all
 from benchmarks.about import COMMIT, about, commit
 from benchmarks.bench_all import Board, Place, run_all, run_lane
+from benchmarks.bench_engine import folder_of_homes, starts
 from benchmarks.engine_models import CONFIGS
 from benchmarks.jobs import ENGINES, JOBS, OPS, Job
 from benchmarks.tables import commit_in, read_about, read_table, write_table
@@ -123,6 +124,36 @@ def test_stopping_ends_the_job_that_runs_and_starts_no_other(place: Place):
     assert "ended with code -9" in board.failed["slow"]
     assert (board.waiting, board.running) == ([], [])
     assert board.start(["true"]) is None
+
+
+@pytest.mark.parametrize(
+    ("are_cold", "figure"),
+    [((True, True), "cold start-up (s)"), ((False, False), "start-up (s)"), ((True, False), None)],
+)
+def test_a_start_is_cold_where_every_home_was_empty(are_cold: tuple[bool, bool], figure: str | None):
+    sides = [Started(name, is_cold) for name, is_cold in zip(("vanilla", "layer2"), are_cold, strict=True)]
+    figures = starts(sides)
+    assert figures == {side.name: {figure: [7.0]} if figure else {} for side in sides}
+
+
+@dataclass
+class Started:
+    """As much of an engine as a start needs."""
+
+    name: str
+    is_cold: bool
+
+    def answer(self) -> float:
+        return 7.0
+
+
+def test_homes_are_kept_where_their_folder_is_named(tmp_path: Path):
+    with folder_of_homes(tmp_path / "homes") as kept:
+        (kept / "vanilla").mkdir()
+    assert [home.name for home in (tmp_path / "homes").iterdir()] == ["vanilla"]
+    with folder_of_homes(None) as homes:
+        (homes / "vanilla").mkdir()
+    assert not homes.exists()
 
 
 def test_every_shape_and_every_op_has_a_job():

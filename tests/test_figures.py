@@ -106,6 +106,20 @@ def test_of_an_op_the_newest_release_counts(tmp_path: Path):
     assert newest("bench_ops", "layer_norm", tmp_path) is None
 
 
+def test_the_pages_tell_of_one_chip(tmp_path: Path):
+    rows = [["rms_norm", "4096", "1", "1.00", "2.00", "", ""]]
+    an_op(tmp_path, "rms_norm", rows, "0.5.24")
+    an_engine(tmp_path, "Llama-3-8B", {"layer2": "1.030"}, "0.5.24")
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(path.name.replace("h200", "b200")))
+    an_op(tmp_path, "rms_norm", rows, "0.5.23")
+    an_engine(tmp_path, "Llama-3-8B", {"layer2": "1.030"}, "0.5.23")
+    found = newest("bench_ops", "rms_norm", tmp_path)
+    assert found
+    assert found.release == "0.5.23"
+    assert [one.table.release for one in served(tmp_path)] == ["0.5.23"]
+
+
 def test_a_summary_says_mean_least_and_how_many_are_below_one():
     cells = [Cell(2.0, "a"), Cell(0.5, "b"), Cell(1.0, "c")]
     assert mean(cells) == pytest.approx(1.0)

@@ -64,7 +64,7 @@ def test_a_vendor_package_runs_its_own_tests(vendor: str):
 
 def test_a_test_file_runs_itself_and_a_helper_those_that_import_it():
     assert select(["tests/engine/test_verify.py"])["engine"] == ["tests/engine/test_verify.py"]
-    importing = [f"tests/engine/test_{name}.py" for name in ("embedding", "models", "whisper")]
+    importing = [f"tests/engine/test_{name}.py" for name in ("embedding", "whisper")]
     assert select(["tests/engine/words.py"])["engine"] == importing
     lives = [f"{CORE}/tests/test_life{subject}.py" for subject in ("", "_copies", "_results", "_sglangs")]
     assert {*lives} <= {*select([f"{CORE}/tests/norm_layers.py"])["tests"]}

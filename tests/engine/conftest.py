@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,17 @@ def _publish_server_args() -> None:
     if hasattr(server_args, "set_global_server_args_for_scheduler"):
         arguments = server_args.ServerArgs(model_path="dummy", device="cpu")
         server_args.set_global_server_args_for_scheduler(arguments)
+
+
+@pytest.fixture(scope="module")
+def plugin() -> Iterator[None]:
+    """Load the plugin into this process, whose layers are then called as a server calls them."""
+    import torch
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A layer of SGLang's for each adapter, with a call of it, and hooks to put it under."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from sglang.srt.layers.moe import MoeRunnerConfig, topk
 from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from torch import Tensor
 
 from sglang_fl.dispatch.resolution import Resolution
@@ -18,9 +19,11 @@ from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.hook import LayerHook
 from sglang_fl.vendor import BackendKind, OpImpl
 from tests.engine.release import present
-from tests.engine.test_layers import layers_of_each_class
+from tests.ops.subject import Layers, subject_of
 
 REFUSING = "refusing_kernels"
+#: Classes whose ``forward`` makes rows of its argument, which is all that their own path takes.
+OF_ROWS = ("Gemma3nRMSNorm", "Glm4vRMSNorm")
 
 
 def told(log: Path) -> list[str]:
@@ -82,6 +85,22 @@ def experts() -> tuple[Any, dict[str, Any]]:
 has_router = present(hasattr(topk, "resolve_routing_inputs"), "TopK that can be made without a server")
 
 
+def rope(head_size: int = 64, is_neox_style: bool = True) -> RotaryEmbedding:
+    return RotaryEmbedding(head_size, head_size, 128, 10000, is_neox_style, torch.float32)
+
+
+def rope_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.arange(3), torch.randn(3, 128), torch.randn(3, 64)
+
+
+def layers_of_each_class() -> Layers:
+    """Return one layer of each class that an adapter covers, and arguments for it."""
+    found: Layers = {}
+    for op in OPS:
+        found |= subject_of(op).layers()
+    return found
+
+
 def every_layer() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Return a layer for every adapter but those of kernels that are no layers, with a call of it."""
     made = {name: (layer, given, {}) for name, (layer, given) in layers_of_each_class().items()}
@@ -104,3 +123,9 @@ WITH_WEIGHTS = [
 def new_layer(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Return a layer that no other test has, with a call; to build all takes a quarter of a second."""
     return copy.deepcopy(LAYERS[name])
+
+
+def clones(arguments: Iterable[Any], as_rows: bool = False) -> list[Any]:
+    """Copy the tensors of a call; ``as_rows``: as (rows, width)."""
+    copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    return [a.flatten(0, -2) for a in copies] if as_rows else copies

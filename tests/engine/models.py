@@ -13,7 +13,7 @@ from sglang_fl.sglang_adapter.releases import CHUNKS, EVERY_RELEASE, PLAIN_PREFI
 from tests.engine import configurations
 from tests.engine.words import SPECIAL, make_tokenizer
 
-__all__ = ["ATTENTION", "FAMILIES", "IMAGE", "OURS", "Family", "make_model"]
+__all__ = ["ATTENTION", "BY_NAME", "FAMILIES", "IMAGE", "OURS", "Family", "make_model"]
 
 #: A picture's file in the folder of a model that sees.
 IMAGE = "image.png"
@@ -400,3 +400,4 @@ FAMILIES = (
         releases=CHUNKS,
     ),
 )
+BY_NAME = {family.name: family for family in FAMILIES}

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from demo.server import group_is_alive
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.engine.planted import FAULTS, Bisected, assert_found, bisect_planted
 from tests.programs import ROOT, finish, processes_with, server_for
 from tests.schemas import assert_fits
@@ -40,7 +40,7 @@ def bisected_on_two_ranks(environment_of, tmp_path_factory) -> Bisected:
         return environment_of({"SGLANG_CPU_OMP_THREADS_BIND": "0|1", **settings})
 
     folder = tmp_path_factory.mktemp("ranks")
-    make_model(next(family for family in FAMILIES if family.name == "Qwen2"), folder / "model")
+    make_model(BY_NAME["Qwen2"], folder / "model")
     return bisect_planted(RANKS, folder / "model", folder, environment, *CPU, "--tp", "2")
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from sglang.srt.layers.attention.linear.gdn_backend import GDNKernelDispatcher
 from sglang.srt.layers.attention.linear.utils import LinearAttnKernelBackend
-from sglang.srt.plugins import load_plugins
 
 from sglang_fl.bisect.bench import Bench, _armed
 from sglang_fl.dispatch.kept_calls import KeptCalls
@@ -49,8 +48,7 @@ def wrong(monkeypatch) -> OpImpl:
 
 
 @pytest.fixture
-def kernel():
-    load_plugins()
+def kernel(plugin):
     triton = LinearAttnKernelBackend.TRITON
     dispatcher = GDNKernelDispatcher(triton, triton)
     kernel = dispatcher.decode_kernel

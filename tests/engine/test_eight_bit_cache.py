@@ -5,7 +5,6 @@ in the pool.
 """
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +18,12 @@ from torch import Tensor
 
 from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
+from tests.engine.judge import LIMIT, Bench, bench_in, compare
 from tests.engine.mistaken_vendor import MISTAKES_IN_8_BIT
-from tests.engine.models import FAMILIES, Family, make_model
+from tests.engine.models import BY_NAME, Family, make_model
+from tests.engine.questions import answers_to, as_request, draw_prompts, engine_arguments
 from tests.engine.release import RELEASE, present
-from tests.engine.test_models import GENERATE, LIMIT, Bench, as_request, bench_in, compare, draw_prompts
-from tests.programs import Run, finish, server_for
+from tests.programs import Run
 
 pytestmark = [pytest.mark.timeout(400), present(RELEASE in PLAIN_PREFILL, "attention of ours")]
 
@@ -185,7 +185,6 @@ def test_a_scale_that_a_file_brought_stands_in_one_place():
     assert scales_of(layer_of(k_scale=0.5, v_scale=0.5), latent) == {"k_scale": 1.0, "v_scale": 1.0}
 
 
-BY_NAME = {family.name: family for family in FAMILIES}
 FAMILY = BY_NAME["Qwen2-attention"]
 
 
@@ -195,7 +194,6 @@ class Served:
     def __init__(
         self, run: Run, log: list[str], model: Any, prompts: list[Any], followers: list[Any]
     ) -> None:
-        assert run.code == 0, run.output[-5000:]
         self.log, self.answers = log, run.result
         self.prompts = compare(model, prompts, run.result["prompts"])
         self.followers = compare(model, followers, run.result["followers"])
@@ -210,26 +208,14 @@ def serve(bench: Bench, folder: Path, mistakes: list[str], family: Family = FAMI
     (folder / "scales.json").write_text(json.dumps({"model_type": "qwen2", "kv_cache": cache}))
     prompts, followers = draw_prompts(family, folder / "model")
     questions = {
-        "engine": {
-            "model_path": str(folder / "model"),
-            "skip_tokenizer_init": True,
-            "max_total_tokens": 2048,
-            "dtype": "float32",
-            "log_level": "info",
-            "random_seed": 1,
-            "sleep_on_idle": True,
-            **family.engine,
-            **engine,
-        },
+        "engine": engine_arguments(folder / "model", **{**family.engine, **engine}),
         "prompts": as_request(prompts),
         "followers": as_request(followers),
         "mistaken": as_request(prompts[:2]),
         "mistakes": mistakes,
         "planted": str(bench.planted),
     }
-    (folder / "questions.json").write_text(json.dumps(questions))
-    command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
-    run = finish(command, bench.environment, 300, server_for(bench.environment))
+    run = answers_to(questions, folder, bench.environment)
     return Served(run, bench.log.read_text().splitlines(), model, prompts, followers)
 
 

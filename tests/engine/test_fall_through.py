@@ -17,7 +17,6 @@ from sglang.srt.layers.attention.linear.utils import LinearAttnKernelBackend
 from sglang.srt.layers.layernorm import LayerNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.lora.layers import FusedMoEWithLoRA, get_lora_layer
-from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from sglang_fl.logs.dispatch_log import DispatchLog
@@ -27,13 +26,7 @@ from sglang_fl.sglang_adapter.loaded_models import LoadedModels
 from tests.engine.dispatch_lines import told
 from tests.engine.release import can_force_native, hook_with
 
-
-@pytest.fixture(autouse=True, scope="module")
-def plugin():
-    """Load the plugin into this process."""
-    load_plugins()
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("plugin")
 
 
 @pytest.fixture

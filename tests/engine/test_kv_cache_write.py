@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.engine.fake_vendor import install_module
-from tests.engine.models import FAMILIES, Family
-from tests.engine.test_models import (
+from tests.engine.judge import (
     Judged,
     assert_agrees,
     bench_in,
@@ -18,6 +17,7 @@ from tests.engine.test_models import (
     mistakes_in,
     visible,
 )
+from tests.engine.models import BY_NAME, Family
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,7 +30,6 @@ def load():
     HookRegistry.register(target, lambda original, forward_batch: True, HookType.AROUND)
 """
 
-BY_NAME = {family.name: family for family in FAMILIES}
 CASES = {
     **{name: (BY_NAME[name], {}) for name in ("Qwen3", "Qwen3-MoE", "GLM-4-MoE")},
     "Qwen3-MoE, by a rotation": (

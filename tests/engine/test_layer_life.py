@@ -30,18 +30,21 @@ from sglang_fl.ops import OPS
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from tests.engine.every_layer import (
     LAYERS,
+    OF_ROWS,
     REFUSING,
     WITH_WEIGHTS,
+    clones,
     experts,
     has_router,
     hook_of,
     new_layer,
     put,
     references,
+    rope,
+    rope_inputs,
     router,
     told,
 )
-from tests.engine.test_layers import OF_ROWS, clones, rope, rope_inputs
 
 
 class Refuser:
@@ -311,7 +314,7 @@ def test_a_class_that_cannot_be_looked_at_is_left_to_sglang(
     layer = put(references(), SiluAndMul())
     assert layer._forward_method == layer.forward_native
     assert "SiluAndMul is left to SGLang: TypeError: unhashable" in caplog.text
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="unhashable"):
         put(references(strict=True), SiluAndMul())
 
 

@@ -1,10 +1,8 @@
 """SGLang's own layer classes under the hook: what is bound, what falls through, how exact it is."""
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from types import MethodType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +11,7 @@ from sglang.srt.layers import layernorm
 from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.conv import Conv2dLayer
 from sglang.srt.layers.layernorm import Gemma4RMSNorm, GemmaRMSNorm, RMSNorm
-from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang.srt.layers.rotary_embedding.mrope import Ernie4_5_VLRotaryEmbedding, MRotaryEmbedding
-from sglang.srt.plugins import load_plugins
 
 from sglang_fl.conformance import error_in_units
 from sglang_fl.dispatch.life import is_ours
@@ -24,29 +20,14 @@ from sglang_fl.logs.dispatch_log import DispatchLog
 from sglang_fl.ops import OPS, Case
 from sglang_fl.sglang_adapter.layers import ADAPTERS, gemma_rms_norm, rms_norm
 from sglang_fl.sglang_adapter.layers.rotary_embedding import bind
+from tests.engine.every_layer import OF_ROWS, clones, layers_of_each_class, rope, rope_inputs
 from tests.engine.native import native
 from tests.engine.release import SEAM, can_force_native, hook_with, present, resolves_in_the_first_call
-from tests.ops.subject import Layers, subject_of
+from tests.ops.subject import subject_of
+
+pytestmark = pytest.mark.usefixtures("plugin")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-#: Classes whose ``forward`` makes rows of its argument, which is all that their own path takes.
-OF_ROWS = ("Gemma3nRMSNorm", "Glm4vRMSNorm")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def plugin():
-    """Load the plugin into this process."""
-    load_plugins()
-    with torch.no_grad():
-        yield
-
-
-def rope(head_size: int = 64, is_neox_style: bool = True) -> RotaryEmbedding:
-    return RotaryEmbedding(head_size, head_size, 128, 10000, is_neox_style, torch.float32)
-
-
-def rope_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.arange(3), torch.randn(3, 128), torch.randn(3, 64)
 
 
 @pytest.mark.parametrize("name", ["SiluAndMul", "RMSNorm", "RotaryEmbedding"])
@@ -70,20 +51,6 @@ def test_a_subclass_with_its_own_forward_keeps_sglangs_own_object():
     layer = Ernie4_5_VLRotaryEmbedding.__new__(Ernie4_5_VLRotaryEmbedding)
     torch.nn.Module.__init__(layer)
     assert getattr(layer, SEAM.method)() == layer.forward_native
-
-
-def layers_of_each_class() -> Layers:
-    """Return one layer of each class that an adapter covers, and arguments for it."""
-    found: Layers = {}
-    for op in OPS:
-        found |= subject_of(op).layers()
-    return found
-
-
-def clones(arguments: Iterable[Any], as_rows: bool = False) -> list[Any]:
-    """Copy the tensors of a call; ``as_rows``: as (rows, width)."""
-    copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
-    return [a.flatten(0, -2) for a in copies] if as_rows else copies
 
 
 def parameters_of(layer: torch.nn.Module) -> None:
@@ -137,11 +104,10 @@ def outputs(result):
 
 
 @pytest.fixture
-def own_log(tmp_path: Path, monkeypatch) -> Path:
+def own_log(log: Path, monkeypatch) -> Path:
     """A dispatch log of this test alone; the hook's own has each line once in a process."""
-    path = tmp_path / "dispatch.log"
-    hook_with(DispatchLog(path), monkeypatch)
-    return path
+    hook_with(DispatchLog(log), monkeypatch)
+    return log
 
 
 @pytest.mark.parametrize(("layer_class", "options"), FALLS_THROUGH.values(), ids=FALLS_THROUGH.keys())

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.engine.fake_vendor import install_vendor
-from tests.engine.models import FAMILIES, make_model
-from tests.engine.test_models import GENERATE, as_request, assert_agrees, compare, draw_prompts
-from tests.programs import finish, server_for
+from tests.engine.judge import assert_agrees, compare
+from tests.engine.models import BY_NAME, make_model
+from tests.engine.questions import answers_to, as_request, draw_prompts, engine_arguments
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -76,39 +75,28 @@ def add_adapter(model: Any, folder: Path) -> Any:
 
 
 def test_requests_with_an_adapter_and_without_are_both_right(environment_of, tmp_path: Path):
-    (family,) = (family for family in FAMILIES if family.name == "Qwen2")
+    family = BY_NAME["Qwen2"]
     base = make_model(family, tmp_path / "model")
     adapted = add_adapter(base, tmp_path / "adapter")
     prompts, _ = draw_prompts(family, tmp_path / "model")
     of_batch = {"prompts": [None, "adapter"] * len(prompts), "followers": ["adapter", None] * len(prompts)}
     questions = {
-        "engine": {
-            "model_path": str(tmp_path / "model"),
-            "skip_tokenizer_init": True,
-            "max_total_tokens": 2048,
-            "dtype": "float32",
-            "log_level": "info",
-            "random_seed": 1,
-            "lora_paths": [f"adapter={tmp_path / 'adapter'}"],
-            "lora_backend": "torch_native",
-            "max_loras_per_batch": 2,
-        },
+        "engine": engine_arguments(
+            tmp_path / "model",
+            lora_paths=[f"adapter={tmp_path / 'adapter'}"],
+            lora_backend="torch_native",
+            max_loras_per_batch=2,
+        ),
         **{
             name: {**as_request(prompts), "lora_path": paths[: len(prompts)]}
             for name, paths in of_batch.items()
         },
-        "mistakes": [],
-        "planted": "",
     }
-    (tmp_path / "questions.json").write_text(json.dumps(questions))
     log = tmp_path / "dispatch.log"
     site = install_vendor(tmp_path / "site", "unpinned", UNPINNED)
     settings = {"PYTHONPATH": str(site), "SGLANG_FL_PLATFORM": "unpinned"}
     settings |= {"SGLANG_FL_STRICT": "1", "SGLANG_FL_DISPATCH_LOG": str(log)}
-    command = [sys.executable, str(GENERATE), str(tmp_path / "questions.json")]
-    environment = environment_of(settings)
-    run = finish(command, environment, 240, server_for(environment))
-    assert run.code == 0, run.output[-5000:]
+    run = answers_to(questions, tmp_path, environment_of(settings))
     ran = dict.fromkeys(RAN, "reference(reference)") | {"RadixAttention": "sglang(torch_native)"}
     lines = {f"[OOT-DISPATCH] {name} → {what}" for name, what in ran.items()}
     assert set(log.read_text().splitlines()) == lines

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sglang.srt.server_args import ServerArgs
 
+from tests.engine.judge import assert_agrees
 from tests.engine.release import present
-from tests.engine.test_models import assert_agrees
 from tests.programs import finish, server_for
 from tests.simulated.judge import Judged, Setup, judge
 

@@ -22,7 +22,7 @@ from sglang_fl.profiling import procedure
 from sglang_fl.profiling.pieces import Who
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL, WITHOUT_TRITON
 from tests.engine.fake_vendor import install_vendor
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.engine.release import RELEASE, present
 from tests.programs import ROOT, processes_with, server_for
 from tests.schemas import assert_fits
@@ -138,7 +138,7 @@ def profiled(
 @pytest.mark.parametrize("name", [pytest.param(name, marks=NEEDS.get(name, ())) for name in RUNS])
 def test_each_step_is_told_by_who_ran_it(name: str, environment_of, tmp_path: Path, monkeypatch):
     backend, ours, left = RUNS[name]
-    make_model(next(family for family in FAMILIES if family.name == name), tmp_path / "model")
+    make_model(BY_NAME[name], tmp_path / "model")
     words = ("--attention-backend", backend)
     data = profiled(tmp_path / "model", tmp_path, environment_of({}), monkeypatch, *words)
     decode, prefill = data["phases"]

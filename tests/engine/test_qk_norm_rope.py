@@ -11,7 +11,6 @@ from sglang.srt.layers.layernorm import GemmaRMSNorm, RMSNorm
 from sglang.srt.layers.rotary_embedding.base import LinearScalingRotaryEmbedding, RotaryEmbedding
 from sglang.srt.layers.rotary_embedding.mrope import MRotaryEmbedding
 from sglang.srt.models import glm4_moe, qwen3, qwen3_moe, utils
-from sglang.srt.plugins import load_plugins
 
 from sglang_fl.dispatch.life import is_ours
 from sglang_fl.logs.dispatch_log import DispatchLog
@@ -24,20 +23,14 @@ from sglang_fl.sglang_adapter.switchable_layers import SwitchableLayers
 from sglang_fl.startup import configure
 from tests.engine.dispatch_lines import told
 
+pytestmark = pytest.mark.usefixtures("plugin")
+
 HEADS, KEY_HEADS, SIZE, HIDDEN = 4, 2, 64, 32
 METHODS = {
     qwen3.Qwen3Attention: "forward",
     qwen3_moe.Qwen3MoeAttention: "apply_qk_norm_rope",
     glm4_moe.Glm4MoeAttention: "forward_prepare",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def plugin():
-    """Load the plugin into this process."""
-    load_plugins()
-    with torch.no_grad():
-        yield
 
 
 class Projection(torch.nn.Module):

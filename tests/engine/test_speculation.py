@@ -13,7 +13,7 @@ from sglang.srt.server_args import ServerArgs
 from sglang_fl.sglang_adapter.releases import SPECULATION
 from tests.engine.drafted import Target
 from tests.engine.drafting_models import make_eagle, make_mtp
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.engine.release import RELEASE, present
 
 pytestmark = [
@@ -95,7 +95,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_run_is_refused_before_a_model_is_loaded(name, capsys, tmp_path):
     given, message = REFUSED[name]
-    family = next(f for f in FAMILIES if f.name == ("Qwen3-Next" if name == "states" else "Qwen2"))
+    family = BY_NAME["Qwen3-Next" if name == "states" else "Qwen2"]
     config = family.config()
     config.architectures = [family.model._model_mapping[type(config)].__name__]
     config.save_pretrained(tmp_path)
@@ -109,7 +109,7 @@ def test_what_does_not_run_is_refused_before_a_model_is_loaded(name, capsys, tmp
 
 
 def make_granite(folder: Path) -> torch.nn.Module:
-    family = next(family for family in FAMILIES if family.name == "Granite-SWA")
+    family = BY_NAME["Granite-SWA"]
     return make_model(family, folder / "target")
 
 

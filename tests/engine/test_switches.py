@@ -11,7 +11,7 @@ import pytest
 from sglang.srt.models import utils
 
 from tests.engine.fake_vendor import install_vendor
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.programs import Run
 
 pytestmark = pytest.mark.timeout(300)
@@ -26,7 +26,7 @@ def generate(run_offline, tmp_path_factory) -> Callable[..., tuple[Run, list[str
     folder = tmp_path_factory.mktemp("switches")
     package = install_vendor(folder / "package", "toy", TOY.read_text())
     model = folder / "model"
-    make_model(next(family for family in FAMILIES if family.name == "Qwen3"), model)
+    make_model(BY_NAME["Qwen3"], model)
 
     def run(settings: dict[str, str], log: Path | None = None, **engine: object) -> tuple[Run, list[str]]:
         path = log or folder / "dispatch.log"
@@ -110,7 +110,7 @@ def test_strict_ends_at_a_kernel_that_fails(generate):
 
 
 def test_a_model_that_passes_over_a_named_op_is_refused_before_it_runs(run_offline, tmp_path: Path):
-    make_model(next(family for family in FAMILIES if family.name == "OLMo-2"), tmp_path / "model")
+    make_model(BY_NAME["OLMo-2"], tmp_path / "model")
     run = run_offline({"SGLANG_FL_PER_OP": "rms_norm=reference"}, model=tmp_path / "model")
     assert run.code != 0
     (message,) = (line for line in run.output.splitlines() if line.startswith("sglang-fl: "))

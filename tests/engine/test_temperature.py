@@ -15,10 +15,11 @@ from transformers.models.gemma2 import modeling_gemma2
 
 from sglang_fl.sglang_adapter.releases import PLAIN_PREFILL
 from tests.engine.fake_vendor import install_module
-from tests.engine.models import make_model
+from tests.engine.judge import LIMIT, Bench, bench_in, compare
+from tests.engine.models import BY_NAME, make_model
+from tests.engine.questions import draw_prompts
 from tests.engine.release import RELEASE, present
-from tests.engine.test_eight_bit_cache import BY_NAME, Served, serve
-from tests.engine.test_models import LIMIT, Bench, bench_in, compare, draw_prompts
+from tests.engine.test_eight_bit_cache import Served, serve
 from tests.engine.warm_layers import LENGTH
 
 pytestmark = [pytest.mark.timeout(400), present(RELEASE in PLAIN_PREFILL, "attention of ours")]

@@ -4,8 +4,6 @@ Sounds are made on the spot. SGLang reads no text beside one: what it begins wit
 all. As for the other families, mistakes are planted in the two ops and must be noticed.
 """
 
-import json
-import sys
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,11 @@ import torch
 import transformers
 
 from sglang_fl.sglang_adapter.releases import ENCODER_DECODERS
+from tests.engine.judge import DECODING, LIMIT, Difference, bench_in, distance
 from tests.engine.mistaken_vendor import mistakes_of
+from tests.engine.questions import answers_to, engine_arguments
 from tests.engine.release import RELEASE, present
-from tests.engine.test_models import DECODING, GENERATE, LIMIT, Difference, bench_in, distance
 from tests.engine.words import make_tokenizer
-from tests.programs import finish, server_for
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -123,11 +121,7 @@ def judged(tmp_path_factory, environment_of) -> Judged:
         for sound in sounds
     ]
     bench = bench_in(folder, environment_of)
-    questions = questions_about(folder / "model", paths, bench.planted)
-    (folder / "questions.json").write_text(json.dumps(questions))
-    command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
-    run = finish(command, bench.environment, 240, server_for(bench.environment))
-    assert run.code == 0, run.output[-5000:]
+    run = answers_to(questions_about(folder / "model", paths, bench.planted), folder, bench.environment)
 
     def compare(rows: list[dict[str, Any]]) -> Difference:
         return difference(rows, model, seen, beginning)
@@ -153,14 +147,7 @@ def questions_about(model: Path, sounds: list[Path], planted: Path) -> dict[str,
         "audio_data": [str(path) for path in sounds],
         "logprob_start_len": [0] * len(sounds),
     }
-    engine = {
-        "model_path": str(model),
-        "attention_backend": "sglang_fl",
-        "max_total_tokens": 2048,
-        "dtype": "float32",
-        "log_level": "info",
-        "random_seed": 1,
-    }
+    engine = engine_arguments(model, attention_backend="sglang_fl", skip_tokenizer_init=False)
     requests = dict.fromkeys(("prompts", "followers", "mistaken"), request)
     return {"engine": engine, **requests, "mistakes": mistakes(), "planted": str(planted)}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.engine.fake_vendor import install_module
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.gpu.served import GPU
 from tests.gpu.test_models import config_on_a_gpu
 
@@ -62,7 +62,7 @@ def calls_by_new_tokens(folder: Path, **arguments: Any) -> dict[int, list[list[s
 
     What the process that starts the engine noted is left out: the model runs in another.
     """
-    (family,) = (family for family in FAMILIES if family.name == "Qwen2")
+    family = BY_NAME["Qwen2"]
     make_model(replace(family, config=partial(config_on_a_gpu, family)), folder / "model")
     install_module(folder, "note_calls", NOTE_CALLS, "sglang.srt.plugins", "note_calls = note_calls:load")
     (folder / "generate.py").write_text(GENERATE)

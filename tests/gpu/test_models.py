@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.engine.judge import expected_classes
 from tests.engine.models import FAMILIES, Family, make_model
-from tests.engine.test_models import expected_classes
 from tests.gpu.served import OURS, VANILLA, Answer, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]

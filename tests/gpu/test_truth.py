@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.models import FAMILIES, make_model
+from tests.engine.models import BY_NAME, make_model
 from tests.engine.words import FIRST_WORD, VOCABULARY
 from tests.gpu.served import OURS, VANILLA, Answer, run
 
@@ -99,7 +99,7 @@ def prompts() -> list[list[int]]:
 
 
 def truth_of(name: str, folder: Path) -> Truth:
-    family = next(family for family in FAMILIES if family.name == name)
+    family = BY_NAME[name]
 
     def config() -> Any:
         made = family.config()

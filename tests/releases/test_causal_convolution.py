@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from sglang_fl.sglang_adapter.layers.causal_convolution import _SOURCES, MODULES, NAMES
-from tests.releases.test_releases import RELEASES
-from tests.releases.test_shortcuts import parsed, source
+from tests.releases.sources import RELEASES, parsed, source
 
 pytestmark = pytest.mark.timeout(300)
 

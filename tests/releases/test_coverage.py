@@ -4,16 +4,14 @@ The source is read, nothing of a release is imported: classes of other chips and
 """
 
 import functools
-from pathlib import Path
 
 import pytest
 
-from release.sglang_wheels import unpacked
 from sglang_fl.sglang_adapter import source
 from sglang_fl.sglang_adapter.coverage import NOT_DISPATCHED, adapter_of
 from sglang_fl.sglang_adapter.layers import ADAPTERS
 from sglang_fl.sglang_adapter.source import FusedClass, fused_classes
-from tests.releases.test_releases import RELEASES
+from tests.releases.sources import RELEASES, package
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,10 +25,6 @@ def classes() -> dict[str, list[FusedClass]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "_read", functools.cache(source._read))
         return {release: fused_classes(package(release)) for release in RELEASES}
-
-
-def package(release: str) -> Path:
-    return unpacked("sglang", release) / "sglang"
 
 
 @pytest.mark.parametrize("release", RELEASES)

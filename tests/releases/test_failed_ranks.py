@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.releases.test_releases import RELEASES
-from tests.releases.test_shortcuts import body
+from tests.releases.sources import RELEASES, body
 
 pytestmark = pytest.mark.timeout(300)
 

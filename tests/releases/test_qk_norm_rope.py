@@ -3,8 +3,7 @@
 import pytest
 
 from sglang_fl.sglang_adapter.layers.qk_norm_rope import ADAPTERS
-from tests.releases.test_releases import RELEASES
-from tests.releases.test_shortcuts import body
+from tests.releases.sources import RELEASES, body
 
 pytestmark = pytest.mark.timeout(300)
 

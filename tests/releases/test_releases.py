@@ -8,10 +8,10 @@ from packaging.version import Version
 from sglang_fl.sglang_adapter import releases
 from sglang_fl.sglang_adapter.kernel_faults import why_wrong
 from sglang_fl.sglang_adapter.releases import Range
+from tests.releases.sources import RELEASES
 
 pytestmark = pytest.mark.timeout(300)
 
-RELEASES = [release.version for release in releases.RELEASES]
 #: What differs between releases and only these tests need to know.
 QUANTISING_NORM = Range(first="0.5.18")
 #: To 0.5.20 SGLang prepares pictures on CUDA whatever the platform; 0.5.21 cannot be told from them.

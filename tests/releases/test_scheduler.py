@@ -7,7 +7,7 @@ import pytest
 
 from release.sglang_wheels import unpacked
 from sglang_fl.sglang_adapter.seams import MODELS_LOADED, SCHEDULER, SERVING
-from tests.releases.test_releases import RELEASES
+from tests.releases.sources import RELEASES
 
 pytestmark = pytest.mark.timeout(300)
 

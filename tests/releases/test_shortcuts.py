@@ -4,7 +4,6 @@ The source is read, nothing of a release is imported: names that only a GPU's pr
 """
 
 import ast
-import functools
 
 import pytest
 from packaging.version import Version
@@ -12,51 +11,12 @@ from packaging.version import Version
 from sglang_fl.sglang_adapter.kernel_faults import KERNEL_FAULTS
 from sglang_fl.sglang_adapter.releases import KERNEL_PLUGINS, seam_path
 from sglang_fl.sglang_adapter.shortcuts import DIRECT_CALLS, SHORTCUTS
-from tests.releases.test_coverage import package
-from tests.releases.test_releases import RELEASES
+from tests.releases.sources import RELEASES, body, package, parsed, source
 
 pytestmark = pytest.mark.timeout(300)
 
 SWITCHES = {switch.target: switch for shortcut in SHORTCUTS for switch in shortcut.switches}
 TARGETS = {shortcut.target: shortcut for shortcut in SHORTCUTS}
-
-
-@functools.cache
-def source(release: str, module: str) -> str:
-    """Return the text of a module; empty where the release has none."""
-    path = package(release).parent / (module.replace(".", "/") + ".py")
-    return path.read_text() if path.exists() else ""
-
-
-@functools.cache
-def parsed(text: str) -> ast.Module:
-    """Return the tree of a module, once for all targets in it and all releases that have it alike."""
-    return ast.parse(text)
-
-
-@functools.cache
-def body(release: str, target: str) -> str | None:
-    """Return the text of a function, of a method of a class, or of an imported name; None: there is none."""
-    path, _, name = target.rpartition(".")
-    text = source(release, path)
-    if text:
-        return found_in(ast.walk(parsed(text)), name, text)
-    module, _, owner = path.rpartition(".")
-    text = source(release, module)
-    for node in ast.walk(parsed(text)):
-        if isinstance(node, ast.ClassDef) and node.name == owner:
-            return found_in(node.body, name, text)
-    return None
-
-
-def found_in(nodes, name: str, text: str) -> str | None:
-    for node in nodes:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            # As ast.get_source_segment, which takes a tenth of a second to cut a long text into lines.
-            return "\n".join(text.split("\n")[node.lineno - 1 : node.end_lineno])
-        if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
-            return ast.unparse(node)
-    return None
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -1,16 +1,14 @@
 """Run one engine on a simulated chip and compare all that it says with transformers, in float32."""
 
-import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.engine.models import FAMILIES, Family, make_model
-from tests.engine.test_models import GENERATE, Difference, as_request, compare, draw_prompts
+from tests.engine.judge import Difference, compare
+from tests.engine.models import BY_NAME, make_model
+from tests.engine.questions import answers_to, as_request, draw_prompts, engine_arguments
 from tests.forked import Server
-from tests.programs import finish, server_for
 
 __all__ = ["Judged", "Setup", "judge", "written_down"]
 
@@ -80,27 +78,23 @@ def judge(
     environment : adds settings to the process's environment
     server : of which the engine is forked; one with SGLang loaded if None
     """
-    (family,) = (family for family in FAMILIES if family.name == setup.family)
+    family = BY_NAME[setup.family]
     model = make_model(family, folder / "model")
     prompts, followers = draw_prompts(family, folder / "model")
     questions = {
-        "engine": engine_arguments(family, folder / "model", setup),
+        "engine": engine_arguments(
+            folder / "model", tp_size=setup.ranks, **{**family.engine, **setup.engine}
+        ),
         "prompts": as_request(prompts),
         "followers": as_request(followers),
-        "mistakes": [],
-        "planted": "",
     }
-    (folder / "questions.json").write_text(json.dumps(questions))
     logs = {name: folder / f"{name}.log" for name in ("dispatch", "record")}
     settings = {
         "SGLANG_FL_DISPATCH_LOG": str(logs["dispatch"]),
         "SGLANG_FL_SIMULATED_RECORD": str(logs["record"]),
         **setup.settings,
     }
-    command = [sys.executable, str(GENERATE), str(folder / "questions.json")]
-    variables = environment(settings)
-    run = finish(command, variables, 280, server or server_for(variables))
-    assert run.code == 0, run.output[-5000:]
+    run = answers_to(questions, folder, environment(settings), server)
     lines = {name: log.read_text().splitlines() if log.exists() else [] for name, log in logs.items()}
     return Judged(
         setup,
@@ -111,21 +105,6 @@ def judge(
             "followers": compare(model, followers, run.result["followers"]),
         },
     )
-
-
-def engine_arguments(family: Family, model: Path, setup: Setup) -> dict[str, Any]:
-    return {
-        "model_path": str(model),
-        "skip_tokenizer_init": True,
-        "max_total_tokens": 2048,
-        "dtype": "float32",
-        "log_level": "info",
-        "random_seed": 1,
-        "tp_size": setup.ranks,
-        "sleep_on_idle": True,  # it would turn round meanwhile, on a core that others need
-        **family.engine,
-        **setup.engine,
-    }
 
 
 def written_down(vendor: str, column: str) -> set[str]:

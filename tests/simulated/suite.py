@@ -6,7 +6,7 @@ A module imports all of it and says ``SETUPS``.
 import pytest
 
 from sglang_fl.vendor import Vendor
-from tests.engine.test_models import assert_agrees
+from tests.engine.judge import assert_agrees
 from tests.simulated.judge import NEEDS, Judged, judge, written_down
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_models import assert_agrees
+from tests.engine.judge import assert_agrees
 from tests.programs import finish, server_of_forks
 from tests.simulated.in_tree import KEY, MARK, with_platform
 from tests.simulated.judge import Judged, Setup, judge

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.fake_vendor import install_vendor
-from tests.engine.test_models import assert_agrees
+from tests.engine.judge import assert_agrees
 from tests.simulated.judge import Judged, Setup, judge
 
 pytestmark = pytest.mark.timeout(300)

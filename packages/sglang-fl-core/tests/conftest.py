@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from doctor_rows import Answer, Doctor
 from sglang_fl.cli import app
 from sglang_fl.startup import configure
 
@@ -160,10 +161,10 @@ def install_vendor(install: Callable[..., str]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def doctor() -> Callable[..., tuple[int, dict[str, dict[str, str]]]]:
+def doctor() -> Doctor:
     """``doctor(*words)`` runs ``sglang-fl doctor --json``; returns its exit code, and its rows by subject."""
 
-    def run(*words: str) -> tuple[int, dict[str, dict[str, str]]]:
+    def run(*words: str) -> Answer:
         configure.cache_clear()
         result = CliRunner().invoke(app, ["doctor", "--json", *words])
         assert isinstance(result.exception, SystemExit | None), result.output

@@ -102,7 +102,10 @@ def test_a_step_that_did_not_end_is_the_last_one_and_says_so(tmp_path: Path):
     with steps.step(Asks.TWICE, "the same batch twice") as step:
         step.found(Distance(), agrees=True)
     error = RuntimeError("a rank has ended")
-    with pytest.raises(RuntimeError), steps.step(Asks.EVERYTHING, "everything on", UNITS):
+    with (
+        pytest.raises(RuntimeError, match="a rank has ended"),
+        steps.step(Asks.EVERYTHING, "everything on", UNITS),
+    ):
         raise error
     assert begun == ["the same batch twice", "everything on"]
     assert said == ["the same batch twice: equal"]

@@ -276,3 +276,35 @@ def test_each_implementation_is_named_before_it_is_checked(monkeypatch: pytest.M
     said = CliRunner().invoke(app, ["verify", "relu2", "--json"])
     assert said.stderr.splitlines()[-1] == "verify: relu2 reference (1 of 1)"
     assert json.loads(said.stdout)
+
+
+def test_in_processes_of_their_own_implementations_get_the_same_certificate(install_kernel, tmp_path: Path):
+    install_kernel(RIGHT)
+    alone, apart = tmp_path / "alone.json", tmp_path / "apart.json"
+    assert verify("silu_and_mul", "--certificate", alone).exit_code == 0
+    done = verify("silu_and_mul", "--jobs", 4, "--certificate", apart)
+    assert done.exit_code == 0, done.output
+    assert verify("--compare", alone, apart).exit_code == 0
+    rows = [read_certificate(path)["implementations"] for path in (alone, apart)]
+    assert [{**row, "host_us": 0} for row in rows[0]] == [{**row, "host_us": 0} for row in rows[1]]
+    assert all(row["host_us"] > 0 for row in rows[1])
+
+
+def test_a_kernel_that_ends_its_process_is_a_fault_of_its_own(install_kernel):
+    install_kernel("import os\ndef silu_and_mul(x):\n    print('about to', flush=True)\n    os.abort()\n")
+    done = verify("silu_and_mul", "--jobs", 2, "--json")
+    assert done.exit_code == 1, done.output
+    rows = {row["implementation"]: row for row in json.loads(done.stdout)["implementations"]}
+    assert rows["reference"]["state"] == "passes"
+    assert rows["vendor.toy"]["faults"][0] == (
+        "silu_and_mul vendor.toy, cases: its process ended with signal SIGABRT: about to"
+    )
+    assert [fault.split(":")[0] for fault in rows["vendor.toy"]["faults"]] == [
+        f"silu_and_mul vendor.toy, {aspect}" for aspect in ("cases", "edges", "repeat", "graph")
+    ]
+
+
+def test_a_number_of_jobs_that_cannot_be_is_refused():
+    done = verify("relu2", "--jobs", "0")
+    assert done.exit_code == 2
+    assert "--jobs" in done.stderr

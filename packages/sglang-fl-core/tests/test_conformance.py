@@ -14,6 +14,7 @@ from sglang_fl.conformance import check_case, check_declared, check_impl
 from sglang_fl.errors import UnsupportedError, VendorError
 from sglang_fl.ops import OPS, Case, Op, Outputs
 from sglang_fl.vendor import BackendKind, OpImpl
+from tests.ops.rotary_embedding import backwards, offsets_ignored, one_style_only
 from tests.ops.subject import like
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -131,22 +132,6 @@ def rms_results_swapped(x: Tensor, weight: Tensor, eps: float, residual: Tensor 
 
 
 @like(rotary_reference)
-def rotary_backwards(**given: Any) -> Outputs:
-    cos, sin = given["cos_sin_cache"].chunk(2, dim=-1)
-    return rotary_reference(**given | {"cos_sin_cache": torch.cat((cos, -sin), dim=-1)})
-
-
-@like(rotary_reference)
-def rotary_of_one_style(**given: Any) -> Outputs:
-    return rotary_reference(**given | {"is_neox_style": True})
-
-
-@like(rotary_reference)
-def rotary_without_offsets(**given: Any) -> Outputs:
-    return rotary_reference(**given | {"offsets": None})
-
-
-@like(rotary_reference)
 def rotary_over_its_positions(**given: Any) -> Outputs:
     turned = rotary_reference(**given)
     given["positions"].add_(1)
@@ -217,9 +202,9 @@ WRONG_KERNELS = [
     ("topk_softmax", topk_in_int64, DTYPES, "shape, dtype, device are"),
     (DECODE, decode_without_update, DTYPES, "result 1: "),
     (DECODE, decode_over_a_foreign_row, DTYPES, "initial_state was written"),
-    ("rotary_embedding", rotary_backwards, DTYPES, UNITS),
-    ("rotary_embedding", rotary_of_one_style, DTYPES, UNITS),
-    ("rotary_embedding", rotary_without_offsets, DTYPES, UNITS),
+    ("rotary_embedding", backwards, DTYPES, UNITS),
+    ("rotary_embedding", one_style_only, DTYPES, UNITS),
+    ("rotary_embedding", offsets_ignored, DTYPES, UNITS),
     ("rotary_embedding", rotary_over_its_positions, DTYPES, "positions was written"),
 ]
 

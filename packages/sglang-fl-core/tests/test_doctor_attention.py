@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from doctor_rows import Doctor
 from sglang_fl import platform as platform_module
 from sglang_fl.diagnostics.doctor import State
 from sglang_fl.diagnostics.doctor.attention import _judged
@@ -17,8 +18,6 @@ from sglang_fl.platform import NoTriton, TorchNative, soft_caps
 from sglang_fl.sglang_adapter.releases import SPECULATION
 
 pytestmark = pytest.mark.usefixtures("forked")
-
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
 
 @pytest.fixture

@@ -12,16 +12,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from doctor_rows import Doctor, only_problem
+
 pytestmark = pytest.mark.usefixtures("forked")
-
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
-
-
-def only_problem(told: tuple[int, dict[str, dict[str, str]]], what: str) -> dict[str, str]:
-    code, rows = told
-    assert (code, rows[what]["state"]) == (1, "problem"), rows
-    assert rows[what]["remedy"]
-    return rows[what]
 
 
 # Grouped heads

@@ -10,21 +10,13 @@ from pathlib import Path
 import pytest
 
 import sglang_fl
+from doctor_rows import Doctor, only_problem
 from sglang_fl.diagnostics.doctor import Launch, State, examine, sglang_release
 from sglang_fl.diagnostics.doctor.child import Child
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 Install = Callable[..., str]
-
-
-def only_problem(told: tuple[int, dict[str, dict[str, str]]], what: str) -> dict[str, str]:
-    """Return the row of a subject, which must be a problem with a remedy."""
-    code, rows = told
-    assert (code, rows[what]["state"]) == (1, "problem"), rows
-    assert rows[what]["remedy"]
-    return rows[what]
 
 
 def test_source_that_is_only_on_the_path_is_found(doctor: Doctor, tmp_path: Path, monkeypatch):

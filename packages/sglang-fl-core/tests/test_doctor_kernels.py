@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from doctor_rows import Doctor, only_problem
 from sglang_fl.ops import OPS
 
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 Install = Callable[..., str]
 
 CHIP = """
@@ -51,13 +51,6 @@ def chip(install: Install) -> Callable[..., str]:
         return install("toy", CHIP.format(**{**PLAIN, **parts}))
 
     return install_chip
-
-
-def only_problem(told: tuple[int, dict[str, dict[str, str]]], what: str) -> dict[str, str]:
-    code, rows = told
-    assert (code, rows[what]["state"]) == (1, "problem"), rows
-    assert rows[what]["remedy"]
-    return rows[what]
 
 
 RECORDED = {"SGLANG_FLAGGEMS_RECORD": "1", "SGLANG_FLAGGEMS_LOG_PATH": "/tmp/no-aten.log"}

@@ -4,16 +4,15 @@ import json
 import math
 import re
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from doctor_rows import Doctor
 from sglang_fl.diagnostics.doctor.model import read_model
 
 safetensors = pytest.importorskip("safetensors.torch")
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 
 SHAPE = {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64, "num_hidden_layers": 3}
 CONFIG = {**SHAPE, "max_position_embeddings": 512, "dtype": "bfloat16"}

@@ -6,27 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from typer.testing import CliRunner
 
+from doctor_rows import Doctor, only_problem
 from sglang_fl.cli import app
 from sglang_fl.diagnostics import doctor as doctor_package
 from sglang_fl.diagnostics.doctor import CHECKS, Launch, checks, examine
 
 pytestmark = pytest.mark.usefixtures("forked")
-
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
-
-
-def only_problem(told: tuple[int, dict[str, dict[str, str]]], what: str) -> dict[str, str]:
-    code, rows = told
-    assert (code, rows[what]["state"]) == (1, "problem"), rows
-    assert rows[what]["remedy"]
-    return rows[what]
 
 
 def package(folder: Path, name: str, source: str = "") -> Path:
@@ -197,7 +188,7 @@ def test_no_child_is_left_where_doctor_is_ended(tmp_path: Path, number: int):
     sign = tmp_path / "running"
     child = f"open({str(sign)!r}, 'w').write(str(__import__('os').getpid())); __import__('time').sleep(90)"
     code = (
-        "from sglang_fl.cli import end_on_sigterm\n"
+        "from sglang_fl.cli.sigterm import end_on_sigterm\n"
         "from sglang_fl.diagnostics.doctor.child import run_python\n"
         f"end_on_sigterm()\nrun_python({child!r}, 100)"
     )

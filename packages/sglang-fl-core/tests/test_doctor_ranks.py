@@ -14,13 +14,13 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from doctor_rows import Doctor, only_problem
 from sglang_fl.cli import app
 from sglang_fl.diagnostics.doctor.collective import RANK
 from sglang_fl.diagnostics.doctor.network import _nccl
 
 pytestmark = pytest.mark.usefixtures("forked")
 
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
 Install = Callable[..., str]
 
 #: A chip that PyTorch knows and this machine has not.
@@ -29,13 +29,6 @@ from sglang_fl.vendor import Vendor
 
 CHIP = Vendor("toy", "cuda", 1, "sglang_fl.registry.cpu:why_unavailable")
 """
-
-
-def only_problem(told: tuple[int, dict[str, dict[str, str]]], what: str) -> dict[str, str]:
-    code, rows = told
-    assert (code, rows[what]["state"]) == (1, "problem"), rows
-    assert rows[what]["remedy"]
-    return rows[what]
 
 
 def model(folder: Path, **config: object) -> str:

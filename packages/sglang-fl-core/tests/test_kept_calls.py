@@ -184,7 +184,7 @@ def test_a_folder_that_is_gone_ends_no_request(is_during: bool, tmp_path: Path, 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="file"):
         KeptCalls(tmp_path / "file")
 
 

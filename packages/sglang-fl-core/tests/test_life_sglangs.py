@@ -195,7 +195,7 @@ def test_an_adapter_that_raises_leaves_the_layer_to_sglang_with_one_warning(
     assert len(messages) == 2
     assert all("left to SGLang: its adapter raised AttributeError" in message for message in messages)
     for broken in (bind, late):
-        with pytest.raises(AttributeError):
+        with pytest.raises(AttributeError, match="no attribute"):
             layer("reference", bind=broken, strict=True)(**arguments())
 
 

@@ -269,6 +269,7 @@ def gone(folder: Path) -> bool:
         (("--json-file", "no/folder/p.json"), "No such file or directory"),
         (("--html", "model"), "it is a folder"),
         (("--json-file", "p", "--html", "./p"), "--json-file and --html name the same file"),
+        (("--html", "mine.yaml"), "--html 'mine.yaml' and SGLANG_FL_CONFIG='mine.yaml' are the same file"),
         (("--folder", "model"), "it is not empty. Name a new folder"),
         (("--folder", "model/config.json"), "File exists"),
         (("--batch", "0"), "--batch"),
@@ -279,8 +280,11 @@ def test_what_cannot_be_written_or_asked_is_refused_before_an_engine_starts(
     model: Path, engines: Processes, tmp_path: Path, monkeypatch, words: tuple[str, ...], reason: str
 ):
     monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("strict: 1\n")
+    monkeypatch.setenv("SGLANG_FL_CONFIG", "mine.yaml")
     said = profile("--model", model, *words)
     assert (said.exit_code, engines.asked) == (2, [])
+    assert Path("mine.yaml").read_text() == "strict: 1\n"
     assert reason in said.stderr
 
 

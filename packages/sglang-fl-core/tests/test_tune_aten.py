@@ -155,7 +155,7 @@ def test_a_library_that_cannot_be_imported_is_told(
 
 
 def test_minutes_that_are_over_are_no_verdict(runs: AtenRuns, calls_of: Callable[..., list[RecordedCall]]):
-    with pytest.raises(OutOfTimeError):
+    with pytest.raises(OutOfTimeError, match="of the minutes are left"):
         runs.measure("aten::neg.default", PYTORCH, calls_of("neg"), Budget(0))
 
 

@@ -321,14 +321,21 @@ def test_no_such_model_is_refused(pretended: Machine):
     assert "--model 'none': there is no such folder." in done.output
 
 
-def test_the_file_takes_the_place_of_the_users_own(pretended: Machine, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [((), "sglang-fl-tuned.yaml"), (("--out", "mine.yaml", "--force"), "mine.yaml")],
+    ids=["beside", "over"],
+)
+def test_the_file_takes_the_place_of_the_users_own(
+    pretended: Machine, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], out: str
+):
     Path("mine.yaml").write_text(
         "prefer: vendor\nstrict: true\n"
         "op_backends:\n  rms_norm: [vendor, reference]\n  silu_and_mul: vendor\n"
     )
     monkeypatch.setenv("SGLANG_FL_CONFIG", "mine.yaml")
-    tune("--kernels-only")
-    assert written() == {
+    tune("--kernels-only", *words)
+    assert written(out) == {
         "prefer": "vendor",
         "strict": "true",
         "op_backends": {
@@ -378,6 +385,10 @@ def test_the_result_as_json(pretended: Machine, fits: Callable[[str, object], No
             ("--json-file", "mine.yaml"),
             "--json-file 'mine.yaml' and SGLANG_FL_CONFIG='mine.yaml' are the same file",
         ),
+        (
+            ("--out", "ran.log", "--force"),
+            "--out 'ran.log' and SGLANG_FL_DISPATCH_LOG='ran.log' are the same file",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
@@ -385,6 +396,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
 ):
     Path("mine.yaml").write_text("strict: 1\n")
     monkeypatch.setenv("SGLANG_FL_CONFIG", "mine.yaml")
+    monkeypatch.setenv("SGLANG_FL_DISPATCH_LOG", "ran.log")
     assert message in " ".join(tune(*words, code=2).split())
     assert not pretended.started
     assert Path("mine.yaml").read_text() == "strict: 1\n"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_fl.cli.printing import Json, named, print_json, print_rows, say, working
+from sglang_fl.cli.options import Json
+from sglang_fl.cli.printing import LOADING, named, print_json, print_rows, say, working
 
 if TYPE_CHECKING:
     from sglang_fl.bisect.verdict import Verdict
@@ -79,7 +80,7 @@ def bisect(
 
 
 def _print_plan(model: str, arguments: Sequence[str], as_json: bool) -> None:
-    with working("bisect", "loading PyTorch", on_terminals_alone=True):
+    with working("bisect", LOADING, on_terminals_alone=True):
         from sglang_fl.bisect.manual_steps import manual_steps
         from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -16,10 +16,10 @@ from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import named_path
 from sglang_fl.progress import Progress
 
-__all__ = ["Json", "exit_on_error", "named", "print_json", "print_rows", "say", "working"]
+__all__ = ["LOADING", "LOOKING", "exit_on_error", "named", "print_json", "print_rows", "say", "working"]
 
-#: The option of all commands that can answer programs.
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+#: What a command begins with that lists, and one that runs something.
+LOOKING, LOADING = "looking at what is installed", "loading PyTorch"
 #: Columns of a table that is piped.
 WIDE = 8192
 #: So many rows are named in a line below a table; of more their number is told.

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_fl.cli.printing import Json, named, print_json, print_rows, say, working
+from sglang_fl.cli.options import Json
+from sglang_fl.cli.printing import LOADING, named, print_json, print_rows, say, working
+from sglang_fl.cli.sigterm import end_on_sigterm
 from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.shared_file import write_text
 
@@ -66,12 +68,10 @@ def tune(
     runs on a wrong kernel at present. 2: wrong input, or an engine does not start. 3: the minutes did not
     suffice to decide, or the model calls nothing that has a choice; the file says so.
     """
-    from sglang_fl.cli import end_on_sigterm
-
     if as_json and as_package_data:
         raise typer.BadParameter("--as-package-data prints beside the table, and --json prints none")
     end_on_sigterm()
-    with working("tune", "loading PyTorch") as progress:
+    with working("tune", LOADING) as progress:
         from sglang_fl.tune.command import Asked, exit_code
         from sglang_fl.tune.command import tune as run
 

@@ -1,6 +1,6 @@
 """The conformance kit over the vendor of this machine, as data for the command line."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +15,7 @@ from sglang_fl.conformance.certificate import (
     write_certificate,
 )
 from sglang_fl.conformance.simulated import GROUP as SIMULATED
+from sglang_fl.diagnostics.examinations import verify_apart
 from sglang_fl.errors import SettingsError, choices
 from sglang_fl.ops import OPS
 from sglang_fl.progress import Count
@@ -53,6 +54,7 @@ def verify(
     references_only: bool,
     stress: bool,
     say: Callable[[str], None],
+    jobs: int = 1,
 ) -> Verification:
     """Check every implementation of this machine's vendor, the references too, and write a certificate.
 
@@ -63,6 +65,7 @@ def verify(
     references_only : check core's references and no vendor's implementations
     stress : whether each call is repeated a hundred times as well
     say : called with each implementation before it is checked
+    jobs : 1 checks one after the other in this process, more so many aspects at a time in their own ones
 
     Raises
     ------
@@ -73,11 +76,12 @@ def verify(
             raise SettingsError(f"there is no op {name!r}. {choices(name, OPS)}")
     configuration = configure()
     if certificate is not None:
-        check_outputs({"--certificate": certificate}, configuration.settings)
+        check_outputs({"--certificate": certificate})
     registry = configuration.registry
     vendor = registry.vendor
     aspects = (*ASPECTS, STRESS) if stress else ASPECTS
-    verdicts = _verdicts(registry, ops or OPS, references_only, aspects, say)
+    impls = _implementations(registry, ops or OPS, references_only)
+    verdicts = _verdicts(registry, impls, aspects, say, jobs)
     left_out = [] if references_only else list(_left_out(configuration, ops, verdicts))
     package = next(found.distribution for found in registry.installed if found.vendor is vendor)
     made = make_certificate(vendor, package, verdicts, [entry.text for entry in left_out])
@@ -94,33 +98,42 @@ def verify(
     return Verification([_row(row) for row in made["implementations"]], made["not_verified"], code)
 
 
-def _verdicts(
-    registry: Registry,
-    ops: Collection[str],
-    references_only: bool,
-    aspects: tuple[str, ...],
-    say: Callable[[str], None],
-) -> list[Verdict]:
-    impls = [
+def _implementations(registry: Registry, ops: Collection[str], references_only: bool) -> list[OpImpl]:
+    return [
         impl
         for each in OPS.values()
         if each.name in ops
         for impl in registry.implementations(each)
         if impl.kind is BackendKind.REFERENCE or not references_only
     ]
-    count, verdicts = Count(len(impls)), []
-    for impl in impls:
-        say(count.next(f"{impl.op} {impl}"))
-        verdicts.append(_verdict(registry, impl, aspects))
-    return verdicts
 
 
-def _verdict(registry: Registry, impl: OpImpl, aspects: tuple[str, ...]) -> Verdict:
-    """Check an implementation, unless it is known to be wrong here and does not run."""
+def _verdicts(
+    registry: Registry,
+    impls: Sequence[OpImpl],
+    aspects: tuple[str, ...],
+    say: Callable[[str], None],
+    jobs: int,
+) -> list[Verdict]:
+    """Check implementations, but for those that are known to be wrong here and do not run."""
+    known = {impl: verdict for impl in impls if (verdict := _of_quarantine(registry, impl))}
+    others, device = [impl for impl in impls if impl not in known], registry.vendor.device_type
+    if jobs > 1:
+        checked = verify_apart(others, device, aspects, jobs, say)
+    else:
+        count, checked = Count(len(others)), []
+        for impl in others:
+            say(count.next(f"{impl.op} {impl}"))
+            checked.append(verify_impl(impl, device, aspects))
+    of = known | dict(zip(others, checked, strict=True))
+    return [of[impl] for impl in impls]
+
+
+def _of_quarantine(registry: Registry, impl: OpImpl) -> Verdict | None:
     for entry in registry.quarantine(impl.op):
         if entry.impl == impl.id:
             return Verdict(impl.op, str(impl), impl.target, not_checked=[f"in quarantine: {entry}"])
-    return verify_impl(impl, registry.vendor.device_type, aspects)
+    return None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The op ``gelu_and_mul``: the gated activation of GeGLU feed-forward layers."""
 
-import torch
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments, Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.op import Bound, Case, Op, Outputs, compute_dtype
+from sglang_fl.ops.shared.pointwise import activation_case
 
 __all__ = ["OP", "gelu_and_mul"]
 
@@ -45,30 +47,21 @@ def _magnitude(truth: Outputs, x: Tensor, approximate: str = "tanh") -> Tensor:
     return gate * up
 
 
-def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0, lowered: float = 0.0) -> list[Case]:
-    def make(approximate: str) -> Case:
-        def arguments(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
-            *rows, width = shape
-            x = torch.randn(*rows, width + padding, generator=generator) * scale
-            x[1:] -= lowered
-            return {"x": x.to(dtype)[..., :width], "approximate": approximate}
-
-        return Case(f"{name}-{approximate}", arguments)
-
-    return [make(approximate) for approximate in APPROXIMATE]
+def _cases(name: str, *shape: int, **options: Any) -> list[Case]:
+    return [activation_case(f"{name}-{how}", *shape, approximate=how, **options) for how in APPROXIMATE]
 
 
 OP = Op(
     gelu_and_mul,
     cases=(
-        *_case("empty", 0, 256),
-        *_case("one-token", 1, 1792),
-        *_case("odd-width", 7, 2 * 37),
-        *_case("three-axes", 2, 3, 128),
-        *_case("many-tokens", 129, 4096),
-        *_case("large-values", 16, 512, scale=8.0),
-        *_case("row-strided", 5, 256, padding=64),
-        *_case("underflowing", 5, 256, lowered=200.0),
+        *_cases("empty", 0, 256),
+        *_cases("one-token", 1, 1792),
+        *_cases("odd-width", 7, 2 * 37),
+        *_cases("three-axes", 2, 3, 128),
+        *_cases("many-tokens", 129, 4096),
+        *_cases("large-values", 16, 512, scale=8.0),
+        *_cases("row-strided", 5, 256, padding=64),
+        *_cases("underflowing", 5, 256, lowered=200.0),
     ),
     # One rounding of a float32 product, in units of the two terms that make the GELU. In float32 a fast tanh
     # (sgl_kernel's: 30 units) shows.

@@ -1,11 +1,11 @@
 """The op ``silu_and_mul``: the gated activation of SwiGLU feed-forward layers."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments, Bound, Case, Op, compute_dtype
+from sglang_fl.ops.op import Bound, Op, compute_dtype
+from sglang_fl.ops.shared.pointwise import activation_case
 
 __all__ = ["OP", "silu_and_mul"]
 
@@ -34,28 +34,18 @@ def silu_and_mul(x: Tensor) -> Tensor:
     return (F.silu(gate) * up).to(x.dtype)
 
 
-def _case(name: str, *shape: int, scale: float = 1.0, padding: int = 0, lowered: float = 0.0) -> Case:
-    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
-        *rows, width = shape
-        x = torch.randn(*rows, width + padding, generator=generator) * scale
-        x[1:] -= lowered
-        return {"x": x.to(dtype)[..., :width]}
-
-    return Case(name, make)
-
-
 OP = Op(
     silu_and_mul,
     cases=(
-        _case("empty", 0, 256),
-        _case("one-token", 1, 1792),
-        _case("odd-width", 7, 2 * 37),
-        _case("three-axes", 2, 3, 128),
-        _case("one-axis", 64),
-        _case("many-tokens", 129, 9728),
-        _case("large-values", 16, 512, scale=8.0),
-        _case("row-strided", 5, 256, padding=64),
-        _case("underflowing", 5, 256, lowered=200.0),
+        activation_case("empty", 0, 256),
+        activation_case("one-token", 1, 1792),
+        activation_case("odd-width", 7, 2 * 37),
+        activation_case("three-axes", 2, 3, 128),
+        activation_case("one-axis", 64),
+        activation_case("many-tokens", 129, 9728),
+        activation_case("large-values", 16, 512, scale=8.0),
+        activation_case("row-strided", 5, 256, padding=64),
+        activation_case("underflowing", 5, 256, lowered=200.0),
     ),
     # One rounding of a float32 product. In float32 a fast exp rounds its argument: |x| / 2 units.
     bound=Bound(half=0.55, single=32),

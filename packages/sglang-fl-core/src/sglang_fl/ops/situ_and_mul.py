@@ -1,10 +1,13 @@
 """The op ``situ_and_mul``: a gated activation whose two factors are softly clipped."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError
-from sglang_fl.ops.op import Arguments, Bound, Case, Op, compute_dtype
+from sglang_fl.ops.op import Bound, Case, Op, compute_dtype
+from sglang_fl.ops.shared.pointwise import activation_case
 
 __all__ = ["OP", "situ_and_mul"]
 
@@ -38,21 +41,9 @@ def situ_and_mul(x: Tensor, beta: float, linear_beta: float | None = None) -> Te
 
 
 def _case(
-    name: str,
-    *shape: int,
-    beta: float = 4.0,
-    linear_beta: float | None = None,
-    scale: float = 1.0,
-    padding: int = 0,
-    lowered: float = 0.0,
+    name: str, *shape: int, beta: float = 4.0, linear_beta: float | None = None, **options: Any
 ) -> Case:
-    def make(dtype: torch.dtype, generator: torch.Generator) -> Arguments:
-        *rows, width = shape
-        x = torch.randn(*rows, width + padding, generator=generator) * scale
-        x[1:] -= lowered
-        return {"x": x.to(dtype)[..., :width], "beta": beta, "linear_beta": linear_beta}
-
-    return Case(name, make)
+    return activation_case(name, *shape, beta=beta, linear_beta=linear_beta, **options)
 
 
 OP = Op(

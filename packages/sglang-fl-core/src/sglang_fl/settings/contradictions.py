@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from sglang_fl.errors import SettingsError, choices, few, quoted
 from sglang_fl.logs.shared_file import is_same_file
@@ -13,7 +12,8 @@ from sglang_fl.settings.sources import EXCLUSIVE
 from sglang_fl.vendor import Vendor
 
 __all__ = [
-    "refuse_a_file_in_use",
+    "FILES",
+    "LOGS",
     "refuse_contradictions",
     "refuse_one_file_for_two",
     "why_no_layer_1",
@@ -25,8 +25,9 @@ LAYER_2 = (
     *("per_op", *EXCLUSIVE[0], "prefer", "strict", "allow_vendors", "deny_vendors"),
     *("verify", "verify_rate", "dispatch_log", "keep_calls", "keep_calls_each"),
 )
-#: The settings that name a file.
-FILES = ("config", "dispatch_log", "flaggems_log_path", "simulated_record")
+#: The settings that name a file, and those of them whose file is written.
+LOGS = ("dispatch_log", "flaggems_log_path", "simulated_record")
+FILES = ("config", *LOGS)
 
 
 def refuse_contradictions(settings: Settings) -> None:
@@ -99,21 +100,6 @@ def refuse_one_file_for_two(settings: Settings) -> None:
     found = list(_same_files(settings))
     if found:
         raise SettingsError("\n".join(found))
-
-
-def refuse_a_file_in_use(settings: Settings, option: str, path: Path) -> None:
-    """Refuse an option's file that a setting names too: it would be overwritten.
-
-    Raises
-    ------
-    SettingsError : the option and the setting
-    """
-    for name in FILES:
-        used = getattr(settings, name)
-        if used is not None and is_same_file(used, path):
-            raise SettingsError(
-                f"{option} {str(path)!r} and {settings.quoted(name)} are the same file. Name two."
-            )
 
 
 def _same_files(settings: Settings) -> Iterator[str]:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from sglang_fl.errors import SettingsError
 from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import write_text
-from sglang_fl.settings.contradictions import refuse_a_file_in_use
 from sglang_fl.settings.outputs import check_outputs
 from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
 
@@ -84,7 +83,7 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
 
     budget = Budget(asked.minutes)
     _refuse_overwriting(asked)
-    check_outputs(asked.outputs)
+    check_outputs(asked.outputs, for_settings="--out")
     vocabulary = vocabulary_of(asked.model)
     from sglang_fl.startup import configure
     from sglang_fl.tune import machine
@@ -94,8 +93,6 @@ def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
     from sglang_fl.tune.text import as_yaml
 
     configuration = configure()
-    if asked.data is not None:
-        refuse_a_file_in_use(configuration.settings, "--json-file", asked.data)
     subjects, aten = _subjects(asked, configuration)
     chip = machine.chip_name(configuration.registry, 60)
     key = _key(asked, configuration, chip)

@@ -20,7 +20,6 @@ from sglang_fl_nvidia.flagos.launch import DTYPES, capability
 __all__ = [
     "LOG2E",
     "Lanes",
-    "aligned",
     "in_half",
     "inside",
     "log_of",
@@ -28,8 +27,6 @@ __all__ = [
     "require_dtypes",
     "scaled",
     "sequence_of",
-    "side_by_side",
-    "stride_of_rows",
     "temperatures",
     "tile_of",
 ]
@@ -207,11 +204,6 @@ def log_of(temperature_len: int) -> float:
     return math.log2(temperature_len) if temperature_len else 0.0
 
 
-def side_by_side(numbers: Tensor) -> Tensor:
-    """Return numbers, (N,), one beside the other."""
-    return numbers if numbers.is_contiguous() else numbers.contiguous()
-
-
 def place_of_result(out: Tensor | None, shape: tuple[int, ...], q: Tensor, *others: Tensor) -> Tensor:
     """Return where results go: ``out`` where the kernels can write it and its memory is its own, else new.
 
@@ -238,13 +230,3 @@ def _is_own(out: Tensor, *others: Tensor) -> bool:
         if begin <= other.data_ptr() < end:
             return not shares_memory(out, *others)
     return out.is_contiguous() or not shares_memory(out)
-
-
-def stride_of_rows(rows: Tensor) -> int:
-    """Return the stride of rows, (N, heads, elements); one row alone has no stride of its own."""
-    return rows.stride(0) if len(rows) > 1 else rows.shape[1] * rows.shape[2]
-
-
-def aligned(*tensors: Any) -> bool:
-    """Whether all begin at a multiple of 16 bytes."""
-    return not any(tensor.data_ptr() % 16 for tensor in tensors)

@@ -22,15 +22,12 @@ from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
-    aligned,
     in_half,
     inside,
     log_of,
     place_of_result,
     require_dtypes,
     sequence_of,
-    side_by_side,
-    stride_of_rows,
     temperatures,
     tile_of,
 )
@@ -44,6 +41,7 @@ from sglang_fl_nvidia.flagos.launch import (
     precision_of,
     shared_memory,
 )
+from sglang_fl_nvidia.flagos.memory import aligned, stride_of_rows
 
 __all__ = ["decode_attention"]
 
@@ -284,10 +282,10 @@ def decode_attention(
     """
     if q.stride(-1) != 1:
         q = q.contiguous()
-    kv_indptr, kv_indices = side_by_side(kv_indptr), side_by_side(kv_indices)
+    kv_indptr, kv_indices = kv_indptr.contiguous(), kv_indices.contiguous()
     shape = *q.shape[:2], v_buffer.shape[-1]
     # Where there are no sinks none are read, but an address is given.
-    given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, q if sinks is None else side_by_side(sinks))
+    given = (q, k_buffer, v_buffer, kv_indptr, kv_indices, q if sinks is None else sinks.contiguous())
     result = place_of_result(out, shape, *given)
     tensors = (*given, result)
     options = _Options(

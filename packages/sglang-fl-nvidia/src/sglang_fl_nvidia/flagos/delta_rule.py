@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, compiled, constants_of, multiprocessors
+from sglang_fl_nvidia.flagos.memory import has_dense_rows
 
 __all__ = ["Pool", "Tiled", "decay_and_rate", "step", "tiled", "unit"]
 
@@ -93,7 +94,7 @@ class Pool(NamedTuple):
         _, heads, values, keys = states.shape
         if keys > MOST_KEYS:
             raise UnsupportedError(f"it takes at most {MOST_KEYS} keys, not {keys}")
-        if not _is_dense(states.shape[1:], states.stride()[1:]):
+        if not has_dense_rows(states):
             raise UnsupportedError(f"it takes states that are dense, not with strides {states.stride()[1:]}")
         return cls(states.stride(0), heads, values, keys)
 
@@ -101,16 +102,6 @@ class Pool(NamedTuple):
         """Return them by the names that kernels have for them."""
         names = ("SLOT_STRIDE", "VALUE_HEADS", "VALUES", "KEYS")
         return dict(zip(names, self, strict=True)) | {"LANES": triton.next_power_of_2(self.keys)}
-
-
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether elements lie side by side; the stride of an axis of one is any number."""
-    dense = 1
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size > 1 and stride != dense:
-            return False
-        dense *= size
-    return True
 
 
 class Tiled(NamedTuple):

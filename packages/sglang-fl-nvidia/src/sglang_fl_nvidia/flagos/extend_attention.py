@@ -21,14 +21,11 @@ from sglang_fl_nvidia.flagos.attended_keys import attend
 from sglang_fl_nvidia.flagos.attention import (
     LOG2E,
     Lanes,
-    aligned,
     inside,
     log_of,
     place_of_result,
     require_dtypes,
     sequence_of,
-    side_by_side,
-    stride_of_rows,
     temperatures,
     tile_of,
 )
@@ -41,6 +38,7 @@ from sglang_fl_nvidia.flagos.launch import (
     precision_of,
     shared_memory,
 )
+from sglang_fl_nvidia.flagos.memory import aligned, stride_of_rows
 
 __all__ = ["extend_attention"]
 
@@ -320,10 +318,10 @@ def extend_attention(
         values; heads in the pools that are not dense; tensors on the CPU or on several devices
     """
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    starts, bounds, slots = (side_by_side(numbers) for numbers in (qo_indptr, kv_indptr, kv_indices))
+    starts, bounds, slots = (numbers.contiguous() for numbers in (qo_indptr, kv_indptr, kv_indices))
     shape = *q.shape[:2], v.shape[-1]
     # Where there are no sinks none are read, but an address is given.
-    of_heads = q if sinks is None else side_by_side(sinks)
+    of_heads = q if sinks is None else sinks.contiguous()
     given = (q, k, v, k_buffer, v_buffer, starts, bounds, slots, of_heads)
     result = place_of_result(out, shape, *given)
     tensors = (*given, result)

@@ -32,6 +32,7 @@ from sglang_fl_nvidia.flagos.launch import (
     precision_of,
     shared_memory,
 )
+from sglang_fl_nvidia.flagos.memory import aligned
 
 __all__ = ["fused_moe"]
 
@@ -158,7 +159,7 @@ class _Layout(NamedTuple):
             weighs_input=weighs_input,
             alpha=alpha,
             limit=limit,
-            is_aligned=not any(tensor.data_ptr() % 16 for tensor in given),
+            is_aligned=aligned(*given),
         )
 
 

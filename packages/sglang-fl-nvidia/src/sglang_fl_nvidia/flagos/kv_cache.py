@@ -55,6 +55,4 @@ def kv_cache(
             raise UnsupportedError(f"it writes slots that are dense, not with strides {stride}")
     if value.dim() != 2 or value.stride(1) != 1:
         value = value.flatten(1).contiguous()
-    return KVCache(
-        value, k_buffer, v_buffer, cache_loc if cache_loc.stride(0) == 1 else cache_loc.contiguous()
-    )
+    return KVCache(value, k_buffer, v_buffer, cache_loc.contiguous())

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sglang_fl.errors import UnsupportedError
 from sglang_fl.ops.kv_cache_write import check_write
-from sglang_fl_nvidia.flagos.attention import aligned, side_by_side, stride_of_rows
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
+from sglang_fl_nvidia.flagos.memory import aligned, has_dense_rows, stride_of_rows
 
 __all__ = ["kv_cache_write"]
 
@@ -60,8 +60,8 @@ def kv_cache_write(k: Tensor, v: Tensor, k_buffer: Tensor, v_buffer: Tensor, cac
     UnsupportedError : another dtype than float16, bfloat16 and float32; slots that are not dense; tensors on
         the CPU or on several devices
     """
-    k, v = (x if _is_dense(x) else x.contiguous() for x in (k, v))
-    loc = side_by_side(cache_loc) if cache_loc.dim() == 1 else cache_loc
+    k, v = (x if has_dense_rows(x) else x.contiguous() for x in (k, v))
+    loc = cache_loc.contiguous()
     tensors = (k, v, k_buffer, v_buffer, loc)
     is_aligned = aligned(*tensors)
     key = (
@@ -80,14 +80,6 @@ def kv_cache_write(k: Tensor, v: Tensor, k_buffer: Tensor, v_buffer: Tensor, cac
     return ()
 
 
-def _is_dense(rows: Tensor) -> bool:
-    """Whether the heads of each row lie one behind the other."""
-    if rows.dim() != 3:
-        return True  # the contract excludes it
-    heads, size = rows.shape[1:]
-    return rows.stride(2) == 1 and (heads == 1 or rows.stride(1) == size)
-
-
 def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> tuple[Launch, int]:
     """Return the launch for all calls of one layout, and how many programs each token has."""
     k, v, k_buffer, v_buffer, _ = tensors
@@ -95,7 +87,7 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> tuple[Launch, in
     if not dtypes <= set(DTYPES):
         named = ", ".join(sorted(map(str, dtypes)))
         raise UnsupportedError(f"it writes float16, bfloat16 and float32, not {named}")
-    if not (_is_dense(k_buffer) and _is_dense(v_buffer)):
+    if not (has_dense_rows(k_buffer) and has_dense_rows(v_buffer)):
         raise UnsupportedError("it takes pools whose slots are dense")
     keys, values = (x.shape[1] * x.shape[2] for x in (k, v))
     widest = max(keys, values, 1)

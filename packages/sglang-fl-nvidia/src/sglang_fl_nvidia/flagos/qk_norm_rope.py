@@ -60,8 +60,8 @@ def qk_norm_rope(
             outs[1],
             layouts,
             norms,
-            _dense(positions),
-            _dense(cos_sin_cache),
+            positions.contiguous(),
+            cos_sin_cache.contiguous(),
             head_size,
             is_neox_style,
             cache,
@@ -72,10 +72,6 @@ def qk_norm_rope(
 
 def _densely(heads: int, head_size: int) -> Layout:
     return heads * head_size, head_size, heads
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def _check(

@@ -10,6 +10,7 @@ from torch import Tensor
 from sglang_fl.errors import ContractError, UnsupportedError
 from sglang_fl.ops import Outputs, unshared
 from sglang_fl_nvidia.flagos.launch import DTYPES, Launch, address, compiled, overlap
+from sglang_fl_nvidia.flagos.memory import aligned
 
 __all__ = ["PLAIN", "SHIFTED", "Style", "norm_rows"]
 
@@ -191,7 +192,7 @@ def _norm_any(
     out, total = _results(x, weight, residual, style)
     added, added_too = x if residual is None else residual, x if post is None else post
     tensors = (x, weight, added, added_too, out, total)
-    is_aligned = all(t.data_ptr() % 16 == 0 for t in tensors)
+    is_aligned = aligned(*tensors)
     rows = x.shape[0]
     # The stride of a single row is any number.
     key = (

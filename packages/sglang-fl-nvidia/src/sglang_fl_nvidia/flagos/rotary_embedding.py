@@ -86,15 +86,12 @@ def _rotate_and_write(
         rest = cos_sin_cache, head_size, is_neox_style, cache
         turned = _rotate_and_write(positions, dense, dense_key, *rest)
         return turned[0].view(query.shape), turned[1].view(key.shape)
-    if not cos_sin_cache.is_contiguous():
-        cos_sin_cache = cos_sin_cache.contiguous()
+    cos_sin_cache = cos_sin_cache.contiguous()
     if not _is_own(query, key, lies, key_lies, tokens, head_size, cos_sin_cache, cache):
         others = positions, cos_sin_cache, *cache
         query, key = unshared(query, key, *others), unshared(key, query, *others)
-        lies, key_lies = (
-            layout_of(query, tokens, head_size) or lies,
-            layout_of(key, tokens, head_size) or key_lies,
-        )
+        lies = layout_of(query, tokens, head_size) or lies
+        key_lies = layout_of(key, tokens, head_size) or key_lies
     if lies[2] + key_lies[2]:
         layouts = (lies, key_lies, lies, key_lies)
         turn_heads(

@@ -137,11 +137,10 @@ def rotate_heads(
     if tokens == 0:
         return query, key
     lies, key_lies = layout_of(query, tokens, head_size), layout_of(key, tokens, head_size)
-    if not cos_sin_cache.is_contiguous():
-        cos_sin_cache = cos_sin_cache.contiguous()
+    cos_sin_cache = cos_sin_cache.contiguous()
+    rest = cos_sin_cache, head_size, is_neox_style
     if lies is None or key_lies is None:
         dense, dense_key = (dense_heads(op, x, tokens, head_size) for x in (query, key))
-        rest = cos_sin_cache, head_size, is_neox_style
         turned = rotate_heads(op, positions, offsets, axes, dense, dense_key, *rest)
         return turned[0].view(query.shape), turned[1].view(key.shape)
     if lies[2] + key_lies[2] == 0:
@@ -149,13 +148,10 @@ def rotate_heads(
     if not are_apart(query, key, lies, key_lies, tokens, head_size, cos_sin_cache):
         others = positions, offsets, cos_sin_cache
         query, key = unshared(query, key, *others), unshared(key, query, *others)
-        lies, key_lies = (
-            layout_of(query, tokens, head_size) or lies,
-            layout_of(key, tokens, head_size) or key_lies,
-        )
+        lies = layout_of(query, tokens, head_size) or lies
+        key_lies = layout_of(key, tokens, head_size) or key_lies
     if query.dtype != key.dtype:  # a program turns heads of one dtype
         check_rotation(op, query, key, cos_sin_cache, head_size)
-        rest = cos_sin_cache, head_size, is_neox_style
         rotate_heads(op, positions, offsets, axes, query, query.new_empty((tokens, 0)), *rest)
         rotate_heads(op, positions, offsets, axes, key.new_empty((tokens, 0)), key, *rest)
         return query, key
@@ -171,7 +167,7 @@ def rotate_heads(
         check_rotation(op, query, key, cos_sin_cache, head_size)
         found = _launches[signature] = _compiled(
             *(positions, offsets, axes, query, key, cos_sin_cache),
-            *(lies, key_lies, head_size, is_neox_style, start % 16 == 0),
+            *(lies, key_lies, is_neox_style, start % 16 == 0),
         )
     few, many, most = found
     launch, tokens_each, blocks = many if tokens > most else few
@@ -278,7 +274,6 @@ def _compiled(
     cos_sin_cache: Tensor,
     lies: Layout,
     key_lies: Layout,
-    head_size: int,
     is_neox_style: bool,
     is_aligned: bool,
 ) -> tuple[_Rotation, _Rotation, int]:

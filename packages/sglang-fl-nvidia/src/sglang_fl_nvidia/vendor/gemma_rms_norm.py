@@ -4,16 +4,12 @@ Both hand float16 and bfloat16 on to FlashInfer where it is installed.
 """
 
 import sgl_kernel
-import torch
 from torch import Tensor
 
-from sglang_fl.errors import UnsupportedError
-from sglang_fl.ops import Outputs, unshared
-from sglang_fl_nvidia.vendor.alignment import dense
+from sglang_fl.ops import Outputs
+from sglang_fl_nvidia.vendor.root_mean_square import norm_rows
 
 __all__ = ["gemma_rms_norm"]
-
-DTYPES = (torch.float16, torch.bfloat16)
 
 
 def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Outputs:
@@ -25,18 +21,4 @@ def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | Non
     ------
     UnsupportedError : ``x`` is float32, or ``weight`` has another dtype than ``x``
     """
-    if x.dtype not in DTYPES or weight.dtype is not x.dtype:
-        raise UnsupportedError(
-            f"sgl_kernel.gemma_rmsnorm takes float16 or bfloat16 for both, not x {x.dtype}, "
-            f"weight {weight.dtype}"
-        )
-    if x.numel() == 0:
-        return torch.empty_like(x) if residual is None else (x, residual)
-    rows = x.reshape(-1, x.shape[-1])  # the kernels take two axes; a copy only if x is strided oddly
-    if residual is None:
-        result: Tensor = sgl_kernel.gemma_rmsnorm(dense(rows), weight, eps)
-        return result.view(x.shape)
-    rows = dense(unshared(x, weight, residual).reshape(rows.shape))
-    sums = dense(unshared(residual, weight, x).reshape(rows.shape))
-    sgl_kernel.gemma_fused_add_rmsnorm(rows, sums, weight, eps)
-    return rows.view(x.shape), sums.view(x.shape)
+    return norm_rows(sgl_kernel.gemma_rmsnorm, sgl_kernel.gemma_fused_add_rmsnorm, x, weight, eps, residual)

@@ -42,8 +42,8 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-def bind_gemma3(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward that reads the layer's weight at each call."""
+def bind_plain(layer: Any, kernel: Kernel, own: Own) -> Forward:
+    """Return a forward of ``x`` and a residual alone, which reads the layer's weight at each call."""
     eps: float = layer.eps
 
     def forward(layer: Any, x: Any, residual: Any = None) -> Any:
@@ -67,5 +67,5 @@ _OP = OPS["gemma_rms_norm"]
 
 ADAPTERS = (
     Adapter("sglang.srt.layers.layernorm:GemmaRMSNorm", _OP, bind),
-    Adapter("sglang.srt.layers.layernorm:Gemma3RMSNorm", _OP, bind_gemma3),
+    Adapter("sglang.srt.layers.layernorm:Gemma3RMSNorm", _OP, bind_plain),
 )

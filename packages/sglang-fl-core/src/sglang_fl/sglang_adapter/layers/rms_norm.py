@@ -107,20 +107,6 @@ def bind_without_scale(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-def bind_gemma4(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward that reads the layer's weight at each call; without scale it is ones."""
-    eps: float = layer.eps
-
-    def forward(layer: Any, x: Any) -> Any:
-        try:
-            return kernel(x, parameter(layer, "weight"), eps)
-        except REFUSALS as refusal:
-            own.because(refusal)
-        return own(layer, x)
-
-    return forward
-
-
 def why_not_gemma4(layer: Any) -> str | None:
     """Say whether the layer shifts its weight."""
     if layer.with_scale and layer.scale_shift != 0.0:
@@ -136,12 +122,12 @@ ADAPTERS = (
     Adapter("sglang.srt.models.gemma3n_causal:Gemma3nRMSNorm", _OP, bind, why_not),
     Adapter("sglang.srt.models.glm4v:Glm4vRMSNorm", _OP, bind, why_not),
     Adapter("sglang.srt.layers.layernorm:RMSNormWithoutScale", _OP, bind_without_scale),
-    Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma4, why_not_gemma4),
+    Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, gemma_rms_norm.bind_plain, why_not_gemma4),
     # With a shift. All adapters of a class lie in one file, which says their order.
     Adapter(
         "sglang.srt.layers.layernorm:Gemma4RMSNorm",
         OPS["gemma_rms_norm"],
-        gemma_rms_norm.bind_gemma3,
+        gemma_rms_norm.bind_plain,
         gemma_rms_norm.why_not_gemma4,
     ),
 )

@@ -14,10 +14,9 @@ A KV cache in 8 bit goes to kernels that take the options ``k_scale`` and ``v_sc
 temperature (Grok) to those that take ``temperature_len``.
 
 Falls through: a mask for drafted tokens, scores that a model changes, windows in both directions, prefixes of
-latents beside keys of each head, and whatever else a later release may pass. Left to SGLang: all of decode in
-deterministic inference, where the sums of a sequence may not depend on the batch, and with decode context
-parallelism, which reads partial results; and ``extend_attention_fwd_unified``, which deterministic inference
-alone calls.
+latents beside keys of each head, and whatever else a later release may pass. Left to SGLang: all of decode
+with decode context parallelism, which reads partial results; both ops in deterministic inference, as every op
+that sums (``Adapter.why_not``); and ``extend_attention_fwd_unified``, which that alone calls.
 """
 
 from collections.abc import Mapping
@@ -45,8 +44,6 @@ _FOR_ITS_KERNELS = frozenset(
 
 def why_not_decode(backend: Any) -> str | None:
     """Say why all of decode is SGLang's, or None."""
-    if getattr(backend, "enable_deterministic", False):
-        return "deterministic inference needs sums that do not depend on the batch"
     if getattr(backend, "dcp_size", 1) > 1:
         return "decode context parallelism reads the partial results of SGLang's kernel"
     return None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.errors import SettingsError, quoted
+from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Log", "compared", "read_log"]
@@ -95,7 +96,7 @@ def _read(
         elif line.strip():
             others.append((number, line))
     if others and not ours:
-        raise SettingsError(f"{path}: it is no {what}; its first line is {quoted(others[0][1])}")
+        raise SettingsError(f"{path}: it is no {what}; its first line is {quoted(redacted(others[0][1]))}")
     foreign += [{"file": str(path), "line": number, "text": _printable(line)} for number, line in others]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from sglang_fl.cli import app
+from sglang_fl.cli.usage import argument_rows, usage
 
 __all__ = ["blocks"]
 
@@ -18,21 +19,14 @@ def blocks() -> dict[str, str]:
 
 
 def _section(name: str, command: Any) -> str:
-    arguments = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option"]
-    words = [f"sglang-fl {name}", *map(_word, arguments), *(_option(o) for o in options if o.required)]
-    words += ["[OPTIONS]"] if options else []
+    words = [f"sglang-fl {name}", *usage(command)]
     parts = [f"## {name}", f"`{' '.join(words)}`", _sentences(command.help)]
-    rows = [f"| `{_word(a)}` | {a.help or ''} |" for a in arguments if a.help]
+    rows = [f"| `{word}` | {told} |" for word, told in argument_rows(command)]
     rows += [f"| `{_option(o)}` | {o.help}{_default(o)} |" for o in options]
     if rows:
         parts.append("\n".join(["| | |", "|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
-
-
-def _word(argument: Any) -> str:
-    name = argument.name.upper()
-    return name if argument.required else f"[{name}]"
 
 
 def _option(option: Any) -> str:

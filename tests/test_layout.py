@@ -159,9 +159,9 @@ def test_only_settings_reads_the_environment():
         for path in ROOT.glob("packages/*/src/**/*.py")
         if re.search(r"os\.(environ|getenv)", path.read_text()) and path.parent != CORE / "settings"
     }
-    # foreign.py looks at what NCCL, Gloo, Triton and the drivers will read, redaction.py at secrets, and
-    # platform.py sets what SGLang reads; of ours they read none.
-    assert readers == {"foreign.py", "redaction.py", "platform.py"}
+    # foreign.py looks at what NCCL, Gloo, Triton and the drivers will read, redaction.py at secrets,
+    # platform.py sets what SGLang reads, examinations.py hands all on to a process; of ours they read none.
+    assert readers == {"foreign.py", "redaction.py", "platform.py", "examinations.py"}
 
 
 def test_each_check_of_doctor_is_in_the_table_of_symptoms():

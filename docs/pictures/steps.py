@@ -1,4 +1,4 @@
-"""The steps of served models by who runs them, from what ``sglang-fl profile --json`` wrote."""
+"""The steps of served models by who runs them, from what ``sglang-fl profile --json-file`` wrote."""
 
 import json
 from pathlib import Path

@@ -16,4 +16,5 @@ def pages(folder: Path = RESULTS) -> dict[str, dict[str, str]]:
         "benchmarks-kernels.md": kernels.blocks(folder),
         "benchmarks-attention.md": attention.blocks(folder),
         "../README.md": overview.readme(folder),
+        "../packages/sglang-fl-nvidia/README.md": overview.package(folder),
     }

@@ -1,4 +1,4 @@
-"""What of ``docs/benchmarks.md`` and the README is written from all tables."""
+"""What of ``docs/benchmarks.md``, the README and NVIDIA's is written from all tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from release.figures import attention, kernels, servers
 from release.figures.kernels import CACHE, PROMPT_OPS, SMALL, STEP_OPS, op, rows_of
 from release.figures.markdown import MISSING, Cell, cell, cells_of, mean, ratio, said, span, table
 
-__all__ = ["blocks", "readme"]
+__all__ = ["blocks", "package", "readme"]
 
 KERNELS, ATTENTION, ENGINE = "benchmarks-kernels.md", "benchmarks-attention.md", "benchmarks-engine.md"
 ONE = "1 request, 512 in, 128 out"
@@ -31,9 +31,7 @@ def blocks(folder: Path) -> dict[str, str]:
 
 def readme(folder: Path) -> dict[str, str]:
     """Return the table of the README."""
-    newest_of = {one.name: one for one in served(folder)}
-    few = [one for one in newest_of.values() if not one.name.endswith("FP8")]
-    requests = [name for name in WORKLOADS if not name.startswith("prefill")]
+    few, requests = _newest(folder)
     reach = span((one.ratio for one in servers.cells(few, requests)), 2)
     rows = [[servers.title(one), *(_plain(one, name) for name in requests)] for one in few]
     heads = ("model", *(WORKLOADS[name] for name in requests))
@@ -43,6 +41,28 @@ def readme(folder: Path) -> dict[str, str]:
         "by model and number of requests:",
     )
     return {"servers": "\n".join([words, table(heads, rows), how])}
+
+
+def package(folder: Path) -> dict[str, str]:
+    """Return the sentence of the NVIDIA package's README."""
+    few, requests = _newest(folder)
+    each = (
+        f"{servers.title(one)}: {span(cell.ratio for cell in servers.cells([one], requests))}" for one in few
+    )
+    words = said(
+        "**Speed.** Tokens a second of a server beside those of SGLang without the plugin, on an NVIDIA",
+        "H200, at 1 to 64 requests, both with `--attention-backend triton`.",
+        f"{'; '.join(each) or 'Not measured yet'}.",
+        "Not measured beside FlashAttention 3, SGLang's default on Hopper.",
+    )
+    return {"speed": words}
+
+
+def _newest(folder: Path) -> tuple[list[Served], list[str]]:
+    """Return each model but those in FP8, on the newest release that served it; and the loads in requests."""
+    newest_of = {one.name: one for one in served(folder)}
+    few = [one for one in newest_of.values() if not one.name.endswith("FP8")]
+    return few, [name for name in WORKLOADS if not name.startswith("prefill")]
 
 
 def _plain(one: Served, figure: str) -> str:

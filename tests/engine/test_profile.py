@@ -125,7 +125,7 @@ def profiled(
 ) -> dict[str, Any]:
     """Run the command, and return what it wrote as JSON."""
     patch.setattr(procedure, "run_process", run_forked(environment))
-    files = ("--json", str(folder / "p.json"), "--html", str(folder / "p.html"))
+    files = ("--json-file", str(folder / "p.json"), "--html", str(folder / "p.html"))
     run = CliRunner().invoke(app, ["profile", "--model", str(model), *SMALL, *files, *CPU, *words])
     assert run.exit_code == 0, run.output[-5000:]
     assert re.search(r"^On ours in decode: \d+\.\d %", run.output, re.MULTILINE), run.output[-3000:]

@@ -192,10 +192,13 @@ def test_a_report_that_cannot_be_written_does_not_lose_the_verdict(tmp_path, mod
     ("config", "reason"),
     [
         (None, "there is no such folder"),
-        ("", "No such file or directory: config.json"),
-        ("{", "its config.json names no vocab_size"),
-        ("[]", "its config.json names no vocab_size"),
-        ('{"text_config": 3}', "its config.json names no vocab_size"),
+        ("", "config.json: No such file or directory"),
+        (
+            "{",
+            "config.json: it is no JSON: line 1, column 2: ",
+        ),
+        ("[]", "its config.json names no vocab_size that is a number"),
+        ('{"text_config": 3}', "its config.json names no vocab_size that is a number"),
     ],
 )
 def test_a_model_that_is_none_is_told_in_a_second(tmp_path, engines, config: str | None, reason: str):
@@ -208,7 +211,8 @@ def test_a_model_that_is_none_is_told_in_a_second(tmp_path, engines, config: str
     code, verdict = bisect("--model", model, "--folder", tmp_path / "out")
     assert time.monotonic() - begin < 1
     assert (code, engines) == (2, [])
-    assert verdict["summary"] == f"--model {str(model)!r}: {reason}. Name the folder of a checkpoint."
+    assert verdict["summary"].startswith(f"--model {str(model)!r}: {reason}")
+    assert verdict["summary"].endswith(". Name the folder of a checkpoint.")
 
 
 def test_the_plan_quotes_the_model(tmp_path, monkeypatch):
@@ -230,3 +234,16 @@ def test_processes_tell_each_other_names_that_happen_to_be_secrets(tmp_path, mon
     bench.do(secret)
     (answer,) = tmp_path.iterdir()
     assert json.loads(answer.read_text())["step"] == secret
+
+
+def test_a_wrong_setting_is_the_verdict(tmp_path: Path, model: Path):
+    """In a process that has not imported SGLang, whose import ends it where a setting is wrong."""
+    words = ("bisect", "--json", "--model", str(model), "--folder", str(tmp_path / "out"))
+    settings = {**os.environ, "SGLANG_FL_PREFER": "gpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sglang_fl", *words], env=settings, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    verdict = json.loads(done.stdout)
+    assert verdict["summary"].startswith("SGLANG_FL_PREFER='gpu': no such backend kind. Valid: flagos, ")
+    assert not (tmp_path / "out").exists()

@@ -219,11 +219,26 @@ def test_certificate_that_was_changed_is_refused(certify):
     assert "it was changed" in done.output
 
 
-@pytest.mark.parametrize(("text", "fault"), [("{", "cannot be read"), ("{}", "no certificate of format 1")])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "cannot be read as a certificate: it is empty"),
+        ("{", "cannot be read as a certificate: it is no JSON: line 1, column 2"),
+        ("{}", "it is no certificate: `sglang-fl verify --certificate FILE` writes one"),
+        ('{"format": 2}', r"it is a certificate of format 2, and sglang-fl-core \S+ reads format 1"),
+    ],
+)
 def test_what_is_no_certificate_is_refused(tmp_path: Path, text: str, fault: str):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(SettingsError, match=fault):
         read_certificate(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("words", [("relu2",), ("--stress",), ("--references",), ("--certificate", "c.json")])
+def test_a_comparison_takes_nothing_that_it_would_leave_out(words: tuple[str, ...]):
+    done = verify(*words, "--compare", "a.json", "b.json")
+    assert done.exit_code == 2
+    assert "--compare reads two certificates and takes no OP and no option but --json" in done.output
 
 
 def test_unknown_op_is_an_error_with_the_nearest():

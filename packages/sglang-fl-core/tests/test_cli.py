@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
 from command_line import line_with, run, run_json
 from sglang_fl import __version__
-from sglang_fl.cli import app
 from sglang_fl.ops import OPS
 from sglang_fl.registry.registry import reference_target
 from sglang_fl.startup import configure
@@ -68,36 +66,6 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_version_is_told():
     result = run("--version")
     assert (result.exit_code, result.stdout) == (0, f"sglang-fl-core {__version__}\n")
-
-
-@pytest.mark.parametrize("command", sorted(get_command(app).commands))
-def test_each_commands_help_has_an_example_and_its_exit_codes(command: str):
-    text = " ".join(run(command, "--help").stdout.split())
-    assert f"sglang-fl {command}" in text.partition("Example: ")[2]
-    assert "Exit code 0:" in text
-    assert " 2: " in text.partition("Exit code 0:")[2]
-
-
-@pytest.mark.parametrize("words", [(), *((command,) for command in get_command(app).commands)], ids=" ".join)
-def test_help_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]):
-    monkeypatch.setenv("COLUMNS", "80")
-    usage, *lines = run(*words, "--help").stdout.splitlines()
-    assert max(len(line) for line in (usage, *lines)) <= 80
-    assert not [line for line in lines if line.endswith("...")], "cut off"
-
-
-@pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)
-def test_an_option_says_what_it_takes(command):
-    assert not [
-        param.name for param in command.params if not (param.metavar or getattr(param, "is_flag", False))
-    ]
-
-
-def test_help_names_every_command():
-    result = run("--help")
-    assert result.exit_code == 0
-    for command in ("env", "vendors", "ops", "why", "coverage", "doctor", "report"):
-        assert command in result.stdout
 
 
 def test_env_tells_each_setting_and_its_source(install_vendor: Install, monkeypatch: pytest.MonkeyPatch):

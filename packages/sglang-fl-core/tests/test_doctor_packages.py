@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from doctor_rows import Doctor, only_problem
 from sglang_fl.cli import app
-from sglang_fl.diagnostics.doctor import CHECKS, Launch, examine
+from sglang_fl.diagnostics import doctor as doctor_package
+from sglang_fl.diagnostics.doctor import CHECKS, Launch, checks, examine
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -149,6 +150,13 @@ def test_table_shows_problems_with_their_remedies(monkeypatch):
 def test_title_says_that_all_is_well():
     result = CliRunner().invoke(app, ["doctor", "--only", "installation", "--only", "entry-points"])
     assert (result.exit_code, "Doctor: 2 checks: no problem " in result.stdout) == (0, True)
+
+
+def test_title_counts_the_checks_that_ran_and_those_that_found_nothing_to_look_at(monkeypatch):
+    monkeypatch.setattr(checks, "CHECKS", (checks.installation, checks.rendezvous))
+    monkeypatch.setattr(doctor_package, "CHECKS", checks.CHECKS)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert "Doctor: 2 checks (1 had nothing to look at): no problem " in result.stdout
 
 
 @pytest.mark.parametrize("check", ["heads", "collective", "rendezvous", "attention"])

@@ -101,8 +101,9 @@ def test_lines_that_are_no_log_lines_are_counted_and_shown(tmp_path: Path):
 
 
 def test_record_given_as_a_dispatch_log_is_not_taken_for_one(tmp_path: Path):
-    told = run_json("--dispatch", record(tmp_path / "a", "cos"))
-    assert (told["layer_classes"], len(told["no_log_lines"])) == ([], 1)
+    told = run("--dispatch", record(tmp_path / "a", "cos"))
+    assert told.exit_code == 2
+    assert "a: it is no dispatch log (SGLANG_FL_DISPATCH_LOG); its first line is " in told.stderr
 
 
 def test_empty_log_is_told_so(tmp_path: Path):

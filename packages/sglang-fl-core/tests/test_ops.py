@@ -40,15 +40,18 @@ def test_cases_hold_an_empty_and_an_odd_one_under_names_of_their_own(op: Op):
         [value for value in case.arguments(torch.float32).values() if isinstance(value, Tensor)]
         for case in op.cases
     ]
-    assert any(tensor.numel() == 0 for tensors in made for tensor in tensors)
-    assert any(size % 2 and size > 1 for tensors in made for tensor in tensors for size in tensor.shape)
+    each = [tensor for tensors in made for tensor in tensors]
+    assert any(tensor.numel() == 0 for tensor in each), f"{op}: no case has an empty tensor"
+    sizes = [size for tensor in each for size in tensor.shape]
+    assert any(size % 2 and size > 1 for size in sizes), f"{op}: no case has an odd size"
     assert len({case.name for case in op.cases}) == len(op.cases)
 
 
 @pytest.mark.parametrize("name", sorted(OPS.keys() - {"fused_sigmoid_gating_delta_rule_update"}))
 def test_cases_hold_a_strided_one(name: str):
     made = [case.arguments(torch.float32).values() for case in OPS[name].cases]
-    assert any(isinstance(value, Tensor) and not value.is_contiguous() for values in made for value in values)
+    tensors = [value for values in made for value in values if isinstance(value, Tensor)]
+    assert any(not tensor.is_contiguous() for tensor in tensors), f"{name}: no case has a strided tensor"
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=str)

@@ -128,14 +128,23 @@ def test_files_are_written_and_traces_kept_where_the_user_says(
 ):
     files = (tmp_path / "p.json", tmp_path / "p.html")
     folder = tmp_path / "kept"
-    said = profile("--model", model, "--json", files[0], "--html", files[1], "--folder", folder)
+    said = profile("--model", model, "--json-file", files[0], "--html", files[1], "--folder", folder)
     assert said.exit_code == 0, said.output
+    assert "Written: " in said.stdout
     data = json.loads(files[0].read_text())
     assert data["phases"][0]["phase"] == "decode"
     fits("profile", data)
     assert files[1].read_text().startswith("<!doctype html>")
     assert {"engine.log", "trace.rank0.json"} <= {path.name for path in folder.iterdir()}
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_json_is_printed_and_nothing_else(model: Path, engines: Processes, tmp_path: Path):
+    file = tmp_path / "p.json"
+    said = profile("--model", model, "--json", "--json-file", file)
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["phases"]
+    assert file.read_text() == said.stdout
 
 
 def test_without_a_folder_nothing_is_left(model: Path, engines: Processes, tmp_path: Path, monkeypatch):
@@ -257,9 +266,9 @@ def gone(folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("--json", "no/folder/p.json"), "No such file or directory"),
+        (("--json-file", "no/folder/p.json"), "No such file or directory"),
         (("--html", "model"), "it is a folder"),
-        (("--json", "p", "--html", "./p"), "--json and --html name the same file"),
+        (("--json-file", "p", "--html", "./p"), "--json-file and --html name the same file"),
         (("--html", "mine.yaml"), "--html 'mine.yaml' and SGLANG_FL_CONFIG='mine.yaml' are the same file"),
         (("--folder", "model"), "it is not empty. Name a new folder"),
         (("--folder", "model/config.json"), "File exists"),

@@ -68,13 +68,14 @@ def test_credentials_in_an_address_are_hidden(who: str):
     assert redacted("see https://example.org/a@b") == "see https://example.org/a@b"
 
 
-def test_a_report_shows_no_secret(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(("lines", "code"), [("[OOT-DISPATCH] RMSNorm → flagos(flagos)\n", 0), ("", 2)])
+def test_a_report_shows_no_secret(tmp_path: Path, monkeypatch, lines: str, code: int):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     log = tmp_path / "dispatch.log"
-    log.write_text(f"Authorization: Bearer {SECRET}\n")
+    log.write_text(f"{lines}Authorization: Bearer {SECRET}\n")
     for form in ([], ["--json"]):
         said = CliRunner().invoke(app, ["report", "--dispatch", str(log), *form])
-        assert said.exit_code == 0, said.output
+        assert said.exit_code == code, said.output
         assert "Bearer ***" in said.output
         assert SECRET not in said.output
 

@@ -103,7 +103,7 @@ def test_engines_of_two_runs_are_not_compared(pretended: Machine):
     tune(*minutes, "--minutes", "1")
     few = len(pretended.started)
     pretended.speeds["present"] = 2.0  # the host has less to do meanwhile
-    output = tune(*minutes, "--minutes", "9", "--force", "--json", "report.json")
+    output = tune(*minutes, "--minutes", "9", "--force", "--json-file", "report.json")
     assert sorted(pretended.started[few:]) == ["present", "present", "sglang", "vendor.toy.fast"]
     found = json.loads(Path("report.json").read_text())["engines"]
     assert found["silu_and_mul=vendor.toy.fast, beside present"]["decode"]["ratio"] == pytest.approx(0.75)
@@ -223,7 +223,7 @@ def test_calls_that_were_removed_are_recorded_again(pretended: Machine, monkeypa
         configure.cache_clear()
         CliRunner().invoke(app, ["tune", "--model", "model", "--kernels-only"])
     shutil.rmtree(next(Path("sglang-fl-tune").glob("*/calls")))
-    tune("--kernels-only", "--json", "report.json")
+    tune("--kernels-only", "--json-file", "report.json")
     assert written()["op_backends"]
     assert [row["calls"] for row in json.loads(Path("report.json").read_text())["ops"]] == [1, 1]
 
@@ -237,7 +237,7 @@ def test_a_wrong_kernel_that_runs_at_present_is_code_1(pretended: Machine, monke
 
 def test_a_model_that_calls_nothing_is_code_3(pretended: Machine):
     pretended.called = []
-    output = tune("--kernels-only", "--json", "report.json", code=3)
+    output = tune("--kernels-only", "--json-file", "report.json", code=3)
     assert "Of these no call of the model was recorded: " in output
     found = json.loads(Path("report.json").read_text())
     assert found["ops"] == []
@@ -358,8 +358,11 @@ def test_a_vendor_package_gets_its_entries(pretended: Machine):
 
 
 def test_the_result_as_json(pretended: Machine, fits: Callable[[str, object], None]):
-    tune("--kernels-only", "--json", "result.json")
-    found = json.loads(Path("result.json").read_text(), parse_constant=pytest.fail)
+    words = ("--model", "model", "--kernels-only", "--json", "--json-file", "result.json")
+    done = CliRunner().invoke(app, ["tune", *words])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert Path("result.json").read_text() == done.stdout
     fits("tune", found)
     assert found["op_backends"] == {"silu_and_mul": "impl:vendor.toy.fast|sglang"}
     assert found["engines"]["silu_and_mul=vendor.toy.fast, beside present"]["decode"][
@@ -374,11 +377,14 @@ def test_the_result_as_json(pretended: Machine, fits: Callable[[str, object], No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--json", "no/such.json"), "--json 'no/such.json': No such file"),
-        (("--json", "model"), "--json 'model': it is a folder"),
+        (("--json-file", "no/such.json"), "--json-file 'no/such.json': No such file"),
+        (("--json-file", "model"), "--json-file 'model': it is a folder"),
         (("--out", "model", "--force"), "--out 'model': it is a folder"),
-        (("--json", "./sglang-fl-tuned.yaml"), "--out and --json name the same file"),
-        (("--json", "mine.yaml"), "--json 'mine.yaml' and SGLANG_FL_CONFIG='mine.yaml' are the same file"),
+        (("--json-file", "./sglang-fl-tuned.yaml"), "--out and --json-file name the same file"),
+        (
+            ("--json-file", "mine.yaml"),
+            "--json-file 'mine.yaml' and SGLANG_FL_CONFIG='mine.yaml' are the same file",
+        ),
         (
             ("--out", "ran.log", "--force"),
             "--out 'ran.log' and SGLANG_FL_DISPATCH_LOG='ran.log' are the same file",

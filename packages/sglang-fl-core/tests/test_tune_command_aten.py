@@ -34,7 +34,7 @@ LISTED = ["aten::exp.default", "aten::neg.default", "aten::mul.Tensor"]
 def test_aten_ops_that_are_exact_and_faster_are_listed_and_a_slow_one_is_given_back(
     aten: Machine, fits: Callable[[str, object], None]
 ):
-    output = tune("--kernels-only", "--json", "result.json", "--as-package-data")
+    output = tune("--kernels-only", "--json-file", "result.json", "--as-package-data")
     assert written() == {"use_flaggems": "1", "flagos_whitelist": LISTED}
     assert aten.measured == [
         "aten::neg.default",

@@ -4,6 +4,7 @@
 130 Ctrl-C. A traceback is for developers: ``python -X dev -m sglang_fl`` shows it.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -71,6 +72,8 @@ def _tell(error: Exception) -> int:
     if sys.flags.dev_mode:
         traceback.print_exception(error)
     text = str(error) if isinstance(error, SglangFlError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        text = f"the answer cannot be written: {error.strerror}"
     if error.__cause__ is not None:
         text = f"{text.rstrip('.')}: {error.__cause__}{_device_backend(text)}"
     _say(printable(redacted(f"sglang-fl: {' '.join(text.split())}")))

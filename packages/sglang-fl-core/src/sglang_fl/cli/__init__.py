@@ -18,6 +18,7 @@ from sglang_fl.cli.printing import LOOKING, say, working
 from sglang_fl.cli.replay import replay
 from sglang_fl.cli.report import report
 from sglang_fl.cli.tune import tune
+from sglang_fl.cli.usage import Command, LaunchCommand
 from sglang_fl.cli.verify import verify
 from sglang_fl.compare.command import compare
 from sglang_fl.profiling.command import profile
@@ -26,6 +27,8 @@ __all__ = ["app"]
 
 app = typer.Typer(
     invoke_without_command=True,
+    options_metavar="",
+    subcommand_metavar="COMMAND [OPTIONS]",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # no boxes: the text of a help has the terminal's width, and its lines break there
     help="""Which implementation runs each op of SGLang on this machine, and why.
@@ -61,20 +64,17 @@ def _main(
         say(first)
 
 
-#: Of commands that take SGLang's launch line behind their own options.
-LAUNCH_LINE = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-app.command()(env)
-app.command()(vendors)
-app.command()(ops)
-app.command()(why)
-app.command()(coverage)
-app.command(context_settings=LAUNCH_LINE)(bisect)
-app.command()(compare)
-app.command(context_settings=LAUNCH_LINE)(tune)
-app.command(context_settings=LAUNCH_LINE)(profile)
-app.command()(replay)
-app.command()(doctor)
-app.command()(report)
-app.command()(verify)
-app.command("new-vendor")(new_vendor)
+app.command(cls=Command)(env)
+app.command(cls=Command)(vendors)
+app.command(cls=Command)(ops)
+app.command(cls=Command)(why)
+app.command(cls=Command)(coverage)
+app.command(cls=LaunchCommand)(bisect)
+app.command(cls=Command)(compare)
+app.command(cls=LaunchCommand)(tune)
+app.command(cls=LaunchCommand)(profile)
+app.command(cls=Command)(replay)
+app.command(cls=Command)(doctor)
+app.command(cls=Command)(report)
+app.command(cls=Command)(verify)
+app.command("new-vendor", cls=Command)(new_vendor)

@@ -35,9 +35,9 @@ def bisect(
 ) -> None:
     """Find the layer or op that makes a model's numbers differ.
 
-    It takes one start of the engine. What follows the options is SGLang's launch line.
+    It takes one start of the engine.
 
-    Example: sglang-fl bisect --model MODEL --html --tp 2
+    Example: sglang-fl bisect --model MODEL --html --dtype float32
 
     Exit code 0: nothing found. 1: found. 2: the set-up is broken. 3: cannot decide.
     """
@@ -51,6 +51,7 @@ def bisect(
     from sglang_fl.progress import Progress
     from sglang_fl.sglang_adapter.checkpoint import vocabulary_of
     from sglang_fl.sglang_adapter.terminal import terminal
+    from sglang_fl.startup import configure
 
     run: Path | None = None
     with Progress("bisect", "loading SGLang", terminal()) as progress:
@@ -58,6 +59,7 @@ def bisect(
         try:
             checkpoint = model and str(named(Path(model)))
             vocabulary_of(checkpoint)
+            configure()  # a wrong setting would end the import of SGLang, and its line be no verdict
             run = make_folder(named(folder))
             from sglang_fl.bisect import command  # what is mistyped is said before it imports SGLang
 

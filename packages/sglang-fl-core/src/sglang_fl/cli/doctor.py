@@ -66,22 +66,25 @@ def doctor(
             folder, tp, nnodes, mem_fraction_static, dtype, port, nccl_port, dist_init_addr, probe_seconds
         )
         found = health.examine(launch, only or (), progress.step)
+        count = len({*only}) if only else len(health.CHECKS)
     rows = [{**vars(row.finding), "state": str(row.finding.state), "check": row.check} for row in found]
     columns = ("state", "what", "text", "remedy", "check")
     ordered = [{column: row[column] for column in columns} for row in rows]
-    print_rows(ordered if as_json else [_without_check(row) for row in ordered], as_json, _summary(found))
+    shown = ordered if as_json else [_without_check(row) for row in ordered]
+    print_rows(shown, as_json, _summary(found, count))
     raise typer.Exit(health.exit_code(found))
 
 
-def _summary(found: list["Row"]) -> str:
-    """Return the title of the table: how many checks were made, and how many findings are not well."""
+def _summary(found: list["Row"], count: int) -> str:
+    """Return the title of the table: how many checks ran, and how many findings are not well."""
     states = [str(row.finding.state) for row in found]
     problems, unknown = states.count("problem"), states.count("unknown")
-    checks = len({row.check for row in found})
+    idle = count - len({row.check for row in found})
+    checks = f"{count} check{'s' * (count != 1)}{f' ({idle} had nothing to look at)' if idle else ''}"
     told = ["no problem" if not problems else "1 problem" if problems == 1 else f"{problems} problems"]
     if unknown:
         told.append(f"{unknown} that could not be told")
-    return f"Doctor: {checks} check{'s' * (checks != 1)}: {', '.join(told)}"
+    return f"Doctor: {checks}: {', '.join(told)}"
 
 
 def _without_check(row: dict[str, Any]) -> dict[str, Any]:

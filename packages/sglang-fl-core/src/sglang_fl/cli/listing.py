@@ -18,7 +18,7 @@ def env(
 ) -> None:
     """Each setting, its value, and where it came from.
 
-    Example: SGLANG_FL_CONFIG=serve.yaml sglang-fl env
+    Example: SGLANG_FL_PREFER=vendor sglang-fl env
 
     Exit code 0: printed. 2: a setting is wrong; one line says which.
     """
@@ -73,7 +73,7 @@ def ops(
 
 
 def why(
-    op: Annotated[str, typer.Argument(metavar="OP", help="As `sglang-fl ops` names it.")],
+    op: Annotated[str, typer.Argument(metavar="OP", help="An op, as `sglang-fl ops` names it: rms_norm.")],
     as_json: Json = False,
 ) -> None:
     """What would run OP, in which order, and why not the others.

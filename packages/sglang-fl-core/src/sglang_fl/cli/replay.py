@@ -16,7 +16,9 @@ def replay(
         Path, typer.Argument(metavar="FOLDER", help="The folder that SGLANG_FL_KEEP_CALLS named.")
     ],
     op: Annotated[str | None, typer.Option(metavar="OP", help="Only calls of this op.")] = None,
-    seconds: Annotated[float, typer.Option(metavar="N", help="Time limit of each call.", min=1)] = 120,
+    seconds: Annotated[
+        float, typer.Option(callback=within_a_day, metavar="N", help="Time limit of each call.")
+    ] = 120,
     as_json: Json = False,
 ) -> None:
     """Run kept calls of kernels again, and compare with float64.
@@ -32,6 +34,6 @@ def replay(
     with working("replay", "reading the calls") as progress:
         from sglang_fl.diagnostics.replay import replay as run_again
 
-        rows, code = run_again(named(folder), op, within_a_day(seconds), progress.step)
+        rows, code = run_again(named(folder), op, seconds, progress.step)
     print_rows(rows, as_json, "Kept calls, run again" if rows else f"no call of {op} is kept")
     raise typer.Exit(code)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sglang_fl.cli.printing import LOADING, named, print_rows, say, working
+from sglang_fl.cli.options import Json
+from sglang_fl.cli.printing import LOADING, named, print_json, print_rows, say, working
 from sglang_fl.cli.sigterm import end_on_sigterm
 from sglang_fl.logs.json_text import json_text
 from sglang_fl.logs.shared_file import write_text
@@ -47,8 +48,9 @@ def tune(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure anew what an earlier run has measured.")
     ] = False,
+    as_json: Json = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result there, too.")
+        Path | None, typer.Option("--json-file", metavar="FILE", help="Write the JSON there, too.")
     ] = None,
     as_package_data: Annotated[
         bool, typer.Option("--as-package-data", help="Print the choices of a vendor package, too.")
@@ -60,14 +62,14 @@ def tune(
     the model makes, and timed if it is right. What is faster is tried in the engine; what the engine does not
     confirm stays as it is. A run that was interrupted goes on when the same command is given again.
 
-    What follows the options is SGLang's launch line.
-
-    Example: sglang-fl tune --model MODEL --minutes 60 --tp 2
+    Example: sglang-fl tune --model MODEL --minutes 60 --dtype bfloat16
 
     Exit code 0: the file is written; it may say that all stays as it is. 1: all stays as it is, and an op
     runs on a wrong kernel at present. 2: wrong input, or an engine does not start. 3: the minutes did not
     suffice to decide, or the model calls nothing that has a choice; the file says so.
     """
+    if as_json and as_package_data:
+        raise typer.BadParameter("--as-package-data prints beside the table, and --json prints none")
     end_on_sigterm()
     with working("tune", LOADING) as progress:
         from sglang_fl.tune.command import Asked, exit_code
@@ -89,7 +91,12 @@ def tune(
         report = run(asked, progress.say)
         if asked.data is not None:
             _write_json(report, asked.data)
-    _print(report, asked.out, as_package_data)
+    if as_json:
+        from sglang_fl.tune.text import as_data
+
+        print_json(as_data(report))
+    else:
+        _print(report, asked.out, as_package_data)
     raise typer.Exit(exit_code(report))
 
 
@@ -100,7 +107,7 @@ def _write_json(report: "Report", path: Path) -> None:
     try:
         write_text(path, json_text(as_data(report)) + "\n")
     except OSError as error:
-        raise SettingsError(f"--json {str(path)!r}: {error.strerror or error}") from None
+        raise SettingsError(f"--json-file {str(path)!r}: {error.strerror or error}") from None
 
 
 def _print(report: "Report", out: Path, as_package_data: bool) -> None:

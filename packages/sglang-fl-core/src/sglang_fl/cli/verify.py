@@ -12,7 +12,7 @@ __all__ = ["verify"]
 
 
 def verify(
-    ops: Annotated[list[str] | None, typer.Argument(metavar="OP", help="Only these ops.")] = None,
+    ops: Annotated[list[str] | None, typer.Argument(metavar="OP", help="Only these ops; else all.")] = None,
     as_json: Json = False,
     references: Annotated[
         bool, typer.Option("--references", help="Check core's references and no vendor's implementations.")
@@ -53,6 +53,8 @@ def verify(
     certificates differ. 2: wrong settings or arguments. 3: nothing fails, but an installed vendor was not
     looked at, because its chip is not here; it is named above the table.
     """
+    if compare and (ops or references or certificate or stress or jobs != 1):
+        raise typer.BadParameter("--compare reads two certificates and takes no OP and no option but --json")
     with working("verify", LOADING) as progress:
         from sglang_fl.diagnostics import verification
 

@@ -4,7 +4,6 @@ Each sequence is read alone and without a cached prefix, whatever the question's
 with that. A sequence is read once, and the same numbers are given when it is asked for again.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from sglang_fl.compare.answers import Answer, Top
 from sglang_fl.compare.client import TOP, About
 from sglang_fl.compare.questions import Question
 from sglang_fl.errors import SettingsError, quoted
-from sglang_fl.logs.shared_file import open_for_reading
+from sglang_fl.logs.json_text import read_json
 
 __all__ = ["Checkpoint"]
 
@@ -110,12 +109,12 @@ def _architecture(folder: Path) -> str:
     if not folder.is_dir():
         raise SettingsError(f"--model {quoted(str(folder))}: there is no such folder. {remedy}")
     try:
-        with open_for_reading(folder / "config.json") as file:
-            config = json.loads(file.read())
+        config = read_json(folder / "config.json")
+    except ValueError as error:
+        raise SettingsError(f"--model {quoted(str(folder))}: config.json: {error}. {remedy}") from None
+    try:
         return str(config["model_type"])
-    except OSError as error:
-        reason = f"{error.strerror or error}: config.json"
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         reason = "its config.json names no model_type"
     raise SettingsError(f"--model {quoted(str(folder))}: {reason}. {remedy}")
 

@@ -100,7 +100,7 @@ def _compared(
     if (other is None) == (model is None):
         raise SettingsError("give a second URL, or --model FOLDER for transformers, and not both")
     if not 0 < timeout <= MOST_SECONDS:
-        raise SettingsError(f"--timeout {timeout:g}: not within 0 to {MOST_SECONDS} seconds")
+        raise SettingsError(f"--timeout {timeout:g}: it must be above 0, and at most {MOST_SECONDS} seconds")
     first_key, second_key = _keys(keys)
     first = _server(url, first_key, timeout, say)
     second: Side

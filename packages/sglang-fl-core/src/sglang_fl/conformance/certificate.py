@@ -14,7 +14,8 @@ import torch
 from sglang_fl._version import __version__
 from sglang_fl.conformance.verdict import Verdict
 from sglang_fl.errors import SettingsError
-from sglang_fl.logs.shared_file import open_for_reading, write_text
+from sglang_fl.logs.json_text import read_json
+from sglang_fl.logs.shared_file import write_text
 from sglang_fl.vendor import CORE_API, Vendor
 
 __all__ = ["differences", "is_passed", "make_certificate", "read_certificate", "write_certificate"]
@@ -92,12 +93,14 @@ def read_certificate(path: Path) -> Certificate:
     SettingsError : there is none, it is of another format, or it was changed after it was written
     """
     try:
-        with open_for_reading(path) as file:
-            content = json.loads(file.read())
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise SettingsError(f"{path}: it cannot be read as a certificate: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SettingsError(f"{path}: it is no certificate of format {FORMAT}")
+    if not isinstance(content, dict) or "format" not in content:
+        raise SettingsError(f"{path}: it is no certificate: `sglang-fl verify --certificate FILE` writes one")
+    if content["format"] != FORMAT:
+        reads = f"sglang-fl-core {__version__} reads format {FORMAT}"
+        raise SettingsError(f"{path}: it is a certificate of format {content['format']!r}, and {reads}")
     if content.get("hash") != _hash(content):
         raise SettingsError(f"{path}: its hash does not fit what stands in it: it was changed")
     return content

@@ -1,7 +1,8 @@
 """What dispatch logs and records of ATen ops say: what ran where, and what differs between ranks and runs.
 
 Several files count as one log, as those of several ranks do. A line in none of the two formats is not
-dropped: it is returned, because a log with foreign lines is not the log that one thinks it is.
+dropped: it is returned, because a log with foreign lines is not the log that one thinks it is. A file that
+has no other lines is refused.
 """
 
 import re
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, quoted
+from sglang_fl.logs.redaction import redacted
 from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Log", "compared", "read_log"]
@@ -63,30 +65,39 @@ def read_log(dispatch: Iterable[Path], aten: Iterable[Path]) -> Log:
 
     Raises
     ------
-    SettingsError : a file cannot be read
+    SettingsError : a file cannot be read, or none of its lines is one of such a log
     """
     log = Log()
     for path in dispatch:
-        _read(path, _DISPATCH, log.dispatch, log.foreign)
+        _read(path, _DISPATCH, "dispatch log (SGLANG_FL_DISPATCH_LOG)", log.dispatch, log.foreign)
     for path in aten:
-        _read(path, _ATEN, log.aten, log.foreign)
+        _read(path, _ATEN, "record of ATen ops (SGLANG_FLAGGEMS_LOG_PATH)", log.aten, log.foreign)
     return log
 
 
 def _read(
-    path: Path, pattern: re.Pattern[str], into: dict[str, Counter[str]], foreign: list[dict[str, Any]]
+    path: Path,
+    pattern: re.Pattern[str],
+    what: str,
+    into: dict[str, Counter[str]],
+    foreign: list[dict[str, Any]],
 ) -> None:
     try:
         with open_for_reading(path) as file:
             text = file.read().decode(errors="replace")
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
+    ours, others = 0, list[tuple[int, str]]()
     for number, line in enumerate(text.split("\n"), 1):
         found = pattern.fullmatch(line.rstrip("\r"))
         if found:
+            ours += 1
             into.setdefault(found["what"], Counter())[found["ran"]] += 1
         elif line.strip():
-            foreign.append({"file": str(path), "line": number, "text": _printable(line)})
+            others.append((number, line))
+    if others and not ours:
+        raise SettingsError(f"{path}: it is no {what}; its first line is {quoted(redacted(others[0][1]))}")
+    foreign += [{"file": str(path), "line": number, "text": _printable(line)} for number, line in others]
 
 
 def _printable(line: str) -> str:

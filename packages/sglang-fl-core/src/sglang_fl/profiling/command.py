@@ -33,8 +33,9 @@ def profile(
     ] = 256,
     batch: Annotated[int, typer.Option(metavar="N", min=1, max=4096, help="Requests at a time.")] = 4,
     decode: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Decode steps.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     to_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all of it as JSON, too.")
+        Path | None, typer.Option("--json-file", metavar="FILE", help="Write the JSON there, too.")
     ] = None,
     to_html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures, too.")
@@ -48,9 +49,9 @@ def profile(
 
     It starts the engine, eagerly and without graphs, asks it for a small batch, and traces that: what ran on
     kernels of ours, by op and kind, what on SGLang's own layers, attention, collectives and copies, and what
-    to port next. What follows the options is SGLang's launch line.
+    to port next.
 
-    Example: sglang-fl profile --model MODEL --html profile.html --tp 2
+    Example: sglang-fl profile --model MODEL --html profile.html --dtype bfloat16
 
     Exit code 0: there is a profile. 2: wrong arguments or settings, the engine does not start or ends, or a
     file cannot be written. 3: the engine ran, and there was no step to measure.
@@ -59,7 +60,7 @@ def profile(
     try:
         with Progress("profile", "loading SGLang", terminal()) as progress:
             vocabulary = vocabulary_of(model)
-            outputs = _outputs({"--json": to_json, "--html": to_html})
+            outputs = _outputs({"--json-file": to_json, "--html": to_html})
             asked = Asked(model, vocabulary, tuple(context.args), request)
             with _folder(folder) as name:
                 found = procedure.profile_model(asked, Path(name), progress.say)
@@ -68,12 +69,17 @@ def profile(
         _print(f"sglang-fl: {' '.join(str(error).split())}", err=True)
         is_empty = isinstance(error, procedure.NoStepsError)
         raise typer.Exit(NOTHING_MEASURED if is_empty else BROKEN) from None
-    from sglang_fl.profiling.table import as_lines
+    if as_json:
+        from sglang_fl.profiling.report import as_data
 
-    for line in as_lines(found):
-        _print(line)
+        typer.echo(json_text(as_data(found)))
+    else:
+        from sglang_fl.profiling.table import as_lines
+
+        for line in as_lines(found):
+            _print(line)
     for path in outputs.values():
-        _print(f"Written: {path}")
+        _print(f"Written: {path}", err=as_json)
 
 
 def _outputs(given: Mapping[str, Path | None]) -> dict[str, Path]:
@@ -112,7 +118,7 @@ def _write(found: Profile, outputs: dict[str, Path]) -> None:
     from sglang_fl.profiling.report import as_data
 
     texts = {
-        "--json": lambda: json_text(as_data(found)) + "\n",
+        "--json-file": lambda: json_text(as_data(found)) + "\n",
         "--html": lambda: redacted(as_page(found)),
     }
     for option, path in outputs.items():

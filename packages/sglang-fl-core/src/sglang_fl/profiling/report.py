@@ -14,7 +14,7 @@ _US, _SHARE = 3, 6
 
 
 def as_data(profile: Profile) -> dict[str, Any]:
-    """Return what ``--json`` writes: numbers, texts, lists and objects."""
+    """Return what ``--json`` prints: numbers, texts, lists and objects."""
     return {
         "schema": SCHEMA,
         "model": profile.model,

@@ -1,10 +1,9 @@
 """The folder of a checkpoint, looked at before PyTorch and SGLang are imported."""
 
-import json
 from pathlib import Path
 
 from sglang_fl.errors import SettingsError
-from sglang_fl.logs.shared_file import open_for_reading
+from sglang_fl.logs.json_text import read_json
 
 __all__ = ["vocabulary_of"]
 
@@ -24,11 +23,11 @@ def vocabulary_of(model: str) -> int:
     if not model or not Path(model).is_dir():
         raise SettingsError(f"--model {model!r}: there is no such folder. {remedy}")
     try:
-        with open_for_reading(Path(model) / "config.json") as file:
-            config = json.loads(file.read())
+        config = read_json(Path(model) / "config.json")
+    except ValueError as error:
+        raise SettingsError(f"--model {model!r}: config.json: {error}. {remedy}") from None
+    try:
         return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
-    except OSError as error:
-        reason = f"{error.strerror or error}: config.json"
     except (ValueError, KeyError, TypeError, AttributeError):
-        reason = "its config.json names no vocab_size"
+        reason = "its config.json names no vocab_size that is a number"
     raise SettingsError(f"--model {model!r}: {reason}. {remedy}")

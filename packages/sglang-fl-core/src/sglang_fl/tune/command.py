@@ -63,7 +63,7 @@ class Asked:
     @property
     def outputs(self) -> dict[str, Path]:
         """The files that are to be written, by their options."""
-        return {"--out": self.out} | ({} if self.data is None else {"--json": self.data})
+        return {"--out": self.out} | ({} if self.data is None else {"--json-file": self.data})
 
 
 def tune(asked: Asked, say: Callable[[str], None]) -> "Report":
@@ -146,7 +146,7 @@ def _subjects(asked: Asked, configuration: "Configuration") -> tuple[Sequence["S
 
 
 def _refuse_overwriting(asked: Asked) -> None:
-    if asked.out.exists() and not asked.is_forced:
+    if asked.out.exists() and not asked.out.is_dir() and not asked.is_forced:
         raise SettingsError(
             f"--out {str(asked.out)!r}: it exists. Name another file, or overwrite it by --force."
         )

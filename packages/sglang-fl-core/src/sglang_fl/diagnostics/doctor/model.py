@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_fl.errors import SettingsError
+from sglang_fl.logs.json_text import read_json
 from sglang_fl.logs.shared_file import open_for_reading
 
 __all__ = ["Model", "read_model"]
@@ -124,9 +125,8 @@ def _object(path: Path) -> dict[str, Any]:
     SettingsError : there is none
     """
     try:
-        with open_for_reading(path) as file:
-            found = json.loads(file.read())
-    except (OSError, ValueError) as error:
+        found = read_json(path)
+    except ValueError as error:
         raise SettingsError(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise SettingsError(f"{path}: not a JSON object")

@@ -133,6 +133,14 @@ class Served:
         return checkpoint(self.model)
 
     @property
+    def title(self) -> str:
+        """The checkpoint, its dtype where that is not its own, and how many layers and experts are left."""
+        name = re.sub("-FP8$", " in FP8", self.name)
+        name += " in bfloat16" if name.startswith("gpt-oss") else ""
+        name += f", {self.layers} layers" if self.layers else ""
+        return name + (f", {self.experts} experts" if self.experts else "")
+
+    @property
     def layers(self) -> int | None:
         """That are left; None if all are."""
         return self._left("L")

@@ -83,28 +83,28 @@ def _is(row: Row, op: str, tokens: int) -> bool:
     return row["op"] == op and int(row["tokens"]) == tokens
 
 
+#: What the plots of served models show, for those who do not see them and for those who do.
+_SERVED = "Served models: tokens a second with the plugin, divided by those without it"
+_RATIO = "Tokens a second with the plugin / without it (above 1 the plugin is faster)"
 #: Dense models, which have a panel for each release; all others are in the other picture.
 _DENSE = ("Llama-3-8B", "Qwen2.5-0.5B")
 
 
 def engine() -> str:
     """Return the ratio of served models with the plugin to those without it, with error bars and controls."""
-    return _served([one for one in served() if one.name in _DENSE], (0.95, 1.0, 1.05, 1.1))
+    return _served([one for one in served() if one.name in _DENSE], (0.9, 1.0, 1.1))
 
 
 def families() -> str:
     """Return the same of models with experts, with linear attention, and with norms of query and key."""
     others = {one.name: one for one in served() if one.name not in _DENSE}  # of each the newest release
-    return _served(list(others.values()), (1.0, 1.2, 1.4, 1.6))
+    return _served(list(others.values()), (1.0, 1.2, 1.4, 1.6, 1.8))
 
 
 def _served(models: Sequence[Served], ratios: Sequence[float]) -> str:
     bottom = 75 + 205 * math.ceil(len(models) / 2)
-    title = "Served models: tokens a second with the plugin, divided by those without it"
-    drawing = Drawing(780, bottom + 45, title)
-    drawing.text(
-        (10, 20), "Tokens a second with the plugin / without it (above 1 the plugin is faster)", "title"
-    )
+    drawing = Drawing(780, bottom + 45, _SERVED)
+    drawing.text((10, 20), _RATIO, "title")
     _legend(drawing, (14, 42), [("ours", "with the plugin"), ("control", "control: vanilla once more")])
     drawing.text((440, 42), "bar: standard error of the ratio", "small")
     for i, one in enumerate(models):
@@ -121,8 +121,7 @@ def _panel(drawing: Drawing, corner: tuple[float, float], one: Served, ratios: S
     def x(ratio: float) -> float:
         return left + 250 * (min(max(ratio, least), most) - least) / (most - least)
 
-    layers = f", {one.layers} layers" if one.layers else ""
-    drawing.text((left - 110, top - 8), f"{one.name}{layers}, SGLang {one.table.release}", "title")
+    drawing.text((left - 110, top - 8), f"{one.title} ({one.table.release})", "title")
     for ratio in ratios:
         drawing.line([(x(ratio), top), (x(ratio), top + 140)], "goal" if ratio == 1 else "grid")
         drawing.text((x(ratio), top + 156), f"{ratio:.2f}", "small", "middle")
@@ -138,6 +137,39 @@ def _panel(drawing: Drawing, corner: tuple[float, float], one: Served, ratios: S
             ratio, error = float(row["ratio"]), float(row["standard error of the ratio"])
             drawing.line([(x(ratio - error), at), (x(ratio + error), at)], kind)
             drawing.dot((x(ratio), at), kind, 2.8)
+
+
+#: The loads of the plot for the README, each with the colour of its dots.
+_LOADS = dict(zip(("ours", "both", "theirs"), list(WORKLOADS)[:3], strict=True))
+
+
+def servers() -> str:
+    """Return what a server gains with each model at three loads, on the newest release that served it."""
+    models = [one for one in {one.name: one for one in served()}.values() if not one.name.endswith("FP8")]
+    bottom = 66 + 26 * len(models)
+    drawing = Drawing(780, bottom + 72, _SERVED)
+    drawing.text((10, 20), _RATIO, "title")
+    _legend(drawing, (14, 42), [(kind, WORKLOADS[load]) for kind, load in _LOADS.items()])
+    drawing.text((440, 42), "bar: standard error of the ratio", "small")
+
+    def x(ratio: float) -> float:
+        return 300 + 460 * (ratio - 0.9) / 0.6
+
+    for ratio in (0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5):
+        drawing.line([(x(ratio), 58), (x(ratio), bottom)], "goal" if ratio == 1 else "grid")
+        drawing.text((x(ratio), bottom + 16), f"{ratio:.1f}", "small", "middle")
+    for number, one in enumerate(models):
+        y = 74 + 26 * number
+        drawing.text((290, y + 4), one.title, "", "end")
+        for place, (kind, load) in enumerate(_LOADS.items()):
+            if row := one.row(load, one.ours):
+                at, ratio = y + 7 * (place - 1), float(row["ratio"])
+                error = float(row["standard error of the ratio"])
+                ends = (min(max(ratio + way * error, 0.9), 1.5) for way in (-1, 1))
+                drawing.line([(x(end), at) for end in ends], kind)
+                drawing.dot((x(ratio), at), kind, 3)
+    _source(drawing, bottom + 36, "bench_engine_*.csv", [one.table for one in models])
+    return str(drawing)
 
 
 def experts() -> str:
@@ -252,6 +284,7 @@ def _source(drawing: Drawing, y: float, name: str, tables: Sequence[Table]) -> N
 #: The plots by the names of their files.
 PLOTS: dict[str, Callable[[], str]] = {
     "kernels": kernels,
+    "servers": servers,
     "engine": engine,
     "families": families,
     "experts": experts,

@@ -1,13 +1,12 @@
 """What of ``docs/benchmarks-engine.md`` is written from the tables of served models."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.lookup import MODELS, WORKLOADS, Served, served, told
 from release.figures.markdown import MISSING, Cell, mean, number, said, span, table
 
-__all__ = ["WITH_EXPERTS", "blocks", "cells", "ratios", "start_cells", "starts", "summary", "title"]
+__all__ = ["WITH_EXPERTS", "blocks", "cells", "ratios", "start_cells", "starts", "summary"]
 
 PREFILLS = tuple(name for name in WORKLOADS if name.startswith("prefill"))
 #: Models with experts: their goals are others.
@@ -28,21 +27,13 @@ def blocks(folder: Path) -> dict[str, str]:
     }
 
 
-def title(one: Served) -> str:
-    """Return a model's name for a table: checkpoint, dtype, and how many layers and experts are left."""
-    name = re.sub("-FP8$", " in FP8", one.name)
-    name += " in bfloat16" if name.startswith("gpt-oss") else ""
-    name += f", {one.layers} layers" if one.layers else ""
-    return name + (f", {one.experts} experts" if one.experts else "")
-
-
 def cells(models: Sequence[Served], workloads: Sequence[str] = tuple(WORKLOADS)) -> list[Cell]:
     """Return the ratios of the side with all of our kernels."""
     found = []
     for one in models:
         for figure in workloads:
             if row := one.row(figure, one.ours):
-                where = f"{title(one)} on SGLang {one.table.release}, {WORKLOADS[figure]}"
+                where = f"{one.title} on SGLang {one.table.release}, {WORKLOADS[figure]}"
                 found.append(Cell(float(row[RATIO]), where, float(row[ERROR])))
     return found
 
@@ -82,9 +73,9 @@ def ratios(models: Sequence[Served]) -> str:
     for name in MODELS:
         of_name = [one for one in models if one.name == name]
         for one in of_name:
-            is_same = bool(rows) and title(one) in (row[0] for row in rows)
+            is_same = bool(rows) and one.title in (row[0] for row in rows)
             cells = [_ratio(one, figure, one.ours, has_error=False) for figure in WORKLOADS]
-            rows.append(["" if is_same else title(one), one.table.release, one.table.plugin, *cells])
+            rows.append(["" if is_same else one.title, one.table.release, one.table.plugin, *cells])
         if not of_name:
             rows.append([name, MISSING, MISSING, *[MISSING] * len(WORKLOADS)])
     return table(["model", "SGLang", "plugin", *WORKLOADS.values()], rows)
@@ -95,7 +86,7 @@ def _sides(models: Sequence[Served]) -> str:
     rows = []
     for one in models:
         for number_, side in enumerate(one.sides[1:]):
-            head = "" if number_ else f"{title(one)}, {one.table.release}"
+            head = "" if number_ else f"{one.title}, {one.table.release}"
             rows.append([head, _words(side), *(_ratio(one, figure, side) for figure in WORKLOADS)])
     return table(["model, SGLang", "side", *WORKLOADS.values()], rows)
 
@@ -127,8 +118,7 @@ def _ratio(one: Served, figure: str, side: str | None, *, has_error: bool = True
 def _rates(models: Sequence[Served]) -> str:
     """Return tokens a second, vanilla's and ours."""
     rows = [
-        [f"{title(one)}, {one.table.release}", *(_both(one, figure) for figure in WORKLOADS)]
-        for one in models
+        [f"{one.title}, {one.table.release}", *(_both(one, figure) for figure in WORKLOADS)] for one in models
     ]
     return table(["model, SGLang", *WORKLOADS.values()], rows)
 
@@ -171,7 +161,7 @@ def _starts(models: Sequence[Served]) -> str:
             texts = [
                 " / ".join(MISSING if value is None else f"{value:.1f}" for value in pair) for pair in pairs
             ]
-            rows.append([f"{title(one)}, {one.table.release}", *texts])
+            rows.append([f"{one.title}, {one.table.release}", *texts])
     return table(["model, SGLang", *(f"{head} (s)" for head in heads.values())], rows)
 
 

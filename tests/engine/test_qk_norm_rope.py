@@ -297,6 +297,39 @@ def test_a_layer_whose_parts_are_changed_computes_as_they_say(
     assert bool(left) != is_ours_still
 
 
+@pytest.mark.parametrize("name", ["q_norm", "k_norm", "rotary_emb"])
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def test_who_listens_to_a_part_hears_it_before_and_after_the_first_call(
+    cls: type, how: str, name: str, take_over
+):
+    layer = attention_layer(cls)
+    part, given, heard = getattr(layer, name), inputs(layer), []
+    forward = part.forward
+
+    def listen() -> Any:
+        if how == "hook":
+            return part.register_forward_hook(lambda *_: heard.append(how))
+        if how == "pre-hook":
+            return part.register_forward_pre_hook(lambda *_: heard.append(how))
+        part.forward = lambda *args, **more: heard.append(how) or forward(*args, **more)
+        return SimpleNamespace(remove=lambda: vars(part).pop("forward"))
+
+    handle = listen()
+    take_over(layer)
+    assert not is_taken(layer)
+    call(layer, given)
+    handle.remove()
+    take_over(layer)
+    call(layer, given)
+    assert (len(heard), is_taken(layer)) == (1, True)
+    handle = listen()
+    call(layer, given)
+    handle.remove()
+    call(layer, given)
+    assert len(heard) == 2
+
+
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_a_call_that_torch_compile_traces_is_sglangs(cls: type, take_over, log: Path, monkeypatch):
     layer = attention_layer(cls)

@@ -12,7 +12,8 @@ too where SGLang lets a rotation write it: on CUDA, in bfloat16, without scales.
 
 Falls through: calls while ``torch.compile`` traces, layers whose rotation has rows picked beforehand
 (``sin_cos_cache``), a rotation by several axes or of a class of its own, norms that are no plain
-``RMSNorm``, and layers that run ROCm's fused kernels.
+``RMSNorm``, parts that somebody listens to or has given a forward of their own, and layers that run ROCm's
+fused kernels.
 """
 
 from collections.abc import Callable
@@ -79,11 +80,18 @@ def _parts(layer: Any) -> tuple[Any, Any, Any]:
 
 def _sorts(q_norm: Any, k_norm: Any, rotation: Any) -> tuple[Any, ...]:
     """Return all that ``why_not`` looks at in the parts of a layer."""
+    called = _must_be_called(q_norm) or _must_be_called(k_norm) or _must_be_called(rotation)
     classes = type(q_norm), type(k_norm), type(rotation)
     if classes[0] is not classes[1]:
         return classes
     epsilons = q_norm.variance_epsilon, k_norm.variance_epsilon
-    return *classes, *epsilons, rms_norm.style(q_norm), rms_norm.style(k_norm)
+    return *classes, called, *epsilons, rms_norm.style(q_norm), rms_norm.style(k_norm)
+
+
+def _must_be_called(part: Any) -> bool:
+    """Whether a part of the layer has hooks, or a forward that was given to it alone."""
+    held = part.__dict__
+    return bool(held["_forward_hooks"] or held["_forward_pre_hooks"]) or "forward" in held
 
 
 def _cache_options(layer: Any, kernel: Kernel) -> Callable[[Any, Any, Any], dict[str, Any]]:
@@ -176,6 +184,8 @@ def why_not(layer: Any) -> str | None:
         reason = rms_norm.why_not(norm)
         if reason or rms_norm.options(norm):
             return reason or f"its norms have {', '.join(rms_norm.options(norm))}"
+    if any(map(_must_be_called, _parts(layer))):
+        return "a part of it has hooks, or a forward of its own"
     if norms[0].variance_epsilon != norms[1].variance_epsilon:
         return "its norms have two epsilons"
     found = covering(type(layer.rotary_emb), _ROTATIONS)

@@ -163,3 +163,11 @@ def test_a_norm_without_scale_can_have_a_gradient_after_calls_in_inference_mode(
         x = torch.randn(2, 8, requires_grad=True)
         layer._forward_method(x).sum().backward()
         assert x.grad is not None
+
+
+def test_a_norm_without_scale_makes_its_ones_in_its_first_call(monkeypatch: pytest.MonkeyPatch):
+    """The second may be captured in a graph, which fills what is made then only as it is replayed."""
+    layer, x = put(references(), RMSNormWithoutScale(24)), torch.randn(2, 24)
+    first = layer._forward_method(x)
+    monkeypatch.setattr(torch, "ones", None)
+    assert torch.equal(layer._forward_method(x), first)

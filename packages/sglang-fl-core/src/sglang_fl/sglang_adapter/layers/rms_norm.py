@@ -10,6 +10,7 @@ the kernel does not take, and calls in which SGLang fuses the FP8 quantisation o
 follows.
 """
 
+import functools
 from operator import attrgetter
 from typing import Any
 
@@ -106,21 +107,23 @@ def _fuses_quantisation(linear: Any) -> bool:
 
 
 def bind_without_scale(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward that scales by ones, which are made for each width, dtype and device of ``x``."""
-    ones: Any = None
+    """Return a forward that scales by ones."""
 
     def forward(layer: Any, x: Any) -> Any:
-        nonlocal ones
-        if ones is None or ones.dtype != x.dtype or ones.device != x.device or len(ones) != x.shape[-1]:
-            with torch.inference_mode(False):  # a later call may have to keep it for a gradient
-                ones = torch.ones(x.shape[-1], dtype=x.dtype, device=x.device)
         try:
-            return kernel(x, ones, layer.eps)
+            return kernel(x, _ones(x.shape[-1], x.dtype, x.device), layer.eps)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x)
 
     return forward
+
+
+@functools.cache
+def _ones(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return ones, made by the first layer that needs them: in its first call, before a graph is captured."""
+    with torch.inference_mode(False):  # a later call may have to keep them for a gradient
+        return torch.ones(width, dtype=dtype, device=device)
 
 
 def bind_gemma4(layer: Any, kernel: Kernel, own: Own) -> Forward:

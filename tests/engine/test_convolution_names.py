@@ -7,6 +7,7 @@ SGLang's. SGLang's kernels themselves run in ``test_sglangs_convolution`` of the
 import functools
 import importlib
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -196,6 +197,28 @@ def test_an_excluded_call_is_sglangs_in_call_1_3_and_1000_and_said_once(
     assert told(log) == [
         f"GDNAttnBackend.{name} → {ran}" for ran in ("sglang(native)", "reference(reference)")
     ]
+
+
+@pytest.mark.parametrize("name", [FN, UPDATE])
+def test_more_arguments_by_position_are_handed_on_as_they_are(name: str, gdn, calls: Calls, log: Path):
+    references(log).replace_methods(gdn.backend)
+    given = given_of(name)
+    if name == FN:
+        places = (given["conv_states"], given["query_start_loc"], [5, 1, 70, 2])
+        named = {"cache_indices": given["cache_indices"], "has_initial_state": given["has_initial_state"]}
+        begin = (given["x"], given["weight"], given["bias"])
+    else:
+        places, named = (None, given["conv_state_indices"]), {}
+        begin = tuple(given[key] for key in ("x", "conv_states", "weight", "bias", "activation"))
+    for number in range(1, 4):
+        if number == 2:
+            assert call(getattr(gdn.module, name), name, clones(given)) is not OWN
+        else:
+            assert getattr(gdn.module, name)(*begin, *places, **named) is OWN
+    assert [(len(args), all(map(operator.is_, args, begin + places))) for _, args, _ in calls] == [
+        (len(begin + places), True)
+    ] * 2
+    assert all(kwargs.keys() == named.keys() for _, _, kwargs in calls)
 
 
 def test_drafted_tokens_alone_give_the_name_back(gdn, calls: Calls, log: Path):

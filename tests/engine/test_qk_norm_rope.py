@@ -252,6 +252,77 @@ def test_a_call_with_rows_picked_beforehand_is_sglangs(cls: type, when: str, tak
     assert not torch.equal(call(layer, given)[0], expected[0])
 
 
+def set_epsilons(layer: torch.nn.Module, *values: float) -> None:
+    layer.q_norm.variance_epsilon, layer.k_norm.variance_epsilon = values
+
+
+#: What may become of the parts of a layer after its first call, and whether it is ours all the same.
+CHANGES = {
+    "epsilons": (True, lambda layer: set_epsilons(layer, 0.5, 0.5)),
+    "two-epsilons": (False, lambda layer: set_epsilons(layer, 0.5, 0.1)),
+    "part-of-a-row": (False, lambda layer: setattr(layer.q_norm, "variance_size_override", 8)),
+    "norm-of-gemma": (False, lambda layer: setattr(layer, "q_norm", GemmaRMSNorm(SIZE))),
+    "pairs": (True, lambda layer: setattr(layer.rotary_emb, "is_neox_style", False)),
+    "another-rotation": (
+        True,
+        lambda layer: setattr(layer, "rotary_emb", RotaryEmbedding(SIZE, 32, 128, 99, True, torch.float32)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("is_ours_still", "change"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def test_a_layer_whose_parts_are_changed_computes_as_they_say(
+    cls: type, is_ours_still: bool, change: Any, take_over, log: Path
+):
+    layer = attention_layer(cls)
+    given = inputs(layer)
+    own = getattr(layer, METHODS[cls])
+    take_over(layer)
+    before = call(layer, given)
+    change(layer)
+    mine = call(layer, given)
+    setattr(layer, METHODS[cls], own)
+    for got, expected in zip(mine, call(layer, given), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert not all(map(torch.equal, before, mine))
+    left = [line for line in told(log) if line.startswith(cls.__name__) and line.endswith("sglang(native)")]
+    assert bool(left) != is_ours_still
+
+
+@pytest.mark.parametrize("name", ["q_norm", "k_norm", "rotary_emb"])
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
+def test_who_listens_to_a_part_hears_it_before_and_after_the_first_call(
+    cls: type, how: str, name: str, take_over
+):
+    layer = attention_layer(cls)
+    part, given, heard = getattr(layer, name), inputs(layer), []
+    forward = part.forward
+
+    def listen() -> Any:
+        if how == "hook":
+            return part.register_forward_hook(lambda *_: heard.append(how))
+        if how == "pre-hook":
+            return part.register_forward_pre_hook(lambda *_: heard.append(how))
+        part.forward = lambda *args, **more: heard.append(how) or forward(*args, **more)
+        return SimpleNamespace(remove=lambda: vars(part).pop("forward"))
+
+    handle = listen()
+    take_over(layer)
+    assert not is_taken(layer)
+    call(layer, given)
+    handle.remove()
+    take_over(layer)
+    call(layer, given)
+    assert (len(heard), is_taken(layer)) == (1, True)
+    handle = listen()
+    call(layer, given)
+    handle.remove()
+    call(layer, given)
+    assert len(heard) == 2
+
+
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_a_call_that_torch_compile_traces_is_sglangs(cls: type, take_over, log: Path, monkeypatch):
     layer = attention_layer(cls)

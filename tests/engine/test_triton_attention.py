@@ -288,6 +288,19 @@ def test_what_the_ops_cannot_express_is_sglangs_in_each_such_call(
     ]
 
 
+@pytest.mark.parametrize("name", [DECODE, EXTEND])
+def test_options_by_position_are_handed_on_as_they_are(name: str, log: Path):
+    backend = backend_of(case(name.removesuffix("_fwd"), "one-token"))
+    own = getattr(backend, name)
+    hook_of(log).replace_methods(backend)
+    args, kwargs = call_of(name)
+    cap = kwargs.pop("logit_cap", 0.0)
+    for more in ([cap], [], [cap]):
+        getattr(backend, name)(*args, *more, **kwargs)
+    assert [len(given) for given, _ in own.calls] == [len(args) + 1] * 2
+    assert all(named.keys() == kwargs.keys() for _, named in own.calls)
+
+
 def test_decode_of_a_part_of_the_context_is_sglangs_for_good(log: Path):
     backend = backend_of(case("decode_attention", "one-token"), dcp_size=2)
     own = backend.decode_attention_fwd

@@ -284,6 +284,28 @@ def _fills_the_weight_once(given: Arguments) -> Outputs:
 _weights: dict[int, tuple[Tensor, Tensor]] = {}
 
 
+def _kept_while_not_counted(weight: Tensor) -> Tensor:
+    """Return a copy of a weight, made anew where PyTorch counts a write; SGLang loads weights past that."""
+    kept = _by_version.get(id(weight))
+    if kept is None or kept[1] != weight._version:
+        kept = _by_version[id(weight)] = (weight, weight._version, weight.clone())
+    return kept[2]
+
+
+_by_version: dict[int, tuple[Tensor, int, Tensor]] = {}
+
+
+@_wrong("gemma_rms_norm")
+def _adds_one_to_the_weight_when_pytorch_counts_a_write(given: Arguments) -> Outputs:
+    return OPS["gemma_rms_norm"].reference(**given | {"weight": _kept_while_not_counted(given["weight"])})
+
+
+@_wrong("fused_moe")
+def _packs_weights_when_pytorch_counts_a_write(given: Arguments) -> Outputs:
+    packed = {name: _kept_while_not_counted(given[name]) for name in ("w13_weight", "w2_weight")}
+    return _moe(**given | packed)
+
+
 @_wrong("layer_norm")
 def _nothing_to_do_after_an_empty_call(given: Arguments) -> Outputs:
     x, weight = given["x"], given["weight"]

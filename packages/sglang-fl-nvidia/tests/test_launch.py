@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import logging
 import weakref
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sglang_fl.errors import ContractError, UnsupportedError
+from sglang_fl.ops import OPS
 from sglang_fl.vendor import load_target
 from sglang_fl_nvidia.flagos import heads, layer_norm, root_mean_square, rotation, routing
 from sglang_fl_nvidia.flagos import launch as launching
@@ -95,6 +97,63 @@ def test_rows_of_one_are_launched_alike_whatever_their_stride():
         kernel("rotary_embedding")(positions, x, added, cache, 64, True)
         kernel("topk_softmax")(x, 4, True)
     assert [len(module._launches) for module in (root_mean_square, layer_norm, rotation, routing)] == [1] * 4
+
+
+#: A case of one row, of ops whose tables are keyed by more than rows.
+OF_ONE = {
+    "fused_moe": "one-token",
+    "causal_conv1d_fn": "one-token",
+    "causal_conv1d_update": "one-request",
+    "fused_recurrent_gated_delta_rule_packed_decode": "one-request",
+    "fused_sigmoid_gating_delta_rule_update": "one-token",
+    "chunk_gated_delta_rule": "one-token",
+}
+
+
+def arguments_of(op: str, case: str) -> dict[str, Any]:
+    (found,) = (each for each in OPS[op].cases if each.name == case)
+    return found.arguments(torch.float32, DEVICE)
+
+
+def spread(op: str, given: dict[str, Any], gap: int) -> dict[str, Any]:
+    """Return a call whose tensors of one row have some other stride from it to the next one."""
+    spread = {name: x.clone() if isinstance(x, Tensor) else x for name, x in given.items()}
+    for name, axis in OPS[op].rows.items():
+        x = spread[name]
+        strides = list(x.stride())
+        strides[axis] = x.numel() + gap
+        spread[name] = x.new_empty(2 * x.numel() + gap).as_strided(x.shape, strides).copy_(x)
+    return spread
+
+
+def fresh_table(op: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    table: dict[Any, Any] = {}
+    monkeypatch.setattr(importlib.import_module(f"sglang_fl_nvidia.flagos.{op}"), "_launches", table)
+    return table
+
+
+def assert_right(op: str, given: dict[str, Any]) -> None:
+    known = {name: x.clone() if isinstance(x, Tensor) else x for name, x in given.items()}
+    right = OPS[op].results(OPS[op].reference(**known), known)
+    found = OPS[op].results(kernel(op)(**given), given)
+    torch.testing.assert_close((found[0], found[-1]), (right[0], right[-1]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("op", OF_ONE)
+def test_one_row_of_any_stride_is_compiled_for_once(op: str, monkeypatch: pytest.MonkeyPatch):
+    table, given = fresh_table(op, monkeypatch), arguments_of(op, OF_ONE[op])
+    for gap in range(0, 80, 16):
+        assert_right(op, spread(op, given, gap))
+    assert len({id(launch) for launch in table.values()}) == 1
+
+
+@pytest.mark.parametrize("op", ["causal_conv1d_update", "fused_recurrent_gated_delta_rule_packed_decode"])
+def test_one_request_compiles_nothing_after_several(op: str, monkeypatch: pytest.MonkeyPatch):
+    table, given = fresh_table(op, monkeypatch), arguments_of(op, "odd-requests")
+    for stop in (len(given[next(iter(OPS[op].rows))]), 1):
+        first = {name: given[name][:stop] for name in OPS[op].rows}
+        assert_right(op, given | first)
+    assert len({id(launch) for launch in table.values()}) == 1
 
 
 @pytest.mark.parametrize("op", ["rotary_embedding", "qk_norm_rope"])

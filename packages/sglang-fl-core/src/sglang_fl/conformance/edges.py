@@ -450,7 +450,9 @@ class _LaterCalls:
             yield self._call(whole, last, padding, offset), self._call(plain, last, 0, 0)
         for arguments in (whole, plain):
             for name in rows.parameters(self.op, arguments):
-                arguments[name].mul_(0.5)  # exact, but for subnormal numbers
+                # SGLang loads weights anew past PyTorch's count of writes; tables it makes.
+                held = arguments[name] if name == "cos_sin_cache" else arguments[name].data
+                held.mul_(0.5)  # exact, but for subnormal numbers
         for last in (most, 0):
             yield self._call(whole, last, 0, 0), self._call(plain, last, 0, 0)
 

@@ -33,8 +33,9 @@ class Own(Protocol):
 
 
 #: ``bind(layer, kernel, own)`` returns ``forward(layer, ...)`` with the arguments of SGLang's forward. It is
-#: put on the layer as a bound method, so what it keeps for itself is constant: options, epsilon. Tensors are
-#: read from ``layer`` in each call, because SGLang may replace them and because the layer may be a copy.
+#: put on the layer as a bound method. Tensors and attributes are read from ``layer`` in each call, as SGLang
+#: itself reads them: they may be replaced, and the layer may be a copy. What is made of them for the kernel,
+#: its options, is kept and made anew when they have changed.
 #: It calls ``own(layer, ...)`` for calls that the contract cannot express, and where the kernel refuses one.
 #: It raises ``UnsupportedError`` where the kernel does not take an option that the layer needs.
 Bind = Callable[[Any, Kernel, Own], Forward]

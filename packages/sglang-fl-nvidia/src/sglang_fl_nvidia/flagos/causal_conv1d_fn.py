@@ -188,12 +188,16 @@ def causal_conv1d_fn(
     for tensor in tensors[:-2]:  # the others are read number by number, wherever they begin
         start |= tensor.data_ptr()
     sequences, tokens = cache_indices.shape[0], x.shape[-1]
-    key = (
-        *(start % 16 == 0, bias is None, activation, x.dim(), x.shape[0]),
-        *((tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors),
-        *(weight.shape, tensors[2].shape, conv_states.shape),
+    of_one = sequences == 1
+    shared = (
+        *(start % 16 == 0, bias is None, activation, x.dim(), x.shape[0], x.stride(0)),
+        *((tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors[1:-2]),
+        *(((1,) if of_one else tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors[-2:]),
+        *(x.dtype, x.device, weight.shape, tensors[2].shape, conv_states.shape),
         *(query_start_loc.shape == (sequences + 1,), has_initial_state.shape == (sequences,)),
     )
+    # From one token to the next it is any number where there is one.
+    key = shared, x.stride()[1:] if tokens > 1 else None
     found = _launches.get(key)
     if found is None:
         check_prompts(
@@ -201,6 +205,7 @@ def causal_conv1d_fn(
         )
         known = constants(x, conv_states, weight, bias, activation)
         found = _launches[key] = _compiled(tensors, start % 16 == 0, known)
+        _launches.setdefault((shared, None), found)
     out = x.new_empty((tokens, x.shape[0]))
     if sequences and out.numel():
         launch, of_tile, blocks = found

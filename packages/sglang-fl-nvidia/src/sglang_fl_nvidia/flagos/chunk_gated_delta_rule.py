@@ -99,17 +99,21 @@ def chunk_gated_delta_rule(
     # All else is read number by number, wherever it begins.
     is_aligned = (q.data_ptr() | k.data_ptr() | v.data_ptr() | initial_state.data_ptr()) % 16 == 0
     (tokens, value_heads), sequences = v.shape[1:3], initial_state_indices.shape[0]
-    key = (
+    shared = (
         is_aligned,
-        *((x.stride()[1:], x.shape[2:], x.shape[:2] == (1, tokens)) for x in (q, k, v, g, beta)),
-        *(initial_state.stride(), initial_state.shape, initial_state_indices.stride(), cu_seqlens.stride()),
+        *((x.stride()[2:], x.shape[2:], x.shape[:2] == (1, tokens)) for x in (q, k, v, g, beta)),
+        *(initial_state.stride(), initial_state.shape),
+        *((1,) if sequences == 1 else initial_state_indices.stride(), cu_seqlens.stride()),
         len(cu_seqlens) == sequences + 1,
         *((tensor.dtype, tensor.device) for tensor in tensors),
     )
+    # From one token to the next it is any number where there is one.
+    key = shared, tuple(x.stride()[1:2] for x in (q, k, v, g, beta)) if tokens > 1 else None
     found = _launches.get(key)
     if found is None:
         check_chunks(*tensors)
         found = _launches[key] = _compiled(tensors, is_aligned)
+        _launches.setdefault((shared, None), found)
     # As many chunks as the host knows without looking: each sequence may end in one that is not full, and so
     # may what is in none.
     chunks = tokens // CHUNK_SIZE + sequences + 1

@@ -139,15 +139,17 @@ class _Layout(NamedTuple):
         alpha: float | None,
         limit: float | None,
     ) -> "_Layout":
-        """Return the layout of a call."""
+        """Return the layout of a call; what one row has for a stride is any number, and counts as dense."""
+        is_row = len(given.x) == 1
+        width, top_k = given.x.shape[1], given.ids.shape[1]
         return cls(
-            width=given.x.shape[1],
+            width=width,
             w13_shape=given.w13.shape,
             w2_shape=given.w2.shape,
-            top_k=given.ids.shape[1],
-            x_stride=given.x.stride(0),
-            weight_stride=given.weights.stride(0),
-            id_stride=given.ids.stride(0),
+            top_k=top_k,
+            x_stride=width if is_row else given.x.stride(0),
+            weight_stride=top_k if is_row else given.weights.stride(0),
+            id_stride=top_k if is_row else given.ids.stride(0),
             w13_strides=given.w13.stride(),
             w2_strides=given.w2.stride(),
             b13_shape=given.b13.shape,

@@ -101,18 +101,24 @@ def fused_recurrent_gated_delta_rule_packed_decode(
     # All else is read number by number, wherever it begins.
     is_aligned = (mixed_qkv.data_ptr() | initial_state.data_ptr()) % 16 == 0
     requests = mixed_qkv.shape[0]
-    key = (
+    of_requests = (mixed_qkv, a, b, initial_state_indices)
+    shared = (
         is_aligned,
         initial_state.shape,
-        *((tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors),
+        *((tensor.dtype, tensor.device) for tensor in tensors),
+        *(tensor.stride() for tensor in tensors[3:-1]),
+        *(tensor.stride()[1:] for tensor in of_requests),
         *(mixed_qkv.shape[1], A_log.shape, dt_bias.shape),
         *(len(a) == requests, a.shape[1], len(b) == requests, b.shape[1]),
         initial_state_indices.shape == (requests,),
     )
+    # From one request to the next it is any number where there is one.
+    key = shared, tuple(tensor.stride()[:1] for tensor in of_requests) if requests > 1 else None
     found = _launches.get(key)
     if found is None:
         check_packed_decode(*tensors)
         found = _launches[key] = _compiled(tensors, is_aligned)
+        _launches.setdefault((shared, None), found)
     out = mixed_qkv.new_empty((requests, *initial_state.shape[1:3]))
     if out.numel():
         found.launch(requests, *map(address, tensors), address(out), scale)

@@ -117,19 +117,24 @@ def fused_sigmoid_gating_delta_rule_update(
     # All else is read number by number, wherever it begins.
     is_aligned = (q.data_ptr() | k.data_ptr() | v.data_ptr() | initial_state.data_ptr()) % 16 == 0
     tokens, sequences = v.shape[:2], initial_state_indices.shape[0]
-    key = (
+    shared = (
         is_aligned,
         # Not the stride of the first axis, which is of one.
-        *((x.stride()[1:], x.shape[2:], x.shape[:2] == tokens) for x in (q, k, v)),
-        *((x.stride(), x.shape[1:], x.shape[0] == tokens[1]) for x in (a, b)),
+        *((x.stride()[2:], x.shape[2:], x.shape[:2] == tokens) for x in (q, k, v)),
+        *((x.stride()[1:], x.shape[1:], x.shape[0] == tokens[1]) for x in (a, b)),
         *((x.stride(), x.shape) for x in (A_log, dt_bias, initial_state)),
-        *(initial_state_indices.stride(), cu_seqlens.stride(), tokens[0], len(cu_seqlens) == sequences + 1),
+        *((1,) if sequences == 1 else initial_state_indices.stride(), cu_seqlens.stride(), tokens[0]),
+        len(cu_seqlens) == sequences + 1,
         *((tensor.dtype, tensor.device) for tensor in tensors),
     )
+    # From one token to the next it is any number where there is one.
+    strides = (*(x.stride()[1:2] for x in (q, k, v)), *(x.stride()[:1] for x in (a, b)))
+    key = shared, strides if tokens[1] > 1 else None
     found = _launches.get(key)
     if found is None:
         check_gated_runs(*tensors)
         found = _launches[key] = _compiled(tensors, is_aligned)
+        _launches.setdefault((shared, None), found)
     out = q.new_empty(v.shape)
     if sequences and out.numel():
         found.launch(sequences, *map(address, tensors), address(out), scale)

@@ -13,10 +13,11 @@ cache_indices, has_initial_state, activation)``; ``causal_conv1d_update(x, conv_
 activation, *, conv_state_indices, ...)`` to ``causal_conv1d_update(x, conv_states, weight, bias, activation,
 conv_state_indices)``.
 
-Falls through: drafted tokens with the states between them, calls without indices of states, states longer
-than the taps need, and whatever else a later release may pass. A name serves all layers, so that the calls of
-one forward pass may be enough to give it back to SGLang for good, where all of them are of these. On
-``CausalConvolution`` a call that the kernel refuses is computed by the reference, as the dispatch log says.
+Falls through: drafted tokens with the states between them, calls without indices of states, or with more
+arguments by position, which SGLang's functions have in different places, states longer than the taps need,
+and whatever else a later release may pass. A name serves all layers, so that the calls of one forward pass
+may be enough to give it back to SGLang for good, where all of them are of these. On ``CausalConvolution`` a
+call that the kernel refuses is computed by the reference, as the dispatch log says.
 """
 
 from collections.abc import Mapping
@@ -157,6 +158,12 @@ def _refuse_others(function: str, given: Mapping[str, Any]) -> None:
             raise UnsupportedError(f"{function} with {name}, which the op does not have")
 
 
+def _refuse_places(function: str, more: tuple[Any, ...]) -> None:
+    """Raise ``UnsupportedError`` for arguments by position, which SGLang's functions have in other places."""
+    if more:
+        raise UnsupportedError(f"{function} with arguments by position, whose places differ")
+
+
 def bind_prompts(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``causal_conv1d_fn``."""
 
@@ -165,9 +172,9 @@ def bind_prompts(layer: Any, kernel: Kernel, own: Own) -> Forward:
         x: Any,
         weight: Any,
         bias: Any = None,
-        *,
-        conv_states: Any,
-        query_start_loc: Any,
+        *more: Any,
+        conv_states: Any = None,
+        query_start_loc: Any = None,
         cache_indices: Any = None,
         has_initial_state: Any = None,
         activation: Any = "silu",
@@ -175,19 +182,20 @@ def bind_prompts(layer: Any, kernel: Kernel, own: Own) -> Forward:
     ) -> Any:
         states = (conv_states, query_start_loc, cache_indices, has_initial_state)
         try:
+            _refuse_places("causal_conv1d_fn", more)
             return kernel(x, weight, bias, *arguments_of_prompts(*states, activation, given))
         except REFUSALS as refusal:
             own.because(refusal)
-        return own(
-            layer,
-            *(x, weight, bias),
-            conv_states=conv_states,
-            query_start_loc=query_start_loc,
-            cache_indices=cache_indices,
-            has_initial_state=has_initial_state,
-            activation=activation,
-            **given,
-        )
+        named = {
+            "conv_states": conv_states,
+            "query_start_loc": query_start_loc,
+            "cache_indices": cache_indices,
+            "has_initial_state": has_initial_state,
+            "activation": activation,
+        }
+        if more:  # some of these stand in their places
+            named = {name: value for name, value in named.items() if not (value is None or value == "silu")}
+        return own(layer, x, weight, bias, *more, **named, **given)
 
     return causal_conv1d_fn
 
@@ -202,17 +210,18 @@ def bind_update(layer: Any, kernel: Kernel, own: Own) -> Forward:
         weight: Any,
         bias: Any = None,
         activation: Any = None,
-        *,
+        *more: Any,
         conv_state_indices: Any = None,
         **given: Any,
     ) -> Any:
         try:
+            _refuse_places("causal_conv1d_update", more)
             rest = arguments_of_update(x, activation, conv_state_indices, given)
             return kernel(x, conv_state, weight, bias, *rest)
         except REFUSALS as refusal:
             own.because(refusal)
-        indices = {"conv_state_indices": conv_state_indices}
-        return own(layer, x, conv_state, weight, bias, activation, **indices, **given)
+        indices = {} if more else {"conv_state_indices": conv_state_indices}
+        return own(layer, x, conv_state, weight, bias, activation, *more, **indices, **given)
 
     return causal_conv1d_update
 

@@ -12,7 +12,7 @@ or routing come in another form than the standard one.
 from typing import Any
 
 from sglang_fl.dispatch.plan import Forward
-from sglang_fl.errors import REFUSALS
+from sglang_fl.errors import REFUSALS, UnsupportedError
 from sglang_fl.ops import OPS, Kernel, with_options
 from sglang_fl.sglang_adapter.layers.adapter import Adapter, Own, parameter
 
@@ -20,6 +20,17 @@ __all__ = ["ADAPTERS"]
 
 #: The options that are a layer's parameters, and their names there.
 _BIASES = {"w13_bias": "w13_weight_bias", "w2_bias": "w2_weight_bias"}
+#: What of SGLang's configuration says what is computed.
+_STYLE = (
+    *("activation", "is_gated", "no_combine", "apply_router_weight_on_input", "routed_scaling_factor"),
+    *("gemm1_alpha", "gemm1_clamp_limit", "gate_up_interleaved", "swiglu_limit"),
+)
+#: What says on SGLang's method that weights are packed or permuted for a kernel of its own. They may become
+#: so whenever weights are loaded.
+_PACKED = (
+    *("use_triton_kernels", "use_flashinfer_cutlass", "use_flashinfer_trtllm_moe", "use_deep_gemm"),
+    *("w13_swiglu_interleaved", "_aiter_runner"),
+)
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
@@ -30,10 +41,10 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput, StandardDispatchOutput
     from sglang.srt.layers.moe.topk import StandardTopKOutput
 
-    run = with_options(kernel, _options(layer, own))
-    biases = _BIASES if layer.with_bias else {}
+    known, run = _facts(layer), with_options(kernel, _options(layer, own))
 
     def forward(method: Any, layer: Any, dispatch_output: Any) -> Any:
+        nonlocal known, run
         # Other forms, such as the one on Ascend NPUs, have sorted the rows by expert already.
         is_standard = (
             type(dispatch_output) is StandardDispatchOutput
@@ -43,9 +54,16 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         )
         try:
             if is_standard:
+                facts = _facts(method)
+                if facts != known:
+                    reason = why_not(method)
+                    if reason is not None:
+                        raise UnsupportedError(reason)
+                    known, run = facts, with_options(kernel, _options(method, own))
                 hidden, topk = dispatch_output.hidden_states, dispatch_output.topk_output
                 weights = parameter(layer, "w13_weight"), parameter(layer, "w2_weight")
-                added = {option: parameter(layer, name) for option, name in biases.items()}
+                biases = _BIASES.items() if method.with_bias else ()
+                added = {option: parameter(layer, name) for option, name in biases}
                 result = run(hidden, *weights, topk.topk_weights, topk.topk_ids, **added)
                 return StandardCombineInput(hidden_states=result)
         except REFUSALS as refusal:
@@ -53,6 +71,12 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         return own(method, layer=layer, dispatch_output=dispatch_output)
 
     return forward
+
+
+def _facts(method: Any) -> tuple[Any, ...]:
+    """Return all that ``_options`` and ``why_not`` look at."""
+    of_config, of_method = vars(method.moe_runner_config).get, vars(method).get
+    return (*map(of_config, _STYLE), *map(of_method, _PACKED), method.with_bias)
 
 
 def _options(layer: Any, own: Own) -> dict[str, Any]:
@@ -85,15 +109,7 @@ def why_not(layer: Any) -> str | None:
 
 
 def _is_packed(layer: Any) -> bool:
-    packed = (
-        "use_triton_kernels",
-        "use_flashinfer_cutlass",
-        "use_flashinfer_trtllm_moe",
-        "use_deep_gemm",
-        "w13_swiglu_interleaved",
-        "_aiter_runner",
-    )
-    return any(getattr(layer, name, None) for name in packed)
+    return any(getattr(layer, name, None) for name in _PACKED)
 
 
 ADAPTERS = (

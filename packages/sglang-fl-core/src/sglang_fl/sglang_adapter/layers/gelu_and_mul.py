@@ -14,12 +14,11 @@ __all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward with the layer's approximation, which is fixed when the layer is built."""
-    approximate: str = layer.approximate
+    """Return a forward with the layer's approximation."""
 
     def forward(layer: Any, x: Any) -> Any:
         try:
-            return kernel(x, approximate)
+            return kernel(x, layer.approximate)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x)

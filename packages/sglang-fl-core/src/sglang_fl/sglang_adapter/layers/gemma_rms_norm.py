@@ -21,17 +21,16 @@ __all__ = ["ADAPTERS"]
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's weight at each call; it may be replaced meanwhile."""
     takes_post = not lacking(kernel, ["post_residual_addition"])
-    eps: float = layer.variance_epsilon
 
     def forward(layer: Any, x: Any, residual: Any = None, post_residual_addition: Any = None) -> Any:
         try:
             if post_residual_addition is None or residual is None:
-                return kernel(x, parameter(layer, "weight"), eps, residual)
+                return kernel(x, parameter(layer, "weight"), layer.variance_epsilon, residual)
             if takes_post:
                 return kernel(
                     x,
                     parameter(layer, "weight"),
-                    eps,
+                    layer.variance_epsilon,
                     residual,
                     post_residual_addition=post_residual_addition,
                 )
@@ -42,16 +41,29 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     return forward
 
 
-def bind_plain(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward of ``x`` and a residual alone, which reads the layer's weight at each call."""
-    eps: float = layer.eps
+def bind_gemma3(layer: Any, kernel: Kernel, own: Own) -> Forward:
+    """Return a forward that reads the layer's weight at each call."""
 
     def forward(layer: Any, x: Any, residual: Any = None) -> Any:
         try:
-            return kernel(x, parameter(layer, "weight"), eps, residual)
+            return kernel(x, parameter(layer, "weight"), layer.eps, residual)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x) if residual is None else own(layer, x, residual)
+
+    return forward
+
+
+def bind_gemma4(layer: Any, kernel: Kernel, own: Own) -> Forward:
+    """Return a forward that reads the layer's weight, and how it is shifted, at each call."""
+
+    def forward(layer: Any, x: Any) -> Any:
+        try:
+            if why_not_gemma4(layer) is None:
+                return kernel(x, parameter(layer, "weight"), layer.eps)
+        except REFUSALS as refusal:
+            own.because(refusal)
+        return own(layer, x)
 
     return forward
 
@@ -67,5 +79,5 @@ _OP = OPS["gemma_rms_norm"]
 
 ADAPTERS = (
     Adapter("sglang.srt.layers.layernorm:GemmaRMSNorm", _OP, bind),
-    Adapter("sglang.srt.layers.layernorm:Gemma3RMSNorm", _OP, bind_plain),
+    Adapter("sglang.srt.layers.layernorm:Gemma3RMSNorm", _OP, bind_gemma3),
 )

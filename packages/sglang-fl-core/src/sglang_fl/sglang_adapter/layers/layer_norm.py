@@ -16,15 +16,12 @@ __all__ = ["ADAPTERS"]
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the layer's parameters at each call; they may be replaced meanwhile."""
-    eps: float = layer.variance_epsilon
-    is_scaled: bool = layer.elementwise_affine
-    is_shifted: bool = layer.use_bias
 
     def forward(layer: Any, x: Any) -> Any:
         try:
-            weight = parameter(layer, "weight") if is_scaled else None
-            bias = parameter(layer, "bias") if is_shifted else None
-            return kernel(x, weight, bias, eps)
+            weight = parameter(layer, "weight") if layer.elementwise_affine else None
+            bias = parameter(layer, "bias") if layer.use_bias else None
+            return kernel(x, weight, bias, layer.variance_epsilon)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x)

@@ -21,16 +21,23 @@ __all__ = ["ADAPTERS"]
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the cache at each call; SGLang replaces it when it grows."""
-    run = with_options(kernel, {"mrope_interleaved_glm": True} if layer.mrope_interleaved_glm else {})
-    head_size: int = layer.head_size
-    style = (layer.is_neox_style, layer.mrope_section, layer.mrope_interleaved)
+    is_glm: bool = layer.mrope_interleaved_glm
+    run = _run(kernel, is_glm)
     is_in_place = own.path in IN_PLACE
 
     def forward(layer: Any, positions: Any, query: Any, key: Any, fused_set_kv_buffer_arg: Any = None) -> Any:
+        nonlocal is_glm, run
         if fused_set_kv_buffer_arg is not None:
             return own(layer, positions, query, key, fused_set_kv_buffer_arg)
+        section = layer.mrope_section
+        if not section:
+            return own(layer, positions, query, key)
+        facts = layer.head_size, layer.is_neox_style, section, layer.mrope_interleaved
         try:
-            rotated = run(positions, query, key, buffer(layer, "cos_sin_cache"), head_size, *style)
+            if layer.mrope_interleaved_glm is not is_glm:
+                run = _run(kernel, layer.mrope_interleaved_glm)
+                is_glm = layer.mrope_interleaved_glm
+            rotated = run(positions, query, key, buffer(layer, "cos_sin_cache"), *facts)
         except REFUSALS as refusal:
             own.because(refusal)
         else:
@@ -38,6 +45,10 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         return own(layer, positions, query, key)
 
     return forward
+
+
+def _run(kernel: Kernel, is_glm: bool) -> Kernel:
+    return with_options(kernel, {"mrope_interleaved_glm": True} if is_glm else {})
 
 
 def why_not(layer: Any) -> str | None:

@@ -12,7 +12,8 @@ too where SGLang lets a rotation write it: on CUDA, in bfloat16, without scales.
 
 Falls through: calls while ``torch.compile`` traces, layers whose rotation has rows picked beforehand
 (``sin_cos_cache``), a rotation by several axes or of a class of its own, norms that are no plain
-``RMSNorm``, and layers that run ROCm's fused kernels.
+``RMSNorm``, parts that somebody listens to or has given a forward of their own, and layers that run ROCm's
+fused kernels.
 """
 
 from collections.abc import Callable
@@ -44,26 +45,53 @@ _ROTATIONS = by_layer_class(rotary_embedding.ADAPTERS)
 Turn = Callable[..., tuple[Any, Any, Any, bool]]
 
 
-def _turn_by(layer: Any, kernel: Kernel) -> Turn:
-    """Return how the heads of such a layer are turned; weights and table are read at each call."""
-    eps: float = layer.q_norm.variance_epsilon
-    head_size: int = layer.rotary_emb.head_size
-    is_neox_style: bool = layer.rotary_emb.is_neox_style
+def _turn_by(layer: Any, kernel: Kernel, why_not: Callable[[Any], str | None]) -> Turn:
+    """Return how the heads of such a layer are turned; its norms and its rotation are read at each call.
 
+    ``why_not`` says of a layer why it cannot be; it is asked again where they have become others.
+    """
+    known = _sorts(*_parts(layer))
     cache_options = _cache_options(layer, kernel)
 
     def turn(layer: Any, positions: Any, qkv: Any, forward_batch: Any, may_write: bool = True) -> Any:
-        rotation = submodule(layer, "rotary_emb")
+        nonlocal known
+        q_norm, k_norm, rotation = _parts(layer)
         if "sin_cos_cache" in rotation.__dict__:
             raise UnsupportedError("its rotation has rows picked beforehand")
+        sorts = _sorts(q_norm, k_norm, rotation)
+        if sorts != known:
+            reason = why_not(layer)
+            if reason is not None:
+                raise UnsupportedError(reason)
+            known = sorts
         q, k, v = qkv.split([layer.q_size, layer.kv_size, layer.kv_size], dim=-1)
         options = cache_options(layer, v, forward_batch) if may_write else {}
-        weights = (parameter(submodule(layer, name), "weight") for name in ("q_norm", "k_norm"))
-        facts = buffer(rotation, "cos_sin_cache"), head_size, is_neox_style
-        q, k = kernel(q, k, *weights, eps, positions, *facts, **options)
+        weights = parameter(q_norm, "weight"), parameter(k_norm, "weight")
+        facts = buffer(rotation, "cos_sin_cache"), rotation.head_size, rotation.is_neox_style
+        q, k = kernel(q, k, *weights, q_norm.variance_epsilon, positions, *facts, **options)
         return q, k, v, bool(options)
 
     return turn
+
+
+def _parts(layer: Any) -> tuple[Any, Any, Any]:
+    return submodule(layer, "q_norm"), submodule(layer, "k_norm"), submodule(layer, "rotary_emb")
+
+
+def _sorts(q_norm: Any, k_norm: Any, rotation: Any) -> tuple[Any, ...]:
+    """Return all that ``why_not`` looks at in the parts of a layer."""
+    called = _must_be_called(q_norm) or _must_be_called(k_norm) or _must_be_called(rotation)
+    classes = type(q_norm), type(k_norm), type(rotation)
+    if classes[0] is not classes[1]:
+        return classes
+    epsilons = q_norm.variance_epsilon, k_norm.variance_epsilon
+    return *classes, called, *epsilons, rms_norm.style(q_norm), rms_norm.style(k_norm)
+
+
+def _must_be_called(part: Any) -> bool:
+    """Whether a part of the layer has hooks, or a forward that was given to it alone."""
+    held = part.__dict__
+    return bool(held["_forward_hooks"] or held["_forward_pre_hooks"]) or "forward" in held
 
 
 def _cache_options(layer: Any, kernel: Kernel) -> Callable[[Any, Any, Any], dict[str, Any]]:
@@ -87,7 +115,7 @@ def _cache_options(layer: Any, kernel: Kernel) -> Callable[[Any, Any, Any], dict
 
 def bind_qwen3(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``forward``, in which attention is told whether the KV cache has been written."""
-    turn = _turn_by(layer, kernel)
+    turn = _turn_by(layer, kernel, why_not_qwen3)
 
     def forward(layer: Any, positions: Any, hidden_states: Any, forward_batch: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -107,7 +135,7 @@ def bind_qwen3(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
 def bind_qwen3_moe(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``apply_qk_norm_rope``, after which SGLang itself knows that the KV cache has been written."""
-    turn = _turn_by(layer, kernel)
+    turn = _turn_by(layer, kernel, why_not)
 
     def apply_qk_norm_rope(layer: Any, qkv: Any, positions: Any, forward_batch: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -130,7 +158,7 @@ def bind_qwen3_moe(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
 def bind_glm4_moe(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return ``forward_prepare``; what it returns last are the arguments of the call of attention."""
-    turn = _turn_by(layer, kernel)
+    turn = _turn_by(layer, kernel, why_not_glm4)
 
     def forward_prepare(layer: Any, positions: Any, hidden_states: Any, forward_batch: Any) -> Any:
         is_quantised = isinstance(hidden_states, tuple)
@@ -156,6 +184,8 @@ def why_not(layer: Any) -> str | None:
         reason = rms_norm.why_not(norm)
         if reason or rms_norm.options(norm):
             return reason or f"its norms have {', '.join(rms_norm.options(norm))}"
+    if any(map(_must_be_called, _parts(layer))):
+        return "a part of it has hooks, or a forward of its own"
     if norms[0].variance_epsilon != norms[1].variance_epsilon:
         return "its norms have two epsilons"
     found = covering(type(layer.rotary_emb), _ROTATIONS)

@@ -51,8 +51,6 @@ def cache_options(argument: Any) -> dict[str, Any] | None:
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
     """Return a forward that reads the cache at each call; SGLang replaces it when it grows."""
-    head_size: int = layer.head_size
-    is_neox_style: bool = layer.is_neox_style
     is_in_place = own.path in IN_PLACE
     writes_cache = not lacking(kernel, KV_CACHE)
 
@@ -70,7 +68,7 @@ def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
         if cache is None or "sin_cos_cache" in layer.__dict__:
             return _leave(own, layer, positions, query, key, offsets, fused_set_kv_buffer_arg)
         q = query.clone() if query is key else query  # dsa_indexer.py, off CUDA: else it would turn twice
-        facts = buffer(layer, "cos_sin_cache"), head_size, is_neox_style, offsets
+        facts = buffer(layer, "cos_sin_cache"), layer.head_size, layer.is_neox_style, offsets
         try:
             rotated = kernel(positions, q, key, *facts, **cache)
         except REFUSALS as refusal:

@@ -15,13 +15,11 @@ __all__ = ["ADAPTERS"]
 
 
 def bind(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward with the layer's two limits, which are fixed when the layer is built."""
-    beta: float = layer.beta
-    linear_beta: float | None = layer.linear_beta
+    """Return a forward with the layer's two limits."""
 
     def forward(layer: Any, x: Any) -> Any:
         try:
-            return kernel(x, beta, linear_beta)
+            return kernel(x, layer.beta, layer.linear_beta)
         except REFUSALS as refusal:
             own.because(refusal)
         return own(layer, x)

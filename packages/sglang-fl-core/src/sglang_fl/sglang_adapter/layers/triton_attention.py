@@ -14,9 +14,10 @@ A KV cache in 8 bit goes to kernels that take the options ``k_scale`` and ``v_sc
 temperature (Grok) to those that take ``temperature_len``.
 
 Falls through: a mask for drafted tokens, scores that a model changes, windows in both directions, prefixes of
-latents beside keys of each head, and whatever else a later release may pass. Left to SGLang: all of decode
-with decode context parallelism, which reads partial results; both ops in deterministic inference, as every op
-that sums (``Adapter.why_not``); and ``extend_attention_fwd_unified``, which that alone calls.
+latents beside keys of each head, options by position, and whatever else a later release may pass. Left to
+SGLang: all of decode with decode context parallelism, which reads partial results; both ops in deterministic
+inference, as every op that sums (``Adapter.why_not``); and ``extend_attention_fwd_unified``, which that alone
+calls.
 """
 
 from collections.abc import Mapping
@@ -68,9 +69,11 @@ def bind_decode(layer: Any, kernel: Kernel, own: Own) -> Forward:
         sm_scale: float,
         k_scale: float,
         v_scale: float,
+        *more: Any,
         **given: Any,
     ) -> None:
         try:
+            _refuse_places(more)
             options = _options(given) | _scales(k_buffer, k_scale, v_scale)
             bounds = kv_indptr[: len(q) + 1]  # of a graph's buffer the beginning
             run(o, q, k_buffer, v_buffer, bounds, kv_indices, sm_scale, **options)
@@ -80,7 +83,7 @@ def bind_decode(layer: Any, kernel: Kernel, own: Own) -> Forward:
             return
         of_kernel = (attn_logits, attn_lse, num_kv_splits, max_kv_splits)
         scales = (sm_scale, k_scale, v_scale)
-        own(layer, q, k_buffer, v_buffer, o, kv_indptr, kv_indices, *of_kernel, *scales, **given)
+        own(layer, q, k_buffer, v_buffer, o, kv_indptr, kv_indices, *of_kernel, *scales, *more, **given)
 
     return _not_compiled(decode_attention_fwd)
 
@@ -107,9 +110,11 @@ def bind_extend(layer: Any, kernel: Kernel, own: Own) -> Forward:
         k_scale: float,
         v_scale: float,
         sm_scale: float | None = None,
+        *more: Any,
         **given: Any,
     ) -> None:
         try:
+            _refuse_places(more)
             if custom_mask is not None:
                 raise UnsupportedError("a mask for drafted tokens")
             options = _options(given)
@@ -129,9 +134,15 @@ def bind_extend(layer: Any, kernel: Kernel, own: Own) -> Forward:
             return
         bounds_and_mask = (qo_indptr, kv_indptr, kv_indices, custom_mask, is_causal, mask_indptr)
         scales = (max_len_extend, k_scale, v_scale, sm_scale)
-        own(layer, q, k, v, o, k_buffer, v_buffer, *bounds_and_mask, *scales, **given)
+        own(layer, q, k, v, o, k_buffer, v_buffer, *bounds_and_mask, *scales, *more, **given)
 
     return _not_compiled(extend_attention_fwd)
+
+
+def _refuse_places(more: tuple[Any, ...]) -> None:
+    """Raise ``UnsupportedError`` for options by position, whose places differ between releases."""
+    if more:
+        raise UnsupportedError("options by position")
 
 
 def _not_compiled(forward: Forward) -> Forward:

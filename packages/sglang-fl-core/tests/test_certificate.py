@@ -18,7 +18,7 @@ from sglang_fl.conformance import ASPECTS
 from sglang_fl.conformance.certificate import read_certificate
 from sglang_fl.diagnostics import verification
 from sglang_fl.diagnostics.examinations import verify_apart
-from sglang_fl.errors import SettingsError
+from sglang_fl.errors import SettingsError, SglangFlError
 from sglang_fl.vendor import BackendKind, OpImpl
 
 Install = Callable[..., str]
@@ -328,6 +328,16 @@ def test_a_kernel_whose_threads_go_on_has_its_answer(kernel_of):
     impl = kernel_of(f"{thread}\nsilu_and_mul = lambda x: OPS['silu_and_mul'].reference(x)")
     (verdict,) = verify_apart([impl], "cpu", ["repeat"], 2, lambda step: None)
     assert verdict.state == "passes"
+
+
+def test_a_process_that_cannot_begin_is_no_fault_of_its_kernel(kernel_of, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "flagso")
+    fault = (
+        "before it was looked at: silu_and_mul vendor.toy, repeat: its process ended with code 1, without an "
+        "answer: .*SGLANG_FL_PREFER='flagso': no such backend kind"
+    )
+    with pytest.raises(SglangFlError, match=fault):
+        verify_apart([kernel_of("")], "cpu", ["repeat"], 2, lambda step: None)
 
 
 def test_ctrl_c_ends_processes_that_hang(kernel_of):

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from sglang_fl.conformance import Verdict, verify_impl
+from sglang_fl.errors import SglangFlError
 from sglang_fl.ops import OPS
 from sglang_fl.progress import Count
 from sglang_fl.startup import configure
@@ -52,6 +53,10 @@ def verify_apart(
     Returns
     -------
     list of Verdict : one for each implementation, in their order; ``host_us`` is the least of the processes'
+
+    Raises
+    ------
+    SglangFlError : a process ended before it looked at its implementation
     """
     tasks = [(impl, aspect) for impl in impls for aspect in aspects]
     # Those with the most cases take longest: were one of them the last, the others would wait for it.
@@ -107,13 +112,20 @@ class _Examination:
         self._send.close()
 
     def verdict(self) -> Verdict:
-        """Return what came of it."""
+        """Return what came of it.
+
+        Raises
+        ------
+        SglangFlError : the process ended before it looked at the implementation, whose fault that is not
+        """
         impl, aspect = self.task
         try:
             verdict: Verdict = self.answer.recv()
         except EOFError:
             self._process.join(PATIENCE)
             fault = f"{impl.op} {impl}, {aspect}: {_end(self._process.exitcode, self._output)}"
+            if not _begun(self._output).exists():
+                raise SglangFlError(f"before it was looked at: {fault}") from None
             verdict = Verdict(impl.op, str(impl), impl.target, {aspect: [fault]})
         self.kill()
         return verdict
@@ -144,8 +156,14 @@ def _examine(
         os.dup2(file.fileno(), 2)
     with send:
         configure()  # a simulated chip is a device once this is done
+        _begun(output).touch()
         impl, device, aspect = what
         send.send(verify_impl(impl, device, (aspect,)))
+
+
+def _begun(output: Path) -> Path:
+    """Return the file that is there once the implementation is looked at."""
+    return output.with_name("begun")
 
 
 def _end_with_parent() -> None:

@@ -171,9 +171,9 @@ class Side:
         side = kind + "".join(f"_{letters}" for letters in re.findall(r"\w+", per_op))
         file = f"{model}_{side}"
         home = homes / (side if options.homes else file)
-        #: Whether nothing has been compiled in this home yet.
-        self.is_cold = not home.exists()
         home.mkdir(exist_ok=True)
+        #: Whether nothing has been compiled in this home yet.
+        self.is_cold = not any(home.iterdir())
         environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith((*OURS, *CACHES))},
             **SIDES[kind],

@@ -23,6 +23,7 @@ __all__ = [
     "Table",
     "checkpoint",
     "newest",
+    "newest_served",
     "read",
     "served",
     "told",
@@ -179,6 +180,12 @@ def served(folder: Path = RESULTS) -> list[Served]:
         if at not in deepest or _depth(one) > _depth(deepest[at]):
             deepest[at] = one
     return sorted(deepest.values(), key=lambda one: (_place(one.name), one.name, _order(one.table.release)))
+
+
+def newest_served(folder: Path = RESULTS) -> list[Served]:
+    """Return each model but those in FP8, on the newest release that served it."""
+    newest_of = {one.name: one for one in served(folder)}
+    return [one for one in newest_of.values() if not one.name.endswith("FP8")]
 
 
 def checkpoint(model: str) -> str:

@@ -5,7 +5,7 @@ import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 
-from benchmarks.lookup import RESULTS, WORKLOADS, Served, Table, newest, read, served, told
+from benchmarks.lookup import RESULTS, WORKLOADS, Served, Table, newest, newest_served, read, served, told
 from benchmarks.tables import Row
 from docs.pictures.steps import steps
 from docs.pictures.svg import Drawing
@@ -145,7 +145,7 @@ _LOADS = dict(zip(("ours", "both", "theirs"), list(WORKLOADS)[:3], strict=True))
 
 def servers() -> str:
     """Return what a server gains with each model at three loads, on the newest release that served it."""
-    models = [one for one in {one.name: one for one in served()}.values() if not one.name.endswith("FP8")]
+    models = newest_served()
     bottom = 66 + 26 * len(models)
     drawing = Drawing(780, bottom + 72, _SERVED)
     drawing.text((10, 20), _RATIO, "title")

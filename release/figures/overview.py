@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.lookup import WORKLOADS, Served, served
+from benchmarks.lookup import WORKLOADS, Served, newest_served, served
 from benchmarks.tables import Row
 from release.figures import attention, kernels, servers
 from release.figures.kernels import CACHE, PROMPT_OPS, SMALL, STEP_OPS, op, rows_of
@@ -13,6 +13,7 @@ __all__ = ["blocks", "package", "readme"]
 
 KERNELS, ATTENTION, ENGINE = "benchmarks-kernels.md", "benchmarks-attention.md", "benchmarks-engine.md"
 ONE = "1 request, 512 in, 128 out"
+REQUESTS = [name for name in WORKLOADS if not name.startswith("prefill")]
 SMALL_KERNELS = f"[small kernels]({KERNELS}#norms-rotation-activation-routing)"
 
 
@@ -31,8 +32,8 @@ def blocks(folder: Path) -> dict[str, str]:
 
 def readme(folder: Path) -> dict[str, str]:
     """Return the sentence and the plot of the README."""
-    few, requests = _newest(folder)
-    cells = servers.cells(few, requests)
+    few = newest_served(folder)
+    cells = servers.cells(few, REQUESTS)
     below = [one for one in cells if one.ratio < 1]
     surely = sum(one.ratio + 2 * one.error < 1 for one in below)
     words = said(
@@ -49,8 +50,8 @@ def readme(folder: Path) -> dict[str, str]:
 
 def package(folder: Path) -> dict[str, str]:
     """Return the sentence of the NVIDIA package's README."""
-    few, requests = _newest(folder)
-    each = (f"{one.title}: {span(cell.ratio for cell in servers.cells([one], requests))}" for one in few)
+    few = newest_served(folder)
+    each = (f"{one.title}: {span(cell.ratio for cell in servers.cells([one], REQUESTS))}" for one in few)
     words = said(
         "**Speed.** Tokens a second of a server beside those of SGLang without the plugin, on an NVIDIA",
         "H200, at 1 to 64 requests, both with `--attention-backend triton`.",
@@ -58,13 +59,6 @@ def package(folder: Path) -> dict[str, str]:
         "Not measured beside FlashAttention 3, SGLang's default on Hopper.",
     )
     return {"speed": words}
-
-
-def _newest(folder: Path) -> tuple[list[Served], list[str]]:
-    """Return each model but those in FP8, on the newest release that served it; and the loads in requests."""
-    newest_of = {one.name: one for one in served(folder)}
-    few = [one for one in newest_of.values() if not one.name.endswith("FP8")]
-    return few, [name for name in WORKLOADS if not name.startswith("prefill")]
 
 
 def _kernels(folder: Path) -> str:

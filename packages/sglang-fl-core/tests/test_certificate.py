@@ -1,6 +1,9 @@
 """``sglang-fl verify``: its table, its certificate, and the comparison of two machines'."""
 
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,12 @@ from typer.testing import CliRunner
 
 from sglang_fl import progress
 from sglang_fl.cli import app
+from sglang_fl.conformance import ASPECTS
 from sglang_fl.conformance.certificate import read_certificate
 from sglang_fl.diagnostics import verification
-from sglang_fl.errors import SettingsError
+from sglang_fl.diagnostics.examinations import verify_apart
+from sglang_fl.errors import SettingsError, SglangFlError
+from sglang_fl.vendor import BackendKind, OpImpl
 
 Install = Callable[..., str]
 
@@ -297,11 +303,56 @@ def test_a_kernel_that_ends_its_process_is_a_fault_of_its_own(install_kernel):
     rows = {row["implementation"]: row for row in json.loads(done.stdout)["implementations"]}
     assert rows["reference"]["state"] == "passes"
     assert rows["vendor.toy"]["faults"][0] == (
-        "silu_and_mul vendor.toy, cases: its process ended with signal SIGABRT: about to"
+        "silu_and_mul vendor.toy, cases: its process ended with signal SIGABRT, without an answer: about to"
     )
     assert [fault.split(":")[0] for fault in rows["vendor.toy"]["faults"]] == [
         f"silu_and_mul vendor.toy, {aspect}" for aspect in ("cases", "edges", "repeat", "graph")
     ]
+
+
+@pytest.fixture
+def kernel_of(write_module) -> Callable[[str], OpImpl]:
+    """Return an implementation of this body that no vendor has."""
+
+    def kernel_of(body: str) -> OpImpl:
+        source = f"import threading, time\nfrom sglang_fl.ops import OPS\n{body}\n"
+        return OpImpl(
+            "silu_and_mul", BackendKind.VENDOR, "vendor.toy", f"{write_module(source)}:silu_and_mul"
+        )
+
+    return kernel_of
+
+
+def test_a_kernel_whose_threads_go_on_has_its_answer(kernel_of):
+    thread = "threading.Thread(target=threading.Event().wait).start()"
+    impl = kernel_of(f"{thread}\nsilu_and_mul = lambda x: OPS['silu_and_mul'].reference(x)")
+    (verdict,) = verify_apart([impl], "cpu", ["repeat"], 2, lambda step: None)
+    assert verdict.state == "passes"
+
+
+def test_a_process_that_cannot_begin_is_no_fault_of_its_kernel(kernel_of, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SGLANG_FL_PREFER", "flagso")
+    fault = (
+        "before it was looked at: silu_and_mul vendor.toy, repeat: its process ended with code 1, without an "
+        "answer: .*SGLANG_FL_PREFER='flagso': no such backend kind"
+    )
+    with pytest.raises(SglangFlError, match=fault):
+        verify_apart([kernel_of("")], "cpu", ["repeat"], 2, lambda step: None)
+
+
+def test_ctrl_c_ends_processes_that_hang(kernel_of):
+    impl = kernel_of("silu_and_mul = lambda x: time.sleep(3600)")
+    said: list[str] = []
+
+    def say(step: str) -> None:
+        said.append(step)
+        if len(said) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        verify_apart([impl], "cpu", ASPECTS, 2, say)
+    assert len(said) == 2
+    assert not multiprocessing.active_children()
 
 
 def test_a_number_of_jobs_that_cannot_be_is_refused():

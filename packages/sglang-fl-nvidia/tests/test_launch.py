@@ -156,6 +156,26 @@ def test_one_request_compiles_nothing_after_several(op: str, monkeypatch: pytest
     assert len({id(launch) for launch in table.values()}) == 1
 
 
+@pytest.mark.parametrize(
+    ("op", "case", "bounds", "of_sequences"),
+    [
+        ("causal_conv1d_fn", "continued", "query_start_loc", ("cache_indices", "has_initial_state")),
+        ("chunk_gated_delta_rule", "several-sequences", "cu_seqlens", ("initial_state_indices",)),
+        ("fused_sigmoid_gating_delta_rule_update", "short-runs", "cu_seqlens", ("initial_state_indices",)),
+    ],
+)
+def test_several_sequences_are_right_after_one_whose_numbers_have_a_stride(
+    op: str, case: str, bounds: str, of_sequences: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    table, given = fresh_table(op, monkeypatch), arguments_of(op, case)
+    # Behind them lies padding, for what reads at a wrong stride.
+    several = {x: torch.cat([given[x], torch.full_like(given[x], -1)])[: len(given[x])] for x in of_sequences}
+    one = {name: given[name][::2][:1] for name in of_sequences}
+    assert_right(op, given | one | {bounds: given[bounds][[0, -1]]})
+    assert_right(op, given | several)
+    assert len({id(launch) for launch in table.values()}) == 1
+
+
 @pytest.mark.parametrize("op", ["rotary_embedding", "qk_norm_rope"])
 def test_one_token_compiles_nothing_after_many_dense_ones(op: str):
     pools = [torch.zeros(9, 2, 64, device=DEVICE) for _ in range(2)]

@@ -10,12 +10,13 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing.connection import Connection
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from sglang_fl.conformance import Verdict, verify_impl
+from sglang_fl.errors import SglangFlError
 from sglang_fl.ops import OPS
 from sglang_fl.progress import Count
 from sglang_fl.startup import configure
@@ -26,6 +27,10 @@ __all__ = ["verify_apart"]
 #: A process that is forked could not use a GPU that this one has touched; a server that has PyTorch and has
 #: touched no GPU forks in a moment what would take seconds to start.
 SERVER = multiprocessing.get_context("forkserver")
+#: Seconds for a process to end in, once it can answer no more.
+PATIENCE = 10
+#: So many bytes at the end of what a process has printed are looked at.
+TAIL = 4096
 
 
 def verify_apart(
@@ -48,52 +53,90 @@ def verify_apart(
     Returns
     -------
     list of Verdict : one for each implementation, in their order; ``host_us`` is the least of the processes'
+
+    Raises
+    ------
+    SglangFlError : a process ended before it looked at its implementation
     """
     tasks = [(impl, aspect) for impl in impls for aspect in aspects]
     # Those with the most cases take longest: were one of them the last, the others would wait for it.
     by_length = sorted(tasks, key=lambda task: len(OPS[task[0].op].cases), reverse=True)
-    count, lock = Count(len(tasks)), threading.Lock()
-
-    def run(impl: OpImpl, aspect: str) -> Verdict:
-        with lock:
-            say(count.next(f"{impl.op} {impl} {aspect}"))
-        return _in_a_process(impl, device, aspect)
-
-    SERVER.set_forkserver_preload([__name__])
-    pool = ThreadPoolExecutor(jobs)
+    count, found = Count(len(tasks)), dict[tuple[OpImpl, str], Verdict]()
+    running: dict[tuple[OpImpl, str], _Examination] = {}
+    _start_server()
     try:
-        futures = {task: pool.submit(run, *task) for task in by_length}
-        found = {task: future.result() for task, future in futures.items()}
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            child.kill()
-        raise
+        while len(found) < len(tasks):
+            for task in by_length[len(found) + len(running) :][: jobs - len(running)]:
+                impl, aspect = task
+                say(count.next(f"{impl.op} {impl} {aspect}"))
+                one = _Examination(impl, device, aspect)
+                running[task] = one  # before it is started: Ctrl-C comes at any moment
+                one.start()
+            ready = wait([one.answer for one in running.values()])
+            for one in [one for one in running.values() if one.answer in ready]:
+                found[one.task] = one.verdict()
+                del running[one.task]
     finally:
-        pool.shutdown()
+        for one in running.values():
+            one.kill()
     return [_merged([found[impl, aspect] for aspect in aspects]) for impl in impls]
 
 
-def _in_a_process(impl: OpImpl, device: str, aspect: str) -> Verdict:
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "output")
-        receive, send = SERVER.Pipe(duplex=False)
-        what = impl, device, aspect
-        process = SERVER.Process(target=_examine, args=(send, what, dict(os.environ), output))
-        process.start()
-        send.close()
-        verdict: Verdict | None = None
+def _start_server() -> None:
+    """Start the server such that it and its processes leave Ctrl-C in a terminal to this process."""
+    SERVER.set_forkserver_preload([__name__])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Examination:
+    """The look at one aspect of an implementation, in a process of its own.
+
+    ``answer`` can be read once there is one, or none will come.
+    """
+
+    def __init__(self, impl: OpImpl, device: str, aspect: str) -> None:
+        self.task = impl, aspect
+        self._folder = tempfile.TemporaryDirectory()
+        self._output = Path(self._folder.name, "output")
+        self.answer, self._send = SERVER.Pipe(duplex=False)
+        given = self._send, (impl, device, aspect), dict(os.environ), self._output
+        self._process = SERVER.Process(target=_examine, args=given)
+
+    def start(self) -> None:
+        """Begin."""
+        self._process.start()
+        self._send.close()
+
+    def verdict(self) -> Verdict:
+        """Return what came of it.
+
+        Raises
+        ------
+        SglangFlError : the process ended before it looked at the implementation, whose fault that is not
+        """
+        impl, aspect = self.task
         try:
-            verdict = receive.recv()
+            verdict: Verdict = self.answer.recv()
         except EOFError:
-            pass  # it ended without an answer: told below
-        finally:
-            receive.close()
-            process.join()
-        if verdict:
-            return verdict
-        fault = f"{impl.op} {impl}, {aspect}: {_end(process.exitcode, output)}"
-        return Verdict(impl.op, str(impl), impl.target, {aspect: [fault]})
+            self._process.join(PATIENCE)
+            fault = f"{impl.op} {impl}, {aspect}: {_end(self._process.exitcode, self._output)}"
+            if not _begun(self._output).exists():
+                raise SglangFlError(f"before it was looked at: {fault}") from None
+            verdict = Verdict(impl.op, str(impl), impl.target, {aspect: [fault]})
+        self.kill()
+        return verdict
+
+    def kill(self) -> None:
+        """End the process: the kernel may hang, or have left threads that go on."""
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
+        self.answer.close()
+        self._folder.cleanup()
 
 
 def _examine(
@@ -103,23 +146,50 @@ def _examine(
 
     The server has the environment of its own start.
     """
+    if not output.parent.exists():
+        return  # nobody waits for it any more
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    configure()  # a simulated chip is a device once this is done
-    impl, device, aspect = what
-    send.send(verify_impl(impl, device, (aspect,)))
-    send.close()
+    with send:
+        configure()  # a simulated chip is a device once this is done
+        _begun(output).touch()
+        impl, device, aspect = what
+        send.send(verify_impl(impl, device, (aspect,)))
+
+
+def _begun(output: Path) -> Path:
+    """Return the file that is there once the implementation is looked at."""
+    return output.with_name("begun")
+
+
+def _end_with_parent() -> None:
+    """End this process, whatever its kernel does, when the one that waits for its answer has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _end(code: int | None, output: Path) -> str:
-    """Say how a process ended, and what it said last."""
-    how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"code {code}"
-    lines = output.read_text(errors="replace").split("\n") if output.exists() else []
+    """Say how a process ended, None for one that has not, and what it said last."""
+    how = "went on" if code is None else f"ended with code {code}"
+    if code is not None and code < 0:
+        how = f"ended with signal {signal.Signals(-code).name}"
+    lines = _tail(output).split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"its process ended with {how}" + (f": {last}" if last else "")
+    return f"its process {how}, without an answer" + (f": {last}" if last else "")
+
+
+def _tail(output: Path) -> str:
+    if not output.exists():
+        return ""
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - TAIL))
+        return file.read().decode(errors="replace")
 
 
 def _merged(parts: Sequence[Verdict]) -> Verdict:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sglang_fl.ops.causal_conv1d_fn import check_prompts
 from sglang_fl_nvidia.flagos.convolution import activated, constants
 from sglang_fl_nvidia.flagos.launch import Launch, address, compiled, constants_of, overlap
+from sglang_fl_nvidia.flagos.memory import strides_of
 
 __all__ = ["causal_conv1d_fn"]
 
@@ -188,11 +189,10 @@ def causal_conv1d_fn(
     for tensor in tensors[:-2]:  # the others are read number by number, wherever they begin
         start |= tensor.data_ptr()
     sequences, tokens = cache_indices.shape[0], x.shape[-1]
-    of_one = sequences == 1
     shared = (
         *(start % 16 == 0, bias is None, activation, x.dim(), x.shape[0], x.stride(0)),
         *((tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors[1:-2]),
-        *(((1,) if of_one else tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors[-2:]),
+        *((strides_of(each, sequences), each.dtype, each.device) for each in tensors[-2:]),
         *(x.dtype, x.device, weight.shape, tensors[2].shape, conv_states.shape),
         *(query_start_loc.shape == (sequences + 1,), has_initial_state.shape == (sequences,)),
     )
@@ -218,8 +218,8 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool, known: dict[str, in
     known = known | {
         "X_STRIDE": x.stride(1),
         "BOUNDS_STRIDE": bounds.stride(0),
-        "INDEX_STRIDE": indices.stride(0),
-        "HAS_STRIDE": has.stride(0),
+        "INDEX_STRIDE": strides_of(indices, len(indices))[0],
+        "HAS_STRIDE": strides_of(has, len(has))[0],
         # The first tile of a sequence alone meets its state.
         "TOKENS": max(TOKENS, known["WIDTH"] - 1),
         "BLOCK": BLOCK,

@@ -20,6 +20,7 @@ from sglang_fl_nvidia.flagos.launch import (
     multiprocessors,
     shared_memory,
 )
+from sglang_fl_nvidia.flagos.memory import strides_of
 
 __all__ = ["chunk_gated_delta_rule"]
 
@@ -103,7 +104,7 @@ def chunk_gated_delta_rule(
         is_aligned,
         *((x.stride()[2:], x.shape[2:], x.shape[:2] == (1, tokens)) for x in (q, k, v, g, beta)),
         *(initial_state.stride(), initial_state.shape),
-        *((1,) if sequences == 1 else initial_state_indices.stride(), cu_seqlens.stride()),
+        *(strides_of(initial_state_indices, sequences), cu_seqlens.stride()),
         len(cu_seqlens) == sequences + 1,
         *((tensor.dtype, tensor.device) for tensor in tensors),
     )
@@ -166,7 +167,7 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> _Launches:
         "BETA_STRIDE": beta.stride(1),
         "BETA_HEAD": beta.stride(2),
         "BOUNDS_STRIDE": bounds.stride(0),
-        "INDEX_STRIDE": indices.stride(0),
+        "INDEX_STRIDE": strides_of(indices, len(indices))[0],
         "HEADS": q.shape[2],
         "PRECISION": PRECISIONS[q.dtype],
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from sglang_fl.ops.fused_sigmoid_gating_delta_rule_update import check_gated_runs
 from sglang_fl_nvidia.flagos.delta_rule import Pool, Tiled, decay_and_rate, step, tiled, unit
 from sglang_fl_nvidia.flagos.launch import address, overlap
+from sglang_fl_nvidia.flagos.memory import strides_of
 
 __all__ = ["fused_sigmoid_gating_delta_rule_update"]
 
@@ -123,7 +124,7 @@ def fused_sigmoid_gating_delta_rule_update(
         *((x.stride()[2:], x.shape[2:], x.shape[:2] == tokens) for x in (q, k, v)),
         *((x.stride()[1:], x.shape[1:], x.shape[0] == tokens[1]) for x in (a, b)),
         *((x.stride(), x.shape) for x in (A_log, dt_bias, initial_state)),
-        *((1,) if sequences == 1 else initial_state_indices.stride(), cu_seqlens.stride(), tokens[0]),
+        *(strides_of(initial_state_indices, sequences), cu_seqlens.stride(), tokens[0]),
         len(cu_seqlens) == sequences + 1,
         *((tensor.dtype, tensor.device) for tensor in tensors),
     )
@@ -158,7 +159,7 @@ def _compiled(tensors: tuple[Tensor, ...], is_aligned: bool) -> Tiled:
         V_STRIDE=v.stride(1),
         V_HEAD=v.stride(2),
         B_STRIDE=b.stride(0),
-        INDEX_STRIDE=indices.stride(0),
+        INDEX_STRIDE=strides_of(indices, len(indices))[0],
         BOUNDS_STRIDE=bounds.stride(0),
         HEADS=q.shape[2],
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["aligned", "has_dense_rows", "stride_of_rows"]
+__all__ = ["aligned", "has_dense_rows", "stride_of_rows", "strides_of"]
 
 
 def aligned(*tensors: Any) -> bool:
@@ -28,3 +28,12 @@ def has_dense_rows(tensor: Tensor) -> bool:
 def stride_of_rows(rows: Tensor) -> int:
     """Return the stride of rows, (N, heads, elements); one row alone has no stride of its own."""
     return rows.stride(0) if len(rows) > 1 else rows.shape[1] * rows.shape[2]
+
+
+def strides_of(numbers: Tensor, count: int) -> tuple[int, ...]:
+    """Return the strides of so many numbers, (N,); one alone has no stride of its own, and counts as dense.
+
+    A launch's key and its constants both have them from here: were the constant what one number happens to
+    have, several would be read at it.
+    """
+    return (1, *numbers.stride()[1:]) if count == 1 else numbers.stride()

@@ -23,11 +23,11 @@ def pytest_collectstart() -> None:
     Not when this file is read: the process that hands out the files would import SGLang for nothing.
     """
     load_ahead("")
-    _publish_server_args()
+    publish_server_args()
 
 
 @functools.cache
-def _publish_server_args() -> None:
+def publish_server_args() -> None:
     """Up to 0.5.18 some layers cannot be built before a configuration is published."""
     from sglang.srt import server_args
 

@@ -3,27 +3,34 @@
 import json
 import sys
 from collections import Counter
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from sglang.srt.server_args import ServerArgs
+from sglang.srt.utils.numa_utils import init_threads_binding
 
 from tests.engine.judge import assert_agrees
-from tests.engine.release import present
+from tests.engine.release import RELEASE, present
 from tests.programs import finish, server_for
 from tests.simulated.judge import Judged, Setup, judge
 
 pytestmark = pytest.mark.timeout(300)
 
 REFERENCE, ATTENTION = "reference(reference)", "RadixAttention → sglang(torch_native)"
-TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+BIND = "SGLANG_CPU_OMP_THREADS_BIND"
+TWO_CORES = {BIND: "0|1"}
+#: Cores are bound by rank; up to 0.5.17 by rank of tensor parallelism alone, of which layers spread have one.
+CORES_OF_LAYERS = TWO_CORES if "world_size" in signature(init_threads_binding).parameters else {BIND: "0-1"}
+#: Where SGLang alone answers as far from transformers with experts on two ranks of a CPU.
+WRONG_EXPERTS = ("0.5.17", "0.5.20")
 EXPERTS = ("RMSNorm", "RotaryEmbedding", "TopK", "UnquantizedFusedMoEMethod")
 DENSE = ("RMSNorm", "RotaryEmbedding", "SiluAndMul")
 SPREAD = {
     "experts": Setup(
         "Qwen3-MoE", dict.fromkeys(EXPERTS, REFERENCE), TWO_CORES, ranks=2, engine={"ep_size": 2}
     ),
-    "layers": Setup("Qwen2", dict.fromkeys(DENSE, REFERENCE), TWO_CORES, engine={"pp_size": 2}),
+    "layers": Setup("Qwen2", dict.fromkeys(DENSE, REFERENCE), CORES_OF_LAYERS, engine={"pp_size": 2}),
 }
 
 
@@ -37,6 +44,8 @@ def judged(request, tmp_path_factory, environment_of) -> tuple[Judged, list[str]
 
 @pytest.mark.parametrize("asked", ["prompts", "followers"])
 def test_spread_over_two_ranks_the_answers_are_those_of_transformers(judged, asked: str):
+    if judged[0].setup == SPREAD["experts"] and RELEASE in WRONG_EXPERTS:
+        pytest.skip(f"SGLang {RELEASE} itself answers otherwise with experts on two ranks of a CPU")
     assert_agrees(judged[0].differences[asked])
 
 

@@ -160,8 +160,9 @@ from sglang.srt.plugins import load_plugins
 
 load_plugins()
 from sglang.srt.layers.activation import SiluAndMul
-import tests.engine.conftest  # publishes a configuration where layers need one
+from tests.engine.conftest import publish_server_args
 
+publish_server_args()
 print("resolves to", SiluAndMul().{SEAM.method}().__name__)
 """
 

@@ -209,3 +209,17 @@ def test_a_decoded_token_sees_them_where_they_were_written():
     q, found = call.run(has_keys=False)
     assert error(found, call.formula(q)) < TOLERANCE
     assert not found[1].any()
+
+
+def test_rows_that_pad_a_decode_step_change_no_other_row():
+    call = Call([(length, 1) for length in (6, 16)], is_decode=True)
+    batch, fill = call.batch, call.backend.get_cuda_graph_seq_len_fill_value()
+    batch.req_pool_indices = torch.cat([batch.req_pool_indices, torch.tensor([0, 0])])  # as SGLang pads them
+    batch.seq_lens = torch.cat([batch.seq_lens, torch.tensor([fill, fill])])
+    batch.out_cache_loc = torch.cat([batch.out_cache_loc, torch.tensor([0, 0])])
+    call.lengths = [*call.lengths, (0, 1), (0, 1)]
+    call.encoded = [*call.encoded, 0, 0]
+    call.table = call.table[[0, 1, 0, 0]]
+    q, found = call.run()
+    assert error(found[:2], call.formula(q)[:2]) < TOLERANCE
+    assert found[2:].isfinite().all()

@@ -109,6 +109,13 @@ class PagedAttention(AttentionBackend):  # type: ignore[misc]
             skipped=(lengths, branch * steps),
         )
 
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Return how long rows are that pad a batch: data-parallel attention asks without a graph, too.
+
+        One token, as in SGLang's Triton backend, so that no row attends to nothing.
+        """
+        return 1
+
     def forward_decode(
         self,
         q: Tensor,

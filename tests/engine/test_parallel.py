@@ -44,7 +44,7 @@ def judged(request, tmp_path_factory, environment_of) -> tuple[Judged, list[str]
 
 @pytest.mark.parametrize("asked", ["prompts", "followers"])
 def test_spread_over_two_ranks_the_answers_are_those_of_transformers(judged, asked: str):
-    if judged[0].setup.family == "Qwen3-MoE" and RELEASE in NO_SUCH_EXPERTS:
+    if judged[0].setup.family == "Qwen3-MoE" and str(RELEASE) in NO_SUCH_EXPERTS:
         pytest.skip(f"SGLang {RELEASE} itself has no experts on two ranks of a CPU: it ends with an error")
     assert_agrees(judged[0].differences[asked])
 

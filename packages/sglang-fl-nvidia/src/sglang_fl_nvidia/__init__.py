@@ -110,9 +110,9 @@ NVIDIA = Vendor(
             "fused_recurrent_gated_delta_rule_packed_decode",
             "flagos",
             is_default=True,
-            reason="1.01 to 2.43 of the speed of SGLang's own alone, 1.10 to 1.25 of vanilla in a served "
-            "model, with the other defaults (Qwen3-Next with 24 layers of 128 experts, bfloat16, SGLang "
-            "0.5.23, triton 3.6, H200)",
+            reason="1.01 to 2.43 of the speed of SGLang's own alone, 1.10 and 1.14 of vanilla with 16 and 64 "
+            "requests to a served model, with the other defaults (Qwen3-Next with 24 layers of 128 experts, "
+            "bfloat16, SGLang 0.5.23, triton 3.6, H200)",
         ),
         _not_default(
             "fused_sigmoid_gating_delta_rule_update",

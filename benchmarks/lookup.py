@@ -17,6 +17,8 @@ __all__ = [
     "CHIP",
     "DEFAULTS",
     "MODELS",
+    "PREFILLS",
+    "REQUESTS",
     "RESULTS",
     "WORKLOADS",
     "Served",
@@ -40,6 +42,8 @@ WORKLOADS = {
     "prefill of 16 x 1024": "prefill 16 x 1024",
     "prefill of 1 x 512": "prefill 1 x 512",
 }
+PREFILLS = tuple(name for name in WORKLOADS if name.startswith("prefill"))
+REQUESTS = tuple(name for name in WORKLOADS if name not in PREFILLS)
 #: The side with the plugin as it is by default.
 DEFAULTS = "layer2"
 

@@ -5,7 +5,18 @@ import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 
-from benchmarks.lookup import RESULTS, WORKLOADS, Served, Table, newest, newest_served, read, served, told
+from benchmarks.lookup import (
+    REQUESTS,
+    RESULTS,
+    WORKLOADS,
+    Served,
+    Table,
+    newest,
+    newest_served,
+    read,
+    served,
+    told,
+)
 from benchmarks.tables import Row
 from docs.pictures.steps import steps
 from docs.pictures.svg import Drawing
@@ -140,7 +151,7 @@ def _panel(drawing: Drawing, corner: tuple[float, float], one: Served, ratios: S
 
 
 #: The loads of the plot for the README, each with the colour of its dots.
-_LOADS = dict(zip(("ours", "both", "theirs"), list(WORKLOADS)[:3], strict=True))
+_LOADS = dict(zip(("ours", "both", "theirs"), REQUESTS, strict=True))
 
 
 def servers() -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.lookup import WORKLOADS, Served, newest_served, served
+from benchmarks.lookup import REQUESTS, Served, newest_served, served
 from benchmarks.tables import Row
 from release.figures import attention, kernels, servers
 from release.figures.kernels import CACHE, PROMPT_OPS, SMALL, STEP_OPS, op, rows_of
@@ -13,7 +13,6 @@ __all__ = ["blocks", "package", "readme"]
 
 KERNELS, ATTENTION, ENGINE = "benchmarks-kernels.md", "benchmarks-attention.md", "benchmarks-engine.md"
 ONE = "1 request, 512 in, 128 out"
-REQUESTS = [name for name in WORKLOADS if not name.startswith("prefill")]
 SMALL_KERNELS = f"[small kernels]({KERNELS}#norms-rotation-activation-routing)"
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.lookup import MODELS, WORKLOADS, Served, served, told
+from benchmarks.lookup import MODELS, PREFILLS, REQUESTS, WORKLOADS, Served, served, told
 from release.figures.markdown import MISSING, Cell, mean, number, said, span, table
 
 __all__ = ["WITH_EXPERTS", "blocks", "cells", "ratios", "start_cells", "starts", "summary"]
 
-PREFILLS = tuple(name for name in WORKLOADS if name.startswith("prefill"))
 #: Models with experts: their goals are others.
 WITH_EXPERTS = ("Qwen3-30B-A3B", "DeepSeek-V2-Lite", "GLM-4.5-Air", "gpt-oss-20b", "Qwen3-Next-80B-A3B")
 COLD, WARM, FIRST = "cold start-up (s)", "start-up (s)", "first generation (s)"
@@ -40,7 +39,7 @@ def cells(models: Sequence[Served], workloads: Sequence[str] = tuple(WORKLOADS))
 
 def summary(models: Sequence[Served]) -> str:
     """Say how served models stand."""
-    requests = cells(models, [name for name in WORKLOADS if name not in PREFILLS])
+    requests = cells(models, REQUESTS)
     prompts = cells(models, PREFILLS)
     both = [*requests, *prompts]
     if not both:

@@ -55,11 +55,16 @@ def bind_gemma3(layer: Any, kernel: Kernel, own: Own) -> Forward:
 
 
 def bind_gemma4(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward that reads the layer's weight, and how it is shifted, at each call."""
+    """Return a forward that reads the layer's weight at each call; without scale it is ones.
+
+    Whether there is a scale, and by what it is shifted, decides between two ops: once it has changed, the
+    layer is SGLang's.
+    """
+    known = layer.with_scale, layer.scale_shift
 
     def forward(layer: Any, x: Any) -> Any:
         try:
-            if why_not_gemma4(layer) is None:
+            if (layer.with_scale, layer.scale_shift) == known:
                 return kernel(x, parameter(layer, "weight"), layer.eps)
         except REFUSALS as refusal:
             own.because(refusal)

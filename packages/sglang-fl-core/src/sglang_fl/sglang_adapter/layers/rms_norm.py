@@ -126,21 +126,6 @@ def _ones(width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.ones(width, dtype=dtype, device=device)
 
 
-def bind_gemma4(layer: Any, kernel: Kernel, own: Own) -> Forward:
-    """Return a forward that reads the layer's weight at each call; without scale it is ones."""
-    has_scale: bool = layer.with_scale
-
-    def forward(layer: Any, x: Any) -> Any:
-        try:
-            if layer.with_scale is has_scale and why_not_gemma4(layer) is None:
-                return kernel(x, parameter(layer, "weight"), layer.eps)
-        except REFUSALS as refusal:
-            own.because(refusal)
-        return own(layer, x)
-
-    return forward
-
-
 def why_not_gemma4(layer: Any) -> str | None:
     """Say whether the layer shifts its weight."""
     if layer.with_scale and layer.scale_shift != 0.0:
@@ -156,7 +141,7 @@ ADAPTERS = (
     Adapter("sglang.srt.models.gemma3n_causal:Gemma3nRMSNorm", _OP, bind, why_not),
     Adapter("sglang.srt.models.glm4v:Glm4vRMSNorm", _OP, bind, why_not),
     Adapter("sglang.srt.layers.layernorm:RMSNormWithoutScale", _OP, bind_without_scale),
-    Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, bind_gemma4, why_not_gemma4),
+    Adapter("sglang.srt.layers.layernorm:Gemma4RMSNorm", _OP, gemma_rms_norm.bind_gemma4, why_not_gemma4),
     # With a shift. All adapters of a class lie in one file, which says their order.
     Adapter(
         "sglang.srt.layers.layernorm:Gemma4RMSNorm",
